@@ -1,0 +1,58 @@
+"""mil-zoo: the zoo and benchmark of multiple-instance-learning aggregators for whole-slide images.
+
+The public names below load on first use, so that ``import mil_zoo`` and ``mil-zoo --help`` stay instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mil_zoo.aggregators.base import (
+        Aggregator,
+        AggregatorOutput,
+        create_aggregator,
+        list_aggregators,
+        register_aggregator,
+    )
+    from mil_zoo.data.bag import Bag, BagBatch
+    from mil_zoo.errors import InputError
+    from mil_zoo.graph import register_graph
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Aggregator": "mil_zoo.aggregators.base",
+    "AggregatorOutput": "mil_zoo.aggregators.base",
+    "Bag": "mil_zoo.data.bag",
+    "BagBatch": "mil_zoo.data.bag",
+    "InputError": "mil_zoo.errors",
+    "create_aggregator": "mil_zoo.aggregators.base",
+    "list_aggregators": "mil_zoo.aggregators.base",
+    "register_aggregator": "mil_zoo.aggregators.base",
+    "register_graph": "mil_zoo.graph",
+}
+_SUBPACKAGES = ("aggregators", "bench", "data", "diagnostics", "graph", "kernels", "report", "train")
+
+__all__ = [
+    "Aggregator",
+    "AggregatorOutput",
+    "Bag",
+    "BagBatch",
+    "InputError",
+    "create_aggregator",
+    "list_aggregators",
+    "register_aggregator",
+    "register_graph",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"mil_zoo.{name}")
+    raise AttributeError(f"module 'mil_zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME, *_SUBPACKAGES])

@@ -1,0 +1,193 @@
+"""Bags of instances, and batches of bags packed end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+from mil_zoo.graph import BagGraph, build, csr_of, parse_spec
+from mil_zoo.kernels.csr import CSR
+
+
+@dataclass(eq=False, kw_only=True)
+class Bag:
+    """One slide: a feature row for each patch.
+
+    Arrays may be given as numpy arrays or tensors; they are kept as CPU or device tensors.
+
+    Attributes:
+        features: float ``[N, D]``, N >= 1, all finite.
+        coords: float ``[N, 2]`` (x, y), or None.
+        patch_size: step of the patch grid in the unit of the coordinates (level-0 patch size), or None.
+        label: class index, or None where unknown.
+        instance_labels: int ``[N]`` (1 positive, 0 negative), or None.
+        slide_id: names the bag in every message and result.
+        patient_id: the patient, or None where unknown; splits never separate the slides of a patient.
+        unit: "px" (level-0 pixels) or "um" (micrometres).
+
+    Raises:
+        InputError: an empty bag, non-finite features, or arrays whose lengths differ.
+    """
+
+    features: Tensor
+    coords: Tensor | None = None
+    patch_size: float | None = None
+    label: int | None = None
+    instance_labels: Tensor | None = None
+    slide_id: str = ""
+    patient_id: str | None = None
+    unit: Literal["px", "um"] = "px"
+    _graphs: dict[str, CSR] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        name = f"slide {self.slide_id!r}"
+        features = torch.as_tensor(self.features)
+        self.features = features if features.is_floating_point() else features.float()
+        if self.features.ndim != 2:
+            raise InputError(f"{name}: features must be [patches, dimensions], not {tuple(self.features.shape)}")
+        if len(self.features) == 0:
+            raise InputError(f"{name}: the bag is empty; drop the slide or check its tissue segmentation")
+        if not self.features.sum(dtype=torch.float32).isfinite():
+            finite = self.features.isfinite().all(1)
+            if not finite.all():
+                row = int((~finite).nonzero()[0])
+                raise InputError(
+                    f"{name}: features are NaN or infinite in {int((~finite).sum())} of {len(finite)} patches "
+                    f"(first: patch {row}); extract them again or drop these patches"
+                )
+        if self.coords is not None:
+            self.coords = self._column("coords", torch.as_tensor(self.coords).float(), (len(features), 2))
+            if not self.coords.isfinite().all():
+                raise InputError(f"{name}: coords hold NaN or infinite values; write them again")
+        if self.instance_labels is not None:
+            labels = torch.as_tensor(self.instance_labels).long()
+            self.instance_labels = self._column("instance_labels", labels, (len(features),))
+        if self.patch_size is not None and not float(self.patch_size) > 0:
+            raise InputError(f"{name}: patch_size must be positive, not {self.patch_size}")
+
+    def _column(self, what: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if tuple(values.shape) != shape:
+            raise InputError(
+                f"slide {self.slide_id!r}: {what} have shape {tuple(values.shape)} where {shape} was expected, "
+                f"one row for each of the {shape[0]} feature rows"
+            )
+        return values
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def graph(self, spec: str) -> CSR:
+        """The bag's graph by ``spec``, built at the first call and kept (with self-loops, symmetric, on the CPU)."""
+        if spec not in self._graphs:
+            try:
+                graph = build(self.coords, spec, patch_size=self.patch_size, features=self.features)
+            except InputError as error:
+                raise InputError(f"slide {self.slide_id!r}: {error}") from error
+            self._graphs[spec] = csr_of(graph)
+        return self._graphs[spec]
+
+    def with_features(self, features: Tensor) -> Bag:
+        """The same slide with other features; graphs over coordinates are kept, graphs over features are not."""
+        kept = {spec: csr for spec, csr in self._graphs.items() if parse_spec(spec)[0].over == "coords"}
+        return replace(self, features=features, _graphs=kept)
+
+
+@dataclass(eq=False, kw_only=True)
+class BagBatch:
+    """Several bags packed end to end: no padding anywhere.
+
+    Attributes:
+        features: float ``[ΣN, D]``.
+        offsets: int64 ``[B + 1]``; bag b is rows ``offsets[b]:offsets[b + 1]``.
+        labels: int64 ``[B]``, or None unless every bag has one.
+        coords: float ``[ΣN, 2]``, or None unless every bag has them.
+        patch_sizes: float ``[B]``, or None unless every bag has one.
+        graph: the batched graph, or None.
+        slide_ids: one a bag.
+    """
+
+    features: Tensor
+    offsets: Tensor
+    labels: Tensor | None = None
+    coords: Tensor | None = None
+    patch_sizes: Tensor | None = None
+    graph: BagGraph | None = None
+    slide_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def from_bags(cls, bags: Sequence[Bag], graph: str | None = None) -> BagBatch:
+        """Packs ``bags``; with a graph spec, their (cached) graphs too.
+
+        Raises:
+            InputError: no bags, or bags of different feature dimension.
+        """
+        if not bags:
+            raise InputError("a batch needs at least one bag")
+        for bag in bags:
+            if bag.features.shape[1] != bags[0].features.shape[1]:
+                raise InputError(
+                    f"slide {bag.slide_id!r} has {bag.features.shape[1]} features a patch and slide "
+                    f"{bags[0].slide_id!r} {bags[0].features.shape[1]}; use one encoder for all"
+                )
+        device = bags[0].features.device
+        sizes = torch.tensor([0] + [len(bag) for bag in bags], device=device)
+        return cls(
+            features=_cat([bag.features for bag in bags]),
+            offsets=sizes.cumsum(0),
+            labels=_column([bag.label for bag in bags], torch.int64, device),
+            coords=_cat([bag.coords for bag in bags]),  # type: ignore[arg-type]
+            patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
+            graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
+            slide_ids=tuple(bag.slide_id for bag in bags),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_instances(self) -> int:
+        """Instances of all bags together, ΣN."""
+        return len(self.features)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """int64 ``[B]``: instances of each bag."""
+        return self.offsets.diff()
+
+    @cached_property
+    def bag_index(self) -> Tensor:
+        """int64 ``[ΣN]``: the bag of every instance."""
+        bags = torch.arange(len(self), device=self.offsets.device)
+        return torch.repeat_interleave(bags, self.sizes, output_size=self.num_instances)
+
+    def to(self, device: torch.device | str) -> BagBatch:
+        """The batch with every tensor on ``device`` (the DGLGraph, where one is made, stays on the CPU)."""
+
+        def move(tensor: Any) -> Any:
+            return None if tensor is None else tensor.to(device)
+
+        return replace(
+            self,
+            features=move(self.features),
+            offsets=move(self.offsets),
+            labels=move(self.labels),
+            coords=move(self.coords),
+            patch_sizes=move(self.patch_sizes),
+            graph=move(self.graph),
+        )
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Any:
+    if any(part is None for part in parts):
+        return None
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # type: ignore[arg-type]
+
+
+def _column(values: Sequence[float | None], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    return None if any(value is None for value in values) else torch.tensor(values, dtype=dtype, device=device)

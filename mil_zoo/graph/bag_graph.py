@@ -1,0 +1,53 @@
+"""The graph of a batch: one CSR for the kernels, and the DGLGraph it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from mil_zoo._dgl import DGLGraph, dgl
+from mil_zoo.kernels.csr import CSR
+
+
+def csr_of(graph: DGLGraph) -> CSR:
+    """The in-edges of a homogeneous ``DGLGraph`` as a CSR (shares memory where DGL has it in that form)."""
+    indptr, indices, _ = graph.adj_tensors("csc")
+    return CSR(indptr.int(), indices.int(), graph.num_nodes())
+
+
+@dataclass(frozen=True, eq=False)
+class BagGraph:
+    """The graphs of the bags of a batch, nodes numbered as in the packed features.
+
+    Attributes:
+        csr: all edges by destination, int32, on the compute device.
+        num_nodes: patches of each bag.
+        num_edges: edges of each bag.
+    """
+
+    csr: CSR
+    num_nodes: tuple[int, ...]
+    num_edges: tuple[int, ...]
+
+    @classmethod
+    def batch(cls, graphs: Sequence[CSR]) -> BagGraph:
+        """Packs the graphs of several bags."""
+        nodes, edges = tuple(graph.num_dst for graph in graphs), tuple(graph.num_edges for graph in graphs)
+        return cls(CSR.concat(graphs), nodes, edges)
+
+    @cached_property
+    def dgl(self) -> DGLGraph:
+        """The batched ``DGLGraph`` (``batch_num_nodes`` set), on the CPU; edge ids are CSR positions."""
+        csr = self.csr.to("cpu")
+        empty = torch.empty(0, dtype=torch.int32)
+        graph = dgl.graph(("csc", (csr.indptr, csr.indices, empty)), num_nodes=csr.num_src, idtype=torch.int32)
+        graph.set_batch_num_nodes(torch.tensor(self.num_nodes))
+        graph.set_batch_num_edges(torch.tensor(self.num_edges))
+        return graph
+
+    def to(self, device: torch.device | str) -> BagGraph:
+        """The same graph with its CSR on ``device``."""
+        return BagGraph(self.csr.to(device), self.num_nodes, self.num_edges)

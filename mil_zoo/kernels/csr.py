@@ -1,0 +1,94 @@
+"""The graph as tensors: CSR by destination, the only graph format the kernels know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed:
+    """The same edges grouped by source: row j lists the destinations of j.
+
+    Attributes:
+        indptr: int32 ``[Ns + 1]``.
+        indices: int32 ``[E]``, destinations.
+        edge: int32 ``[E]``, the position of each of these edges in the CSR it was made from.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    edge: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CSR:
+    """Edges grouped by destination: row i lists the sources of i.
+
+    Attributes:
+        indptr: int32 ``[Nd + 1]``, where each row starts.
+        indices: int32 ``[E]``, sources.
+        num_src: number of source nodes ``Ns``.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    num_src: int
+
+    @classmethod
+    def from_edges(cls, src: Tensor, dst: Tensor, num_src: int, num_dst: int | None = None) -> CSR:
+        """Groups ``src -> dst`` (integer ``[E]`` each) by destination, sources ascending within a row."""
+        num_dst = num_src if num_dst is None else num_dst
+        order = torch.argsort(dst.long() * num_src + src.long())
+        counts = torch.bincount(dst.long(), minlength=num_dst)
+        indptr = torch.zeros(num_dst + 1, dtype=torch.int32, device=dst.device)
+        indptr[1:] = counts.cumsum(0)
+        return cls(indptr, src[order].int(), num_src)
+
+    @property
+    def num_dst(self) -> int:
+        """Number of destination nodes ``Nd``."""
+        return len(self.indptr) - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges ``E``."""
+        return len(self.indices)
+
+    @cached_property
+    def destinations(self) -> Tensor:
+        """int64 ``[E]``: the destination of every edge, in CSR order."""
+        rows = torch.arange(self.num_dst, device=self.indptr.device)
+        return torch.repeat_interleave(rows, self.indptr.diff().long(), output_size=self.num_edges)
+
+    @cached_property
+    def transposed(self) -> Transposed:
+        """The edges grouped by source, for backward passes that must not use atomics."""
+        order = torch.argsort(self.indices.long() * self.num_dst + self.destinations)
+        indptr = torch.zeros(self.num_src + 1, dtype=torch.int32, device=self.indptr.device)
+        indptr[1:] = torch.bincount(self.indices.long(), minlength=self.num_src).cumsum(0)
+        return Transposed(indptr, self.destinations[order].int(), order.int())
+
+    def to(self, device: torch.device | str) -> CSR:
+        """The same graph on ``device``; itself if it is there already."""
+        if self.indptr.device == torch.device(device):
+            return self
+        return CSR(self.indptr.to(device), self.indices.to(device), self.num_src)
+
+    @staticmethod
+    def concat(graphs: Sequence[CSR]) -> CSR:
+        """Graphs side by side as one, nodes numbered end to end."""
+        if len(graphs) == 1:
+            return graphs[0]
+        indptrs, indices, nodes, edges = [graphs[0].indptr[:1]], [], 0, 0
+        for graph in graphs:
+            indptrs.append(graph.indptr[1:] + edges)
+            indices.append(graph.indices + nodes)
+            nodes, edges = nodes + graph.num_src, edges + graph.num_edges
+        if edges >= 2**31:
+            raise ValueError(f"{edges} edges in one batch do not fit int32; put fewer bags in a batch")
+        return CSR(torch.cat(indptrs), torch.cat(indices), nodes)
