@@ -8,8 +8,9 @@ from functools import cached_property
 
 import torch
 
-from mil_zoo._dgl import DGLGraph, dgl
+from mil_zoo._dgl import DGLGraph
 from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.dgl_graph import dgl_graph
 
 
 def csr_of(graph: DGLGraph) -> CSR:
@@ -41,11 +42,9 @@ class BagGraph:
     @cached_property
     def dgl(self) -> DGLGraph:
         """The batched ``DGLGraph`` (``batch_num_nodes`` set), on the CPU; edge ids are CSR positions."""
-        csr = self.csr.to("cpu")
-        empty = torch.empty(0, dtype=torch.int32)
-        graph = dgl.graph(("csc", (csr.indptr, csr.indices, empty)), num_nodes=csr.num_src, idtype=torch.int32)
-        graph.set_batch_num_nodes(torch.tensor(self.num_nodes))
-        graph.set_batch_num_edges(torch.tensor(self.num_edges))
+        graph = dgl_graph(self.csr)
+        graph.set_batch_num_nodes(torch.tensor(self.num_nodes, dtype=torch.int32))
+        graph.set_batch_num_edges(torch.tensor(self.num_edges, dtype=torch.int32))
         return graph
 
     def to(self, device: torch.device | str) -> BagGraph:

@@ -1,0 +1,22 @@
+"""Sparse attention over bags and patch graphs: one public function an op, checked arguments, several backends.
+
+``reference`` is plain PyTorch (float64-capable, the oracle), ``dgl`` DGL's message-passing ops.
+"""
+
+from mil_zoo.kernels.backends import available_backends, backend_status
+from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.graph_attention import GlobalKey, graph_attention
+from mil_zoo.kernels.graph_dot_attention import graph_dot_attention
+from mil_zoo.kernels.segment_attention_pool import segment_attention_pool
+from mil_zoo.kernels.segment_reduce import segment_reduce
+
+__all__ = [
+    "CSR",
+    "GlobalKey",
+    "available_backends",
+    "backend_status",
+    "graph_attention",
+    "graph_dot_attention",
+    "segment_attention_pool",
+    "segment_reduce",
+]

@@ -1,0 +1,194 @@
+"""The contract of an aggregator, and the registry that creates them by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.registry import Registry
+
+AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator", package="mil_zoo.aggregators")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where an aggregator comes from.
+
+    Attributes:
+        title: of the paper.
+        year: of publication.
+        url: of the paper.
+        code: the authors' repository, or None.
+    """
+
+    title: str
+    year: int
+    url: str
+    code: str | None = None
+
+
+@dataclass
+class AggregatorOutput:
+    """What every aggregator returns for a batch of B bags with ΣN instances.
+
+    Attributes:
+        logits: ``[B, C]``, before softmax (one column with ``num_classes=1``, before the sigmoid).
+        embedding: ``[B, E]``, the bag representation that the last classifier reads.
+        attention: ``[ΣN]`` or ``[ΣN, C]``, sums to 1 within each bag (for each class); None where a method has none.
+        attention_logits: what the softmax was taken of, same shape as ``attention``; None where the attention is not
+            one softmax (an average over heads, say).
+        head_attention: ``[ΣN, H]``, the heads or branches that ``attention`` averages; None where there is one.
+        instance_logits: ``[ΣN, C]``, where the paper scores instances.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    attention: Tensor | None = None
+    attention_logits: Tensor | None = None
+    head_attention: Tensor | None = None
+    instance_logits: Tensor | None = None
+
+
+class Aggregator(nn.Module):
+    """Base class of all aggregators: packed bags in, one row of logits a bag out.
+
+    A subclass implements ``forward``; one whose paper trains with more than cross-entropy overrides ``losses``.
+
+    Class attributes:
+        graph: the graph spec it needs ("window:2"), or None.
+        paper: where it comes from.
+        permutation_invariant: whether the order of instances (with their coordinates) is without effect.
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C >= 2, or 1 for one logit with binary cross-entropy.
+    """
+
+    graph: ClassVar[str | None] = None
+    paper: ClassVar[Paper | None] = None
+    permutation_invariant: ClassVar[bool] = True
+    published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    published_unused: tuple[str, ...] = ()
+    class_weights: Tensor | None
+
+    def __init__(self, in_dim: int, num_classes: int) -> None:
+        super().__init__()
+        if in_dim < 1 or num_classes < 1:
+            raise InputError(f"in_dim and num_classes must be positive, not {in_dim} and {num_classes}")
+        self.in_dim, self.num_classes = in_dim, num_classes
+        self.register_buffer("class_weights", None, persistent=False)
+
+    def forward(self, batch: BagBatch) -> AggregatorOutput:
+        """Scores every bag of ``batch``; a bag gives the same answer alone as in a batch (in eval mode)."""
+        raise TypeError(f"{type(self).__name__} does not implement forward(batch)")
+
+    def losses(self, batch: BagBatch) -> dict[str, Tensor]:
+        """Training losses of a labelled batch, each a scalar and the mean over its bags; ``"loss"`` is the total."""
+        return {"loss": self.bag_loss(self(batch).logits, batch.labels)}
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Class probabilities ``[B, max(C, 2)]`` of ``logits`` ``[B, C]``: softmax, or (1 - p, p) with one logit."""
+        if self.num_classes == 1:
+            positive = logits.sigmoid()
+            return torch.cat([1 - positive, positive], dim=1)
+        return logits.softmax(dim=1)
+
+    def bag_loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Cross-entropy of ``logits`` ``[B, C]`` and ``labels`` ``[B]``, weighted by ``class_weights``, mean over bags."""
+        if labels is None:
+            raise InputError("training needs a label for every bag of the batch")
+        if self.num_classes == 1:
+            loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
+        else:
+            loss = F.cross_entropy(logits, labels, reduction="none")
+        if self.class_weights is not None:
+            loss = loss * self.class_weights[labels]
+        return loss.mean()
+
+    def load_published_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads the ``state_dict`` of the authors' own implementation (tensors or arrays by the authors' names).
+
+        Names are mapped, those the authors carry but do not use are dropped. It assigns tensors only, so gradients
+        keyed by the same names can be loaded in the same way.
+
+        Raises:
+            InputError: a name without a place here, a place without a name, or a shape that differs.
+        """
+        mine = self.state_dict()
+        renamed = {}
+        for name, value in state_dict.items():
+            if any(re.fullmatch(pattern, name) for pattern in self.published_unused):
+                continue
+            ours = name
+            for pattern, replacement in self.published_renames:
+                ours = re.sub(pattern, replacement, ours)
+            if ours not in mine:
+                raise InputError(f"{type(self).__name__} has no place for {name!r} of the published weights")
+            value = torch.as_tensor(value)
+            if value.shape != mine[ours].shape:
+                raise InputError(
+                    f"{name!r} of the published weights has shape {list(value.shape)}, here {list(mine[ours].shape)}; "
+                    "create the aggregator with the same options"
+                )
+            renamed[ours] = value
+        missing = sorted(set(mine) - set(renamed))
+        if missing:
+            raise InputError(f"the published weights lack {', '.join(missing)} of {type(self).__name__}")
+        self.load_state_dict(renamed)
+
+    def _needs_graph(self, batch: BagBatch) -> BagBatch:
+        """Returns ``batch``, refusing one without a graph or with an isolated patch (no self-loop either)."""
+        if batch.graph is None:
+            raise InputError(
+                f"{type(self).__name__} needs a graph: BagBatch.from_bags(bags, graph={type(self).graph!r})"
+            )
+        return batch
+
+
+def register_aggregator(name: str) -> Callable[[type[Aggregator]], type[Aggregator]]:
+    """Class decorator that registers an :class:`Aggregator` under ``name`` (lowercase, as in ``--models name``)."""
+    return AGGREGATORS.register(name)
+
+
+def list_aggregators() -> list[str]:
+    """Names of all registered aggregators, sorted."""
+    return AGGREGATORS.names()
+
+
+def create_aggregator(name: str, in_dim: int = 1024, num_classes: int = 2, **options: Any) -> Aggregator:
+    """Creates a registered aggregator.
+
+    Args:
+        name: see ``list_aggregators()``.
+        in_dim: feature dimension D.
+        num_classes: C >= 2, or 1 for one logit with binary cross-entropy.
+        **options: the aggregator's own options.
+
+    Raises:
+        InputError: unknown name or option (the nearest valid one is offered), or an option's value is refused.
+    """
+    cls = AGGREGATORS.get(name)
+    known = aggregator_options(name)
+    for option in options:
+        if option not in known:
+            raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
+    return cls(in_dim, num_classes, **options)
+
+
+def aggregator_options(name: str) -> dict[str, Any]:
+    """The options of a registered aggregator and their defaults."""
+    parameters = inspect.signature(AGGREGATORS.get(name).__init__).parameters
+    return {
+        key: None if parameter.default is parameter.empty else parameter.default
+        for key, parameter in parameters.items()
+        if key not in ("self", "in_dim", "num_classes")
+    }

@@ -1,0 +1,345 @@
+"""SRMIL: spatially regularised multiple-instance learning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.errors import InputError
+from mil_zoo.kernels import CSR, GlobalKey, graph_attention, segment_attention_pool
+
+
+class GATLayer(nn.Module):
+    """Graph attention layer: dropout, projection, attention, bias, residual, norm, activation.
+
+    The global node of each bag is not in the graph: it is one dense extra key for every patch, and for itself one
+    softmax pooling over the patches of its bag. That gives the numbers of the graph with the node in it, without a
+    row of degree N.
+
+    Args:
+        in_dim: width of the input.
+        heads: H.
+        head_dim: width F of a head.
+        feat_drop: dropout rate of the input.
+        attn_drop: dropout rate of the attention weights.
+        residual: add a linear map of the input, where ``in_dim != H * F``. (Where they are equal the authors add
+            nothing.)
+        norm: LayerNorm over the concatenated heads.
+        activation: "prelu" (one slope), "relu", or None.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        heads: int,
+        head_dim: int,
+        feat_drop: float,
+        attn_drop: float,
+        residual: bool = True,
+        norm: bool = True,
+        activation: Literal["prelu", "relu"] | None = "prelu",
+    ) -> None:
+        super().__init__()
+        out_dim = heads * head_dim
+        self.heads, self.head_dim, self.attn_drop = heads, head_dim, attn_drop
+        self.feat_drop = nn.Dropout(feat_drop)
+        self.fc = nn.Linear(in_dim, out_dim, bias=False)
+        self.attn_l = nn.Parameter(torch.empty(1, heads, head_dim))
+        self.attn_r = nn.Parameter(torch.empty(1, heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        self.res_fc = nn.Linear(in_dim, out_dim, bias=False) if residual and in_dim != out_dim else None
+        self.norm = nn.LayerNorm(out_dim) if norm else nn.Identity()
+        self.activation = {"prelu": nn.PReLU, "relu": nn.ReLU, None: nn.Identity}[activation]()
+        for weight in [self.fc.weight, self.attn_l, self.attn_r] + ([self.res_fc.weight] if self.res_fc else []):
+            nn.init.xavier_normal_(weight, gain=2**0.5)
+
+    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> Tensor:
+        """Patches attending to their neighbours.
+
+        Args:
+            h: ``[N, in_dim]``.
+            graph: N rows.
+            rows: int64, the patches whose output is wanted; None for all.
+
+        Returns:
+            ``[N or len(rows), H * F]``.
+        """
+        h = self.feat_drop(h)
+        if self.heads == 1 and self.head_dim > h.shape[1]:
+            # One wide head: aggregate the narrow inputs and project the sum, at the wanted rows only.
+            scores = h @ torch.cat([self._folded(self.attn_l), self._folded(self.attn_r)], dim=1)  # [N, 2]
+            mixed = graph_attention(
+                h[:, None], scores[:, :1].contiguous(), scores[:, 1:].contiguous(), graph, dropout_p=self._attn_drop
+            )[:, 0]
+            mixed, h = (mixed, h) if rows is None else (mixed[rows], h[rows])
+            return self._finish(self.fc(mixed), h)
+        z, left, right = self._project(h)
+        out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop).flatten(1)
+        out, h = (out, h) if rows is None else (out[rows], h[rows])
+        return self._finish(out, h)
+
+    def with_global(self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
+
+        Args:
+            h: ``[N, in_dim]`` patches.
+            h_global: ``[B, in_dim]`` global nodes.
+            graph: N rows.
+            offsets: int64 ``[B + 1]``.
+            bag: int64 ``[N]``, the bag of every patch.
+
+        Returns:
+            patches ``[N, H * F]`` and global nodes ``[B, H * F]``.
+        """
+        h, h_global = self.feat_drop(h), self.feat_drop(h_global)
+        z, left, right = self._project(h)
+        z_global, left_global, right_global = self._project(h_global)
+        key = GlobalKey(z_global, left_global, bag)
+        out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop, global_key=key)
+        scores = F.leaky_relu(left + right_global[bag], 0.2)
+        pooled, _ = segment_attention_pool(scores, z, offsets, dropout_p=self._attn_drop)
+        return self._finish(out.flatten(1), h), self._finish(pooled.flatten(1), h_global)
+
+    def global_only(self, h: Tensor, h_global: Tensor, offsets: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
+        """The global nodes of ``with_global`` alone: inputs are pooled first, so only pooled rows are projected.
+
+        Returns:
+            global nodes ``[B, H * F]`` and their attention over the patches ``[N, H]`` (before dropout).
+        """
+        h, h_global = self.feat_drop(h), self.feat_drop(h_global)
+        right_global = h_global @ self._folded(self.attn_r)  # [B, H]
+        scores = F.leaky_relu(h @ self._folded(self.attn_l) + right_global[bag], 0.2)
+        pooled, attention = segment_attention_pool(scores, h, offsets, dropout_p=self._attn_drop)  # [B, H, in_dim]
+        out = torch.einsum("bhi,hfi->bhf", pooled, self._weight)
+        return self._finish(out.flatten(1), h_global), attention
+
+    @property
+    def _attn_drop(self) -> float:
+        return self.attn_drop if self.training else 0.0
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.fc.weight.view(self.heads, self.head_dim, -1)  # [H, F, in_dim]
+
+    def _folded(self, vector: Tensor) -> Tensor:
+        """``W^T a`` ``[in_dim, H]``: scores ``<W h, a>`` without the projection ``W h``."""
+        return torch.einsum("hfi,hf->ih", self._weight, vector[0])
+
+    def _project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.fc(h).view(len(h), self.heads, self.head_dim)
+        return z, (z * self.attn_l).sum(-1), (z * self.attn_r).sum(-1)
+
+    def _finish(self, out: Tensor, h: Tensor) -> Tensor:
+        out = out + self.bias
+        if self.res_fc is not None:
+            out = out + self.res_fc(h)
+        return self.activation(self.norm(out))
+
+
+class GAT(nn.Module):
+    """A stack of graph attention layers, applied one after another."""
+
+    def __init__(self, *layers: GATLayer) -> None:
+        super().__init__()
+        self.gat_layers = nn.ModuleList(layers)
+
+    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> Tensor:
+        """``[N, in_dim]`` to ``[N or len(rows), out_dim]``; ``rows`` picks rows of the last layer's output."""
+        for layer in self.gat_layers[:-1]:
+            h = layer(h, graph)
+        return self.gat_layers[-1](h, graph, rows)
+
+
+@register_aggregator("srmil")
+class SRMIL(Aggregator):
+    """A graph-attention encoder shared by slide classification and masked patch-feature reconstruction.
+
+    With X the patch features and X_M the same with a share ``mask_rate`` of the rows replaced by a learned token::
+
+        L_rec       = mean over masked patches of (1 - cos(decoder(encoder(X_M)), X)) ** alpha
+        CE_masked   = cross-entropy of the classifier on the global node of encoder(X_M)
+        CE_full     = cross-entropy of the classifier on the global node of encoder(X)
+        loss        = (2 - w_gen) * ((2 - w_ce) * CE_masked + w_ce * CE_full) + w_gen * L_rec
+
+    The reconstruction runs on the patch graph without the global node, prediction on the unmasked bag with it. Attention
+    is the weight of every patch in the last encoder layer's global node, averaged over heads.
+
+    Source: Wu et al., WACV 2026, arXiv 2602.19487; github wwyi1828/SRMIL.
+
+    Deviations: none in the numbers. The reformer runs once on the patches and once on the mask token instead of on
+    every masked copy, the two classification passes run as one batch, and the global node is kept out of the graph.
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C, or 1.
+        hidden: encoder width, all heads together.
+        heads: attention heads.
+        head_hidden: width of the classifier's hidden layer (and of the attention readout).
+        feat_drop: dropout rate of every layer's input.
+        attn_drop: dropout rate of attention weights.
+        cls_drop: dropout rate in the classifier.
+        mask_rate: share of patches masked; int(mask_rate * N) of a bag of N.
+        w_gen: weight of the reconstruction, in [0, 2].
+        w_ce: weight of the complete classification, in [0, 2].
+        alpha: exponent of the scaled cosine error.
+        readout: "global_node", or "attention": the authors' attention pooling of patch embeddings, without the global
+            node.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    graph = "window:2"
+    paper = Paper(
+        "Spatially Regularised Multiple-Instance Learning",
+        2026,
+        "https://arxiv.org/abs/2602.19487",
+        "https://github.com/wwyi1828/SRMIL",
+    )
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        hidden: int = 256,
+        heads: int = 4,
+        head_hidden: int = 128,
+        feat_drop: float = 0.11,
+        attn_drop: float = 0.15,
+        cls_drop: float = 0.059,
+        mask_rate: float = 0.7,
+        w_gen: float = 1.8,
+        w_ce: float = 1.0,
+        alpha: float = 1.0,
+        readout: Literal["global_node", "attention"] = "global_node",
+    ) -> None:
+        super().__init__(in_dim, num_classes)
+        _check_options(hidden, heads, mask_rate, w_gen, w_ce, readout)
+        head_dim, drops = hidden // heads, (feat_drop, attn_drop)
+        self.mask_rate, self.w_gen, self.w_ce, self.alpha, self.readout = mask_rate, w_gen, w_ce, alpha, readout
+        self.enc_mask_token = nn.Parameter(0.01 * torch.randn(1, in_dim))
+        self.dec_mask_token = nn.Parameter(0.01 * torch.randn(1, hidden))
+        self.reformer = nn.Sequential(nn.Linear(in_dim, in_dim))
+        self.encoder = GAT(GATLayer(in_dim, heads, head_dim, *drops), GATLayer(hidden, heads, head_dim, *drops))
+        self.encoder_to_decoder = nn.Linear(hidden, hidden, bias=False)
+        self.decoder = GAT(
+            GATLayer(hidden, heads, head_dim, *drops),
+            GATLayer(hidden, 1, in_dim, *drops, residual=False, norm=False, activation=None),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(head_dim, head_hidden), nn.ReLU(), nn.Dropout(cls_drop), nn.Linear(head_hidden, num_classes)
+        )
+        if readout == "global_node":
+            self.super_tokens = nn.Parameter(0.01 * torch.randn(1, in_dim))
+        else:
+            self.attender = GAT(
+                GATLayer(head_dim, 1, head_hidden, *drops, norm=False, activation="relu"),
+                GATLayer(head_hidden, 1, 1, *drops, residual=False, norm=False, activation=None),
+            )
+        # The authors' layers carry mask tokens that nothing reads, and both readouts whichever is on.
+        self.published_unused = (
+            r"(encoder|decoder|attender)\.mask_tokens\..*",
+            r"attender\..*" if readout == "global_node" else "super_tokens",
+        )
+        nn.init.xavier_uniform_(self.reformer[0].weight, gain=1.414)
+        nn.init.zeros_(self.reformer[0].bias)
+        nn.init.xavier_normal_(self.encoder_to_decoder.weight, gain=1.414)
+
+    def forward(self, batch: BagBatch) -> AggregatorOutput:
+        """See ``Aggregator.forward``: complete classification; attention ``[ΣN]``, head_attention ``[ΣN, H]``."""
+        reformed = self.reformer(self._needs_graph(batch).features)
+        return self._classify(reformed, batch.graph.csr, batch.offsets, batch.bag_index)
+
+    def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The three paths of a training step.
+
+        Args:
+            batch: labelled bags with their graph.
+            mask: int64, rows of ``batch.features`` to mask; None draws int(mask_rate * N) rows of each bag.
+
+        Returns:
+            "loss", "reconstruction", "ce_masked" and "ce_full", each the mean over the bags of the batch.
+        """
+        features, graph = self._needs_graph(batch).features, batch.graph.csr
+        rows = self._draw_mask(batch) if mask is None else mask.to(features.device)
+        reformed = self.reformer(features)
+        # The reformer is linear on rows: all masked rows are its image of the token, the others are shared by the paths.
+        masked = reformed.index_copy(0, rows, self.reformer(self.enc_mask_token).expand(len(rows), -1))
+
+        reconstruction = self._reconstruction_loss(masked, features, rows, graph, batch)
+        both = self._classify(
+            torch.cat([masked, reformed]),
+            CSR.concat([graph, graph]),
+            torch.cat([batch.offsets, batch.offsets[1:] + len(features)]),
+            torch.cat([batch.bag_index, batch.bag_index + len(batch)]),
+        ).logits
+        ce_masked = self.bag_loss(both[: len(batch)], batch.labels)
+        ce_full = self.bag_loss(both[len(batch) :], batch.labels)
+        classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
+        loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction
+        return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
+
+    def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
+        """The last encoder layer on the graph with the global node: patches ``[ΣN, hidden]``, global nodes ``[B, hidden]``."""
+        reformed = self.reformer(self._needs_graph(batch).features)
+        first, second = self.encoder.gat_layers
+        graph, bag = batch.graph.csr, batch.bag_index
+        h, h_global = first.with_global(reformed, self._global_rows(len(batch)), graph, batch.offsets, bag)
+        return second.with_global(h, h_global, graph, batch.offsets, bag)
+
+    def reconstruct(self, masked: Tensor, rows: Tensor, graph: CSR) -> Tensor:
+        """Reconstructed features ``[len(rows), D]`` of the masked ``rows``, from reformed and masked rows ``[N, D]``."""
+        code = self.encoder_to_decoder(self.encoder(masked, graph))
+        code = code.index_copy(0, rows, self.dec_mask_token.expand(len(rows), -1))  # fixed re-mask
+        return self.decoder(code, graph, rows)
+
+    def _classify(self, reformed: Tensor, graph: CSR, offsets: Tensor, bag: Tensor) -> AggregatorOutput:
+        if self.readout == "attention":
+            h = self._head_mean(self.encoder(reformed, graph))  # [N, hidden / heads]
+            scores = self.attender(h, graph)  # [N, 1]
+            pooled, attention = segment_attention_pool(scores, h, offsets)
+            embedding = pooled[:, 0]
+            return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
+        first, second = self.encoder.gat_layers
+        h, h_global = first.with_global(reformed, self._global_rows(len(offsets) - 1), graph, offsets, bag)
+        h_global, head_attention = second.global_only(h, h_global, offsets, bag)
+        embedding = self._head_mean(h_global)
+        attention = head_attention.mean(1)
+        return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=head_attention)
+
+    def _reconstruction_loss(self, masked: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
+        if len(rows) == 0:
+            return features.new_zeros(())
+        error = 1 - F.cosine_similarity(self.reconstruct(masked, rows, graph), features[rows], dim=1)
+        bag = batch.bag_index[rows]
+        count = torch.bincount(bag, minlength=len(batch)).clamp(min=1)
+        return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
+
+    def _draw_mask(self, batch: BagBatch) -> Tensor:
+        drawn = [
+            start + torch.randperm(size)[: int(self.mask_rate * size)]
+            for start, size in zip(batch.offsets.tolist(), batch.sizes.tolist(), strict=False)
+        ]
+        return torch.cat(drawn).to(batch.features.device)
+
+    def _global_rows(self, num_bags: int) -> Tensor:
+        return self.reformer(self.super_tokens).expand(num_bags, -1)
+
+    def _head_mean(self, h: Tensor) -> Tensor:
+        return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
+
+
+def _check_options(hidden: int, heads: int, mask_rate: float, w_gen: float, w_ce: float, readout: str) -> None:
+    if hidden % heads:
+        raise InputError(f"srmil: hidden ({hidden}) must be a multiple of heads ({heads})")
+    if not 0 <= mask_rate < 1:
+        raise InputError(f"srmil: mask_rate must be at least 0 and below 1, not {mask_rate}")
+    if not (0 <= w_gen <= 2 and 0 <= w_ce <= 2):
+        raise InputError(f"srmil: w_gen and w_ce must lie between 0 and 2, not {w_gen} and {w_ce}")
+    if readout not in ("global_node", "attention"):
+        raise InputError(f"srmil: readout must be 'global_node' or 'attention', not {readout!r}")

@@ -1,0 +1,67 @@
+"""Argument checks that every op shares: an error, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+from mil_zoo.kernels.csr import CSR
+
+
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[int | None], like: Tensor | None = None) -> None:
+    """Checks a floating tensor's shape (None: any size) and, against ``like``, its device and dtype."""
+    expected = f"[{', '.join('*' if size is None else str(size) for size in shape)}]"
+    if not tensor.is_floating_point():
+        raise InputError(f"{name} must be floating point, not {tensor.dtype}")
+    if tensor.ndim != len(shape) or any(s is not None and s != t for s, t in zip(shape, tensor.shape, strict=True)):
+        raise InputError(f"{name} must have shape {expected}, not {list(tensor.shape)}")
+    if like is not None and (tensor.device != like.device or tensor.dtype != like.dtype):
+        raise InputError(
+            f"{name} is {tensor.dtype} on {tensor.device}, the first argument {like.dtype} on {like.device}; "
+            "convert one of them"
+        )
+
+
+def check_graph(graph: CSR, num_src: int, num_dst: int, device: torch.device) -> None:
+    """Checks that a CSR is int32, on ``device``, of the given size, and that no index points outside.
+
+    The values are read once for each graph and the result is remembered on it.
+    """
+    if (graph.num_src, graph.num_dst) != (num_src, num_dst):
+        raise InputError(
+            f"the graph has {graph.num_src} sources and {graph.num_dst} destinations, the tensors {num_src} and {num_dst}"
+        )
+    if graph.indptr.device != device or graph.indices.device != device:
+        raise InputError(f"the graph is on {graph.indptr.device}, the tensors on {device}; move it with graph.to(...)")
+    if "_checked" in graph.__dict__:
+        return
+    if graph.indptr.dtype != torch.int32 or graph.indices.dtype != torch.int32:
+        raise InputError(f"CSR must be int32, not indptr {graph.indptr.dtype} and indices {graph.indices.dtype}")
+    indptr, indices = graph.indptr, graph.indices
+    if indptr[0] != 0 or indptr[-1] != len(indices) or bool((indptr.diff() < 0).any()):
+        raise InputError("CSR indptr must rise from 0 to the number of edges")
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= num_src):
+        raise InputError(f"CSR indices must lie in 0..{num_src - 1}, not {int(indices.min())}..{int(indices.max())}")
+    graph.__dict__["_checked"] = True
+
+
+def check_offsets(offsets: Tensor, num_rows: int, device: torch.device) -> None:
+    """Checks bag offsets: integer ``[B + 1]`` on ``device``, strictly rising from 0 to ``num_rows`` (no empty bag)."""
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets.is_floating_point():
+        raise InputError(f"offsets must be integer [B + 1], not {offsets.dtype} {list(offsets.shape)}")
+    if offsets.device != device:
+        raise InputError(f"offsets are on {offsets.device}, the values on {device}")
+    if offsets[0] != 0 or offsets[-1] != num_rows:
+        raise InputError(f"offsets must run from 0 to {num_rows}, not {int(offsets[0])} to {int(offsets[-1])}")
+    sizes = offsets.diff()
+    if bool((sizes <= 0).any()):
+        raise InputError(f"bag {int((sizes <= 0).nonzero()[0])} is empty or its offsets fall; every bag needs an instance")
+
+
+def check_dropout(dropout_p: float) -> None:
+    """Checks a dropout rate."""
+    if not 0 <= dropout_p < 1:
+        raise InputError(f"dropout_p must be at least 0 and below 1, not {dropout_p}")

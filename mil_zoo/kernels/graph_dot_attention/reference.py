@@ -1,0 +1,18 @@
+"""Dot-product graph attention in plain PyTorch: the oracle."""
+
+from __future__ import annotations
+
+from mil_zoo.kernels.dropout import dropout_scale
+from mil_zoo.kernels.softmax import grouped_softmax
+
+
+def forward(q, k, v, graph, scale, bias, dropout_p, seed):
+    """See ``graph_dot_attention``. Returns out ``[Nd, H, Fv]`` and attention ``[E, H]``."""
+    src, dst = graph.indices.long(), graph.destinations
+    scores = scale * (q[dst] * k[src]).sum(-1)  # [E, H]
+    attention = grouped_softmax(scores if bias is None else scores + bias, dst, graph.num_dst)
+    weights = attention
+    if dropout_p > 0:
+        weights = attention * dropout_scale(attention.numel(), dropout_p, seed, q.device, q.dtype).view_as(attention)
+    out = v.new_zeros(graph.num_dst, *v.shape[1:]).index_add(0, dst, weights[:, :, None] * v[src])
+    return out, attention

@@ -1,0 +1,127 @@
+"""What every table and figure of a run shares: its trials by aggregator, and the notes that belong under each."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from mil_zoo.bench.store import RunDirectory
+
+_KINDS = {
+    "real": "real slides",
+    "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
+    "table": "bags from a feature table, not slides",
+}
+
+
+def trials_by_aggregator(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
+    """The trials of every ``aggregator[@grid]``, models in the order of the config, grid points in numeric order.
+
+    A model without a trial is there with an empty list. Trials are sorted by repeat, fold and seed, so that nothing
+    depends on the order in which they finished.
+    """
+
+    def place(trial: dict[str, Any]) -> tuple[Any, ...]:
+        # Numbers inside a grid name compare as numbers: dim=64 comes before dim=512.
+        parts = re.split(r"(\d+(?:\.\d+)?)", trial["grid"] or "")
+        grid = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+        return grid, trial["repeat"], trial["fold"], trial["seed"]
+
+    of_model = defaultdict(list)
+    for trial in sorted(run.trials(), key=place):
+        of_model[trial["aggregator"]].append(trial)
+    models = run.config["models"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for model in [*models, *sorted(set(of_model) - set(models))]:
+        for trial in of_model[model]:
+            groups.setdefault(label_of(trial), []).append(trial)
+        if not of_model[model]:
+            groups[model] = []
+    return groups
+
+
+def label_of(trial: dict[str, Any]) -> str:
+    """``aggregator[@grid]`` of a trial."""
+    return f"{trial['aggregator']}@{trial['grid']}" if trial["grid"] else str(trial["aggregator"])
+
+
+def finished(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials that did not fail."""
+    return [trial for trial in trials if trial["status"] == "ok"]
+
+
+def test_slides(skew: pd.DataFrame) -> pd.DataFrame:
+    """The test rows of a ``skew.csv``, one row a slide and one column a number (head maxima also as their mean)."""
+    rows = skew[skew["split"] == "test"]
+    wide = rows.pivot(index="slide_id", columns="name", values="value")
+    heads = [name for name in wide if name.startswith("head_max_")]
+    if heads:
+        wide["head_max"] = wide[heads].mean(axis=1)
+        wide["heads"] = len(heads)
+    return wide
+
+
+def notes(run: RunDirectory) -> list[str]:
+    """The sentences that belong under every table of the run: data, split, selection, trials, warnings, failures."""
+    config = run.config
+    dataset, split = config["dataset"], config["split"]
+    groups = trials_by_aggregator(run)
+    trials = [trial for group in groups.values() for trial in group]
+    simulated = is_simulated(run)
+    lines = [f"Data: {dataset['title']}: {_KINDS['simulated' if simulated else dataset['kind']]}."]
+    lines += [_sentence(warning) for warning in dataset["warnings"] or []]
+    lines.append(
+        f"Split: {split['kind']}, {_count(split['folds'], 'fold')}, {_count(split['repeats'], 'repeat')}, "
+        f"validation fraction {split['validation_fraction']}, hash {split['hash']}; seeds "
+        f"{', '.join(map(str, config['seeds']))}."
+    )
+    models_of = defaultdict(list)
+    for model, rule in config["selection"].items():
+        models_of[_sentence(rule)].append(model)
+    if len(models_of) == 1:
+        lines += [f"Selection: {rule}" for rule in models_of]
+    else:
+        lines += [f"Selection ({', '.join(models)}): {rule}" for rule, models in models_of.items()]
+    lines.append(_interval_note(trials))
+    lines.append(f"Trials: {len(finished(trials))} of {len(trials)} finished; mil-zoo {config['version']}.")
+    for label, group in groups.items():
+        reasons = defaultdict(list)
+        for trial in group:
+            if trial["status"] != "ok":
+                reasons[_sentence(trial["reason"] or "no reason was recorded")].append(trial["trial"])
+        lines += [
+            f"Failed: {label}, {len(names)} of {_count(len(group), 'trial')} ({', '.join(names)}): {reason}"
+            for reason, names in reasons.items()
+        ]
+    return lines
+
+
+def is_simulated(run: RunDirectory) -> bool:
+    """Whether the slides were made by a program; every table and figure then says so."""
+    return bool(run.config["dataset"]["simulated"]) or run.config["dataset"]["kind"] == "simulated"
+
+
+def _interval_note(trials: list[dict[str, Any]]) -> str:
+    splits = {(trial["repeat"], trial["fold"]) for trial in trials}
+    seeds = {trial["seed"] for trial in trials}
+    start = "Mean ± standard deviation [95 % interval] of test metrics over "
+    end = " Corrected resampled t interval (Nadeau & Bengio 2003), not clipped to [0, 1]."
+    if len(splits) > 1:
+        return f"{start}{len(splits)} test folds{', seeds averaged within a fold' * (len(seeds) > 1)}.{end}"
+    if len(seeds) > 1:
+        return f"{start}{len(seeds)} seeds of one split: it tells of the training, not of the choice of slides.{end}"
+    return "Test metrics of one trial a model: no spread and no interval can be given."
+
+
+def _sentence(text: str) -> str:
+    """``text`` on one line, ending as a sentence does."""
+    text = " ".join(str(text).split())
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
