@@ -1,0 +1,68 @@
+"""The command line: each sub-command lives in its own file and is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from mil_zoo import __version__
+from mil_zoo.errors import InputError, did_you_mean
+
+_COMMANDS = {
+    "bench": ("bench", "Compare aggregators by cross-validation: tables, figures, attention diagnostics."),
+    "report": ("report", "Redraw the tables and figures of a run from its files."),
+    "models": ("lists", "List the aggregators."),
+    "datasets": ("lists", "List the datasets that have a card."),
+    "graphs": ("lists", "List the patch-graph builders."),
+    "doctor": ("doctor", "Say what works on this machine, and why not."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists its commands without importing them, so that ``--help`` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"mil_zoo.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in _COMMANDS:
+            raise InputError(f"unknown command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with:  mil-zoo bench --models srmil,abmil",
+)
+@click.version_option(__version__, prog_name="mil-zoo")
+def cli() -> None:
+    """The zoo and benchmark of multiple-instance-learning aggregators for whole-slide images."""
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
+    try:
+        code = cli(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except InputError as error:
+        click.echo(f"mil-zoo: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nmil-zoo: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,20 @@
+"""Bags of instances, datasets, their cards, readers and splits."""
+
+from mil_zoo.data import splits
+from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.card import DataCard, list_cards, read_card
+from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
+from mil_zoo.data.readers.table import read_table
+
+__all__ = [
+    "Bag",
+    "BagBatch",
+    "DataCard",
+    "Dataset",
+    "Standardiser",
+    "list_cards",
+    "open_dataset",
+    "read_card",
+    "read_table",
+    "splits",
+]

@@ -98,7 +98,9 @@ def build(
     available = {"patch_size": patch_size, "features": features}
     wanted = inspect.signature(builder.function).parameters
     try:
-        inspect.signature(builder.function).bind(coords, *numbers, **{k: v for k, v in available.items() if k in wanted})
+        inspect.signature(builder.function).bind(
+            coords, *numbers, **{k: v for k, v in available.items() if k in wanted}
+        )
     except TypeError as error:
         raise InputError(f"graph {spec!r}: {error}; see mil-zoo graphs") from None
     built = builder.function(coords, *numbers, **{k: v for k, v in available.items() if k in wanted})
@@ -107,7 +109,7 @@ def build(
 
 
 def _symmetric_with_self_loops(src: Tensor, dst: Tensor, num_nodes: int) -> DGLGraph:
-    # numpy's vectorised sort: torch.unique took eight times as long, and a copy of the keys twice the memory
+    # numpy sorts int64 with vector instructions: torch.unique of the same keys took eight times as long
     num_pairs, ends, starts = len(src), dst.numpy(), src.numpy()
     keys = np.empty(2 * num_pairs + num_nodes, dtype=np.int64)
     for part, row, column in (
@@ -123,6 +125,4 @@ def _symmetric_with_self_loops(src: Tensor, dst: Tensor, num_nodes: int) -> DGLG
         raise InputError(f"{len(keys)} edges in one bag do not fit int32; choose a graph with fewer neighbours")
     indptr = np.searchsorted(keys, np.arange(num_nodes + 1) * num_nodes).astype(np.int32)
     keys %= max(num_nodes, 1)
-    csc = torch.from_numpy(indptr), torch.from_numpy(keys.astype(np.int32)), torch.empty(0, dtype=torch.int32)
-    # no edge permutation: edge ids are CSR positions
-    return dgl.graph(("csc", csc), num_nodes=num_nodes, idtype=torch.int32)
+    return dgl_graph(CSR(torch.from_numpy(indptr), torch.from_numpy(keys.astype(np.int32)), num_nodes))

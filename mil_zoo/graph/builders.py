@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from mil_zoo.errors import InputError
 from mil_zoo.graph.base import Pairs, register_graph
 
 TOLERANCE = 1e-6  # of a radius: coordinates stored as float32 must not lose an edge to rounding
-CHUNK = 2**21  # pairs looked at together: temporaries of about 100 MB
+CHUNK = 2**23  # numbers looked at together: temporaries of 100 MB to 400 MB
 MAX_PAIRS = 2**30  # each gives two edges, and edges are counted in int32
-MAX_SPAN = 1e12  # radii across a bag: beyond, float64 cannot tell neighbouring rows apart
+MAX_SPAN = 1e11  # radii across a bag: beyond, float64 rounding of its rows exceeds the margins below
 
 
 @register_graph("window")
@@ -88,22 +88,24 @@ def knn(coords: Tensor, k: int) -> Pairs:
     k = min(_count("knn", k), n - 1)
     if k < 1:
         return _empty()
-    tree = cKDTree(points)
+    targets = _first_twins(points, k + 1)
+    tree = cKDTree(points[targets])
     neighbours = np.empty((n, k), dtype=np.int64)
     pending, width = np.arange(n), k + 2  # itself, k others, and the next to see whether the k-th is tied
     while len(pending):
-        width = min(width, n)
+        width = min(width, len(targets))
         tied = []
         for start, stop in _chunks(len(pending), width):
             rows = pending[start:stop]
             distance, index = tree.query(points[rows], k=width)
+            index = targets[index]
             farthest = distance[:, -1].copy()
             distance[index == rows[:, None]] = np.inf
             order = np.lexsort((index, distance))[:, :k]
             neighbours[rows] = np.take_along_axis(index, order, axis=1)
             kth = np.take_along_axis(distance, order[:, -1:], axis=1)[:, 0]
             tied.append(rows[kth >= farthest])
-        pending = np.concatenate(tied) if width < n else pending[:0]
+        pending = np.concatenate(tied) if width < len(targets) else pending[:0]
         width *= 2
     return _tensors(neighbours.ravel(), np.repeat(np.arange(n), k))
 
@@ -125,41 +127,39 @@ def feature_knn(coords: Tensor | None, k: int, *, features: Tensor) -> Pairs:
         features: ``[N, D]`` float.
 
     Returns:
-        ``(src, dst)``, ``[N * min(k, N - 1)]``. O(N^2 D) time; O(N D) memory and about 100 MB of temporaries.
+        ``(src, dst)``, ``[N * min(k, N - 1)]``. O(N^2 D) time; it holds one float32 copy of the features and
+        about 100 MB of temporaries.
 
     Raises:
         InputError: ``k`` is not a positive integer, or a feature is not finite.
     """
-    exact = (features.float() if features.dtype in (torch.float16, torch.bfloat16) else features).numpy()
+    exact = features.to(torch.promote_types(features.dtype, torch.float32)).numpy()
     if exact.ndim != 2 or not np.isfinite(exact).all():
         raise InputError("graph 'feature_knn': features must be finite numbers, [N, D]; check the encoder's output")
     n, dim = exact.shape
     k = min(_count("feature_knn", k), n - 1)
     if k < 1:
         return _empty()
-    x = (exact - exact.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    x /= np.abs(x).max() or 1  # no overflow in squares
-    square = np.einsum("nd,nd->n", x, x, dtype=np.float64).astype(np.float32)
+    targets = _first_twins(exact, k + 1)
+    centre = exact.mean(axis=0, dtype=np.float64).astype(exact.dtype)  # any would do: a small norm is a tight bound
+    x = (exact[targets] - centre).astype(np.float32, copy=False)
+    scale = max(x.max(), -x.min()) or np.float32(1)  # no overflow in squares
+    x /= scale
+    square = _squared_norm(x)
     # |computed - exact| <= slack * (|x|^2 + |y|^2): dim + 1 roundings in the product, the rest in x, squares and sums.
     slack = np.float32((dim + 32) * 2.0**-24)
-    targets = _first_twins(exact, k + 1)
-    x_targets, square_targets = x[targets], square[targets]
     src, dst = [], []
     for start, stop in _chunks(n, len(targets)):
-        upper = x[start:stop] @ x_targets.T  # [rows, targets]; |x_row|^2 is left out, the same along a row
+        queries = (exact[start:stop] - centre).astype(np.float32, copy=False) / scale
+        upper = queries @ x.T  # [rows, targets]; |query|^2 is left out of all, the same along a row
         upper *= -2
-        upper += (1 + slack) * square_targets
+        upper += (1 + slack) * square
         kth = np.partition(upper, k, axis=1)[:, k]  # itself and k others are no farther
-        upper -= 2 * slack * square_targets  # now the lower bounds
-        row, column = np.nonzero(upper <= (kth + 2 * slack * square[start:stop])[:, None])
+        upper -= 2 * slack * square  # now the lower bounds
+        row, column = np.nonzero(upper <= (kth + 2 * slack * _squared_norm(queries))[:, None])
         row, candidate = row + start, targets[column]
         row, candidate = row[row != candidate], candidate[row != candidate]
-        distance = np.concatenate(
-            [
-                np.square(np.subtract(exact[row[a:b]], exact[candidate[a:b]], dtype=np.float64)).sum(axis=1)
-                for a, b in _chunks(len(row), dim)
-            ]
-        )
+        distance = _squared_distances(exact, row, candidate)
         order = np.lexsort((candidate, distance, row))
         first = np.searchsorted(row, np.arange(start, stop))
         nearest = order[(first[:, None] + np.arange(k)).ravel()]
@@ -186,7 +186,7 @@ def delaunay(coords: Tensor) -> Pairs:
     points = _points(coords)
     if len(points) < 2:
         return _empty()
-    places, first, place = np.unique(points - points.mean(axis=0), axis=0, return_index=True, return_inverse=True)
+    places, first, place = np.unique(points - points.min(axis=0), axis=0, return_index=True, return_inverse=True)
     path = np.argsort(places[:, np.ptp(places, axis=0).argmax()])
     edges = np.stack([path[:-1], path[1:]], axis=1)
     if len(places) > 2:
@@ -197,9 +197,9 @@ def delaunay(coords: Tensor) -> Pairs:
             edges = np.concatenate([sides, triangulation.coplanar[:, [0, 2]]])
         except QhullError:  # all on one line
             pass
-    twin = np.flatnonzero(first[place] != np.arange(len(points)))
     src, dst = first[edges].T
-    return _tensors(np.concatenate([src, twin]), np.concatenate([dst, first[place[twin]]]))
+    twins = np.arange(len(points)), first[place.ravel()]  # an only one is joined to itself
+    return _tensors(np.concatenate([src, twins[0]]), np.concatenate([dst, twins[1]]))
 
 
 def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
@@ -213,9 +213,7 @@ def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
         return _empty()
     span = points.max(axis=0) - points.min(axis=0)
     if not span.max() <= MAX_SPAN * reach:
-        raise InputError(
-            f"coords span {span.max():g} but edges only {reach:g}; give coords and patch_size in one unit"
-        )
+        raise InputError(f"coords span {span.max():g} but edges only {reach:g}; give coords and patch_size in one unit")
     height = reach / 2.99  # not 3: a reach must not touch a fifth row by rounding
     level = (points[:, 1] - points[:, 1].min()) / height
     row = np.floor(level)
@@ -255,30 +253,44 @@ def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
 
 
 def _first_twins(rows: np.ndarray, number: int) -> np.ndarray:
-    """Ascending indices of the first ``number`` of each set of identical rows: no patch ever chooses another."""
-    group = np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+    """Ascending indices of the first ``number`` of each set of identical rows.
+
+    The k nearest of a patch, ties going to the lower index, are always among these for ``number`` = k + 1: without
+    the others, thousands of identical rows cost no more than a few.
+    """
+    rows = np.ascontiguousarray(rows)
+    group = np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     place_in_group = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
     return np.sort(order[place_in_group < number])
 
 
+def _squared_norm(x: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", x, x, dtype=np.float64).astype(np.float32)
+
+
+def _squared_distances(x: np.ndarray, row: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Squared distances ``[P]`` of pairs of rows, by float64 differences."""
+    parts = _chunks(len(row), 8 * x.shape[1])  # 8: it holds several copies, of twice the width
+    differences = (np.subtract(x[row[a:b]], x[other[a:b]], dtype=np.float64) for a, b in parts)
+    return np.concatenate([np.square(difference).sum(axis=1) for difference in differences])
+
+
 def _chunks(length: int, width: int) -> Iterator[tuple[int, int]]:
-    """``(start, stop)`` over ``length`` rows of ``width`` numbers, about CHUNK numbers each; at least one."""
-    size = max(1, CHUNK // max(width, 1))
-    return ((start, min(start + size, length)) for start in range(0, max(length, 1), size))
+    """``(start, stop)`` over ``length`` rows of ``width`` numbers, about CHUNK numbers each."""
+    size = max(1, CHUNK // width)
+    return ((start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _parts(counts: np.ndarray) -> Iterator[slice]:
-    """Slices of ``counts`` that sum to about CHUNK each."""
+    """Slices of ``counts`` that sum to about CHUNK each, more only where one count is larger."""
     total = counts.cumsum()
-    cuts = np.searchsorted(total, np.arange(CHUNK, counts.sum() + CHUNK, CHUNK), side="right")
-    return (slice(a, b) for a, b in zip([0, *cuts[:-1]], cuts, strict=True) if a < b) if len(cuts) else iter(())
+    cuts = [0, *np.searchsorted(total, np.arange(CHUNK, counts.sum(), CHUNK)), len(counts)]
+    return (slice(a, b) for a, b in pairwise(cuts) if a < b)
 
 
-def _points(coords: Any) -> np.ndarray:
-    if coords is None:
-        raise InputError("this graph needs coords, and this bag has none; choose a graph over features")
+def _points(coords: Tensor) -> np.ndarray:
     points = coords.double().numpy()
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise InputError(f"coords must be finite numbers, [N, 2], not {list(points.shape)}; check the bag's file")

@@ -54,7 +54,7 @@ def finished(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [trial for trial in trials if trial["status"] == "ok"]
 
 
-def test_slides(skew: pd.DataFrame) -> pd.DataFrame:
+def skew_of_test_slides(skew: pd.DataFrame) -> pd.DataFrame:
     """The test rows of a ``skew.csv``, one row a slide and one column a number (head maxima also as their mean)."""
     rows = skew[skew["split"] == "test"]
     wide = rows.pivot(index="slide_id", columns="name", values="value")
@@ -73,7 +73,9 @@ def notes(run: RunDirectory) -> list[str]:
     trials = [trial for group in groups.values() for trial in group]
     simulated = is_simulated(run)
     lines = [f"Data: {dataset['title']}: {_KINDS['simulated' if simulated else dataset['kind']]}."]
-    lines += [_sentence(warning) for warning in dataset["warnings"] or []]
+    lines += [_sentence(warning) for warning in dataset["warnings"]]
+    if dataset["instance_labels"]:
+        lines.append(f"Instance labels: {_sentence(dataset['instance_labels'])}")
     lines.append(
         f"Split: {split['kind']}, {_count(split['folds'], 'fold')}, {_count(split['repeats'], 'repeat')}, "
         f"validation fraction {split['validation_fraction']}, hash {split['hash']}; seeds "

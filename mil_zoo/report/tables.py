@@ -14,7 +14,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from mil_zoo.bench.stats import summarise
-from mil_zoo.report.results import finished, is_simulated, notes, test_slides, trials_by_aggregator
+from mil_zoo.report.results import finished, is_simulated, notes, skew_of_test_slides, trials_by_aggregator
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory
@@ -53,7 +53,7 @@ def table_skew(run: RunDirectory) -> pd.DataFrame:
     """
     rows = []
     for label, trials in trials_by_aggregator(run).items():
-        parts = [test_slides(run.skew(trial["trial"])) for trial in finished(trials)]
+        parts = [skew_of_test_slides(run.skew(trial["trial"])) for trial in finished(trials)]
         parts = [part for part in parts if len(part)]
         if not parts:
             continue
@@ -70,14 +70,16 @@ def table_skew(run: RunDirectory) -> pd.DataFrame:
 
 
 def rich_table(run: RunDirectory) -> Table:
-    """The comparison table for the terminal, with the notes as its caption."""
-    header, rows = _cells(comparison_table(run), "\N{PLUS-MINUS SIGN}", "\n")
+    """The comparison table for the terminal (80 columns hold it), with the notes as its caption."""
+    _, rows = _cells(comparison_table(run), "±", "\n")
     caption = "\n".join(escape_markup(note) for note in notes(run))
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=caption, caption_justify="left", caption_style="")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i in (1, 2, 3, 4), overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape_markup, row))
+    table = Table(box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style="")
+    table.add_column("Aggregator", overflow="fold", min_width=9)
+    for name in ("Accuracy", "Balanced\naccuracy", "AUC", "F1", "Trials\nparams", "s/epoch\nMiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, *metrics, trials, parameters, seconds, memory in rows:
+        ran = trials.replace(" ", "\n", 1)
+        table.add_row(*map(escape_markup, [name, *metrics, f"{ran}\n{parameters}", f"{seconds}\n{memory}"]))
     return table
 
 
@@ -90,7 +92,7 @@ def write_tables(run: RunDirectory) -> list[Path]:
     under = "\n" + "".join(f"- {_escape_markdown(line)}\n" for line in lines)
     written = {
         "table.csv": _csv(table),
-        "table.md": _markdown(*_cells(table, "\N{PLUS-MINUS SIGN}", " ")) + under,
+        "table.md": _markdown(*_cells(table, " ± ", " ")) + under,
         "table.tex": _latex(run, table, lines),
     }
     if len(skew):
@@ -103,8 +105,8 @@ def write_tables(run: RunDirectory) -> list[Path]:
 
 _SKEW_NOTE = (
     "Median [first, third quartile] over the test slides of all trials. N x maximum is 1 for uniform attention. "
-    "Averaging heads lowers the maximum: compare the maximum of a head (mean over heads). Mass ratio (attention mass on positive "
-    "instances over their share) and attention AUROC: positive slides with instance labels only."
+    "Averaging heads lowers the maximum: compare the maximum of a head (mean over heads). Mass ratio (attention on "
+    "positive instances over their share) and attention AUROC: positive slides with instance labels only."
 )
 
 
@@ -147,7 +149,7 @@ def _cells(table: pd.DataFrame, plus_minus: str, between: str) -> tuple[list[str
             mean, sd, low, high, n = (row[f"{metric}_{part}"] for part in ("mean", "sd", "low", "high", "n"))
             cell = "-" if n == 0 else f"{mean:.3f}"
             if n > 1:
-                cell += f" {plus_minus} {sd:.3f}{between}[{low:.2f}, {high:.2f}]"
+                cell += f"{plus_minus}{sd:.3f}{between}[{low:.2f}, {high:.2f}]"
             fullest = max(row[f"{other}_n"] for other in METRICS)
             cells.append(cell + (f"{between}(n = {n})" if 0 < n < fullest else ""))
         failed = row["trials_failed"]
@@ -185,14 +187,14 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _latex(run: RunDirectory, table: pd.DataFrame, lines: list[str]) -> str:
-    header, rows = _cells(table, "\0", "\n")
+    header, rows = _cells(table, " ± ", "\n")
     caption = f"Test metrics on {run.config['dataset']['title']}" + " (SIMULATED slides)" * is_simulated(run)
     body = []
     for row in rows:
         # A value and its interval stand in two lines of the row: side by side, four metrics are wider than a page.
         first, *below = zip(*([*cell.split("\n"), "", ""][:3] for cell in row), strict=True)
         for line in [first, *(line for line in below if any(line))]:
-            body.append(" & ".join(_escape_latex(cell).replace("\0", r"$\pm$") for cell in line) + r" \\")
+            body.append(" & ".join(_escape_latex(cell) for cell in line) + r" \\")
         body.append(r"\addlinespace")
     text = [
         r"% needs \usepackage{booktabs}",
@@ -207,7 +209,7 @@ def _latex(run: RunDirectory, table: pd.DataFrame, lines: list[str]) -> str:
         r"\bottomrule",
         r"\end{tabular}",
         r"\par\medskip\raggedright",
-        *(_escape_latex(line).replace("±", r"$\pm$") + r"\par" for line in lines),
+        *(_escape_latex(line) + r"\par" for line in lines),
         r"\end{table}",
     ]
     return "\n".join(text) + "\n"
@@ -219,6 +221,7 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "±": r"$\pm$",
 }
 
 

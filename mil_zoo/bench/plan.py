@@ -1,0 +1,228 @@
+"""The plan of a benchmark: which aggregators, on which splits, trained how. It is data; nothing runs here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mil_zoo import __version__
+from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+from mil_zoo.config import from_mapping, parse_override, read_shipped, shipped_names
+from mil_zoo.data.dataset import Dataset, open_dataset
+from mil_zoo.data.splits import Split, kfold, split_hash
+from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.train.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark's settings, as ``configs/suites/<name>.yaml`` and the command line state them.
+
+    Attributes:
+        dataset: card name or table path.
+        models: aggregators to compare.
+        folds: test parts of the cross-validation.
+        repeats: repetitions of it.
+        seeds: seeds of each fold.
+        epochs: budget for all aggregators; None for each one's own.
+        validation_fraction: share of the training slides on which checkpoints are chosen.
+        split_seed: of the shuffles into folds.
+        overrides: "model.key" or "key" (for all models) to value.
+    """
+
+    dataset: str
+    models: list[str] = field(default_factory=lambda: ["srmil", "abmil"])
+    folds: int = 5
+    repeats: int = 1
+    seeds: list[int] = field(default_factory=lambda: [0])
+    epochs: int | None = None
+    validation_fraction: float = 0.15
+    split_seed: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One aggregator of a benchmark with its options and training.
+
+    Attributes:
+        name: registry key.
+        options: constructor options.
+        graph: graph spec, or None.
+        training: optimiser, schedule, budget, selection rule.
+    """
+
+    name: str
+    options: dict[str, Any]
+    graph: str | None
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One aggregator on one split with one seed."""
+
+    model: ModelPlan
+    split: Split
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """``<aggregator>-r<repeat>-f<fold>-s<seed>``."""
+        return f"{self.model.name}-r{self.split.repeat}-f{self.split.fold}-s{self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A dataset, its splits, and the trials to run on them."""
+
+    suite: Suite
+    dataset: Dataset
+    models: Sequence[ModelPlan]
+    splits: Sequence[Split]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Every trial, folds outermost: an interrupted run has compared all aggregators on the folds it did."""
+        return [
+            Trial(model, split, seed) for split in self.splits for seed in self.suite.seeds for model in self.models
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """What ``config.yaml`` of the run directory holds: all that the results depend on, as plain values."""
+        card, suite = self.dataset.card, self.suite
+        return {
+            "title": f"{', '.join(suite.models)} on {card.title}",
+            "version": __version__,
+            "dataset": {
+                "name": card.name,
+                "title": card.title,
+                "kind": card.kind,
+                "simulated": card.kind == "simulated",
+                "classes": list(card.classes),
+                "bags": len(self.dataset.bags),
+                "instances": sum(len(bag) for bag in self.dataset.bags),
+                "in_dim": self.dataset.in_dim,
+                "standardised": card.standardise,
+                "instance_labels": card.instance_labels,
+                "warnings": list(card.warnings),
+            },
+            "models": list(suite.models),
+            "model_settings": {
+                model.name: {
+                    "options": dict(model.options),
+                    "graph": model.graph,
+                    "training": dataclasses.asdict(model.training),
+                }
+                for model in self.models
+            },
+            "selection": {model.name: model.training.selection_rule for model in self.models},
+            "split": {
+                "kind": "stratified k-fold by patient",
+                "folds": suite.folds,
+                "repeats": suite.repeats,
+                "validation_fraction": suite.validation_fraction,
+                "seed": suite.split_seed,
+                "hash": split_hash(self.splits),
+            },
+            "seeds": list(suite.seeds),
+        }
+
+
+def read_suite(name: str | None = None, **given: Any) -> Suite:
+    """A suite with the command line's settings on top.
+
+    Args:
+        name: a shipped suite; None for the one called like ``dataset`` where there is one, ``demo`` without a dataset.
+        **given: attributes of :class:`Suite` that replace the suite's; None leaves them.
+
+    Raises:
+        InputError: unknown suite or key.
+    """
+    dataset = given.get("dataset")
+    if name is None:
+        name = "demo" if dataset is None else dataset if dataset in shipped_names("suites") else None
+    mapping = {} if name is None else read_shipped("suites", name)
+    changed = {key: value for key, value in given.items() if value is not None}
+    models = changed.get("models", mapping.get("models", []))
+    shipped = {k: v for k, v in mapping.get("overrides", {}).items() if "." not in k or k.split(".")[0] in models}
+    overrides = {**shipped, **changed.pop("overrides", {})}
+    where = "command line" if name is None else f"suites/{name}.yaml"
+    return from_mapping(Suite, {**mapping, **changed, "overrides": overrides}, where)
+
+
+def make_plan(suite: Suite, root: Path | None = None) -> Plan:
+    """Opens the dataset, draws the splits and settles every aggregator's options.
+
+    Args:
+        suite: what to compare.
+        root: folder of the dataset's files, see ``open_dataset``.
+
+    Raises:
+        InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
+    """
+    if not suite.models or len(set(suite.models)) < len(suite.models):
+        raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
+    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
+        raise InputError("--seeds must name each seed once")
+    for name in suite.models:
+        AGGREGATORS.get(name)
+    dataset = open_dataset(suite.dataset, root)
+    splits = kfold(dataset.bags, suite.folds, suite.repeats, suite.validation_fraction, suite.split_seed)
+    _check_override_targets(suite)
+    return Plan(suite, dataset, [plan_model(name, suite, dataset.card.graph) for name in suite.models], splits)
+
+
+def plan_model(name: str, suite: Suite, graph: str | None = None) -> ModelPlan:
+    """An aggregator's shipped configuration with the suite's budget and overrides on top.
+
+    Args:
+        name: registry key; one without a shipped YAML starts from its constructor's defaults.
+        suite: budget and overrides.
+        graph: the dataset's graph spec; None for the aggregator's own.
+    """
+    shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
+    options, training = dict(shipped.get("options", {})), dict(shipped.get("training", {}))
+    known, fields = aggregator_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
+    own_graph = AGGREGATORS.get(name).graph
+    graph = own_graph and (graph or own_graph)
+    if suite.epochs is not None:
+        training["epochs"] = suite.epochs
+    for key, value in suite.overrides.items():
+        model, _, option = key.rpartition(".")
+        if model not in ("", name):
+            continue
+        if option == "graph" and own_graph:
+            graph = value
+        elif option in known:
+            options[option] = value
+        elif option in fields:
+            training[option] = value
+        elif model == name:
+            raise InputError(f"--set {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
+    return ModelPlan(name, options, graph, from_mapping(TrainingConfig, training, f"training of {name}"))
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """``["srmil.mask_rate=0.5"]`` as ``{"srmil.mask_rate": 0.5}``."""
+    overrides = {}
+    for text in texts:
+        path, value = parse_override(text)
+        if len(path) > 2:
+            raise InputError(f"--set {text!r} must look like srmil.mask_rate=0.5 or epochs=20")
+        overrides[".".join(path)] = value
+    return overrides
+
+
+def _check_override_targets(suite: Suite) -> None:
+    fields = {f.name for f in dataclasses.fields(TrainingConfig)}
+    for key in suite.overrides:
+        model, _, option = key.rpartition(".")
+        if model and model not in suite.models:
+            raise InputError(f"--set {key}: {model!r} is not among the models{did_you_mean(model, suite.models)}")
+        known = fields.union({"graph"}, *(aggregator_options(name) for name in suite.models))
+        if not model and option not in known:
+            raise InputError(f"--set {key}: no aggregator has an option {option!r}{did_you_mean(option, known)}")

@@ -1,0 +1,82 @@
+"""Data cards: what a dataset is, where it comes from, what it must hold, and the traps in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mil_zoo.config import from_mapping, read_shipped, read_shipped_text, shipped_names
+from mil_zoo.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """One dataset, as ``data_cards/<name>.yaml`` states it.
+
+    Attributes:
+        name: registry key.
+        title: one line for tables and figures.
+        kind: "simulated" slides, "real" tissue, or a "table" of bags from elsewhere.
+        layout: how it lies on disk; "simulated" for slides that are made on the fly.
+        classes: class names by label.
+        path: file or folder below the data root.
+        bags: number of bags it must hold; None where not stated.
+        bags_per_class: number of bags of each class; None where not stated.
+        graph: default graph spec where the grid graph of an aggregator does not fit; None for the aggregator's own.
+        standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
+        positive_instance_class: in tables with instance classes, the one that makes a bag positive.
+        instance_labels: what makes an instance positive, in words; None without instance labels.
+        source: who made it and where it is published.
+        licence: its terms.
+        citation: how to cite it.
+        warnings: sentences that every table of results carries.
+    """
+
+    name: str
+    title: str
+    kind: Literal["simulated", "real", "table"]
+    layout: Literal["simulated", "table"]
+    classes: list[str]
+    path: str | None = None
+    bags: int | None = None
+    bags_per_class: list[int] | None = None
+    graph: str | None = None
+    standardise: bool = False
+    positive_instance_class: int | None = None
+    instance_labels: str | None = None
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The card's text (Markdown)."""
+        return read_shipped_text("data_cards", f"{self.name}.md")
+
+    def locate(self, root: Path | None) -> Path:
+        """The dataset's file or folder below ``root``.
+
+        Raises:
+            InputError: no root was given, or the path is not there.
+        """
+        if root is None:
+            raise InputError(
+                f"dataset {self.name!r} needs its files: pass --root DIR (or set MIL_ZOO_REAL_DATA) with DIR/{self.path} in it"
+            )
+        path = root / (self.path or "")
+        if not path.exists():
+            raise InputError(f"dataset {self.name!r}: {path} does not exist; --root must be the folder that holds {self.path}")
+        return path
+
+
+def list_cards() -> list[str]:
+    """Names of the shipped data cards."""
+    return shipped_names("data_cards")
+
+
+def read_card(name: str) -> DataCard:
+    """The shipped data card called ``name``; an ``InputError`` offers the near names where there is none."""
+    mapping = read_shipped("data_cards", name)
+    return from_mapping(DataCard, {"name": name, **mapping}, f"data_cards/{name}.yaml")

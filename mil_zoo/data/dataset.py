@@ -1,0 +1,124 @@
+"""A dataset opened by name or path: its card, its bags, and what splitting needs to know about them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.card import DataCard, read_card
+from mil_zoo.data.demo import load_demo
+from mil_zoo.data.readers.table import read_table
+from mil_zoo.errors import InputError
+
+ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The labelled bags of one dataset.
+
+    Attributes:
+        card: what it is.
+        bags: one a slide, in the dataset's order.
+    """
+
+    card: DataCard
+    bags: Sequence[Bag]
+
+    @property
+    def in_dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.bags[0].features.shape[1])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.card.classes)
+
+    def pick(self, slide_ids: Iterable[str]) -> list[Bag]:
+        """The bags called ``slide_ids``, in that order."""
+        by_id = {bag.slide_id: bag for bag in self.bags}
+        return [by_id[slide_id] for slide_id in slide_ids]
+
+
+def open_dataset(name: str, root: Path | None = None) -> Dataset:
+    """Opens a dataset by its card's name, or a bag table by its path (``something.npz``).
+
+    Args:
+        name: see ``mil-zoo datasets``, or a path.
+        root: folder that holds the card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
+
+    Raises:
+        InputError: unknown name, missing or damaged files, or counts that differ from the card's.
+    """
+    if name.endswith(".npz"):
+        bags = read_table(Path(name))
+        num_classes = max(2, 1 + max(bag.label or 0 for bag in bags))
+        card = DataCard(
+            name=Path(name).stem,
+            title=Path(name).name,
+            kind="table",
+            layout="table",
+            classes=[f"class {label}" for label in range(num_classes)],
+            standardise=True,
+            graph="feature_knn:8" if bags[0].coords is None else "knn:8",
+            instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
+        )
+        return _checked(Dataset(card, bags))
+    card = read_card(name)
+    if card.layout == "simulated":
+        return _checked(Dataset(card, load_demo()))
+    if root is None and os.environ.get(ROOT_VARIABLE):
+        root = Path(os.environ[ROOT_VARIABLE])
+    return _checked(Dataset(card, read_table(card.locate(root), card.positive_instance_class)))
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    card, name = dataset.card, dataset.card.name
+    repeated = [slide_id for slide_id, n in Counter(bag.slide_id for bag in dataset.bags).items() if n > 1]
+    if repeated:
+        raise InputError(f"dataset {name!r}: slide {repeated[0]!r} occurs more than once; keep one of them")
+    for bag in dataset.bags:
+        if bag.label is None or not 0 <= bag.label < dataset.num_classes:
+            raise InputError(
+                f"dataset {name!r}: slide {bag.slide_id!r} has label {bag.label}, the classes are "
+                f"0 to {dataset.num_classes - 1} ({', '.join(card.classes)})"
+            )
+    per_class = [sum(bag.label == label for bag in dataset.bags) for label in range(dataset.num_classes)]
+    if card.bags not in (None, len(dataset.bags)) or card.bags_per_class not in (None, per_class):
+        raise InputError(
+            f"dataset {name!r} holds {len(dataset.bags)} bags ({per_class} by class), its card states {card.bags} "
+            f"({card.bags_per_class}); the files are incomplete or of another version"
+        )
+    return dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Standardiser:
+    """Scales features to mean 0 and standard deviation 1, both taken from training instances only.
+
+    Attributes:
+        mean: ``[D]``.
+        scale: ``[D]``; 1 where a feature is constant.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, bags: Sequence[Bag]) -> Standardiser:
+        """Mean and standard deviation over all instances of ``bags``."""
+        features = torch.cat([bag.features for bag in bags]).double()
+        scale = features.std(0, correction=0)
+        return cls(features.mean(0), torch.where(scale > 1e-8 * features.abs().amax(0), scale, 1.0))
+
+    def __call__(self, bag: Bag) -> Bag:
+        """The bag with scaled features."""
+        return bag.with_features(((bag.features - self.mean) / self.scale).float())

@@ -1,0 +1,100 @@
+"""What is recorded of attention while an aggregator trains, and how it is written."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import h5py
+import numpy as np
+from torch import Tensor
+
+from mil_zoo.aggregators.base import AggregatorOutput
+from mil_zoo.data.bag import Bag
+from mil_zoo.diagnostics.attention import attention_curve, attention_skew
+
+
+class AttentionRecorder:
+    """Collects attention numbers of training slides every epoch and of test slides at the end.
+
+    The training numbers are the few that figure 3 needs; test slides get all of them and their attention itself.
+    Aggregators without attention leave the recorder empty.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, str, str, str, float]] = []
+        self._maps: list[tuple[Bag, dict[str, Any], dict[str, Any]]] = []
+
+    def record_training(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
+        """Adds the curve numbers of a training slide at the end of ``epoch`` (from 1)."""
+        attention = _attention(output, probabilities)
+        if attention is not None:
+            self._add(epoch, bag, "train", attention_curve(attention, _labels_of_positive(bag)))
+
+    def record_test(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
+        """Adds every number and the attention of a test slide; ``epoch`` is the chosen checkpoint's."""
+        attention = _attention(output, probabilities)
+        if attention is None:
+            return
+        heads = None if output.head_attention is None else output.head_attention.numpy()
+        scores = None
+        if output.instance_logits is not None:
+            scores = output.instance_logits[:, -1 if output.instance_logits.shape[1] <= 2 else _predicted(probabilities)]
+            scores = scores.float().numpy()
+        self._add(epoch, bag, "test", attention_skew(attention, heads, _labels_of_positive(bag), scores))
+        arrays = {
+            "attention": attention.astype(np.float32),
+            "head_attention": None if heads is None else heads.astype(np.float32),
+            "coords": None if bag.coords is None else bag.coords.numpy().astype(np.float32),
+            "instance_labels": None if bag.instance_labels is None else bag.instance_labels.numpy().astype(np.int8),
+        }
+        attributes = {
+            "slide_id": bag.slide_id,
+            "label": -1 if bag.label is None else bag.label,
+            "predicted": _predicted(probabilities),
+            "patch_size": np.nan if bag.patch_size is None else float(bag.patch_size),
+        }
+        self._maps.append((bag, arrays, attributes))
+
+    def write(self, folder: Path) -> None:
+        """Writes ``skew.csv`` (one row a number) and ``attention.h5`` (one group a test slide) into ``folder``.
+
+        Writes nothing for an aggregator without attention.
+        """
+        if not self._rows:
+            return
+        with open(folder / "skew.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["epoch", "slide_id", "split", "name", "value"])
+            writer.writerows((*row[:4], f"{row[4]:.6g}") for row in self._rows)
+        with h5py.File(folder / "attention.h5", "w") as file:
+            for bag, arrays, attributes in self._maps:
+                group = file.create_group(quote(bag.slide_id, safe=""))
+                group.attrs.update(attributes)
+                for name, values in arrays.items():
+                    if values is not None:
+                        group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+
+    def _add(self, epoch: int, bag: Bag, split: str, numbers: dict[str, float]) -> None:
+        self._rows += [(epoch, bag.slide_id, split, name, value) for name, value in numbers.items()]
+
+
+def _attention(output: AggregatorOutput, probabilities: Tensor) -> Any:
+    """Attention ``[N]`` in float64; of the predicted class where there is one for each class."""
+    if output.attention is None:
+        return None
+    attention = output.attention
+    if attention.ndim == 2:
+        attention = attention[:, min(_predicted(probabilities), attention.shape[1] - 1)]
+    return attention.double().numpy()
+
+
+def _predicted(probabilities: Tensor) -> int:
+    return int(probabilities.argmax())
+
+
+def _labels_of_positive(bag: Bag) -> Any:
+    """Instance labels of a positive slide; negative slides hold only negative instances and are left out."""
+    return None if not bag.label or bag.instance_labels is None else bag.instance_labels.numpy()

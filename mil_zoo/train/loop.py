@@ -1,0 +1,211 @@
+"""Training and prediction of one aggregator."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.train.config import TrainingConfig
+from mil_zoo.train.metrics import score
+
+
+class Diverged(RuntimeError):
+    """Training produced a loss or a prediction that is not a number."""
+
+
+def predict(
+    aggregator: Aggregator, bags: Sequence[Bag], graph: str | None = None, device: str = "cpu"
+) -> Iterator[tuple[Bag, AggregatorOutput, Tensor]]:
+    """Scores bags one at a time, whole, in eval mode and without gradients. The aggregator's mode is restored.
+
+    Args:
+        aggregator: on ``device``.
+        bags: labelled or not.
+        graph: graph spec, or None.
+        device: where the computation runs.
+
+    Yields:
+        each bag, its output (tensors on the CPU), and its class probabilities ``[C]``.
+    """
+    was_training = aggregator.training
+    aggregator.eval()
+    try:
+        for bag in bags:
+            with torch.inference_mode():
+                output = aggregator(BagBatch.from_bags([bag], graph=graph).to(device))
+                probabilities = aggregator.probabilities(output.logits)[0].cpu()
+                output = AggregatorOutput(
+                    **{name: None if value is None else value.cpu() for name, value in vars(output).items()}
+                )
+            yield bag, output, probabilities
+    finally:
+        aggregator.train(was_training)
+
+
+def fit(
+    aggregator: Aggregator,
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    config: TrainingConfig,
+    *,
+    graph: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    after_epoch: Callable[[int, Bag, AggregatorOutput, Tensor], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Trains an aggregator and leaves in it the weights of the epoch that the validation slides choose.
+
+    Args:
+        aggregator: freshly created; moved to ``device``.
+        train: labelled bags to fit.
+        val: labelled bags to choose the checkpoint on.
+        config: optimiser, schedule, budget and selection rule.
+        graph: graph spec, or None.
+        seed: of the order of slides, dropout, masks and instance subsampling. Same seed, same weights on a CPU.
+        device: where the computation runs.
+        after_epoch: called at the end of each epoch (numbered from 1) with every training bag and its eval-mode output
+            and probabilities.
+        on_epoch: called with each row of the result as it comes.
+
+    Returns:
+        one row an epoch: "epoch", "loss" and each "loss_<term>" (means over training slides), "learning_rate",
+        "train_accuracy", "val_<metric>" and "val_loss" (cross-entropy), "seconds", and "selected" (1 for the chosen
+        epoch).
+
+    Raises:
+        Diverged: a loss or a prediction is not finite.
+    """
+    torch.manual_seed(seed)
+    order = np.random.default_rng(seed)
+    aggregator.to(device)
+    if config.class_weights == "balanced":
+        aggregator.class_weights = _balanced_weights(train, max(2, aggregator.num_classes)).to(device)
+    optimizer = _optimizer(aggregator, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: _decay(epoch, config))
+    rows: list[dict[str, Any]] = []
+    best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
+    for epoch in range(1, config.epochs + 1):
+        start = time.perf_counter()
+        row: dict[str, Any] = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+        row |= _train_epoch(aggregator, train, config, graph, device, optimizer, order, epoch)
+        schedule.step()
+        row["seconds"] = time.perf_counter() - start
+        row["train_accuracy"] = _evaluate(aggregator, train, graph, device, epoch, after_epoch)["accuracy"]
+        row |= {f"val_{name}": value for name, value in _evaluate(aggregator, val, graph, device, epoch).items()}
+        rows.append(row)
+        if on_epoch is not None:
+            on_epoch(row)
+        if epoch > config.select_after * config.epochs:
+            rank = (_rank(row, config.select), _rank(row, config.tie))
+            if best is None or rank > best[0]:
+                best = rank, {name: value.detach().clone() for name, value in aggregator.state_dict().items()}
+                chosen = epoch
+    assert best is not None
+    aggregator.load_state_dict(best[1])
+    for row in rows:
+        row["selected"] = int(row["epoch"] == chosen)
+    return rows
+
+
+def _train_epoch(
+    aggregator: Aggregator,
+    train: Sequence[Bag],
+    config: TrainingConfig,
+    graph: str | None,
+    device: str,
+    optimizer: torch.optim.Optimizer,
+    order: np.random.Generator,
+    epoch: int,
+) -> dict[str, float]:
+    aggregator.train()
+    totals: dict[str, float] = defaultdict(float)
+    shuffled = order.permutation(len(train))
+    for start in range(0, len(train), config.bags_per_step):
+        bags = [train[i] for i in shuffled[start : start + config.bags_per_step]]
+        if config.max_instances is not None:
+            bags = [_subsample(bag, config.max_instances, order) for bag in bags]
+        losses = aggregator.losses(BagBatch.from_bags(bags, graph=graph).to(device))
+        if not torch.isfinite(losses["loss"]):
+            raise Diverged(
+                f"the loss became {losses['loss'].item()} in epoch {epoch} at slide {bags[0].slide_id!r}; "
+                "lower training.learning_rate"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        optimizer.step()
+        for name, value in losses.items():
+            totals[name if name == "loss" else f"loss_{name}"] += value.item() * len(bags)
+    return {name: total / len(train) for name, total in totals.items()}
+
+
+def _evaluate(
+    aggregator: Aggregator,
+    bags: Sequence[Bag],
+    graph: str | None,
+    device: str,
+    epoch: int,
+    after_epoch: Callable[[int, Bag, AggregatorOutput, Tensor], None] | None = None,
+) -> dict[str, float]:
+    probabilities = []
+    for bag, output, probability in predict(aggregator, bags, graph, device):
+        if not probability.isfinite().all():
+            raise Diverged(
+                f"the prediction of slide {bag.slide_id!r} is not a number in epoch {epoch}; lower training.learning_rate"
+            )
+        probabilities.append(probability.double().numpy())
+        if after_epoch is not None:
+            after_epoch(epoch, bag, output, probability)
+    labels, stacked = np.array([bag.label for bag in bags]), np.stack(probabilities)
+    true_class = stacked[np.arange(len(labels)), labels]
+    return score(labels, stacked) | {"loss": float(-np.log(true_class.clip(min=1e-12)).mean())}
+
+
+def _rank(row: dict[str, Any], criterion: str) -> float:
+    value = row[f"val_{criterion}"]
+    if criterion == "loss":
+        value = -value
+    return float("-inf") if np.isnan(value) else float(value)
+
+
+def _optimizer(aggregator: Aggregator, config: TrainingConfig) -> torch.optim.Optimizer:
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(aggregator.parameters(), momentum=0.9, **options)
+    cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return cls(aggregator.parameters(), fused=True, **options)
+
+
+def _decay(epoch: int, config: TrainingConfig) -> float:
+    return 1.0 if config.schedule == "constant" else 0.5 * (1 + np.cos(np.pi * epoch / config.epochs))
+
+
+def _balanced_weights(train: Sequence[Bag], num_classes: int) -> Tensor:
+    counts = torch.bincount(torch.tensor([bag.label for bag in train]), minlength=num_classes)
+    return len(train) / (counts.clamp(min=1) * (counts > 0).sum())
+
+
+def _subsample(bag: Bag, max_instances: int, order: np.random.Generator) -> Bag:
+    if len(bag) <= max_instances:
+        return bag
+    rows = torch.from_numpy(np.sort(order.choice(len(bag), max_instances, replace=False)))
+
+    def take(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return replace(
+        bag,
+        features=bag.features[rows],
+        coords=take(bag.coords),
+        instance_labels=take(bag.instance_labels),
+        _graphs={},
+    )
