@@ -1,7 +1,8 @@
-"""Typed configuration: dataclasses from YAML and ``key=value`` overrides, with errors that name the nearest valid key."""
+"""Typed configuration: dataclasses from YAML and ``key=value`` overrides, with errors that name the nearest key."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -46,7 +47,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def shipped_names(folder: str) -> list[str]:
-    """Names (without ``.yaml``) of the files this package ships in ``folder``: "suites", "aggregators", "data_cards"."""
+    """Names (without ``.yaml``) of the files shipped in ``folder``: "suites", "aggregators", "data_cards"."""
     return sorted(entry.name[:-5] for entry in _folder(folder).iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -61,7 +62,7 @@ def read_shipped(folder: str, name: str) -> dict[str, Any]:
 
 def read_shipped_text(folder: str, name: str) -> str:
     """The text of a shipped file, for instance ``("data_cards", "demo.md")``."""
-    return (_folder(folder) / name).read_text(encoding="utf-8")
+    return str((_folder(folder) / name).read_text(encoding="utf-8"))
 
 
 def _folder(folder: str) -> Any:
@@ -148,8 +149,6 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     except yaml.YAMLError:
         raise InputError(f"--set {text!r}: {value!r} is not a YAML value") from None
     if isinstance(parsed, str):
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key.strip().split("."), parsed

@@ -45,7 +45,9 @@ class Registry(Generic[T]):
         def decorate(obj: Registered) -> Registered:
             previous = self._entries.get(name)
             if previous is not None and previous is not obj:
-                raise InputError(f"{self.kind} {name!r} is already registered by {_origin(previous)}; choose another name")
+                raise InputError(
+                    f"{self.kind} {name!r} is already registered by {_origin(previous)}; choose another name"
+                )
             self._entries[name] = obj  # type: ignore[assignment]
             return obj
 

@@ -12,7 +12,7 @@ from mil_zoo.kernels import segment_attention_pool
 
 @register_aggregator("abmil")
 class ABMIL(Aggregator):
-    """Attention pooling of instances: ``z = sum_k a_k h_k``, ``a = softmax_k(w^T tanh(V h_k))``, then a linear classifier.
+    """Attention pooling ``z = sum_k a_k h_k``, ``a = softmax_k(w^T tanh(V h_k))``, then a linear classifier.
 
     Source: Ilse, Tomczak, Welling, ICML 2018, equations 7 to 9; github AMLab-Amsterdam/AttentionDeepMIL.
 

@@ -103,7 +103,7 @@ class Aggregator(nn.Module):
         return logits.softmax(dim=1)
 
     def bag_loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
-        """Cross-entropy of ``logits`` ``[B, C]`` and ``labels`` ``[B]``, weighted by ``class_weights``, mean over bags."""
+        """Cross-entropy of ``logits`` ``[B, C]`` and ``labels`` ``[B]``, mean over bags, with ``class_weights``."""
         if labels is None:
             raise InputError("training needs a label for every bag of the batch")
         if self.num_classes == 1:

@@ -46,7 +46,7 @@ class GatedAttention(nn.Module):
 
 
 def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
-    """An instance-wise Linear + ReLU from ``in_dim`` to ``embed_dim`` and its width; the identity where that is None."""
+    """An instance-wise Linear + ReLU of width ``embed_dim``, and that width; the identity where it is None."""
     if embed_dim is None:
         return nn.Identity(), in_dim
     return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU()), embed_dim

@@ -76,14 +76,16 @@ class GATLayer(nn.Module):
             mixed = graph_attention(
                 h[:, None], scores[:, :1].contiguous(), scores[:, 1:].contiguous(), graph, dropout_p=self._attn_drop
             )[:, 0]
-            mixed, h = (mixed, h) if rows is None else (mixed[rows], h[rows])
+            mixed, h = (mixed, h) if rows is None else (mixed.index_select(0, rows), h.index_select(0, rows))
             return self._finish(self.fc(mixed), h)
         z, left, right = self._project(h)
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop).flatten(1)
-        out, h = (out, h) if rows is None else (out[rows], h[rows])
+        out, h = (out, h) if rows is None else (out.index_select(0, rows), h.index_select(0, rows))
         return self._finish(out, h)
 
-    def with_global(self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
+    def with_global(
+        self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, bag: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
 
         Args:
@@ -101,7 +103,7 @@ class GATLayer(nn.Module):
         z_global, left_global, right_global = self._project(h_global)
         key = GlobalKey(z_global, left_global, bag)
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop, global_key=key)
-        scores = F.leaky_relu(left + right_global[bag], 0.2)
+        scores = F.leaky_relu(left + right_global.index_select(0, bag), 0.2)
         pooled, _ = segment_attention_pool(scores, z, offsets, dropout_p=self._attn_drop)
         return self._finish(out.flatten(1), h), self._finish(pooled.flatten(1), h_global)
 
@@ -113,7 +115,7 @@ class GATLayer(nn.Module):
         """
         h, h_global = self.feat_drop(h), self.feat_drop(h_global)
         right_global = h_global @ self._folded(self.attn_r)  # [B, H]
-        scores = F.leaky_relu(h @ self._folded(self.attn_l) + right_global[bag], 0.2)
+        scores = F.leaky_relu(h @ self._folded(self.attn_l) + right_global.index_select(0, bag), 0.2)
         pooled, attention = segment_attention_pool(scores, h, offsets, dropout_p=self._attn_drop)  # [B, H, in_dim]
         out = torch.einsum("bhi,hfi->bhf", pooled, self._weight)
         return self._finish(out.flatten(1), h_global), attention
@@ -166,8 +168,8 @@ class SRMIL(Aggregator):
         CE_full     = cross-entropy of the classifier on the global node of encoder(X)
         loss        = (2 - w_gen) * ((2 - w_ce) * CE_masked + w_ce * CE_full) + w_gen * L_rec
 
-    The reconstruction runs on the patch graph without the global node, prediction on the unmasked bag with it. Attention
-    is the weight of every patch in the last encoder layer's global node, averaged over heads.
+    The reconstruction runs on the patch graph without the global node, prediction on the unmasked bag with it.
+    Attention is the weight of every patch in the last encoder layer's global node, averaged over heads.
 
     Source: Wu et al., WACV 2026, arXiv 2602.19487; github wwyi1828/SRMIL.
 
@@ -268,7 +270,7 @@ class SRMIL(Aggregator):
         features, graph = self._needs_graph(batch).features, batch.graph.csr
         rows = self._draw_mask(batch) if mask is None else mask.to(features.device)
         reformed = self.reformer(features)
-        # The reformer is linear on rows: all masked rows are its image of the token, the others are shared by the paths.
+        # The reformer works row by row: all masked rows are its image of the token, the others serve every path.
         masked = reformed.index_copy(0, rows, self.reformer(self.enc_mask_token).expand(len(rows), -1))
 
         reconstruction = self._reconstruction_loss(masked, features, rows, graph, batch)
@@ -285,7 +287,7 @@ class SRMIL(Aggregator):
         return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
 
     def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
-        """The last encoder layer on the graph with the global node: patches ``[ΣN, hidden]``, global nodes ``[B, hidden]``."""
+        """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
         reformed = self.reformer(self._needs_graph(batch).features)
         first, second = self.encoder.gat_layers
         graph, bag = batch.graph.csr, batch.bag_index
@@ -293,7 +295,7 @@ class SRMIL(Aggregator):
         return second.with_global(h, h_global, graph, batch.offsets, bag)
 
     def reconstruct(self, masked: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """Reconstructed features ``[len(rows), D]`` of the masked ``rows``, from reformed and masked rows ``[N, D]``."""
+        """Features ``[len(rows), D]`` reconstructed at the masked ``rows`` from reformed and masked rows ``[N, D]``."""
         code = self.encoder_to_decoder(self.encoder(masked, graph))
         code = code.index_copy(0, rows, self.dec_mask_token.expand(len(rows), -1))  # fixed re-mask
         return self.decoder(code, graph, rows)
@@ -312,7 +314,9 @@ class SRMIL(Aggregator):
         attention = head_attention.mean(1)
         return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=head_attention)
 
-    def _reconstruction_loss(self, masked: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
+    def _reconstruction_loss(
+        self, masked: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch
+    ) -> Tensor:
         if len(rows) == 0:
             return features.new_zeros(())
         error = 1 - F.cosine_similarity(self.reconstruct(masked, rows, graph), features[rows], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -145,7 +146,12 @@ def _train_and_predict(
             if part == "test":
                 recorder.record_test(selected, bag, output, probabilities)
             columns = {f"prob_{label}": f"{p:.8g}" for label, p in enumerate(probabilities.tolist())}
-            known = {"slide_id": bag.slide_id, "patient_id": bag.patient_id or "", "split": part, "label": bag.label}
+            known: dict[str, Any] = {
+                "slide_id": bag.slide_id,
+                "patient_id": bag.patient_id or "",
+                "split": part,
+                "label": bag.label,
+            }
             rows.append(known | columns)
     return aggregator, epochs, recorder, pd.DataFrame(rows)
 
@@ -161,10 +167,8 @@ def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-        except OSError:
-            pass
 
 
 def _peak_memory_mib() -> float:

@@ -54,19 +54,23 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")
+            lock = (self.path / ".lock").open("w")
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"{self.path}: another mil-zoo is writing this run; wait for it or choose another --out") from None
+                raise InputError(
+                    f"{self.path}: another mil-zoo is writing this run; wait for it or choose another --out"
+                ) from None
             settings = json.loads(json.dumps(settings))
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
             else:
-                _write_atomically(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+                _write_atomically(
+                    self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+                )
             self._drop_torn_row()
             yield
 
@@ -136,9 +140,12 @@ class RunDirectory:
     def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
         path = self.path / "trials" / trial / name
         try:
-            return pd.read_csv(path, **options)
+            table: pd.DataFrame = pd.read_csv(path, **options)
+            return table
         except FileNotFoundError:
-            raise InputError(f"{path} is missing although the trial finished; delete its row in trials.jsonl and run again") from None
+            raise InputError(
+                f"{path} is missing although the trial finished; delete its row in trials.jsonl and run again"
+            ) from None
 
     def _drop_torn_row(self) -> None:
         """Removes what a kill left of a row that was being appended (it has no newline yet)."""
@@ -164,7 +171,8 @@ def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
     differences = _differences(old, new)
     if differences:
         raise InputError(
-            f"{path} holds a run of other settings ({'; '.join(differences[:5])}); choose another --out or repeat its settings"
+            f"{path} holds a run of other settings ({'; '.join(differences[:5])}); "
+            "choose another --out or repeat its settings"
         )
 
 

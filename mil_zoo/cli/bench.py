@@ -25,12 +25,16 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--suite", help="Settings to start from, see configs/suites.  [default: the dataset's own, else demo]")
 @click.option("--models", callback=comma_list(), help="Aggregators to compare, comma-separated (see mil-zoo models).")
 @click.option("--dataset", metavar="CARD|TABLE.npz", help="A data card (see mil-zoo datasets) or a bag table.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
+)
 @click.option("--folds", type=int, help="Parts of the cross-validation.")
 @click.option("--repeats", type=int, help="Repetitions of it.")
 @click.option("--seeds", callback=comma_list(int), help="Seeds of each fold, comma-separated.")
 @click.option("--epochs", type=int, help="Budget for all aggregators.  [default: the suite's or each one's own]")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="srmil.mask_rate=0.5, or learning_rate=1e-4 for all.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="srmil.mask_rate=0.5, or learning_rate=1e-4 for all."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
 def bench(
@@ -89,7 +93,14 @@ def bench(
 
 
 def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from mil_zoo.bench.runner import run_plan
 
@@ -105,7 +116,9 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
     with Progress(*columns, console=console) as progress:
         # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
         bars = {
-            model.name: progress.add_task(model.name, total=sum(e for t, e in epochs.items() if t.startswith(f"{model.name}-r")))
+            model.name: progress.add_task(
+                model.name, total=sum(e for t, e in epochs.items() if t.startswith(f"{model.name}-r"))
+            )
             for model in plan.models
         }
 

@@ -40,7 +40,9 @@ def datasets() -> None:
     table = Table("name", "title", "kind", "bags", "classes", "files below --root", title="Datasets")
     for name in list_cards():
         card = read_card(name)
-        table.add_row(name, card.title, card.kind, str(card.bags or ""), ", ".join(card.classes), card.path or "none needed")
+        table.add_row(
+            name, card.title, card.kind, str(card.bags or ""), ", ".join(card.classes), card.path or "none needed"
+        )
     Console().print(table)
 
 

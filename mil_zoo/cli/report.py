@@ -30,4 +30,6 @@ def show(path: Path, console: Any) -> None:
         figures = draw_figures(run) + draw_attention_maps(run)
     console.print(rich_table(run))
     console.print(f"Tables:  {', '.join(str(table) for table in tables)}", highlight=False, soft_wrap=True)
-    console.print(f"Figures: {path / 'figures'} ({', '.join(figure.name for figure in figures)})", highlight=False, soft_wrap=True)
+    console.print(
+        f"Figures: {path / 'figures'} ({', '.join(figure.name for figure in figures)})", highlight=False, soft_wrap=True
+    )

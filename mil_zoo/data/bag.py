@@ -141,7 +141,7 @@ class BagBatch:
             features=_cat([bag.features for bag in bags]),
             offsets=sizes.cumsum(0),
             labels=_column([bag.label for bag in bags], torch.int64, device),
-            coords=_cat([bag.coords for bag in bags]),  # type: ignore[arg-type]
+            coords=_cat([bag.coords for bag in bags]),
             patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
             graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
             slide_ids=tuple(bag.slide_id for bag in bags),

@@ -63,11 +63,14 @@ class DataCard:
         """
         if root is None:
             raise InputError(
-                f"dataset {self.name!r} needs its files: pass --root DIR (or set MIL_ZOO_REAL_DATA) with DIR/{self.path} in it"
+                f"dataset {self.name!r} needs its files: pass --root DIR (or set MIL_ZOO_REAL_DATA) "
+                f"with DIR/{self.path} in it"
             )
         path = root / (self.path or "")
         if not path.exists():
-            raise InputError(f"dataset {self.name!r}: {path} does not exist; --root must be the folder that holds {self.path}")
+            raise InputError(
+                f"dataset {self.name!r}: {path} does not exist; --root must be the folder that holds {self.path}"
+            )
         return path
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, read_card
-from mil_zoo.data.demo import load_demo
+from mil_zoo.data.demo_cache import load_demo
 from mil_zoo.data.readers.table import read_table
 from mil_zoo.errors import InputError
 

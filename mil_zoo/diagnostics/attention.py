@@ -1,8 +1,8 @@
 """Attention skew and alignment of one slide, as named numbers.
 
 Throughout, ``a`` is the attention of the N instances of a bag (it sums to 1) and ``a_(1) >= a_(2) >= ...`` are its
-values in decreasing order. A uniform bag has ``max_attention`` 1/N, so bags of different size compare by ``n_x_max`` and
-``effective_fraction``, and aggregators with different numbers of heads by ``head_max_*``.
+values in decreasing order. A uniform bag has ``max_attention`` 1/N, so bags of different size compare by ``n_x_max``
+and ``effective_fraction``, and aggregators with different numbers of heads by ``head_max_*``.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ class AttentionRecorder:
         heads = None if output.head_attention is None else output.head_attention.numpy()
         scores = None
         if output.instance_logits is not None:
-            scores = output.instance_logits[:, -1 if output.instance_logits.shape[1] <= 2 else _predicted(probabilities)]
+            scores = output.instance_logits[
+                :, -1 if output.instance_logits.shape[1] <= 2 else _predicted(probabilities)
+            ]
             scores = scores.float().numpy()
         self._add(epoch, bag, "test", attention_skew(attention, heads, _labels_of_positive(bag), scores))
         arrays = {

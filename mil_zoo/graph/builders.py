@@ -18,7 +18,7 @@ from torch import Tensor
 from mil_zoo.errors import InputError
 from mil_zoo.graph.base import Pairs, register_graph
 
-TOLERANCE = 1e-6  # of a radius: coordinates stored as float32 must not lose an edge to rounding
+TOLERANCE = 1e-6  # of a radius: room for the rounding of coordinates that are small multiples of it
 CHUNK = 2**23  # numbers looked at together: temporaries of 100 MB to 400 MB
 MAX_PAIRS = 2**30  # each gives two edges, and edges are counted in int32
 MAX_SPAN = 1e11  # radii across a bag: beyond, float64 rounding of its rows exceeds the margins below
@@ -37,7 +37,7 @@ def window(coords: Tensor, w: float = 2, *, patch_size: float | None) -> Pairs:
         patch_size: step of the patch grid, in the unit of ``coords``.
 
     Returns:
-        ``(src, dst)``, every pair once; ``build`` adds the reverse and the self-loops. O(N log N + E) time.
+        ``(src, dst)``, each pair one way; ``build`` adds the reverse and the self-loops. O(N log N + E) time.
 
     Raises:
         InputError: ``w`` or ``patch_size`` is not positive, or ``patch_size`` is missing.
@@ -49,7 +49,7 @@ def window(coords: Tensor, w: float = 2, *, patch_size: float | None) -> Pairs:
 def radius(coords: Tensor, R: float, *, patch_size: float | None) -> Pairs:
     """Patches within ``R`` patch steps: ``radius:1.5``.
 
-    An edge joins patches at Euclidean distance <= R * patch_size, up to 1e-6 of it for float32 coordinates.
+    An edge joins patches at Euclidean distance <= R * patch_size, give or take 1e-6 of it for float32 rounding.
 
     Args:
         coords: ``[N, 2]``, any real dtype.
@@ -57,7 +57,7 @@ def radius(coords: Tensor, R: float, *, patch_size: float | None) -> Pairs:
         patch_size: step of the patch grid, in the unit of ``coords``.
 
     Returns:
-        ``(src, dst)``, every pair once; ``build`` adds the reverse and the self-loops. O(N log N + E) time.
+        ``(src, dst)``, each pair one way; ``build`` adds the reverse and the self-loops. O(N log N + E) time.
 
     Raises:
         InputError: ``R`` or ``patch_size`` is not positive, or ``patch_size`` is missing.
@@ -160,7 +160,7 @@ def feature_knn(coords: Tensor | None, k: int, *, features: Tensor) -> Pairs:
         row, candidate = row + start, targets[column]
         row, candidate = row[row != candidate], candidate[row != candidate]
         distance = _squared_distances(exact, row, candidate)
-        order = np.lexsort((candidate, distance, row))
+        order = np.lexsort((distance, row))  # stable, and candidates ascend
         first = np.searchsorted(row, np.arange(start, stop))
         nearest = order[(first[:, None] + np.arange(k)).ravel()]
         src.append(candidate[nearest])
@@ -203,7 +203,7 @@ def delaunay(coords: Tensor) -> Pairs:
 
 
 def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
-    """Every pair of points at distance <= ``reach`` once, by hashing into rows of cells sorted along x.
+    """The pairs of points at distance <= ``reach``, one way, by hashing into rows of cells sorted along x.
 
     The rows are a third of ``reach`` high, so partners of a point lie in its own and the next three rows; in each of
     them they are a run of the points sorted by (row, x), whose ends a binary search finds. On a patch grid nearly all
@@ -220,10 +220,9 @@ def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
     order = np.lexsort((points[:, 0], row))
     row, level = row[order], level[order]
     x, y = points[order, 0], points[order, 1]
-    rows, first, rank = np.unique(row, return_index=True, return_inverse=True)
-    last = np.append(first[1:], len(x))
+    rows, rank = np.unique(row, return_inverse=True)
     # One ascending key for (row, x). Rounding keeps it ascending: a search can find too many points, never too few.
-    shifted, stride = x - x.min(), span[0] + reach
+    shifted, stride = x - x.min(), span[0] + 2 * reach
     key = rank * stride + shifted
     src, dst, num_candidates = [], [], 0
     for step in range(4):
@@ -235,8 +234,7 @@ def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
         half = np.sqrt(np.maximum(reach**2 - below**2, 0)) + 1e-3 * reach
         start = i + 1 if step == 0 else np.searchsorted(key, target * stride + (shifted[i] - half))
         stop = np.searchsorted(key, target * stride + (shifted[i] + half), side="right")
-        start, stop = np.maximum(start, first[target]), np.minimum(stop, last[target])
-        counts = np.maximum(stop - start, 0)
+        counts = stop - start
         num_candidates += counts.sum()
         if num_candidates > MAX_PAIRS:
             raise InputError(

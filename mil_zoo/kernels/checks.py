@@ -32,7 +32,8 @@ def check_graph(graph: CSR, num_src: int, num_dst: int, device: torch.device) ->
     """
     if (graph.num_src, graph.num_dst) != (num_src, num_dst):
         raise InputError(
-            f"the graph has {graph.num_src} sources and {graph.num_dst} destinations, the tensors {num_src} and {num_dst}"
+            f"the graph has {graph.num_src} sources and {graph.num_dst} destinations, the tensors {num_src} and "
+            f"{num_dst}"
         )
     if graph.indptr.device != device or graph.indices.device != device:
         raise InputError(f"the graph is on {graph.indptr.device}, the tensors on {device}; move it with graph.to(...)")
@@ -58,7 +59,9 @@ def check_offsets(offsets: Tensor, num_rows: int, device: torch.device) -> None:
         raise InputError(f"offsets must run from 0 to {num_rows}, not {int(offsets[0])} to {int(offsets[-1])}")
     sizes = offsets.diff()
     if bool((sizes <= 0).any()):
-        raise InputError(f"bag {int((sizes <= 0).nonzero()[0])} is empty or its offsets fall; every bag needs an instance")
+        raise InputError(
+            f"bag {int((sizes <= 0).nonzero()[0])} is empty or its offsets fall; every bag needs an instance"
+        )
 
 
 def check_dropout(dropout_p: float) -> None:

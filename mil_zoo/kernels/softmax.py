@@ -1,4 +1,8 @@
-"""Softmax over groups of rows, in plain PyTorch: the piece that the reference implementations share."""
+"""Softmax over groups of rows, in plain PyTorch: the piece that the reference implementations share.
+
+Here and in the references rows are gathered with ``index_select``: its backward adds in order, where that of
+``x[index]`` adds in parallel and gives other bits in every run.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,6 @@ def grouped_softmax(scores: Tensor, group: Tensor, num_groups: int) -> Tensor:
     index = group[:, None].expand_as(scores)
     top = scores.new_full((num_groups, scores.shape[1]), -torch.inf)
     top = top.scatter_reduce(0, index, scores.detach(), "amax").clamp(min=torch.finfo(scores.dtype).min)
-    weights = (scores - top[group]).exp()
+    weights = (scores - top[group]).exp()  # top carries no gradient
     total = weights.new_zeros(num_groups, scores.shape[1]).index_add(0, group, weights)
-    return weights / (total + (total == 0))[group]
+    return weights / (total + (total == 0)).index_select(0, group)

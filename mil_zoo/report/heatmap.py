@@ -97,9 +97,9 @@ def _typical_slides(files: dict[str, Path]) -> list[str]:
             return []
         for key in sorted(set.intersection(*map(set, opened))):
             group = opened[0][key]
-            if "coords" not in group:
-                continue
             label, size = int(group.attrs["label"]), len(group["attention"])
+            if "coords" not in group or label < 0:
+                continue
             share = float(group["instance_labels"][:].mean()) if "instance_labels" in group else 0.0
             right = sum(int(file[key].attrs["predicted"]) == label for file in opened)
             order = (share, size) if label else (size,)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mil_zoo.report.results import finished, is_simulated, skew_of_test_slides, trials_by_aggregator
+from mil_zoo.report.results import dataset_title, finished, skew_of_test_slides, trials_by_aggregator
 from mil_zoo.report.tables import METRICS, comparison_table
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def draw_figures(run: RunDirectory) -> list[Path]:
         The files written.
     """
     curves = {label: _read(run, finished(trials)) for label, trials in trials_by_aggregator(run).items()}
-    attended = {label: part for label, part in curves.items() if len(part.test) or len(part.attention)}
+    attended = {label: part for label, part in curves.items() if len(part.test)}
     trained = {label: part for label, part in curves.items() if len(part.epochs)}
     colours = palette(list(curves))
     missing = [label for label in trained if label not in attended]
@@ -106,8 +106,7 @@ def palette(labels: list[str]) -> dict[str, Any]:
 
 def title(run: RunDirectory, what: str) -> str:
     """``what`` and the dataset, marked where the slides are simulated."""
-    marked = " (simulated slides)" if is_simulated(run) else ""
-    return textwrap.fill(f"{what}: {run.config['dataset']['title']}{marked}", 100)
+    return textwrap.fill(f"{what}: {dataset_title(run)}", 100)
 
 
 def save(run: RunDirectory, name: str, figure: Figure) -> Path:
@@ -143,17 +142,11 @@ def _figure3(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, A
     maxima = figure.add_subplot(right)
     for label, part in curves.items():
         colour = colours[label]
-        if "train_accuracy" in part.epochs:
-            by_epoch = part.epochs.groupby("epoch")["train_accuracy"]
-            _band(accuracy, by_epoch, colour)
-        rows = part.attention
-        if not len(rows):
-            continue
-        shares = rows[rows["name"] == "high_count"]
+        _band(accuracy, part.epochs.groupby("epoch")["train_accuracy"], colour)
+        shares = part.attention[part.attention["name"] == "high_count"]
         _band(high, (shares["sum"] / shares["count"]).groupby(shares["epoch"]), colour)
-        _positives(positives, counted, rows, colour)
-        if len(part.test):
-            sns.ecdfplot(x=part.test["max_attention"], ax=maxima, color=colour, linewidth=1.4)
+        _positives(positives, counted, part.attention, colour)
+        sns.ecdfplot(x=part.test["max_attention"], ax=maxima, color=colour, linewidth=1.4)
     _dress_figure3(accuracy, high, positives, counted, maxima)
     what = "Attention skew" + (f" of {next(iter(curves))}" if len(curves) == 1 else "")
     figure.suptitle(title(run, what))
@@ -164,18 +157,20 @@ def _figure3(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, A
 
 def _positives(positives: Axes, counted: Axes, rows: pd.DataFrame, colour: Any) -> None:
     """Panel (c) of one aggregator: means over the positive slides of all trials, and how many slides the third has."""
-    sums = rows.groupby(["name", "epoch"])[["sum", "count"]].sum()
-    if "top1_positive" not in sums.index:
+    table = rows.pivot_table(index="epoch", columns="name", values=["sum", "count"], aggfunc="sum")
+    sums, counts = table["sum"], table["count"]
+    if "top1_positive" not in counts:
         return
+    if "high_positive" not in counts:
+        counts = counts.assign(high_positive=0)
     for name, (_, style) in POSITIVES.items():
-        if name in sums.index:
-            means = sums.loc[name, "sum"] / sums.loc[name, "count"]
-            _line(positives, means.index, means, color=colour, linestyle=style)
-    slides = sums.loc["top1_positive", "count"]
-    held = (
-        sums.loc["high_positive", "count"].reindex(slides.index, fill_value=0) if "high_positive" in sums.index else 0
-    )
-    _line(counted, slides.index, held / slides, color=colour, linewidth=0.9)
+        if name in sums:
+            # The third may exist at scattered epochs only, where a line alone would not be seen.
+            dotted = name == "high_positive" or len(table) == 1
+            positives.plot(
+                sums[name] / counts[name], color=colour, linestyle=style, marker="." if dotted else None, markersize=4
+            )
+    _line(counted, counts["high_positive"].fillna(0) / counts["top1_positive"], color=colour, linewidth=0.9)
 
 
 def _dress_figure3(accuracy: Axes, high: Axes, positives: Axes, counted: Axes, maxima: Axes) -> None:
@@ -209,16 +204,15 @@ def _dress_figure3(accuracy: Axes, high: Axes, positives: Axes, counted: Axes, m
 def _skew(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, Any], note: str) -> Figure:
     panels = {"max_attention": "maximum attention", "head_max": "maximum of each head", "n_x_max": "N x maximum"}
     figure = Figure(figsize=(WIDTH, 1.4 + 0.42 * len(curves)), layout="constrained")
-    heads = {label: int(part.test["heads"].max()) if "heads" in part.test else 1 for label, part in curves.items()}
+    heads = {label: int(part.test["heads"].max()) for label, part in curves.items()}
     names = [f"{label}\n({heads[label]} head{'s' * (heads[label] != 1)})" for label in curves]
     row_of_axes = figure.subplots(1, 3, sharey=True)
     for axes, (name, xlabel) in zip(row_of_axes, panels.items(), strict=True):
         for row, (label, part) in enumerate(curves.items()):
             columns = [name]
             if name == "head_max":
-                columns = [column for column in part.test if column.startswith("head_max_")] or ["max_attention"]
-            values = part.test[columns].to_numpy().ravel() if len(part.test) else np.array([])
-            _strip(axes, row, values, colours[label])
+                columns = [column for column in part.test if column.startswith("head_max_")] or [name]
+            _strip(axes, row, part.test[columns].to_numpy().ravel(), colours[label])
         axes.set(xscale="log", xlabel=xlabel)
     # The two maxima on one scale, so that what averaging heads takes away can be read off.
     smallest = min(1e-3, *(axes.get_xlim()[0] for axes in row_of_axes[:2]))
@@ -238,8 +232,6 @@ def _skew(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, Any]
 
 def _strip(axes: Axes, row: int, values: np.ndarray, colour: Any) -> None:
     """Points of one row, jittered, under their median and quartiles."""
-    if not len(values):
-        return
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
     axes.scatter(values, row + jitter, s=4, color=colour, alpha=0.5, linewidths=0)
     low, middle, high = np.nanquantile(values, [0.25, 0.5, 0.75])
@@ -260,12 +252,15 @@ def _metrics(run: RunDirectory, colours: dict[str, Any]) -> Figure:
             axes.plot(mean, row, marker="D", markersize=3.5, color="white", markeredgecolor="0.1", markeredgewidth=1)
         axes.set(title=name)
         axes.xaxis.set_major_locator(MaxNLocator(4))
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -0.02), min(right, 1.02))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
     axes.set_yticks(range(len(table)), table["aggregator"])
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(run, "Test metrics"))
-    figure.supxlabel("One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t).", fontsize=7)
+    note = "One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t), which may leave [0, 1]."
+    figure.supxlabel(note, fontsize=7)
     return figure
 
 
@@ -274,8 +269,7 @@ def _training(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, 
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     for axes, (name, ylabel) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for label, part in curves.items():
-            if name in part.epochs:
-                _band(axes, part.epochs.groupby("epoch")[name], colours[label])
+            _band(axes, part.epochs.groupby("epoch")[name], colours[label])
         axes.set(title=ylabel, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(title(run, "Training"))
@@ -287,16 +281,16 @@ def _band(axes: Axes, by_epoch: Any, colour: Any) -> None:
     """Mean over trials with a band from the smallest to the largest."""
     mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
     axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
-    _line(axes, mean.index, mean, color=colour)
+    _line(axes, mean, color=colour)
 
 
-def _line(axes: Axes, x: Any, y: Any, **style: Any) -> None:
+def _line(axes: Axes, curve: pd.Series, **style: Any) -> None:
     # A curve of a single epoch has no length: it needs a point to be seen.
-    axes.plot(x, y, marker="o" if len(x) == 1 else None, markersize=4, **style)
+    axes.plot(curve, marker="o" if len(curve) == 1 else None, markersize=4, **style)
 
 
 def _band_note(curves: dict[str, _Curves], panels: str) -> str:
-    trials = max(part.epochs["trial"].nunique() if len(part.epochs) else 0 for part in curves.values())
+    trials = max(part.epochs["trial"].nunique() for part in curves.values())
     return f"{panels}mean of {trials} trials, band from smallest to largest. ".capitalize() if trials > 1 else ""
 
 

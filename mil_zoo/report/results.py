@@ -55,13 +55,17 @@ def finished(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def skew_of_test_slides(skew: pd.DataFrame) -> pd.DataFrame:
-    """The test rows of a ``skew.csv``, one row a slide and one column a number (head maxima also as their mean)."""
+    """The test rows of a ``skew.csv``, one row a slide and one column a number.
+
+    Two columns are added: ``heads``, how many there are, and ``head_max``, the mean of their maxima. A model that
+    records no heads has one, whose maximum is the attention's.
+    """
     rows = skew[skew["split"] == "test"]
     wide = rows.pivot(index="slide_id", columns="name", values="value")
     heads = [name for name in wide if name.startswith("head_max_")]
-    if heads:
-        wide["head_max"] = wide[heads].mean(axis=1)
-        wide["heads"] = len(heads)
+    if len(wide):
+        wide["heads"] = max(len(heads), 1)
+        wide["head_max"] = wide[heads or ["max_attention"]].mean(axis=1)
     return wide
 
 
@@ -105,6 +109,12 @@ def notes(run: RunDirectory) -> list[str]:
 def is_simulated(run: RunDirectory) -> bool:
     """Whether the slides were made by a program; every table and figure then says so."""
     return bool(run.config["dataset"]["simulated"]) or run.config["dataset"]["kind"] == "simulated"
+
+
+def dataset_title(run: RunDirectory) -> str:
+    """The title of the dataset, which says so where slides are simulated."""
+    name = str(run.config["dataset"]["title"])
+    return name + " (simulated slides)" if is_simulated(run) and "simulated" not in name.lower() else name
 
 
 def _interval_note(trials: list[dict[str, Any]]) -> str:

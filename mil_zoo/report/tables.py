@@ -14,7 +14,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from mil_zoo.bench.stats import summarise
-from mil_zoo.report.results import finished, is_simulated, notes, skew_of_test_slides, trials_by_aggregator
+from mil_zoo.report.results import dataset_title, finished, notes, skew_of_test_slides, trials_by_aggregator
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory
@@ -59,7 +59,7 @@ def table_skew(run: RunDirectory) -> pd.DataFrame:
             continue
         slides = pd.concat(parts)
         row: dict[str, Any] = {"aggregator": label, "slides": len(slides)}
-        row["heads"] = int(slides["heads"].max()) if "heads" in slides else 1
+        row["heads"] = int(slides["heads"].max())
         row["positive_slides"] = int(slides["mass_ratio"].notna().sum()) if "mass_ratio" in slides else 0
         for name in SKEW:
             values = slides[name] if name in slides else pd.Series(dtype=float)
@@ -72,13 +72,13 @@ def table_skew(run: RunDirectory) -> pd.DataFrame:
 def rich_table(run: RunDirectory) -> Table:
     """The comparison table for the terminal (80 columns hold it), with the notes as its caption."""
     _, rows = _cells(comparison_table(run), "±", "\n")
-    caption = "\n".join(escape_markup(note) for note in notes(run))
+    caption = "\n" + "\n".join(escape_markup(note) for note in notes(run))
     table = Table(box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style="")
-    table.add_column("Aggregator", overflow="fold", min_width=9)
+    table.add_column("Aggregator", overflow="fold", min_width=10)
     for name in ("Accuracy", "Balanced\naccuracy", "AUC", "F1", "Trials\nparams", "s/epoch\nMiB"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for name, *metrics, trials, parameters, seconds, memory in rows:
-        ran = trials.replace(" ", "\n", 1)
+        ran = trials.replace(" (", "\n").rstrip(")")
         table.add_row(*map(escape_markup, [name, *metrics, f"{ran}\n{parameters}", f"{seconds}\n{memory}"]))
     return table
 
@@ -188,7 +188,6 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def _latex(run: RunDirectory, table: pd.DataFrame, lines: list[str]) -> str:
     header, rows = _cells(table, " ± ", "\n")
-    caption = f"Test metrics on {run.config['dataset']['title']}" + " (SIMULATED slides)" * is_simulated(run)
     body = []
     for row in rows:
         # A value and its interval stand in two lines of the row: side by side, four metrics are wider than a page.
@@ -200,7 +199,7 @@ def _latex(run: RunDirectory, table: pd.DataFrame, lines: list[str]) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{_escape_latex(caption)}.}}",
+        rf"\caption{{{_escape_latex(f'Test metrics on {dataset_title(run)}')}.}}",
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         " & ".join(map(_escape_latex, header)) + r" \\",

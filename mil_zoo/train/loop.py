@@ -160,7 +160,8 @@ def _evaluate(
     for bag, output, probability in predict(aggregator, bags, graph, device):
         if not probability.isfinite().all():
             raise Diverged(
-                f"the prediction of slide {bag.slide_id!r} is not a number in epoch {epoch}; lower training.learning_rate"
+                f"the prediction of slide {bag.slide_id!r} is not a number in epoch {epoch}; "
+                "lower training.learning_rate"
             )
         probabilities.append(probability.double().numpy())
         if after_epoch is not None:

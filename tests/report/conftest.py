@@ -1,7 +1,6 @@
 """A fabricated run directory: the files that reports read, with plausible numbers, made in well under a second."""
 
-import json
-from pathlib import Path
+import itertools
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -9,8 +8,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
+from mil_zoo.bench.store import RunDirectory
 from mil_zoo.diagnostics.attention import attention_curve, attention_skew
 
 # Sharpness of attention at the end of training, and heads; None: a model without attention.
@@ -24,26 +23,6 @@ MODELS = {
     "acmil": (4.0, 5),
     "ilra": (3.0, 8),
 }
-
-
-class Run:
-    """What reports use of a run directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = yaml.safe_load((path / "config.yaml").read_text())
-
-    def trials(self):
-        return [json.loads(line) for line in (self.path / "trials.jsonl").read_text().splitlines()]
-
-    def epochs(self, trial):
-        return pd.read_csv(self.path / "trials" / trial / "epochs.csv")
-
-    def skew(self, trial):
-        return pd.read_csv(self.path / "trials" / trial / "skew.csv", dtype={"slide_id": str})
-
-    def attention(self, trial):
-        return self.path / "trials" / trial / "attention.h5"
 
 
 def trial_row(aggregator="abmil", fold=0, seed=0, grid="", **changes):
@@ -73,9 +52,8 @@ def trial_row(aggregator="abmil", fold=0, seed=0, grid="", **changes):
     return row | changes
 
 
-def write_run(path, rows, models, simulated=False, **dataset):
-    """A run directory without trial files."""
-    path.mkdir(parents=True, exist_ok=True)
+def write_run(path, rows, models, write=None, simulated=False, **dataset):
+    """A run directory of these rows; ``write(row, folder)`` writes the files of a trial."""
     config = {
         "title": "fabricated",
         "dataset": {
@@ -93,11 +71,12 @@ def write_run(path, rows, models, simulated=False, **dataset):
         "seeds": [0],
         "version": "0.1.0",
         "selection": {model: "best validation accuracy" for model in models},
-        "instance_threshold": 0.2,
     }
-    (path / "config.yaml").write_text(yaml.safe_dump(config))
-    (path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Run(path)
+    run = RunDirectory(path)
+    with run.writing(config):
+        for row in rows:
+            run.add_trial(row, None if write is None else lambda folder, row=row: write(row, folder))
+    return run
 
 
 @pytest.fixture
@@ -109,18 +88,19 @@ def make_run(tmp_path):
 def fabricate(
     path, models=("abmil", "srmil"), folds=2, epochs=4, slides=4, side=12, labels=True, nuclei=False, **options
 ):
+    """A run of two classes: odd slides are positive, and test slide ``100 (fold + 1) + 1`` is predicted wrongly."""
     rng = np.random.default_rng(0)
+
+    def write(row, folder):
+        _write_epochs(folder, epochs, rng)
+        _write_attention(folder, MODELS[row["aggregator"]], row["fold"], epochs, slides, side, labels, nuclei)
+
     rows = []
     for model in models:
         for fold in range(folds):
             scores = {name: float(rng.beta(18, 2)) for name in ("accuracy", "balanced_accuracy", "auc", "f1")}
-            row = trial_row(model, fold, epochs=epochs, metrics=scores)
-            rows.append(row)
-            folder = path / "trials" / row["trial"]
-            folder.mkdir(parents=True)
-            _write_epochs(folder, epochs, rng)
-            _write_attention(folder, MODELS[model], fold, epochs, slides, side, labels, nuclei)
-    return write_run(path, rows, models, **options)
+            rows.append(trial_row(model, fold, epochs=epochs, metrics=scores))
+    return write_run(path, rows, models, write, **options)
 
 
 def _write_epochs(folder, epochs, rng):
@@ -145,34 +125,33 @@ def _write_epochs(folder, epochs, rng):
 
 
 def _write_attention(folder, shape, fold, epochs, slides, side, labels, nuclei):
+    if shape is None:
+        return
+    sharpness, heads = shape
     rows = []
-    if shape is not None:
-        sharpness, heads = shape
-        with h5py.File(folder / "attention.h5", "w") as file:
-            for i in range(slides):
-                for split, number in (("train", i), ("test", 100 * (fold + 1) + i)):
-                    rng = np.random.default_rng(number)
-                    positive = i % 2
-                    coords, tumour = _slide(rng, side, positive)
-                    given = tumour if labels else None
-                    name = f"slide/{number}"
-                    if split == "train":
-                        for epoch in range(1, epochs + 1):
-                            weights = _attention(rng, tumour, sharpness * epoch / epochs, heads).mean(1)
-                            numbers = attention_curve(weights, given if positive else None)
-                            rows += [(epoch, name, split, key, value) for key, value in numbers.items()]
-                        continue
-                    per_head = _attention(rng, tumour, sharpness, heads)
-                    numbers = attention_skew(per_head.mean(1), per_head, given if positive else None)
-                    rows += [(epochs, name, split, key, value) for key, value in numbers.items()]
-                    group = file.create_group(quote(name, safe=""))
-                    group.attrs.update(slide_id=name, label=positive, predicted=positive if i != 1 else 0)
-                    group.attrs["patch_size"] = np.nan if nuclei else 224.0
-                    group["attention"] = per_head.mean(1).astype("f4")
-                    group["head_attention"] = per_head.astype("f4")
-                    group["coords"] = coords.astype("f4")
-                    if labels:
-                        group["instance_labels"] = tumour.astype("i1")
+    with h5py.File(folder / "attention.h5", "w") as file:
+        for i, split in itertools.product(range(slides), ("train", "test")):
+            number = i if split == "train" else 100 * (fold + 1) + i
+            rng = np.random.default_rng(number)
+            positive, name = i % 2, f"slide/{number}"
+            coords, tumour = _slide(rng, side, positive)
+            given = tumour if labels and positive else None
+            if split == "train":
+                for epoch in range(1, epochs + 1):
+                    weights = _attention(rng, tumour, sharpness * epoch / epochs, heads).mean(1)
+                    rows += [(epoch, name, split, *item) for item in attention_curve(weights, given).items()]
+                continue
+            per_head = _attention(rng, tumour, sharpness, heads)
+            numbers = attention_skew(per_head.mean(1), per_head, given)
+            rows += [(epochs, name, split, *item) for item in numbers.items()]
+            group = file.create_group(quote(name, safe=""))
+            group.attrs.update(slide_id=name, label=positive, predicted=positive if i != 1 else 0)
+            group.attrs["patch_size"] = np.nan if nuclei else 224.0
+            group["attention"] = per_head.mean(1).astype("f4")
+            group["head_attention"] = per_head.astype("f4")
+            group["coords"] = coords.astype("f4")
+            if labels:
+                group["instance_labels"] = tumour.astype("i1")
     columns = ["epoch", "slide_id", "split", "name", "value"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "skew.csv", index=False)
 
@@ -195,6 +174,6 @@ def _attention(rng, tumour, sharpness, heads):
 
 
 @pytest.fixture
-def write():
-    """``write(path, rows, models, ...)``: a run directory without trial files."""
-    return SimpleNamespace(run=write_run, row=trial_row)
+def write(tmp_path):
+    """``write.run(rows, models, ...)``: a run directory without trial files, of rows from ``write.row(...)``."""
+    return SimpleNamespace(run=lambda *given, **options: write_run(tmp_path / "run", *given, **options), row=trial_row)

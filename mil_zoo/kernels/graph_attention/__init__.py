@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.graph_attention import dgl_ops, reference
-from mil_zoo.errors import InputError
 
 IMPLEMENTATIONS = {"reference": reference.forward, "dgl": dgl_ops.forward}
 

@@ -16,7 +16,9 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
     scores = F.leaky_relu(ops.u_add_v(g, src_score, dst_score), negative_slope)  # [E, H]
     top = ops.copy_e_max(g, scores.detach())  # [Nd, H]; 0 in rows without edges
     if global_key is not None:
-        global_scores = F.leaky_relu(global_key.score[global_key.bag] + dst_score, negative_slope)  # [Nd, H]
+        global_scores = F.leaky_relu(
+            global_key.score.index_select(0, global_key.bag) + dst_score, negative_slope
+        )  # [Nd, H]
         has_edges = (graph.indptr.diff() > 0)[:, None]
         top = torch.where(has_edges, torch.maximum(top, global_scores.detach()), global_scores.detach())
         top = top.clamp(min=torch.finfo(top.dtype).min)
@@ -38,5 +40,5 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
     if dropout_p > 0:
         count, start = kept.numel(), attention.numel()
         kept = kept * dropout_scale(count, dropout_p, seed, feat.device, feat.dtype, start).view_as(kept)
-    out = out + kept[:, :, None] * global_key.feat[global_key.bag]
+    out = out + kept[:, :, None] * global_key.feat.index_select(0, global_key.bag)
     return out, attention, global_attention

@@ -40,7 +40,9 @@ def segment_attention_pool(
         InputError: shapes, dtypes or devices that do not fit, an empty bag, or a backend that cannot run.
     """
     check_tensor("scores", scores, (None, None))
-    check_tensor("values", values, (len(scores), *([None] if values.ndim == 2 else [scores.shape[1], None])), like=scores)
+    check_tensor(
+        "values", values, (len(scores), *([None] if values.ndim == 2 else [scores.shape[1], None])), like=scores
+    )
     check_offsets(offsets, len(scores), scores.device)
     check_dropout(dropout_p)
     if dropout_p > 0 and seed is None:

@@ -11,7 +11,9 @@ from mil_zoo.kernels.softmax import grouped_softmax
 def forward(scores, values, offsets, dropout_p, seed):
     """See ``segment_attention_pool``. Returns pooled ``[B, K, F]`` and attention ``[N, K]``."""
     num_bags = len(offsets) - 1
-    bag = torch.repeat_interleave(torch.arange(num_bags, device=offsets.device), offsets.diff(), output_size=len(scores))
+    bag = torch.repeat_interleave(
+        torch.arange(num_bags, device=offsets.device), offsets.diff(), output_size=len(scores)
+    )
     attention = grouped_softmax(scores, bag, num_bags)
     weights = attention
     if dropout_p > 0:

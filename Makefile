@@ -1,0 +1,34 @@
+# The two commands of the README, and what CI adds to them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: bench test check benchmark clean
+
+# Installs into .venv; done again only when the package's metadata change.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test,benchmark]"
+	touch $@
+
+# Compares SRMIL and ABMIL on the simulated demo slides and says where tables and figures are.
+bench: $(VENV)/.installed
+	$(BIN)/mil-zoo bench --models srmil,abmil
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+# Style, types, import directions, and the built wheel in an environment of its own.
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/check_wheel.py
+
+benchmark: $(VENV)/.installed
+	$(BIN)/python -m pytest benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,224 @@
+"""The contract of an aggregator as checks: run on every registered one, and offered to authors of new ones.
+
+from mil_zoo.testing import check_aggregator
+check_aggregator(MyMIL)
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.data.bag import Bag, BagBatch
+
+DIM = 16
+TOLERANCE = 1e-4  # relative to the largest entry, everywhere
+Options = Mapping[str, Any]
+
+
+def check_aggregator(cls: type[Aggregator], **options: Any) -> None:
+    """Runs every check of the contract on an aggregator class.
+
+    Args:
+        cls: the class; it need not be registered.
+        **options: its constructor's options.
+
+    Raises:
+        AssertionError: the first check that fails, named and explained.
+    """
+    for check in CHECKS:
+        try:
+            check(cls, options)
+        except AssertionError as error:
+            raise AssertionError(f"{cls.__name__} fails {check.__name__}: {error}") from error
+
+
+def gives_one_row_of_finite_logits_a_bag(cls: type[Aggregator], options: Options) -> None:
+    """Logits ``[B, C]`` and probabilities that sum to 1, for one, two and four classes."""
+    for num_classes in (1, 2, 4):
+        aggregator = _create(cls, options, num_classes)
+        output = _run(aggregator, _batch(cls, (30, 12, 5)))
+        assert output.logits.shape == (3, num_classes), (
+            f"logits are {list(output.logits.shape)}, not [3, {num_classes}]"
+        )
+        assert output.embedding.shape[0] == 3, f"embedding has {output.embedding.shape[0]} rows for 3 bags"
+        for name, value in vars(output).items():
+            assert value is None or value.isfinite().all(), f"{name} is not finite"
+        total = aggregator.probabilities(output.logits).sum(1)
+        assert torch.allclose(total, torch.ones(3)), f"probabilities sum to {total.tolist()}"
+
+
+def a_bag_gives_the_same_answer_alone_as_in_a_batch(cls: type[Aggregator], options: Options) -> None:
+    """In eval mode, every output of a bag is unchanged by the bags packed beside it."""
+    aggregator, bags = _create(cls, options), _bags((30, 1, 77))
+    together = _run(aggregator, BagBatch.from_bags(bags, graph=cls.graph))
+    offsets = np.cumsum([0, *map(len, bags)])
+    for i, bag in enumerate(bags):
+        alone = _run(aggregator, BagBatch.from_bags([bag], graph=cls.graph))
+        for name, value in vars(alone).items():
+            other = getattr(together, name)
+            assert (value is None) == (other is None), f"{name} is there for one bag and not for several"
+            if value is not None:
+                rows = slice(i, i + 1) if name in ("logits", "embedding") else slice(offsets[i], offsets[i + 1])
+                _same(value, other[rows], f"{name} of a bag of {len(bag)}")
+
+
+def the_order_of_instances_is_without_effect(cls: type[Aggregator], options: Options) -> None:
+    """A permuted bag gives the same logits and permuted attention, unless ``permutation_invariant`` is False."""
+    if not cls.permutation_invariant:
+        return
+    aggregator, bag = _create(cls, options), _bags((60,))[0]
+    order = torch.from_numpy(np.random.default_rng(1).permutation(60))
+    assert bag.coords is not None
+    permuted = replace(bag, features=bag.features[order], coords=bag.coords[order], instance_labels=None, _graphs={})
+    one, other = (_run(aggregator, BagBatch.from_bags([b], graph=cls.graph)) for b in (bag, permuted))
+    _same(other.logits, one.logits, "logits")
+    for name in ("attention", "attention_logits", "head_attention", "instance_logits"):
+        if getattr(one, name) is not None:
+            _same(getattr(other, name), getattr(one, name)[order], name)
+
+
+def a_bag_of_one_instance_works(cls: type[Aggregator], options: Options) -> None:
+    """Prediction and a training step on a single instance are finite."""
+    aggregator, batch = _create(cls, options), _batch(cls, (1,))
+    output = _run(aggregator, batch)
+    assert output.logits.isfinite().all(), "logits are not finite"
+    if output.attention is not None:
+        _same(output.attention, torch.ones_like(output.attention), "attention of the only instance")
+    aggregator.train()
+    loss = aggregator.losses(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite(), "the loss is not finite"
+    _finite_gradients(aggregator)
+
+
+def every_parameter_gets_a_gradient(cls: type[Aggregator], options: Options) -> None:
+    """Over a batch that holds all classes every parameter takes part in the loss."""
+    aggregator = _create(cls, options, num_classes=3)
+    aggregator.train()
+    losses = aggregator.losses(_batch(cls, (40, 30, 50), labels=(0, 1, 2)))
+    assert "loss" in losses, f"losses() gives {sorted(losses)} without 'loss'"
+    for name, value in losses.items():
+        assert value.ndim == 0, f"{name} has shape {list(value.shape)}; losses are scalars"
+        assert value.isfinite(), f"{name} is not finite"
+    losses["loss"].backward()
+    _finite_gradients(aggregator)
+    unused = [name for name, parameter in aggregator.named_parameters() if parameter.grad is None]
+    assert not unused, f"no gradient for {', '.join(unused)}"
+
+
+def attention_sums_to_one_in_each_bag(cls: type[Aggregator], options: Options) -> None:
+    """Attention is non-negative and sums to 1 over the instances of each bag (of each class, of each head)."""
+    sizes = (30, 1, 77)
+    output = _run(_create(cls, options), _batch(cls, sizes))
+    for name in ("attention", "head_attention"):
+        attention = getattr(output, name)
+        if attention is not None:
+            assert attention.shape[0] == sum(sizes), f"{name} has {attention.shape[0]} rows for {sum(sizes)} instances"
+            assert (attention >= 0).all(), f"{name} is negative"
+            for part in attention.split(sizes):
+                total = part.sum(0)
+                assert torch.allclose(total, torch.ones_like(total), atol=1e-5), f"{name} sums to {total.tolist()}"
+
+
+def evaluation_changes_no_state(cls: type[Aggregator], options: Options) -> None:
+    """Scoring twice in eval mode gives the same bits and leaves the state as it was."""
+    aggregator, batch = _create(cls, options), _batch(cls, (30, 12))
+    before = copy.deepcopy(aggregator.state_dict())
+    first, second = _run(aggregator, batch), _run(aggregator, batch)
+    assert torch.equal(first.logits, second.logits), "the second evaluation differs from the first"
+    after = aggregator.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not changed, f"evaluation changed {', '.join(changed)}"
+
+
+def weights_survive_saving_and_loading(cls: type[Aggregator], options: Options) -> None:
+    """The state written with safetensors and loaded into a new object gives the same logits."""
+    aggregator, batch = _create(cls, options), _batch(cls, (30, 12))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({name: value.contiguous() for name, value in aggregator.state_dict().items()}, path)
+        torch.manual_seed(99)
+        fresh = cls(DIM, 2, **options)
+        fresh.load_state_dict(load_file(path))
+    assert torch.equal(_run(fresh, batch).logits, _run(aggregator, batch).logits), "the loaded aggregator differs"
+
+
+def training_is_repeatable(cls: type[Aggregator], options: Options) -> None:
+    """The same seed gives the same loss and the same gradients, bit by bit, on a CPU."""
+    results = []
+    for _ in range(2):
+        aggregator = _create(cls, options)
+        aggregator.train()
+        torch.manual_seed(7)
+        loss = aggregator.losses(_batch(cls, (40, 30)))["loss"]
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in aggregator.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "two runs with one seed differ"
+
+
+CHECKS: tuple[Callable[[type[Aggregator], Options], None], ...] = (
+    gives_one_row_of_finite_logits_a_bag,
+    a_bag_gives_the_same_answer_alone_as_in_a_batch,
+    the_order_of_instances_is_without_effect,
+    a_bag_of_one_instance_works,
+    every_parameter_gets_a_gradient,
+    attention_sums_to_one_in_each_bag,
+    evaluation_changes_no_state,
+    weights_survive_saving_and_loading,
+    training_is_repeatable,
+)
+
+
+def _create(cls: type[Aggregator], options: Options, num_classes: int = 2) -> Aggregator:
+    torch.manual_seed(0)
+    return cls(DIM, num_classes, **options)
+
+
+def _bags(sizes: tuple[int, ...], labels: tuple[int, ...] | None = None) -> list[Bag]:
+    bags = []
+    for i, n in enumerate(sizes):
+        rng = np.random.default_rng(i)
+        side = int(np.ceil(np.sqrt(1.25 * n)))
+        site = rng.choice(side * side, n, replace=False)
+        bags.append(
+            Bag(
+                features=torch.from_numpy(rng.normal(size=(n, DIM)).astype(np.float32)),
+                coords=torch.from_numpy(np.stack([site % side, site // side], axis=1) * 256.0),
+                patch_size=256.0,
+                label=labels[i] if labels else i % 2,
+                slide_id=f"check_{i}",
+            )
+        )
+    return bags
+
+
+def _batch(cls: type[Aggregator], sizes: tuple[int, ...], labels: tuple[int, ...] | None = None) -> BagBatch:
+    return BagBatch.from_bags(_bags(sizes, labels), graph=cls.graph)
+
+
+def _run(aggregator: Aggregator, batch: BagBatch) -> AggregatorOutput:
+    aggregator.eval()
+    with torch.no_grad():
+        return aggregator(batch)
+
+
+def _same(got: Tensor, expected: Tensor, what: str) -> None:
+    assert got.shape == expected.shape, f"{what} is {list(got.shape)} where {list(expected.shape)} was expected"
+    error = (got - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+    assert error < TOLERANCE, f"{what} differs by {error:.2g} of its largest entry"
+
+
+def _finite_gradients(aggregator: Aggregator) -> None:
+    for name, parameter in aggregator.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"

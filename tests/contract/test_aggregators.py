@@ -1,0 +1,18 @@
+"""What every registered aggregator must do. Registering one subscribes it to all of these."""
+
+import pytest
+
+from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.testing import CHECKS
+
+CONFIGURATIONS = [(name, {}) for name in AGGREGATORS.names()] + [
+    ("abmil", {"gated": True, "embed_dim": 16}),
+    ("srmil", {"readout": "attention"}),
+    ("mean", {"embed_dim": 16}),
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS, ids=str)
+def test_contract(name, options, check):
+    check(AGGREGATORS.get(name), options)

@@ -1,0 +1,147 @@
+import h5py
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection, PolyCollection
+
+from mil_zoo.errors import InputError
+from mil_zoo.report import heatmap
+from mil_zoo.report.heatmap import draw_attention_maps
+
+
+@pytest.fixture
+def draw(monkeypatch):
+    """Draws maps and returns the figures by name, having checked that each file is a picture."""
+
+    def draw(run, slides=None):
+        figures, save = {}, heatmap.save
+
+        def keep(run, name, figure):
+            figures[name] = figure
+            return save(run, name, figure)
+
+        monkeypatch.setattr(heatmap, "save", keep)
+        paths = draw_attention_maps(run, slides)
+        monkeypatch.undo()
+        assert [path.name for path in paths] == [f"{name}.png" for name in figures]
+        for path in paths:
+            assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+            assert path.stat().st_size > 10_000
+        return figures
+
+    return draw
+
+
+def edit(run, trial, change):
+    """Applies ``change`` to the attention file of a trial."""
+    with h5py.File(run.attention(trial), "r+") as file:
+        change(file)
+
+
+def test_one_positive_and_one_negative_slide(make_run, draw):
+    figures = draw(make_run(models=("abmil", "mean", "srmil"), slides=8, simulated=True))
+    assert len(figures) == 2
+    for figure in figures.values():
+        truth, abmil, srmil, bar = figure.axes
+        assert "(simulated slides)" in figure.get_suptitle()
+        assert abmil.get_title().startswith("abmil: max 0.")
+        assert srmil.get_title().startswith("srmil: max 0.0")
+        assert "N x attention" in bar.get_ylabel()
+        assert "Without a stored attention on this slide: mean." in figure.get_supxlabel().replace("\n", " ")
+        for axes in (truth, abmil, srmil):
+            assert axes.yaxis_inverted()
+            assert axes.get_aspect() == 1
+    assert [figure.axes[0].get_title().split("\n")[0] for figure in figures.values()] == [
+        "truth: tumour",
+        "truth: normal",
+    ]
+
+
+def test_the_typical_slides_by_hand(make_run, draw):
+    run = make_run(models=("abmil", "srmil"), folds=1, slides=9)
+
+    def change(file):
+        for i in range(9):
+            group = file[f"slide%2F{100 + i}"]
+            n = len(group["attention"])
+            del group["instance_labels"]
+            # Slides 101 (predicted wrongly), 103, 105, 107 are positive, with a share growing in this order.
+            group["instance_labels"] = (np.arange(n) < n * (i % 2) * i / 20).astype("i1")
+
+    for trial in ("abmil-r0-f0-s0", "srmil-r0-f0-s0"):
+        edit(run, trial, change)
+    with h5py.File(run.attention("abmil-r0-f0-s0")) as file:
+        sizes = sorted((len(file[f"slide%2F{name}"]["attention"]), name) for name in (100, 102, 104, 106, 108))
+    assert list(draw(run)) == ["attention-slide%2F105", f"attention-slide%2F{sizes[2][1]}"]
+
+
+def test_patches_are_squares_coloured_by_n_times_attention(make_run, draw):
+    run = make_run(models=("abmil",), folds=1)
+
+    def change(file):
+        group = file["slide%2F103"]
+        n = len(group["attention"])
+        weights = np.full(n, 1 / n)
+        weights[4], weights[5:7] = 1.5 / n, 0.75 / n
+        group["attention"][:] = weights
+
+    edit(run, "abmil-r0-f0-s0", change)
+    axes = draw(run, ["slide/103"])["attention-slide%2F103"].axes[1]
+    (patches,) = axes.collections
+    assert isinstance(patches, PolyCollection)
+    with h5py.File(run.attention("abmil-r0-f0-s0")) as file:
+        coords = file["slide%2F103/coords"][:]
+    # The most attended patch is drawn last, above its neighbours.
+    corners = patches.get_paths()[-1].vertices
+    assert corners.min(0) == pytest.approx(coords[4])
+    assert corners.max(0) == pytest.approx(coords[4] + 224)
+    colours = patches.get_facecolors()
+    assert len(colours) == len(coords)
+    cmap = mpl.colormaps["coolwarm"]
+    assert colours[5] == pytest.approx(np.array(cmap(0.5)), abs=0.01)
+    assert colours[-1] == pytest.approx(np.array(cmap(0.5 + np.log10(1.5) / 4)), abs=0.01)
+    assert axes.lines[0].get_data() == (pytest.approx([coords[4, 0] + 112]), pytest.approx([coords[4, 1] + 112]))
+
+
+def test_nuclei_are_dots(make_run, draw):
+    for figure in draw(make_run(models=("abmil",), folds=1, nuclei=True)).values():
+        assert all(isinstance(axes.collections[0], PathCollection) for axes in figure.axes[:2])
+
+
+def test_missing_instance_labels_are_said(make_run, draw):
+    for figure in draw(make_run(folds=1, labels=False)).values():
+        assert "no instance labels" in figure.axes[0].get_title()
+
+
+def test_seven_aggregators_take_two_rows(make_run, draw):
+    models = ("abmil", "srmil", "transmil", "dsmil", "clam_sb", "acmil", "ilra")
+    for figure in draw(make_run(models=models, folds=1)).values():
+        assert len(figure.axes) == 9
+        assert len({round(axes.get_subplotspec().rowspan.start) for axes in figure.axes[:8]}) == 2
+
+
+def test_a_fold_that_more_aggregators_finished_is_taken(make_run, draw):
+    run = make_run(models=("abmil", "srmil"))
+    run.attention("srmil-r0-f0-s0").unlink()
+    for name, figure in draw(run).items():
+        assert name.startswith("attention-slide%2F20")
+        assert len(figure.axes) == 4
+
+
+def test_named_slides(make_run, draw):
+    run = make_run(models=("abmil", "srmil"))
+    assert list(draw(run, ["slide/200", "slide/101"])) == ["attention-slide%2F200", "attention-slide%2F101"]
+    with pytest.raises(InputError, match="'slide/999'"):
+        draw_attention_maps(run, ["slide/999"])
+
+
+def test_slides_without_coordinates(make_run, draw):
+    run = make_run(models=("abmil",), folds=1)
+    edit(run, "abmil-r0-f0-s0", lambda file: [group.pop("coords") for group in file.values()])
+    assert draw(run) == {}
+    with pytest.raises(InputError, match="slide/100"):
+        draw_attention_maps(run, ["slide/100"])
+
+
+def test_without_attention_nothing_is_drawn(make_run, draw):
+    assert draw(make_run(models=("mean",), folds=1)) == {}

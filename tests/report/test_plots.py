@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from mil_zoo.report import plots
+from mil_zoo.report.plots import draw_figures, palette
+
+
+@pytest.fixture
+def draw(monkeypatch):
+    """Draws a run and returns its figures by name, having checked that each file is a picture."""
+
+    def draw(run):
+        figures, save = {}, plots.save
+
+        def keep(run, name, figure):
+            figures[name] = figure
+            return save(run, name, figure)
+
+        monkeypatch.setattr(plots, "save", keep)
+        paths = draw_figures(run)
+        monkeypatch.undo()
+        assert [path.name for path in paths] == [f"{name}.png" for name in figures]
+        for path in paths:
+            assert path.parent == run.path / "figures"
+            picture = path.read_bytes()
+            assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+            assert len(picture) > 10_000
+        return figures
+
+    return draw
+
+
+def texts(figure):
+    """Every text of a figure."""
+    return " ".join(
+        text.get_text().replace("\n", " ") for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    )
+
+
+def test_every_figure_of_a_run(make_run, draw):
+    figures = draw(make_run(models=("abmil", "srmil", "mean"), simulated=True))
+    assert list(figures) == ["figure3", "figure3-abmil", "figure3-srmil", "skew", "metrics", "training"]
+    axes = {name: len(figure.axes) for name, figure in figures.items()}
+    # Panel (c) has a second part, which says how many slides count.
+    assert axes == {"figure3": 5, "figure3-abmil": 5, "figure3-srmil": 5, "skew": 3, "metrics": 4, "training": 3}
+    for figure in figures.values():
+        assert "(simulated slides)" in figure.get_suptitle()
+    assert "Without attention, so not shown: mean." in texts(figures["figure3"])
+    assert "Without attention, so not shown: mean." in texts(figures["skew"])
+    for part in ("mean", "abmil", "srmil"):
+        assert part in texts(figures["metrics"])
+        assert part in texts(figures["training"])
+
+
+def test_real_slides_are_not_called_simulated(make_run, draw):
+    assert not any("simulated" in texts(figure) for figure in draw(make_run(folds=1)).values())
+
+
+def test_panels_show_the_recorded_numbers(make_run, draw):
+    run = make_run(models=("abmil",), folds=2, epochs=3)
+    accuracy, high, positives, counted, maxima = draw(run)["figure3-abmil"].axes
+    skews = [run.skew(f"abmil-r0-f{fold}-s0") for fold in range(2)]
+    for epoch in (1, 2, 3):
+        now = [skew[(skew["split"] == "train") & (skew["epoch"] == epoch)] for skew in skews]
+
+        def values(name, now=now):
+            return np.concatenate([part.loc[part["name"] == name, "value"] for part in now])
+
+        drawn = [run.epochs(f"abmil-r0-f{fold}-s0")["train_accuracy"][epoch - 1] for fold in range(2)]
+        assert at(accuracy.lines[0], epoch) == pytest.approx(np.mean(drawn))
+        assert at(high.lines[0], epoch) == pytest.approx((values("high_count") > 0).mean())
+        assert at(positives.lines[0], epoch) == pytest.approx(values("top1_positive").mean())
+        assert at(positives.lines[1], epoch) == pytest.approx(values("top5_positive").mean())
+        held = values("high_positive")
+        assert at(counted.lines[0], epoch) == pytest.approx(len(held) / len(values("top1_positive")))
+        if len(held):
+            assert at(positives.lines[2], epoch) == pytest.approx(held.mean())
+    assert (values("high_count") > 0).any()
+    largest = [skew.loc[(skew["split"] == "test") & (skew["name"] == "max_attention"), "value"] for skew in skews]
+    steps = maxima.lines[0].get_xdata()
+    assert sorted(steps[np.isfinite(steps)]) == pytest.approx(sorted(np.concatenate(largest)))
+    assert maxima.get_xscale() == "log"
+
+
+def at(line, epoch):
+    """Height of a curve at an epoch."""
+    x, y = line.get_data()
+    return y[list(x).index(epoch)]
+
+
+def test_an_aggregator_keeps_its_colour(make_run, draw):
+    figures = draw(make_run(models=("mean", "abmil", "srmil"), folds=1))
+    colour = to_rgb(palette(["mean", "abmil", "srmil"])["srmil"])
+    assert to_rgb(figures["figure3-srmil"].axes[0].lines[0].get_color()) == colour
+    assert to_rgb(figures["figure3"].axes[0].lines[1].get_color()) == colour
+    assert to_rgb(figures["training"].axes[0].lines[2].get_color()) == colour
+
+
+@pytest.mark.parametrize("number", [2, 10, 14])
+def test_colours_are_all_different(number):
+    labels = [f"srmil@mask_rate={i}" for i in range(number)]
+    assert len(set(palette(labels).values())) == number
+
+
+def test_one_trial_of_one_epoch_without_labels(make_run, draw):
+    figures = draw(make_run(models=("abmil",), folds=1, epochs=1, slides=3, labels=False))
+    accuracy, _, positives, counted, _ = figures["figure3-abmil"].axes
+    assert accuracy.lines[0].get_marker() == "o"
+    assert "no instance labels" in [text.get_text() for text in positives.texts]
+    assert not positives.lines
+    assert not counted.axison
+    assert "trials" not in texts(figures["figure3-abmil"])
+
+
+def test_seven_aggregators(make_run, draw):
+    models = ("abmil", "srmil", "transmil", "dsmil", "clam_sb", "acmil", "ilra")
+    figures = draw(make_run(models=models, folds=1))
+    assert len(figures["figure3"].axes[0].lines) == 7
+    (legend,) = figures["figure3"].legends
+    assert [text.get_text() for text in legend.get_texts()] == list(models)
+    assert [text.get_text() for text in figures["skew"].axes[0].get_yticklabels()][1] == "srmil\n(4 heads)"
+
+
+def test_without_attention_only_metrics_and_training(make_run, draw):
+    assert list(draw(make_run(models=("mean",), folds=1))) == ["metrics", "training"]
+
+
+def test_without_a_finished_trial_nothing_is_drawn(write, draw):
+    failed = write.row("abmil", status="failed", reason="out of memory", metrics=None)
+    assert draw(write.run([failed], ["abmil"])) == {}
+
+
+def test_an_undefined_metric_is_not_drawn(write, make_run, draw):
+    run = make_run(models=("abmil",), folds=1)
+    scores = {"accuracy": 0.9, "balanced_accuracy": 0.9, "auc": None, "f1": 0.9}
+    run.add_trial(write.row("abmil", metrics=scores), lambda folder: copy(run, folder))
+    auc = draw(run)["metrics"].axes[2]
+    assert np.isnan(auc.collections[0].get_offsets().data[:, 0]).all()
+
+
+def copy(run, folder):
+    for path in (run.path / "trials" / "abmil-r0-f0-s0").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+def test_file_names_of_a_grid_are_quoted(make_run, draw):
+    run = make_run(models=("abmil",), folds=1)
+    row = run.trials()[0] | {"grid": "path=a/b", "trial": "other"}
+    run.add_trial(row, lambda folder: copy(run, folder))
+    assert "figure3-abmil@path=a%2Fb" in draw(run)
+
+
+def test_pictures_are_reproducible(make_run):
+    run = make_run(folds=1)
+    first = [path.read_bytes() for path in draw_figures(run)]
+    assert [path.read_bytes() for path in draw_figures(run)] == first

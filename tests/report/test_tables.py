@@ -1,0 +1,202 @@
+import io
+import math
+import re
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from mil_zoo.report.results import notes, trials_by_aggregator
+from mil_zoo.report.tables import comparison_table, rich_table, table_skew, write_tables
+
+FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty", metrics=None)
+
+
+def metrics(accuracy, auc=0.9):
+    return {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.1, "auc": auc, "f1": accuracy - 0.05}
+
+
+def folds(write, aggregator, values, **changes):
+    return [write.row(aggregator, fold, metrics=metrics(value), **changes) for fold, value in enumerate(values)]
+
+
+def read(run, name):
+    return (run.path / name).read_text(encoding="utf-8")
+
+
+def test_numbers_by_hand(write):
+    rows = folds(write, "abmil", [0.8, 0.9, 1.0], n_train=60, n_test=15)
+    rows[0] |= {"seconds_per_epoch": 9.0, "peak_mem_mib": 500.0}
+    row = comparison_table(write.run(rows, ["abmil"])).iloc[0]
+    half_width = 4.302652729911275 * 0.1 * math.sqrt(1 / 3 + 15 / 60)
+    assert row["accuracy_mean"] == pytest.approx(0.9)
+    assert row["accuracy_sd"] == pytest.approx(0.1)
+    assert row["accuracy_low"] == pytest.approx(0.9 - half_width)
+    assert row["accuracy_high"] == pytest.approx(0.9 + half_width)
+    assert row["balanced_accuracy_mean"] == pytest.approx(0.8)
+    assert (row["trials_ok"], row["trials_failed"], row["parameters"]) == (3, 0, 1234567)
+    assert row["seconds_per_epoch"] == 2.5
+    assert row["peak_mem_mib"] == 500
+
+
+def test_seeds_of_a_fold_are_averaged_before_the_interval(write):
+    values = {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.9, (1, 1): 1.0}
+    rows = [write.row("abmil", fold, seed, metrics=metrics(value)) for (fold, seed), value in values.items()]
+    run = write.run(rows, ["abmil"])
+    row = comparison_table(run).iloc[0]
+    assert row["accuracy_n"] == 2
+    assert row["accuracy_mean"] == pytest.approx((0.8 + 0.95) / 2)
+    assert row["accuracy_sd"] == pytest.approx(0.15 / math.sqrt(2))
+    assert row["trials_ok"] == 4
+    assert any("2 test folds, seeds averaged within a fold" in note for note in notes(run))
+
+
+def test_seeds_of_a_single_split_are_the_values(write):
+    rows = [write.row("abmil", 0, seed, metrics=metrics(value)) for seed, value in enumerate([0.8, 0.9, 1.0])]
+    run = write.run(rows, ["abmil"])
+    assert comparison_table(run).iloc[0]["accuracy_n"] == 3
+    assert any("3 seeds of one split" in note for note in notes(run))
+
+
+def test_one_trial_has_no_interval(write):
+    run = write.run([write.row("abmil", metrics=metrics(0.9))], ["abmil"])
+    write_tables(run)
+    assert "| abmil | 0.900 | 0.800 |" in read(run, "table.md")
+    assert any("no interval" in note for note in notes(run))
+
+
+def test_an_undefined_metric_is_left_out_and_said(write):
+    rows = folds(write, "abmil", [0.8, 0.9, 1.0])
+    rows[1]["metrics"]["auc"] = None
+    run = write.run(rows, ["abmil"])
+    assert comparison_table(run).iloc[0]["auc_n"] == 2
+    write_tables(run)
+    assert "0.900 ± 0.000 [0.90, 0.90] (n = 2)" in read(run, "table.md")
+
+
+def test_rows_follow_the_config_and_grids_their_numbers(write):
+    rows = [write.row("srmil", grid=grid) for grid in ("hidden=512", "hidden=64", "hidden=128.5")]
+    rows += [write.row("other"), write.row("abmil")]
+    run = write.run(rows, ["srmil", "mean", "abmil"])
+    expected = ["srmil@hidden=64", "srmil@hidden=128.5", "srmil@hidden=512", "mean", "abmil", "other"]
+    assert list(trials_by_aggregator(run)) == expected
+    assert list(comparison_table(run)["aggregator"]) == expected
+
+
+def test_failed_trials_are_marked_and_explained(write):
+    rows = [*folds(write, "abmil", [0.8, 0.9]), write.row("abmil", 2) | FAILED, write.row("clam_sb", 0) | FAILED]
+    run = write.run(rows, ["abmil", "clam_sb"])
+    table = comparison_table(run).set_index("aggregator")
+    assert list(table["trials_ok"]) == [2, 0]
+    assert list(table["trials_failed"]) == [1, 1]
+    assert math.isnan(table.loc["clam_sb", "accuracy_mean"])
+    write_tables(run)
+    markdown, latex = read(run, "table.md"), read(run, "table.tex")
+    assert "| 2 (1 FAILED) |" in markdown
+    assert "| clam_sb | - | - | - | - | 0 (1 FAILED) | - | - | - |" in markdown
+    assert r"- Failed: abmil, 1 of 3 trials (abmil-r0-f2-s0): ValueError: 100 % of \<bag_1> is \| empty." in markdown
+    assert r"ValueError: 100 \% of \textless{}bag\_1\textgreater{} is | empty.\par" in latex
+
+
+def test_latex_escapes_and_stays_a_table(write):
+    run = write.run(
+        folds(write, "clam_sb", [0.8, 0.9, 1.0]), ["clam_sb"], warnings=[r"50 % of {A} & B_1 # $x$ ~ ^ \end"]
+    )
+    write_tables(run)
+    latex = read(run, "table.tex")
+    assert r"clam\_sb & 0.900 $\pm$ 0.100 & " in latex
+    assert " & [0.55, 1.25] & " in latex
+    assert r"Demo\_slides \& 100 \% noise" in latex
+    warning = r"50 \% of \{A\} \& B\_1 \# \$x\$ \textasciitilde{} \textasciicircum{} \textbackslash{}end."
+    assert warning + r"\par" in latex
+    body = latex[latex.index(r"\toprule") : latex.index(r"\bottomrule")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r"\\")} == {8}
+    assert not re.search(r"textbf|\*\*", latex + read(run, "table.md"))
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_simulated_slides_are_named_wherever_a_table_goes(write, simulated):
+    run = write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"], simulated=simulated)
+    write_tables(run)
+    for name in ("table.md", "table.tex"):
+        assert ("SIMULATED slides" in read(run, name)) == simulated
+    assert ("(simulated slides)" in read(run, "table.tex")) == simulated
+    assert ("SIMULATED slides" in printed(run)) == simulated
+
+
+def test_notes_tell_split_selection_and_warnings(write):
+    run = write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"], instance_labels="drawn by a pathologist")
+    write_tables(run)
+    for text in (read(run, "table.md"), " ".join(printed(run).split())):
+        assert "Split: kfold, 5 folds, 1 repeat, validation fraction 0.15, hash a1b2c3; seeds 0." in text
+        assert "Selection: best validation accuracy." in text
+        assert "Labels of 3 slides are disputed." in text
+        assert "Instance labels: drawn by a pathologist." in text
+        assert "Trials: 2 of 2 finished" in text
+        assert "real slides" in text
+
+
+def test_the_terminal_table_fits_80_columns(write):
+    rows = [*folds(write, "srmil", [0.8, 0.9], grid="mask_rate=0.5"), write.row("abmil", 0) | FAILED]
+    text = printed(write.run(rows, ["srmil", "abmil"]))
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+    assert "0.850±0.071" in text
+    assert "1 FAILED" in text
+    assert "1,234,567" in text
+    assert "…" not in text
+
+
+def printed(run):
+    console = Console(width=80, file=io.StringIO())
+    console.print(rich_table(run))
+    return console.file.getvalue()
+
+
+def test_the_same_results_give_the_same_bytes(make_run):
+    run = make_run(models=("abmil", "srmil", "mean"))
+    first = {path.name: path.read_bytes() for path in write_tables(run)}
+    assert set(first) == {"table.csv", "table.md", "table.tex", "skew.csv", "skew.md"}
+    rows = (run.path / "trials.jsonl").read_text().splitlines()
+    (run.path / "trials.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
+    assert {path.name: path.read_bytes() for path in write_tables(run)} == first
+
+
+def test_csv_holds_the_numbers(make_run):
+    run = make_run(models=("abmil", "mean"))
+    write_tables(run)
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "table.csv"), comparison_table(run), check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "skew.csv"), table_skew(run), check_dtype=False)
+
+
+def test_skew_table_by_hand(write):
+    run = write.run([write.row("srmil", fold) for fold in (0, 1)] + [write.row("mean")], ["srmil", "mean"])
+    lines = ["epoch,slide_id,split,name,value", "1,007,train,max_attention,0.9"]
+    for slide, maximum, heads, ratio in (("007", 0.1, (0.2, 0.4), 3.0), ("8", 0.3, (0.4, 0.6), None)):
+        numbers = {"max_attention": maximum, "n_x_max": 10 * maximum, "n_instances": 10, "entropy": 0.5}
+        numbers |= {"effective_instances": 4, "head_max_0": heads[0], "head_max_1": heads[1]}
+        numbers |= {} if ratio is None else {"mass_ratio": ratio, "attention_auroc": 0.75}
+        lines += [f"2,{slide},test,{name},{value}" for name, value in numbers.items()]
+    for fold in (0, 1):
+        folder = run.path / "trials" / f"srmil-r0-f{fold}-s0"
+        folder.mkdir(parents=True)
+        (folder / "skew.csv").write_text("\n".join(lines) + "\n")
+    (row,) = table_skew(run).to_dict("records")
+    assert (row["aggregator"], row["slides"], row["heads"], row["positive_slides"]) == ("srmil", 4, 2, 2)
+    assert row["max_attention_median"] == pytest.approx(0.2)
+    assert (row["max_attention_q1"], row["max_attention_q3"]) == pytest.approx((0.1, 0.3))
+    assert row["head_max_median"] == pytest.approx((0.3 + 0.5) / 2)
+    assert row["n_x_max_q3"] == pytest.approx(3)
+    assert row["mass_ratio_median"] == 3
+    write_tables(run)
+    assert "| srmil | 4 | 2 | 2 | 10 [10, 10] | 0.2 [0.1, 0.3] | 2 [1, 3] | 0.4 [0.3, 0.5] |" in read(run, "skew.md")
+
+
+def test_without_attention_there_is_no_skew_table(make_run):
+    run = make_run(models=("mean",))
+    assert [path.name for path in write_tables(run)] == ["table.csv", "table.md", "table.tex"]
+
+
+def test_without_instance_labels_alignment_is_a_dash(make_run):
+    run = make_run(models=("abmil",), labels=False)
+    write_tables(run)
+    assert read(run, "skew.md").splitlines()[2].endswith("| - | - |")
