@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
-from mil_zoo.config import from_mapping, parse_override, read_shipped, shipped_names
+from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
 from mil_zoo.data.dataset import Dataset, open_dataset
-from mil_zoo.data.splits import Split, kfold, split_hash
+from mil_zoo.data.splits import Split, kfold, published, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
+
+PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
 
 
 @dataclass(frozen=True)
@@ -22,25 +24,27 @@ class Suite:
     """A benchmark's settings, as ``configs/suites/<name>.yaml`` and the command line state them.
 
     Attributes:
-        dataset: card name or table path.
+        datasets: card names or table paths; each is a benchmark of its own.
         models: aggregators to compare.
-        folds: test parts of the cross-validation.
+        folds: number of test parts of the cross-validation, or "published" for those that come with the dataset.
         repeats: repetitions of it.
         seeds: seeds of each fold.
         epochs: budget for all aggregators; None for each one's own.
         validation_fraction: share of the training slides on which checkpoints are chosen.
         split_seed: of the shuffles into folds.
+        permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
         overrides: "model.key" or "key" (for all models) to value.
     """
 
-    dataset: str
+    datasets: list[str]
     models: list[str] = field(default_factory=lambda: ["srmil", "abmil"])
-    folds: int = 5
+    folds: int | Literal["published"] = 5
     repeats: int = 1
     seeds: list[int] = field(default_factory=lambda: [0])
     epochs: int | None = None
     validation_fraction: float = 0.15
     split_seed: int = 0
+    permute_labels: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,7 +112,7 @@ class Plan:
                 "in_dim": self.dataset.in_dim,
                 "standardised": card.standardise,
                 "instance_labels": card.instance_labels,
-                "warnings": list(card.warnings),
+                "warnings": list(card.warnings) + [PERMUTED] * suite.permute_labels,
             },
             "models": list(suite.models),
             "model_settings": {
@@ -121,14 +125,15 @@ class Plan:
             },
             "selection": {model.name: model.training.selection_rule for model in self.models},
             "split": {
-                "kind": "stratified k-fold by patient",
-                "folds": suite.folds,
+                "kind": "published folds" if suite.folds == "published" else "stratified k-fold by patient",
+                "folds": 1 + max(split.fold for split in self.splits),
                 "repeats": suite.repeats,
                 "validation_fraction": suite.validation_fraction,
                 "seed": suite.split_seed,
                 "hash": split_hash(self.splits),
             },
             "seeds": list(suite.seeds),
+            "permute_labels": suite.permute_labels,
         }
 
 
@@ -136,30 +141,37 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     """A suite with the command line's settings on top.
 
     Args:
-        name: a shipped suite; None for the one called like ``dataset`` where there is one, ``demo`` without a dataset.
+        name: a shipped suite or the path of a ``.yaml``; None for the shipped one called like the only dataset where
+            there is one, and ``demo`` without a dataset.
         **given: attributes of :class:`Suite` that replace the suite's; None leaves them.
 
     Raises:
         InputError: unknown suite or key.
     """
-    dataset = given.get("dataset")
+    datasets = given.get("datasets")
     if name is None:
-        name = "demo" if dataset is None else dataset if dataset in shipped_names("suites") else None
-    mapping = {} if name is None else read_shipped("suites", name)
+        name = next((name for name in shipped_names("suites") if [name] == (datasets or ["demo"])), None)
+    if name is None:
+        mapping, where = {}, "command line"
+    elif name.endswith((".yaml", ".yml")):
+        mapping, where = read_yaml(Path(name)), name
+    else:
+        mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
     changed = {key: value for key, value in given.items() if value is not None}
     models = changed.get("models", mapping.get("models", []))
     shipped = {k: v for k, v in mapping.get("overrides", {}).items() if "." not in k or k.split(".")[0] in models}
     overrides = {**shipped, **changed.pop("overrides", {})}
-    where = "command line" if name is None else f"suites/{name}.yaml"
     return from_mapping(Suite, {**mapping, **changed, "overrides": overrides}, where)
 
 
-def make_plan(suite: Suite, root: Path | None = None) -> Plan:
-    """Opens the dataset, draws the splits and settles every aggregator's options.
+def make_plan(suite: Suite, dataset_name: str, root: Path | None = None, labels: Path | None = None) -> Plan:
+    """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
     Args:
         suite: what to compare.
+        dataset_name: which of the suite's datasets.
         root: folder of the dataset's files, see ``open_dataset``.
+        labels: csv of other labels, see ``open_dataset``.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -170,9 +182,16 @@ def make_plan(suite: Suite, root: Path | None = None) -> Plan:
         raise InputError("--seeds must name each seed once")
     for name in suite.models:
         AGGREGATORS.get(name)
-    dataset = open_dataset(suite.dataset, root)
-    splits = kfold(dataset.bags, suite.folds, suite.repeats, suite.validation_fraction, suite.split_seed)
     _check_override_targets(suite)
+    dataset = open_dataset(dataset_name, root, labels)
+    if suite.folds == "published":
+        if dataset.published_folds is None:
+            raise InputError(f"dataset {dataset_name!r} comes without published folds; ask for a number of --folds")
+        splits = published(
+            dataset.bags, dataset.published_folds, suite.repeats, suite.validation_fraction, suite.split_seed
+        )
+    else:
+        splits = kfold(dataset.bags, suite.folds, suite.repeats, suite.validation_fraction, suite.split_seed)
     return Plan(suite, dataset, [plan_model(name, suite, dataset.card.graph) for name in suite.models], splits)
 
 

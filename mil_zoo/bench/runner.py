@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from mil_zoo.aggregators.base import Aggregator, create_aggregator
 from mil_zoo.bench.plan import Plan, Trial
 from mil_zoo.bench.store import RunDirectory
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.dataset import Dataset, Standardiser
+from mil_zoo.data.dataset import Standardiser
 from mil_zoo.data.splits import Split
 from mil_zoo.diagnostics.recorder import AttentionRecorder
-from mil_zoo.train.loop import Diverged, fit, predict
+from mil_zoo.train.loop import fit, predict
 from mil_zoo.train.metrics import score
 
 
@@ -54,18 +55,23 @@ def run_plan(
                 if on_trial is not None:
                     on_trial(trial)
                 if parts is None or parts[0] is not trial.split:
-                    parts = trial.split, _split_bags(plan.dataset, trial.split)
+                    parts = trial.split, _split_bags(plan, trial.split)
                 done[trial.id] = _run_trial(plan, trial, parts[1], run, on_epoch)
             if on_result is not None:
                 on_result(done[trial.id])
     return run
 
 
-def _split_bags(dataset: Dataset, split: Split) -> dict[str, list[Bag]]:
-    parts = {part: dataset.pick(getattr(split, part)) for part in ("train", "val", "test")}
-    if dataset.card.standardise:
+def _split_bags(plan: Plan, split: Split) -> dict[str, list[Bag]]:
+    parts = {part: plan.dataset.pick(getattr(split, part)) for part in ("train", "val", "test")}
+    if plan.dataset.card.standardise:
         standardise = Standardiser.fit(parts["train"])
         parts = {part: [standardise(bag) for bag in bags] for part, bags in parts.items()}
+    if plan.suite.permute_labels:
+        for number, part in enumerate(("train", "val")):
+            order = np.random.default_rng([number, split.repeat, split.fold]).permutation(len(parts[part]))
+            labels = [parts[part][i].label for i in order]
+            parts[part] = [replace(bag, label=label) for bag, label in zip(parts[part], labels, strict=True)]
     return parts
 
 
@@ -91,7 +97,7 @@ def _run_trial(
     }
     try:
         aggregator, epochs, recorder, predictions = _train_and_predict(plan, trial, bags, on_epoch)
-    except (Diverged, RuntimeError, ValueError, MemoryError, ArithmeticError, TypeError, LookupError) as error:
+    except Exception as error:  # whatever an aggregator does wrong, the other trials go on
         row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         run.add_trial(row)
         return row
@@ -179,8 +185,3 @@ def _peak_memory_mib() -> float:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def failed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of trials that failed."""
-    return [row for row in rows if row["status"] != "ok"]

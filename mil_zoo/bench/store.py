@@ -130,7 +130,8 @@ class RunDirectory:
     def skew(self, trial: str) -> pd.DataFrame:
         """epoch, slide_id, split, name, value of a trial; empty for an aggregator without attention."""
         if not (self.path / "trials" / trial / "skew.csv").exists():
-            return pd.DataFrame(columns=["epoch", "slide_id", "split", "name", "value"])
+            empty: pd.DataFrame = pd.DataFrame(columns=["epoch", "slide_id", "split", "name", "value"])
+            return empty
         return self._csv(trial, "skew.csv", dtype={"slide_id": str})
 
     def attention(self, trial: str) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.errors import InputError
@@ -24,29 +27,43 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--suite", help="Settings to start from, see configs/suites.  [default: the dataset's own, else demo]")
 @click.option("--models", callback=comma_list(), help="Aggregators to compare, comma-separated (see mil-zoo models).")
-@click.option("--dataset", metavar="CARD|TABLE.npz", help="A data card (see mil-zoo datasets) or a bag table.")
+@click.option(
+    "--dataset",
+    "datasets",
+    callback=comma_list(),
+    metavar="CARD|TABLE.npz",
+    help="Data cards (see mil-zoo datasets) or bag tables, comma-separated.",
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="csv (slide_id, label[, patient_id]) of other labels.")
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
-@click.option("--folds", type=int, help="Parts of the cross-validation.")
+@click.option("--folds", metavar="K|published", help="Parts of the cross-validation, or those that come with the data.")
 @click.option("--repeats", type=int, help="Repetitions of it.")
 @click.option("--seeds", callback=comma_list(int), help="Seeds of each fold, comma-separated.")
 @click.option("--epochs", type=int, help="Budget for all aggregators.  [default: the suite's or each one's own]")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="srmil.mask_rate=0.5, or learning_rate=1e-4 for all."
 )
+@click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
+@click.option("--max-instances", type=int, help="Random instances of a bag in a training step.  [default: all]")
+@click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
 def bench(
     suite: str | None,
     models: list[str] | None,
-    dataset: str | None,
+    datasets: list[str] | None,
+    labels: Path | None,
     root: Path | None,
-    folds: int | None,
+    folds: str | None,
     repeats: int | None,
     seeds: list[int] | None,
     epochs: int | None,
     settings: tuple[str, ...],
+    class_weights: str | None,
+    max_instances: int | None,
+    permute_labels: bool | None,
     out: Path | None,
     plugin: tuple[Path, ...],
 ) -> int:
@@ -60,36 +77,58 @@ def bench(
     console = Console()
     with console.status("Loading torch and DGL"):
         from mil_zoo.bench.plan import make_plan, parse_overrides, read_suite
-
-    with console.status("Opening the dataset"):
-        chosen = read_suite(
-            suite,
-            models=models,
-            dataset=dataset,
-            folds=folds,
-            repeats=repeats,
-            seeds=seeds,
-            epochs=epochs,
-            overrides=parse_overrides(settings),
-        )
-        plan = make_plan(chosen, root)
-    card = plan.dataset.card
-    if out is None:
-        out = Path("runs") / f"{suite or card.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(
-        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {sum(map(len, plan.dataset.bags)):,} instances of "
-        f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
-        highlight=False,
-    )
-    rows = _run(plan, out, console)
-    failures = [row for row in rows if row["status"] != "ok"]
-    for row in failures:
-        console.print(f"[red]failed[/] {row['trial']}: {row['reason']}", highlight=False)
-    if len(failures) < len(rows):
         from mil_zoo.cli.report import show
 
-        show(out, console)
+    shortcuts = {"class_weights": class_weights, "max_instances": max_instances}
+    overrides = {key: value for key, value in shortcuts.items() if value is not None} | parse_overrides(settings)
+    chosen = read_suite(
+        suite,
+        datasets=datasets,
+        models=models,
+        folds=_folds(folds),
+        repeats=repeats,
+        seeds=seeds,
+        epochs=epochs,
+        permute_labels=permute_labels,
+        overrides=overrides,
+    )
+    with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
+        plans = [make_plan(chosen, name, root, labels) for name in chosen.datasets]
+    if out is None:
+        name = Path(suite or "-".join(plan.dataset.card.name for plan in plans)).stem
+        out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    failures = 0
+    for plan in plans:
+        folder = out if len(plans) == 1 else out / plan.dataset.card.name
+        rows = _run(plan, folder, console)
+        failed = [row for row in rows if row["status"] != "ok"]
+        for row in failed:
+            console.print(f"[red]failed[/] {row['trial']}: {escape(row['reason'])}", highlight=False)
+        failures += len(failed)
+        with _saved(folder, len(rows)):
+            show(folder, console)
     return 1 if failures else 0
+
+
+def _folds(text: str | None) -> int | str | None:
+    if text is None or text == "published":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--folds must be a number or 'published', not {text!r}") from None
+
+
+@contextmanager
+def _saved(folder: Path, finished: int) -> Iterator[None]:
+    """Turns a failing disk into one sentence that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"writing to {folder} failed ({error}); {finished} finished trials are kept there; free some space and "
+            f"start the same command with --out {folder} again"
+        ) from error
 
 
 def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
@@ -104,6 +143,12 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
 
     from mil_zoo.bench.runner import run_plan
 
+    card = plan.dataset.card
+    console.print(
+        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {sum(map(len, plan.dataset.bags)):,} instances of "
+        f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
+        highlight=False,
+    )
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -132,7 +177,8 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
             progress.update(bars[name], completed=finished)
 
         try:
-            run_plan(plan, out, on_epoch=on_epoch, on_result=on_result)
+            with _saved(out, len(rows)):
+                run_plan(plan, out, on_epoch=on_epoch, on_result=on_result)
         except KeyboardInterrupt:
             progress.stop()
             console.print(
@@ -141,9 +187,4 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
                 highlight=False,
             )
             raise
-        except OSError as error:
-            raise InputError(
-                f"writing the run failed ({error}); {len(rows)} of {len(plan.trials)} trials are kept in {out}; "
-                "free some space and start the same command again"
-            ) from error
     return rows

@@ -24,6 +24,8 @@ class DataCard:
         bags: number of bags it must hold; None where not stated.
         bags_per_class: number of bags of each class; None where not stated.
         graph: default graph spec where the grid graph of an aggregator does not fit; None for the aggregator's own.
+        single_label: the table has several labels a bag (``bag_labels``); keep the bags that have exactly one, and the
+            classes with at least this many of them.
         standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
         positive_instance_class: in tables with instance classes, the one that makes a bag positive.
         instance_labels: what makes an instance positive, in words; None without instance labels.
@@ -42,6 +44,7 @@ class DataCard:
     bags: int | None = None
     bags_per_class: list[int] | None = None
     graph: str | None = None
+    single_label: int | None = None
     standardise: bool = False
     positive_instance_class: int | None = None
     instance_labels: str | None = None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo_cache import load_demo
-from mil_zoo.data.readers.table import read_table
+from mil_zoo.data.readers.table import read_published_folds, read_table
 from mil_zoo.errors import InputError
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -27,10 +30,12 @@ class Dataset:
     Attributes:
         card: what it is.
         bags: one a slide, in the dataset's order.
+        published_folds: bool ``[repeats, folds, bags]``, the test bags of published splits, or None.
     """
 
     card: DataCard
     bags: Sequence[Bag]
+    published_folds: npt.NDArray[np.bool_] | None = None
 
     @property
     def in_dim(self) -> int:
@@ -48,18 +53,20 @@ class Dataset:
         return [by_id[slide_id] for slide_id in slide_ids]
 
 
-def open_dataset(name: str, root: Path | None = None) -> Dataset:
+def open_dataset(name: str, root: Path | None = None, labels: Path | None = None) -> Dataset:
     """Opens a dataset by its card's name, or a bag table by its path (``something.npz``).
 
     Args:
         name: see ``mil-zoo datasets``, or a path.
         root: folder that holds the card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
+        labels: a csv with the columns slide_id and label (class index) and, optionally, patient_id, that replaces the
+            dataset's own labels.
 
     Raises:
         InputError: unknown name, missing or damaged files, or counts that differ from the card's.
     """
     if name.endswith(".npz"):
-        bags = read_table(Path(name))
+        bags = _relabelled(read_table(Path(name)), labels)
         num_classes = max(2, 1 + max(bag.label or 0 for bag in bags))
         card = DataCard(
             name=Path(name).stem,
@@ -71,13 +78,52 @@ def open_dataset(name: str, root: Path | None = None) -> Dataset:
             graph="feature_knn:8" if bags[0].coords is None else "knn:8",
             instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
         )
-        return _checked(Dataset(card, bags))
+        return _checked(Dataset(card, bags, read_published_folds(Path(name))))
     card = read_card(name)
+    if labels is not None:
+        card = replace(card, bags_per_class=None, warnings=[*card.warnings, f"Labels were replaced by {labels}."])
     if card.layout == "simulated":
-        return _checked(Dataset(card, load_demo()))
+        return _checked(Dataset(card, _relabelled(load_demo(), labels)))
     if root is None and os.environ.get(ROOT_VARIABLE):
         root = Path(os.environ[ROOT_VARIABLE])
-    return _checked(Dataset(card, read_table(card.locate(root), card.positive_instance_class)))
+    path = card.locate(root)
+    bags = read_table(path, card.positive_instance_class, card.single_label)
+    folds = None if card.single_label else read_published_folds(path)
+    return _checked(Dataset(card, _relabelled(bags, labels), folds))
+
+
+def _relabelled(bags: list[Bag], path: Path | None) -> list[Bag]:
+    if path is None:
+        return bags
+    try:
+        table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str})
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable csv ({error}); it needs the columns slide_id and label") from error
+    for column in ("slide_id", "label"):
+        if column not in table:
+            raise InputError(f"{path}: the column {column!r} is missing; it needs slide_id and label")
+    known, given = {bag.slide_id for bag in bags}, list(table["slide_id"])
+    for problem, slides in {
+        "names slides that the dataset lacks": [slide for slide in given if slide not in known],
+        "names slides twice": [slide for slide, count in Counter(given).items() if count > 1],
+        "has no row for slides of the dataset": sorted(known - set(given)),
+    }.items():
+        if slides:
+            raise InputError(f"{path} {problem}: {', '.join(map(str, slides[:5]))} ({len(slides)} in all); correct it")
+    rows = table.set_index("slide_id")
+    if not pd.api.types.is_integer_dtype(rows["label"]):
+        raise InputError(f"{path}: label must be a class index (0, 1, ...) in every row")
+    patients = rows.get("patient_id")
+    return [
+        replace(
+            bag,
+            label=int(rows["label"][bag.slide_id]),
+            patient_id=bag.patient_id if patients is None else str(patients[bag.slide_id]),
+        )
+        for bag in bags
+    ]
 
 
 def _checked(dataset: Dataset) -> Dataset:

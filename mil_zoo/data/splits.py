@@ -35,6 +35,37 @@ class Split:
     test: tuple[str, ...]
 
 
+def published(
+    bags: Sequence[Bag], test: npt.NDArray[np.bool_], repeats: int, validation_fraction: float = 0.15, seed: int = 0
+) -> list[Split]:
+    """Published test parts, with a validation part taken from each one's training patients.
+
+    Args:
+        bags: labelled bags.
+        test: bool ``[repeats, folds, bags]``, the test bags of each fold.
+        repeats: how many of the published repetitions to use, from the first.
+        validation_fraction: see :func:`kfold`.
+        seed: of the validation parts.
+
+    Raises:
+        InputError: more repetitions than were published, or see :func:`check_splits`.
+    """
+    if test.shape[2] != len(bags):
+        raise InputError(f"the published folds are of {test.shape[2]} bags, the dataset holds {len(bags)}")
+    if not 1 <= repeats <= len(test):
+        raise InputError(f"{len(test)} repetitions of the folds are published; ask for --repeats 1 to {len(test)}")
+    labels, patients, ids = _columns(bags)
+    splits = []
+    for repeat in range(repeats):
+        repeat_seed = int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
+        for fold, mask in enumerate(test[repeat]):
+            train, val = _hold_out(np.flatnonzero(~mask), labels, patients, validation_fraction, repeat_seed)
+            parts = (tuple(ids[np.sort(part)].tolist()) for part in (train, val, np.flatnonzero(mask)))
+            splits.append(Split(repeat, fold, *parts))
+    check_splits(splits, bags)
+    return splits
+
+
 def kfold(
     bags: Sequence[Bag], folds: int, repeats: int = 1, validation_fraction: float = 0.15, seed: int = 0
 ) -> list[Split]:
@@ -57,9 +88,7 @@ def kfold(
             f"a split needs folds >= 2, repeats >= 1 and 0 < validation_fraction <= 0.5, not {folds}, {repeats} and "
             f"{validation_fraction}"
         )
-    labels = np.array([bag.label for bag in bags])
-    patients = np.array([patient_key(bag) for bag in bags])
-    ids = np.array([bag.slide_id for bag in bags])
+    labels, patients, ids = _columns(bags)
     for label in np.unique(labels):
         count = len(np.unique(patients[labels == label]))
         if count < folds:
@@ -76,6 +105,11 @@ def kfold(
             splits.append(Split(repeat, fold, *parts))
     check_splits(splits, bags)
     return splits
+
+
+def _columns(bags: Sequence[Bag]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    labels = np.array([bag.label for bag in bags])
+    return labels, np.array([patient_key(bag) for bag in bags]), np.array([bag.slide_id for bag in bags])
 
 
 def _hold_out(
@@ -111,9 +145,8 @@ def check_splits(splits: Iterable[Split], bags: Sequence[Bag]) -> None:
                 raise InputError(f"{where}: {part} slide {unknown[0]!r} is not in the dataset ({len(unknown)} such)")
             lacking = classes - {label_of[slide_id] for slide_id in ids}
             if lacking:
-                raise InputError(
-                    f"{where}: no {part} slide has label {min(lacking)}; ask for fewer folds"  # type: ignore[type-var]
-                )
+                label = min(lacking)  # type: ignore[type-var]
+                raise InputError(f"{where}: no {part} slide has label {label}; ask for fewer folds or drop the class")
         for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
             leaks = find_leaks(getattr(split, one), getattr(split, other), patient_of)
             if leaks:

@@ -98,5 +98,5 @@ def _predicted(probabilities: Tensor) -> int:
 
 
 def _labels_of_positive(bag: Bag) -> Any:
-    """Instance labels of a positive slide; negative slides hold only negative instances and are left out."""
-    return None if not bag.label or bag.instance_labels is None else bag.instance_labels.numpy()
+    """Instance labels of a slide with a positive instance; the others hold negatives only and are left out."""
+    return None if bag.instance_labels is None or not bag.instance_labels.any() else bag.instance_labels.numpy()

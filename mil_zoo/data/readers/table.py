@@ -13,21 +13,25 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.errors import InputError
 
 
-def read_table(path: Path, positive_instance_class: int | None = None) -> list[Bag]:
+def read_table(path: Path, positive_instance_class: int | None = None, single_label: int | None = None) -> list[Bag]:
     """Reads every bag of a table.
 
     Arrays of the file: ``X`` float [n_inst, d]; ``bag_ptr`` int [n_bags + 1]; ``bag_label`` int [n_bags]; optional
-    ``bag_name`` [n_bags], ``patient_id`` [n_bags], ``coords`` [n_inst, 2] (x, y), ``inst_label`` int [n_inst] (1
-    positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
+    ``bag_name`` [n_bags], ``patient_id`` [n_bags] (patients or any other groups), ``coords`` [n_inst, 2]
+    (x, y), ``inst_label`` int [n_inst] (1 positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
 
     Args:
         path: the ``.npz`` file; it is read without pickle.
         positive_instance_class: the value of ``inst_class`` that counts as positive.
+        single_label: for tables with ``bag_labels`` 0/1 [n_bags, classes] instead of ``bag_label``: keep the bags with
+            exactly one label, of the classes that at least this many of them have.
 
     Raises:
         InputError: the file is missing, damaged or no bag table, or a bag in it is malformed.
     """
-    arrays = _load(path)
+    arrays = load_arrays(path)
+    if single_label is not None and "bag_labels" in arrays:
+        arrays = _keep_single_labels(arrays, single_label)
     for key in ("X", "bag_ptr", "bag_label"):
         if key not in arrays:
             raise InputError(f"{path}: the array {key!r} is missing; a bag table needs X, bag_ptr and bag_label")
@@ -35,6 +39,10 @@ def read_table(path: Path, positive_instance_class: int | None = None) -> list[B
     if features.ndim != 2 or not np.issubdtype(features.dtype, np.number):
         raise InputError(f"{path}: X must be numbers [instances, dimensions], not {features.dtype} {features.shape}")
     num_bags = len(pointer) - 1
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+        bag = int(np.searchsorted(pointer, row, side="right")) - 1
+        raise InputError(f"{path}: X is NaN or infinite in row {row} (bag {bag}); correct the row or drop it")
     if pointer[0] != 0 or pointer[-1] != len(features) or (np.diff(pointer) < 0).any():
         raise InputError(f"{path}: bag_ptr must rise from 0 to the {len(features)} rows of X")
     names = arrays.get("bag_name", np.array([f"bag_{i:04d}" for i in range(num_bags)]))
@@ -67,7 +75,23 @@ def read_table(path: Path, positive_instance_class: int | None = None) -> list[B
     ]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_published_folds(path: Path) -> Any:
+    """The published test bags of a table, bool ``[repeats, folds, n_bags]``; None where it holds none.
+
+    They lie in the array ``test_mask_<repeats>x<folds>``; every bag must be tested once a repetition.
+    """
+    arrays = load_arrays(path)
+    name = next((name for name in arrays if name.startswith("test_mask_")), None)
+    if name is None:
+        return None
+    mask = arrays[name]
+    if mask.dtype != bool or mask.ndim != 3 or not (mask.sum(1) == 1).all():
+        raise InputError(f"{path}: {name} must be bool [repeats, folds, bags] with every bag in one fold a repetition")
+    return mask
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """All arrays of an ``.npz`` file, read without pickle; an ``InputError`` where that fails."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
@@ -82,3 +106,18 @@ def _instance_labels(arrays: dict[str, Any], positive_class: int | None) -> Any:
         return (arrays["inst_class"] == positive_class).astype(np.int64)
     labels = arrays.get("inst_label")
     return None if labels is None or (labels < 0).any() else labels.astype(np.int64)
+
+
+def _keep_single_labels(arrays: dict[str, Any], least: int) -> dict[str, Any]:
+    labels, pointer = arrays["bag_labels"], arrays["bag_ptr"]
+    single = labels.sum(1) == 1
+    classes = np.flatnonzero(labels[single].sum(0) >= least)
+    kept = np.flatnonzero(single & labels[:, classes].any(1))
+    rows = np.concatenate([np.arange(pointer[i], pointer[i + 1]) for i in kept])
+    names = arrays.get("bag_name", np.array([f"bag_{i:04d}" for i in range(len(labels))]))
+    return {
+        "X": arrays["X"][rows],
+        "bag_ptr": np.concatenate([[0], np.diff(pointer)[kept].cumsum()]),
+        "bag_label": labels[kept][:, classes].argmax(1),
+        "bag_name": names[kept],
+    }
