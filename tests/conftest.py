@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from mil_zoo.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,43 @@ def real_data() -> Path:
     folder = Path(variable)
     assert folder.is_dir(), f"MIL_ZOO_REAL_DATA is {variable}, which is not a folder"
     return folder
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Runs the command line in this process: ``code, out, err = run_cli("bench", ...)``."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mil-zoo", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bag_table(tmp_path_factory) -> Path:
+    """A small table of bags with coordinates and instance labels: positives hold shifted instances."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(4, 12, 40)
+    labels = np.arange(40) % 2
+    positive = np.concatenate([label * (rng.random(n) < 0.4) for n, label in zip(sizes, labels, strict=True)])
+    first = np.concatenate([[0], sizes.cumsum()])
+    for start, label in zip(first[:-1], labels, strict=True):
+        positive[start] = label  # at least one
+    features = rng.normal(size=(sizes.sum(), 6)) + 2.5 * positive[:, None]
+    path = tmp_path_factory.mktemp("table") / "bags.npz"
+    np.savez(
+        path,
+        X=features.astype(np.float32),
+        bag_ptr=first,
+        bag_label=labels,
+        bag_name=np.array([f"slide_{i:02d}" for i in range(40)]),
+        patient_id=np.array([f"p{i // 2 % 17}" for i in range(40)]),
+        coords=rng.uniform(0, 50, (sizes.sum(), 2)),
+        inst_label=positive.astype(np.int8),
+    )
+    return path

@@ -50,3 +50,21 @@ def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
     if embed_dim is None:
         return nn.Identity(), in_dim
     return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU()), embed_dim
+
+
+def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor) -> Tensor:
+    """The k highest scores of each bag, in each column.
+
+    Args:
+        scores: ``[N, K]``.
+        offsets: integer ``[B + 1]``; bag b is rows ``offsets[b]:offsets[b + 1]``.
+        k: int64 ``[B]``, how many of each bag, at most its size.
+
+    Returns:
+        int64 ``[sum k, K]``, rows of ``scores``: the bags in order, highest score first (equal: the earlier row).
+    """
+    bag = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    order = order.gather(0, bag[order].argsort(dim=0, stable=True))  # the bags apart again, each by falling score
+    place = torch.arange(len(scores), device=scores.device) - offsets[bag]
+    return order[place < k[bag]]

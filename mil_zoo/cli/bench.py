@@ -105,7 +105,7 @@ def bench(
         for row in failed:
             console.print(f"[red]failed[/] {row['trial']}: {escape(row['reason'])}", highlight=False)
         failures += len(failed)
-        with _saved(folder, len(rows)):
+        with _saved(folder, rows):
             show(folder, console)
     return 1 if failures else 0
 
@@ -120,13 +120,13 @@ def _folds(text: str | None) -> int | str | None:
 
 
 @contextmanager
-def _saved(folder: Path, finished: int) -> Iterator[None]:
+def _saved(folder: Path, rows: list[dict[str, Any]]) -> Iterator[None]:
     """Turns a failing disk into one sentence that says what is kept."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"writing to {folder} failed ({error}); {finished} finished trials are kept there; free some space and "
+            f"writing to {folder} failed ({error}); {len(rows)} finished trials are kept there; free some space and "
             f"start the same command with --out {folder} again"
         ) from error
 
@@ -177,7 +177,7 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
             progress.update(bars[name], completed=finished)
 
         try:
-            with _saved(out, len(rows)):
+            with _saved(out, rows):
                 run_plan(plan, out, on_epoch=on_epoch, on_result=on_result)
         except KeyboardInterrupt:
             progress.stop()

@@ -1,0 +1,173 @@
+"""CLAM: clustering-constrained-attention multiple-instance learning, single-branch and multi-branch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.layers import GatedAttention, segment_topk
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.errors import InputError
+from mil_zoo.kernels import segment_attention_pool, segment_reduce
+
+
+class _DropoutGatedAttention(GatedAttention):
+    """Gated attention with dropout on both of its hidden vectors."""
+
+    def __init__(self, in_dim: int, attention_dim: int, branches: int, dropout: float) -> None:
+        super().__init__(in_dim, attention_dim, branches)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``[N, in_dim]`` to attention logits ``[N, K]``."""
+        return self.w(self.drop(torch.tanh(self.V(h))) * self.drop(torch.sigmoid(self.U(h))))
+
+
+class _CLAM(Aggregator):
+    multi_branch: ClassVar[bool]
+    paper = Paper(
+        "Data-efficient and weakly supervised computational pathology on whole-slide images",
+        2021,
+        "https://arxiv.org/abs/2004.09666",
+        "https://github.com/mahmoodlab/CLAM",
+    )
+    published_renames = (
+        (r"^attention_net\.0\.", "embed.0."),
+        (r"^attention_net\.[23]\.attention_a\.0\.", "attention.V."),
+        (r"^attention_net\.[23]\.attention_b\.0\.", "attention.U."),
+        (r"^attention_net\.[23]\.attention_c\.", "attention.w."),
+    )
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        embed_dim: int = 512,
+        attention_dim: int = 256,
+        k_sample: int = 8,
+        subtyping: bool = False,
+        bag_weight: float = 0.7,
+        dropout: float = 0.25,
+    ) -> None:
+        super().__init__(in_dim, num_classes)
+        if k_sample < 1 or not 0 <= bag_weight <= 1:
+            raise InputError(
+                f"clam: k_sample must be at least 1 and bag_weight lie between 0 and 1, not {k_sample} and {bag_weight}"
+            )
+        self.k_sample, self.subtyping, self.bag_weight = k_sample, subtyping, bag_weight
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
+        branches = num_classes if self.multi_branch else 1
+        self.attention = _DropoutGatedAttention(embed_dim, attention_dim, branches, dropout)
+        self.classifiers = (
+            nn.ModuleList(nn.Linear(embed_dim, 1) for _ in range(num_classes))
+            if self.multi_branch
+            else nn.Linear(embed_dim, num_classes)
+        )
+        self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
+
+    def forward(self, batch: BagBatch) -> AggregatorOutput:
+        """See ``Aggregator.forward``; attention ``[ΣN]``, or with branches ``[ΣN, C]`` and embedding ``[B, C * E]``."""
+        return self._score(batch)[0]
+
+    def losses(self, batch: BagBatch) -> dict[str, Tensor]:
+        """The terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
+        output, h = self._score(batch)
+        bag = self.bag_loss(output.logits, batch.labels)
+        instance = self._instance_loss(h, output.attention_logits.detach().view(len(h), -1), batch)
+        return {"loss": self.bag_weight * bag + (1 - self.bag_weight) * instance, "bag": bag, "instance": instance}
+
+    def _score(self, batch: BagBatch) -> tuple[AggregatorOutput, Tensor]:
+        h = self.embed(batch.features)  # [ΣN, E]
+        scores = self.attention(h)  # [ΣN, K]
+        pooled, attention = segment_attention_pool(scores, h, batch.offsets)  # [B, K, E]
+        if self.multi_branch:
+            logits = torch.cat([head(pooled[:, c]) for c, head in enumerate(self.classifiers)], dim=1)
+            return AggregatorOutput(logits, pooled.flatten(1), attention, scores), h
+        embedding = pooled[:, 0]
+        return AggregatorOutput(self.classifiers(embedding), embedding, attention[:, 0], scores[:, 0]), h
+
+    def _instance_loss(self, h: Tensor, scores: Tensor, batch: BagBatch) -> Tensor:
+        k = batch.sizes.clamp(max=self.k_sample)
+        top = self._instance_log_probabilities(h, segment_topk(scores, batch.offsets, k))  # [sum k, C, 2]
+        bottom = self._instance_log_probabilities(h, segment_topk(-scores, batch.offsets, k))
+        inside = -(top[..., 1] + bottom[..., 0]) / 2
+        outside = -top[..., 0] if self.subtyping else torch.zeros_like(inside)
+        classes = torch.arange(self.num_classes, device=h.device) + (self.num_classes == 1)
+        own = batch.labels[:, None] == classes  # [B, C]
+        error = torch.where(own.repeat_interleave(k, dim=0), inside, outside)
+        total = segment_reduce(error, F.pad(k.cumsum(0), (1, 0)), "mean").sum(1)  # [B]
+        return total.mean() / (self.num_classes if self.subtyping else 1)
+
+    def _instance_log_probabilities(self, h: Tensor, rows: Tensor) -> Tensor:
+        """Of instances ``rows`` ``[M, K]`` under each class's instance classifier, ``[M, C, 2]``."""
+        rows = rows.expand(-1, self.num_classes)
+        logits = [head(h.index_select(0, rows[:, c])) for c, head in enumerate(self.instance_classifiers)]
+        return torch.stack(logits, dim=1).log_softmax(-1)
+
+
+@register_aggregator("clam_sb")
+class CLAM_SB(_CLAM):
+    """One gated attention branch, and clustering of its most and least attended instances by class.
+
+    With ``h = ReLU(W x)`` and gated attention ``a``, the embedding is ``z = sum_n a_n h_n`` and the logits are linear
+    in it. Each class c has an instance classifier ``g_c`` (in it, out of it). In training, with the k = ``k_sample``
+    instances of highest and of lowest attention::
+
+        in the slide's class        CE(g_c(top), 1) and CE(g_c(bottom), 0), mean over the 2 k instances
+        in every other class        CE(g_c(top), 0), mean over the k instances, with subtyping; else nothing
+        instance                    their sum over classes, with subtyping divided by C
+        loss                        bag_weight CE(logits) + (1 - bag_weight) instance
+
+    Source: Lu et al., Nature Biomedical Engineering 2021; github mahmoodlab/CLAM (its default, ``clam_sb``).
+
+    Deviations: the instance loss is cross-entropy, the code's default; the paper's experiments use a smooth SVM loss.
+    A bag of N < k_sample instances, which the authors' code cannot train on, gives its N as top and as bottom.
+    ``num_classes=1`` has the instance classifier of the positive class alone.
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C, or 1.
+        embed_dim: width of h.
+        attention_dim: rows of the gated attention's V and U.
+        k_sample: instances clustered on either end.
+        subtyping: the classes exclude each other, so that top instances are negative for every other class.
+        bag_weight: weight of the slide's cross-entropy, in [0, 1].
+        dropout: dropout rate of h and of the attention's two hidden vectors.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    multi_branch = False
+
+
+@register_aggregator("clam_mb")
+class CLAM_MB(_CLAM):
+    """One gated attention branch for each class, and clustering of the instances each attends to most and least.
+
+    As ``clam_sb``, with attention ``a_c``, embedding ``z_c = sum_n a_nc h_n`` and a linear logit of it for each class c;
+    the instances clustered by ``g_c`` are those of highest and lowest ``a_c``.
+
+    Source: Lu et al., Nature Biomedical Engineering 2021; github mahmoodlab/CLAM (``clam_mb``).
+
+    Deviations: as ``clam_sb``. ``num_classes=1`` has one branch, that of the positive class.
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C, or 1.
+        embed_dim: width of h.
+        attention_dim: rows of the gated attention's V and U.
+        k_sample: instances clustered on either end.
+        subtyping: the classes exclude each other, so that top instances are negative for every other class.
+        bag_weight: weight of the slide's cross-entropy, in [0, 1].
+        dropout: dropout rate of h and of the attention's two hidden vectors.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    multi_branch = True

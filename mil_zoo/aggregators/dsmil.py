@@ -1,0 +1,102 @@
+"""DSMIL: dual-stream multiple-instance learning."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.kernels import segment_attention_pool, segment_reduce
+
+QUERY_DIM = 128
+
+
+@register_aggregator("dsmil")
+class DSMIL(Aggregator):
+    """An instance stream that finds the critical instance of each class, a bag stream that attends by similarity to it.
+
+    With instance logits ``c_n = W h_n``, queries ``q_n = q(h_n)`` and values ``v_n = v(h_n)``::
+
+        m_k    = argmax_n c_nk                                    the critical instance of class k
+        a_nk   = softmax_n(<q_n, q_(m_k)> / sqrt(128))
+        z_k    = sum_n a_nk v_n
+        logits = a 1-d convolution over (z_1, ..., z_C): every logit reads the embeddings of all classes
+        loss   = (BCE(logits, one-hot label) + BCE(max_n c_n, one-hot label)) / 2
+
+    Source: Li, Li, Eliceiri, CVPR 2021; github binli123/dsmil-wsi.
+
+    Deviations: ``probabilities`` is the softmax of the bag logits; the authors take a sigmoid of each and a threshold
+    of its own for each class. ``dropout`` also acts without a value layer (``passing_v=False``), where theirs is
+    ignored. ``num_classes=1`` is the authors' setting for positive against negative slides.
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C, or 1.
+        nonlinear: the query is Linear, ReLU, Linear, Tanh; else one Linear.
+        passing_v: values are Linear + ReLU of the features; else the features themselves.
+        dropout: dropout rate of the features that become values.
+    """
+
+    paper = Paper(
+        "Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with Self-supervised "
+        "Contrastive Learning",
+        2021,
+        "https://arxiv.org/abs/2011.08939",
+        "https://github.com/binli123/dsmil-wsi",
+    )
+    published_renames = (
+        (r"^i_classifier\.fc\.0\.", "instance_classifier."),
+        (r"^b_classifier\.q\.", "query."),
+        (r"^b_classifier\.v\.", "value."),
+        (r"^b_classifier\.fcc\.", "bag_classifier."),
+    )
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        nonlinear: bool = True,
+        passing_v: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(in_dim, num_classes)
+        self.instance_classifier = nn.Linear(in_dim, num_classes)
+        self.query: nn.Module = nn.Linear(in_dim, QUERY_DIM)
+        if nonlinear:
+            self.query = nn.Sequential(self.query, nn.ReLU(), nn.Linear(QUERY_DIM, QUERY_DIM), nn.Tanh())
+        layer = (nn.Linear(in_dim, in_dim), nn.ReLU()) if passing_v else ()
+        self.value = nn.Sequential(nn.Dropout(dropout), *layer)
+        self.bag_classifier = nn.Conv1d(num_classes, num_classes, in_dim)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d)):
+                nn.init.orthogonal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, batch: BagBatch) -> AggregatorOutput:
+        """See ``Aggregator.forward``; attention and instance_logits ``[ΣN, C]``, embedding ``[B, C * D]``."""
+        instance_logits = self.instance_classifier(batch.features)  # [ΣN, C]
+        _, critical = segment_reduce(instance_logits.detach(), batch.offsets, "max", return_argmax=True)  # [B, C]
+        query = self.query(batch.features)  # [ΣN, Q]
+        critical_query = query.index_select(0, critical.flatten()).view(*critical.shape, -1)  # [B, C, Q]
+        scores = torch.einsum("nq,ncq->nc", query, critical_query.index_select(0, batch.bag_index)) / QUERY_DIM**0.5
+        pooled, attention = segment_attention_pool(scores, self.value(batch.features), batch.offsets)  # [B, C, D]
+        logits = self.bag_classifier(pooled)[:, :, 0]
+        return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
+
+    def losses(self, batch: BagBatch) -> dict[str, Tensor]:
+        """The binary cross-entropies "bag" and "instance" (of the critical instances), and their mean, "loss"."""
+        output = self(batch)
+        bag = self._binary_loss(output.logits, batch.labels)
+        instance = self._binary_loss(segment_reduce(output.instance_logits, batch.offsets, "max"), batch.labels)
+        return {"loss": (bag + instance) / 2, "bag": bag, "instance": instance}
+
+    def _binary_loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+        if self.num_classes == 1 or labels is None:
+            return self.bag_loss(logits, labels)
+        target = F.one_hot(labels, self.num_classes).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        if self.class_weights is not None:
+            loss = loss * self.class_weights[labels]
+        return loss.mean()

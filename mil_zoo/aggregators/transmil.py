@@ -1,0 +1,246 @@
+"""TransMIL: transformer-based correlated multiple-instance learning."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.errors import InputError
+
+ITERATIONS = 6  # of the pseudo-inverse
+TAPS = 33  # of the residual convolution
+
+
+class NystromAttention(nn.Module):
+    """Self-attention of T tokens through m landmarks: memory and time linear in T.
+
+    With ``~`` the means of m consecutive runs of tokens, and + the pseudo-inverse::
+
+        softmax(Q K^T) V  ~=  softmax(Q K~^T) softmax(Q~ K~^T)^+ (softmax(Q~ K^T) V)
+
+    evaluated from the right, so that nothing of size T x m is ever stored, plus a depthwise convolution of V over the
+    tokens. Zero tokens are put in front until m divides the length: to a landmark they are keys of logit 0 and value 0.
+
+    Source: Xiong et al., AAAI 2021; github lucidrains/nystrom-attention, the package that TransMIL uses.
+
+    Args:
+        dim: width E of the tokens.
+        heads: H.
+        landmarks: m.
+        dropout: dropout rate of the output.
+    """
+
+    def __init__(self, dim: int, heads: int, landmarks: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.landmarks = heads, landmarks
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(dropout)
+        self.res_conv = nn.Conv2d(heads, heads, (TAPS, 1), groups=heads, bias=False)
+
+    def forward(self, x: Tensor, rows: int, with_attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attends.
+
+        Args:
+            x: ``[T, E]``.
+            rows: how many of the first tokens need an output.
+            with_attention: also return the first row of the approximate attention matrix (without gradient). It
+                need be neither positive nor of sum 1.
+
+        Returns:
+            ``[rows, E]``, and ``[H, T]`` or None.
+        """
+        dim, pad = x.shape[1], -len(x) % self.landmarks
+        x = F.pad(x, (0, 0, pad, 0))
+        means = x.view(self.landmarks, -1, dim).mean(1)
+        to_q, to_k, _ = self.to_qkv.weight.chunk(3)
+        # Projections commute with means, and queries are needed at the wanted rows only.
+        q = self._split(F.linear(x[pad : pad + rows], to_q))  # [1, H, rows, d]
+        q_mean, k_mean = self._split(F.linear(means, to_q)), self._split(F.linear(means, to_k))  # [1, H, m, d]
+        k, v = F.linear(x, self.to_qkv.weight[dim:]).chunk(2, dim=1)  # [pad + T, E]
+        keys = self._split(k)
+
+        inverse = pseudo_inverse(_softmax(q_mean, k_mean))  # [1, H, m, m]
+        summary = inverse @ F.scaled_dot_product_attention(q_mean, keys, self._split(v))  # [1, H, m, d]
+        out = F.scaled_dot_product_attention(q, k_mean, summary)[0].transpose(0, 1).flatten(1)
+        out = self.drop(self.to_out(out + self._convolve(v[pad:], rows)))
+        if not with_attention:
+            return out, None
+        with torch.no_grad():
+            weights = (_softmax(q[:, :, :1], k_mean) @ inverse)[0]  # [H, 1, m], of the landmarks
+            parts = [weights[h] @ _softmax(q_mean[0, h], keys[0, h, :, :]) for h in range(self.heads)]  # one m x T
+            return out, torch.cat(parts)[:, pad:]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.heads, -1).transpose(0, 1)[None]  # [1, H, T, d]
+
+    def _convolve(self, v: Tensor, rows: int) -> Tensor:
+        # As an image of T x 1 pixels with channels last, as v lies in memory: four times the speed of [H, T, d].
+        image = v[: rows + TAPS // 2].T[None, :, :, None]
+        taps = self.res_conv.weight.repeat_interleave(v.shape[1] // self.heads, dim=0)  # [E, 1, TAPS, 1]
+        return F.conv2d(image, taps, padding=(TAPS // 2, 0), groups=v.shape[1])[0, :, :rows, 0].T
+
+
+class PPEG(nn.Module):
+    """Pyramid position encoding: tokens on a square, plus their depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions.
+
+    The three kernels and the identity are one 7 x 7 kernel, so one convolution is run.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(dim, dim, size, groups=dim) for size in (7, 5, 3))
+
+    def forward(self, x: Tensor, side: int) -> Tensor:
+        """``[side * side, E]``, row by row, to the same shape."""
+        kernel = sum(F.pad(conv.weight, 4 * [3 - conv.kernel_size[0] // 2]) for conv in self.convolutions)
+        kernel = kernel + F.pad(kernel.new_ones(1, 1, 1, 1), 4 * [3])
+        bias = sum(conv.bias for conv in self.convolutions)
+        image = x.T.view(1, -1, side, side)
+        return F.conv2d(image, kernel, bias, padding=3, groups=x.shape[1])[0].flatten(1).T
+
+
+class TransLayer(nn.Module):
+    """Tokens plus the Nystrom attention of their layer norm."""
+
+    def __init__(self, dim: int, heads: int, landmarks: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attn = NystromAttention(dim, heads, landmarks, dropout)
+
+    def forward(self, x: Tensor, rows: int, with_attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """See ``NystromAttention.forward``."""
+        out, attention = self.attn(self.norm(x), rows, with_attention)
+        return x[:rows] + out, attention
+
+
+@register_aggregator("transmil")
+class TransMIL(Aggregator):
+    """Two Nystrom self-attention layers with a convolutional position encoding between, read at a class token.
+
+    With ``h = ReLU(W x)``, the bag repeated from its start until its length is a square, and the class token in
+    front::
+
+        t = t + Nystrom(LN(t));  t[1:] = PPEG(t[1:]);  t = t + Nystrom(LN(t));  logits = W' LN(t[0])
+
+    Attention is the class token's row of the last layer's approximate attention matrix, without the class token's
+    own entry: repeats are added to their originals, negative entries set to 0, and the rest normalised (uniform where
+    nothing is left). ``head_attention`` is that of each head, ``attention`` that of the mean row of all heads.
+
+    The order of instances matters: it places them on the square and in runs of landmarks. Bags are taken one by one:
+    their squares, runs and padding differ, and attention between the tokens of a bag leaves nothing to share.
+
+    Source: Shao et al., NeurIPS 2021; github szc19990412/TransMIL.
+
+    Deviations: none in the numbers for a bag at a time. The last layer computes the class token's row alone, and the
+    pseudo-inverse starts from a scale of each bag (the package takes one maximum over the batch).
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C, or 1.
+        embed_dim: width E of h and the tokens.
+        heads: attention heads; they divide ``embed_dim``.
+        landmarks: landmarks of each layer, or None for ``embed_dim // 2``.
+        dropout: dropout rate of the output of each attention layer.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    paper = Paper(
+        "TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide Image Classification",
+        2021,
+        "https://arxiv.org/abs/2106.00908",
+        "https://github.com/szc19990412/TransMIL",
+    )
+    permutation_invariant = False
+    published_renames = (
+        (r"^_fc1\.0\.", "embed.0."),
+        (r"^_fc2\.", "classifier."),
+        (r"^pos_layer\.proj\.", "ppeg.convolutions.0."),
+        (r"^pos_layer\.proj([12])\.", r"ppeg.convolutions.\1."),
+        (r"\.to_out\.0\.", ".to_out."),
+    )
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        embed_dim: int = 512,
+        heads: int = 8,
+        landmarks: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(in_dim, num_classes)
+        landmarks = embed_dim // 2 if landmarks is None else landmarks
+        if embed_dim < 1 or heads < 1 or embed_dim % heads:
+            raise InputError(f"transmil: embed_dim ({embed_dim}) must be a multiple of heads ({heads})")
+        if landmarks < 1:
+            raise InputError(f"transmil: landmarks must be at least 1, not {landmarks}")
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU())
+        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
+        self.layer1 = TransLayer(embed_dim, heads, landmarks, dropout)
+        self.ppeg = PPEG(embed_dim)
+        self.layer2 = TransLayer(embed_dim, heads, landmarks, dropout)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.classifier = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, batch: BagBatch) -> AggregatorOutput:
+        """See ``Aggregator.forward``; attention ``[ΣN]``, head_attention ``[ΣN, H]``, both without gradient."""
+        tokens, rows = zip(*self._class_tokens(batch, with_attention=True), strict=True)
+        embedding = self.norm(torch.cat(tokens))
+        per_bag = [_fold(row[:, 1:], n) for row, n in zip(rows, batch.sizes.tolist(), strict=True)]
+        attention = torch.cat([_normalised(part.mean(0)) for part in per_bag])
+        heads = torch.cat([_normalised(part).T for part in per_bag])
+        return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=heads)
+
+    def losses(self, batch: BagBatch) -> dict[str, Tensor]:
+        """The cross-entropy, "loss"; unlike ``forward`` it spends nothing on attention as an output."""
+        tokens = [token for token, _ in self._class_tokens(batch, with_attention=False)]
+        return {"loss": self.bag_loss(self.classifier(self.norm(torch.cat(tokens))), batch.labels)}
+
+    def _class_tokens(self, batch: BagBatch, with_attention: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each bag the class token ``[1, E]`` and its row of attention ``[H, 1 + side ** 2]``."""
+        results = []
+        for h in self.embed(batch.features).split(batch.sizes.tolist()):
+            side = math.isqrt(len(h) - 1) + 1
+            tokens = torch.cat([self.cls_token[0], h, h[: side * side - len(h)]])
+            tokens, _ = self.layer1(tokens, rows=len(tokens))
+            tokens = torch.cat([tokens[:1], self.ppeg(tokens[1:], side)])
+            results.append(self.layer2(tokens, rows=1, with_attention=with_attention))
+        return results
+
+
+def pseudo_inverse(x: Tensor) -> Tensor:
+    """Iterative Moore-Penrose pseudo-inverse of the row-stochastic matrices ``[..., m, m]`` of one bag.
+
+    All heads start from one scale, the largest column sum (the largest row sum is 1).
+    """
+    identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
+    z = x.transpose(-1, -2) / x.sum(-2).max()
+    for _ in range(ITERATIONS):
+        xz = x @ z
+        z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
+    return z
+
+
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+def _fold(row: Tensor, n: int) -> Tensor:
+    """``[H, side ** 2]`` to ``[H, n]``: repeats, which come last, are added to the first instances."""
+    repeats = row[:, n:]
+    return row[:, :n] + F.pad(repeats, (0, n - repeats.shape[1]))
+
+
+def _normalised(attention: Tensor) -> Tensor:
+    """Negative entries to 0, then sum 1 along the last dimension (uniform where nothing is left)."""
+    attention = attention.clamp(min=0)
+    total = attention.sum(-1, keepdim=True)
+    return torch.where(total > 0, attention / total, 1 / attention.shape[-1])

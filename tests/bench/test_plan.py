@@ -1,0 +1,114 @@
+"""Plans: what a command line and a suite settle, and what they refuse."""
+
+import pytest
+
+from mil_zoo import InputError
+from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+from mil_zoo.bench.plan import make_plan, parse_overrides, plan_model, read_suite
+from mil_zoo.config import from_mapping, read_shipped, shipped_names
+from mil_zoo.train.config import TrainingConfig
+
+
+def plan(table, **given):
+    suite = read_suite(None, **{"datasets": [str(table)], "models": ["abmil"], "folds": 2} | given)
+    return make_plan(suite, suite.datasets[0])
+
+
+def test_trials_are_every_model_on_every_split_with_every_seed(bag_table):
+    made = plan(bag_table, models=["abmil", "mean"], folds=2, repeats=2, seeds=[0, 7])
+    assert [trial.id for trial in made.trials][:5] == [
+        "abmil-r0-f0-s0", "mean-r0-f0-s0", "abmil-r0-f0-s7", "mean-r0-f0-s7", "abmil-r0-f1-s0",
+    ]  # fmt: skip
+    assert len(made.trials) == len({trial.id for trial in made.trials}) == 16
+
+
+def test_overrides_reach_options_training_and_graph(bag_table):
+    overrides = parse_overrides(
+        ["srmil.mask_rate=0.5", "srmil.learning_rate=0.01", "weight_decay=0", "srmil.graph=knn:3"]
+    )
+    made = plan(bag_table, models=["srmil", "abmil"], epochs=7, overrides=overrides)
+    srmil, abmil = made.models
+    assert srmil.options["mask_rate"] == 0.5
+    assert srmil.training.learning_rate == 0.01
+    assert abmil.training.learning_rate == 1e-4
+    assert srmil.training.weight_decay == abmil.training.weight_decay == 0
+    assert srmil.training.epochs == abmil.training.epochs == 7
+    assert (srmil.graph, abmil.graph) == ("knn:3", None)
+    assert made.settings()["model_settings"]["srmil"]["options"]["mask_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("abmil.gate=true", "did you mean 'gated'"),
+        ("abmil.learning_rat=1", "did you mean 'learning_rate'"),
+        ("srmil.mask_rate=0.5", "'srmil' is not among the models"),
+        ("lerning_rate=1", "no aggregator has an option 'lerning_rate'; did you mean 'learning_rate'"),
+        ("epochs=many", "epochs must be of type int"),
+        ("epochs=0", "training.epochs must be positive"),
+        ("a.b.c=1", "must look like"),
+    ],
+)
+def test_wrong_overrides_are_refused(bag_table, text, message):
+    with pytest.raises(InputError, match=message):
+        plan(bag_table, overrides=parse_overrides([text]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"models": ["abmill"]}, "did you mean 'abmil'"),
+        ({"models": ["abmil", "abmil"]}, "name each aggregator once"),
+        ({"models": []}, "name each aggregator once"),
+        ({"seeds": []}, "name each seed once"),
+        ({"folds": 30}, "fewer than the 30 folds"),
+        ({"folds": "published"}, "comes without published folds"),
+        ({"folds": "some"}, "folds must be"),
+    ],
+)
+def test_wrong_plans_are_refused(bag_table, given, message):
+    with pytest.raises(InputError, match=message):
+        plan(bag_table, **given)
+
+
+def test_suites_by_name_path_and_dataset(tmp_path):
+    assert read_suite().datasets == ["demo"]
+    assert read_suite(datasets=["crchisto"]).folds == 10
+    assert read_suite("classic").datasets == ["musk1", "elephant", "tiger"]
+    assert read_suite(datasets=["musk1"]).folds == 5  # no suite of that name: the defaults
+    # A suite's own overrides of a model that is not run are no mistake of the user's.
+    assert read_suite(datasets=["crchisto"], models=["mean"]).overrides == {}
+    (tmp_path / "mine.yaml").write_text("datasets: [demo]\nfolds: 4\n")
+    assert read_suite(str(tmp_path / "mine.yaml")).folds == 4
+    (tmp_path / "list.yaml").write_text("- demo\n")
+    (tmp_path / "typo.yaml").write_text("datasets: [demo]\nfold: 4\n")
+    for name, message in {
+        "clasic": "unknown suite 'clasic'; did you mean 'classic'",
+        str(tmp_path / "list.yaml"): "must hold a mapping",
+        str(tmp_path / "typo.yaml"): "unknown key 'fold'; did you mean 'folds'",
+        str(tmp_path / "none.yaml"): "no such file",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            read_suite(name)
+
+
+@pytest.mark.parametrize("name", shipped_names("suites"))
+def test_every_shipped_suite_can_be_planned(name):
+    suite = read_suite(name)
+    for model in suite.models:
+        plan_model(model, suite)
+    assert set(suite.datasets) <= set(shipped_names("data_cards"))
+
+
+@pytest.mark.parametrize("name", shipped_names("aggregators"))
+def test_every_shipped_aggregator_configuration_fits_its_aggregator(name):
+    mapping = read_shipped("aggregators", name)
+    assert set(mapping) <= {"options", "training"}
+    assert set(mapping.get("options", {})) <= set(aggregator_options(name))
+    from_mapping(TrainingConfig, mapping["training"], name)
+    AGGREGATORS.get(name)(8, 2, **mapping.get("options", {}))
+
+
+def test_every_builtin_aggregator_has_a_configuration():
+    builtin = [name for name in AGGREGATORS if AGGREGATORS.get(name).__module__.startswith("mil_zoo.")]
+    assert set(builtin) <= set(shipped_names("aggregators"))

@@ -1,0 +1,230 @@
+"""Running plans: files, failures, resuming after a kill, and honesty checks."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mil_zoo import create_aggregator
+from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.runner import run_plan
+from mil_zoo.data.dataset import open_dataset
+from mil_zoo.registry import Registry
+from mil_zoo.train.loop import predict
+from mil_zoo.train.metrics import score
+
+SMALL = {
+    "models": ["srmil", "abmil", "mean"],
+    "folds": 2,
+    "epochs": 2,
+    "overrides": {"srmil.hidden": 8, "srmil.heads": 2},
+}
+
+
+def small_plan(table, **given):
+    suite = read_suite(None, **{"datasets": [str(table)]} | SMALL | given)
+    return make_plan(suite, suite.datasets[0])
+
+
+@pytest.fixture(scope="module")
+def finished(bag_table, tmp_path_factory):
+    plan = small_plan(bag_table)
+    return plan, run_plan(plan, tmp_path_factory.mktemp("run"))
+
+
+def test_every_trial_leaves_its_row_and_files(finished):
+    plan, run = finished
+    rows = {row["trial"]: row for row in run.trials()}
+    assert list(rows) == [trial.id for trial in plan.trials]
+    for trial in plan.trials:
+        row, folder = rows[trial.id], run.path / "trials" / trial.id
+        assert row["status"] == "ok"
+        names = {path.name for path in folder.iterdir()}
+        expected = {"predictions.csv", "epochs.csv", "weights.safetensors"}
+        assert names == (expected if trial.model.name == "mean" else expected | {"skew.csv", "attention.h5"})
+        predictions = run.predictions(trial.id)
+        test = predictions[predictions["split"] == "test"]
+        assert sorted(test["slide_id"]) == sorted(trial.split.test)
+        assert sorted(predictions[predictions["split"] == "val"]["slide_id"]) == sorted(trial.split.val)
+        assert row["metrics"] == score(test["label"].to_numpy(), test[["prob_0", "prob_1"]].to_numpy())
+        assert (row["n_train"], row["n_test"]) == (len(trial.split.train), len(trial.split.test))
+        epochs = run.epochs(trial.id)
+        assert list(epochs["epoch"]) == [1, 2]
+        assert epochs["selected"].sum() == 1
+        assert row["selected_epoch"] == epochs["epoch"][epochs["selected"] == 1].item()
+        assert row["peak_mem_mib"] > 50
+
+
+def test_the_saved_weights_give_the_saved_predictions(finished):
+    plan, run = finished
+    trial = next(trial for trial in plan.trials if trial.model.name == "srmil")
+    aggregator = create_aggregator("srmil", 6, 2, **trial.model.options)
+    aggregator.load_state_dict(load_file(run.path / "trials" / trial.id / "weights.safetensors"))
+    from mil_zoo.bench.runner import _split_bags
+
+    bags = _split_bags(plan, trial.split)["test"]
+    got = [p.tolist() for _, _, p in predict(aggregator, bags, trial.model.graph)]
+    predictions = run.predictions(trial.id)
+    expected = predictions[predictions["split"] == "test"][["prob_0", "prob_1"]].to_numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_recorded_attention_agrees_with_its_numbers(finished):
+    plan, run = finished
+    for trial in plan.trials:
+        if trial.model.name == "mean":
+            continue
+        skew = run.skew(trial.id)
+        train = skew[skew["split"] == "train"]
+        assert set(train["slide_id"]) == set(trial.split.train)
+        assert set(train["epoch"]) == {1, 2}
+        with h5py.File(run.attention(trial.id)) as file:
+            assert set(file) == set(trial.split.test)
+            for slide, group in file.items():  # noqa: B007 (the query reads slide)
+                attention = group["attention"][:]
+                assert attention.sum() == pytest.approx(1, abs=1e-5)
+                value = skew.query("split == 'test' and slide_id == @slide and name == 'max_attention'")["value"].item()
+                assert value == pytest.approx(attention.max(), rel=1e-4)
+                assert ("head_attention" in group) == (trial.model.name == "srmil")
+                assert len(group["coords"]) == len(group["instance_labels"]) == len(attention)
+
+
+def test_a_second_run_repeats_nothing_and_a_fresh_one_gives_the_same_bytes(finished, bag_table, tmp_path):
+    plan, run = finished
+    before = (run.path / "trials.jsonl").read_bytes()
+    started = []
+    run_plan(plan, run.path, on_trial=started.append)
+    assert started == []
+    assert (run.path / "trials.jsonl").read_bytes() == before
+    again = run_plan(small_plan(bag_table), tmp_path)
+    for trial in plan.trials:
+        for name in ("predictions.csv", "skew.csv", "weights.safetensors"):
+            file = run.path / "trials" / trial.id / name
+            if file.exists():
+                assert file.read_bytes() == (again.path / "trials" / trial.id / name).read_bytes(), (trial.id, name)
+
+
+class Raises(MeanPooling):
+    def losses(self, batch):
+        raise ValueError("this aggregator is broken")
+
+
+class Diverges(MeanPooling):
+    def losses(self, batch):
+        return {"loss": super().losses(batch)["loss"] * float("nan")}
+
+
+class OutOfMemory(MeanPooling):
+    def losses(self, batch):
+        torch.empty(10**15)
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        (Raises, "ValueError: this aggregator is broken"),
+        (Diverges, "Diverged: the loss became nan in epoch 1"),
+        (OutOfMemory, "RuntimeError: .*allocate"),
+    ],
+)
+def test_a_failed_trial_is_a_row_and_the_others_go_on(bag_table, tmp_path, monkeypatch, run_cli, cls, reason):
+    monkeypatch.setattr(Registry, "get", _with("broken", cls, Registry.get))
+    code, out, _ = run_cli(
+        "bench", "--dataset", bag_table, "--models", "broken,abmil", "--folds", 2, "--epochs", 1, "--out", tmp_path
+    )
+    assert code == 1
+    rows = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    assert [(row["aggregator"], row["status"]) for row in rows] == [("broken", "failed"), ("abmil", "ok")] * 2
+    assert pd.Series([rows[0]["reason"]]).str.contains(reason).item()
+    assert "failed" in out
+    assert "FAILED" in (tmp_path / "table.md").read_text()
+
+
+def _with(name, cls, get):
+    return lambda self, key: cls if key == name else get(self, key)
+
+
+KILLS = """
+import os, random, signal, sys, time
+import mil_zoo, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.runner import run_plan
+from mil_zoo.report.tables import write_tables
+
+table, killed, whole = sys.argv[1:]
+suite = read_suite(None, datasets=[table], models=["srmil", "abmil", "mean"], folds=3, repeats=2, epochs=2,
+                   overrides={"srmil.hidden": 8, "srmil.heads": 2})
+plan = make_plan(suite, table)
+
+def attempt(folder, seconds=None):
+    child = os.fork()
+    if child == 0:
+        write_tables(run_plan(plan, Path(folder)))
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+start = time.time()
+assert attempt(whole) == 0
+duration = time.time() - start
+draw = random.Random(0)
+kills = 0
+while kills < 20:
+    status = attempt(killed, draw.uniform(0, duration / 4))
+    kills += os.WIFSIGNALED(status)
+    if not os.WIFSIGNALED(status):  # it was done before the signal: begin again elsewhere
+        killed += "x"
+assert attempt(killed) == 0
+print(kills, killed)
+"""
+
+
+def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bytes(bag_table, tmp_path):
+    whole = tmp_path / "whole"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, bag_table, tmp_path / "killed", whole],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    kills, killed = done.stdout.split()
+    assert int(kills) == 20
+    names = [
+        "table.csv",
+        "skew.csv",
+        *(f"trials/{path.parent.name}/{path.name}" for path in whole.glob("trials/*/*.csv")),
+    ]
+    assert len(names) == 2 + 2 * 18 + 12  # predictions and epochs of 18 trials, skew of the 12 with attention
+    for name in names:
+        if not name.endswith("epochs.csv"):  # these hold measured seconds
+            assert (whole / name).read_bytes() == (tmp_path / killed / name).read_bytes(), name
+    assert not list((tmp_path / killed).glob("trials/.*"))
+
+
+def test_shuffled_training_labels_leave_nothing_to_learn(bag_table, tmp_path):
+    """With real labels this table is easy; a leak of test labels would show as an AUC that stays high."""
+    given = {"models": ["abmil"], "folds": 4, "repeats": 4, "epochs": 8, "overrides": {"learning_rate": 0.01}}
+    true = run_plan(small_plan(bag_table, **given), tmp_path / "true").trials()
+    run = run_plan(small_plan(bag_table, permute_labels=True, **given), tmp_path / "shuffled")
+    assert np.mean([row["metrics"]["auc"] for row in true]) > 0.9
+    aucs = [row["metrics"]["auc"] for row in run.trials()]
+    assert abs(np.mean(aucs) - 0.5) < 0.15
+    assert "SHUFFLED" in run.config["dataset"]["warnings"][-1]
+    truth = {bag.slide_id: bag.label for bag in open_dataset(str(bag_table)).bags}
+    for trial in run.trials():
+        predictions = run.predictions(trial["trial"]).query("split == 'test'")
+        assert all(
+            truth[slide] == label for slide, label in zip(predictions["slide_id"], predictions["label"], strict=True)
+        )

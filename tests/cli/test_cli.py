@@ -1,0 +1,231 @@
+"""The command line as its users meet it: help, lists, a whole run, and one sentence for every mistake."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mil_zoo.bench import store
+
+
+def modules_loaded_by(*arguments):
+    """Runs a command in a fresh interpreter; its output, and which heavy modules it imported."""
+    code = (
+        f"import sys; sys.argv = ['mil-zoo', *{[str(argument) for argument in arguments]!r}]\n"
+        "from mil_zoo.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = ('torch', 'dgl', 'numpy', 'pandas', 'matplotlib', 'rich')\n"
+        "print(*[name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *output, modules = done.stdout.splitlines()
+    return "\n".join(output), modules.split()
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    output, modules = modules_loaded_by("--help")
+    assert modules == []  # so it answers at once
+    for command in ("bench", "report", "models", "datasets", "graphs", "doctor"):
+        assert command in output
+
+
+def test_lists(run_cli):
+    for command, words in {
+        "models": ["abmil", "srmil", "window:2", "mask_rate=0.7"],
+        "datasets": ["demo", "crchisto", "simulated", "histology/crchisto_nuclei.npz"],
+        "graphs": ["window:w", "feature_knn:k", "delaunay"],
+        "doctor": ["torch", "reference", "dgl", "threads"],
+    }.items():
+        code, out, _ = run_cli(command)
+        assert code == 0
+        for word in words:
+            assert word in out, (command, word)
+    assert "Examples" in run_cli("bench", "--help")[1]
+
+
+def test_bench_and_report(run_cli, bag_table, tmp_path):
+    out_dir = tmp_path / "run"
+    code, out, err = run_cli(
+        "bench", "--dataset", bag_table, "--models", "abmil,mean", "--folds", 2, "--epochs", 2, "--out", out_dir
+    )
+    assert (code, err) == (0, "")
+    assert "AUC" in out
+    assert str(out_dir / "table.csv") in out
+    figures = {path.name for path in (out_dir / "figures").iterdir()}
+    assert {"figure3.png", "figure3-abmil.png", "metrics.png"} <= figures
+    assert any(name.startswith("attention-slide_") for name in figures)
+    before = {path: path.read_bytes() for path in out_dir.glob("*.*") if path.suffix in (".csv", ".md", ".tex")}
+    assert {path.name for path in before} == {"table.csv", "table.md", "table.tex", "cost.csv", "skew.csv", "skew.md"}
+    for path in before:
+        path.unlink()
+    code, _, _ = run_cli("report", out_dir)
+    assert code == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_reports_are_drawn_without_torch(run_cli, bag_table, tmp_path):
+    run = tmp_path / "run"
+    run_cli("bench", "--dataset", bag_table, "--models", "abmil", "--folds", 2, "--epochs", 1, "--out", run)
+    _, modules = modules_loaded_by("report", run)
+    assert "matplotlib" in modules
+    assert not {"torch", "dgl"} & set(modules)
+
+
+def test_several_datasets_share_a_folder(run_cli, bag_table, tmp_path):
+    other = tmp_path / "other.npz"
+    other.write_bytes(bag_table.read_bytes())
+    code, _, _ = run_cli(
+        "bench",
+        "--dataset",
+        f"{bag_table},{other}",
+        "--models",
+        "mean",
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "r",
+    )
+    assert code == 0
+    assert (tmp_path / "r" / "bags" / "table.csv").exists()
+    assert (tmp_path / "r" / "other" / "table.csv").exists()
+
+
+def test_options_for_all_aggregators(run_cli, bag_table, tmp_path):
+    code, _, _ = run_cli(
+        "bench", "--dataset", bag_table, "--models", "abmil,mean", "--folds", 2, "--epochs", 1, "--out", tmp_path / "r",
+        "--class-weights", "balanced", "--max-instances", 3, "--set", "mean.max_instances=5",
+    )  # fmt: skip
+    assert code == 0
+    settings = store.RunDirectory(tmp_path / "r").config["model_settings"]
+    assert {name: settings[name]["training"]["max_instances"] for name in settings} == {"abmil": 3, "mean": 5}
+    assert {settings[name]["training"]["class_weights"] for name in settings} == {"balanced"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bnch"], "unknown command 'bnch'; did you mean 'bench'"),
+        (["bench", "--model", "abmil"], "--models"),
+        (["bench", "--models", "abmill"], "unknown aggregator 'abmill'; did you mean 'abmil'"),
+        (["bench", "--dataset", "crchistoo"], "unknown dataset 'crchistoo'; did you mean 'crchisto'"),
+        (["bench", "--suite", "dem"], "unknown suite 'dem'; did you mean 'demo'"),
+        (["bench", "--dataset", "none.npz"], "none.npz: no such file"),
+        (["bench", "--set", "srmil.mask_ratio=1"], "did you mean 'mask_rate'"),
+        (["bench", "--seeds", "a"], "--seeds 'a'"),
+        (["bench", "--folds", "ten"], "--folds must be a number or 'published'"),
+        (["bench", "--plugin", "none.py"], "none.py does not exist"),
+        (["report", "nowhere"], "nowhere is not a run directory"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(run_cli, arguments, message):
+    code, _, err = run_cli(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_an_output_place_that_cannot_be_written(run_cli, bag_table, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run_cli("bench", "--dataset", bag_table, "--models", "mean", "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_a_full_disk_loses_nothing_that_was_computed(run_cli, bag_table, tmp_path, monkeypatch):
+    command = (
+        "bench",
+        "--dataset",
+        bag_table,
+        "--models",
+        "abmil,mean",
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "r",
+    )
+    add_trial, left = store.RunDirectory.add_trial, [2]
+
+    def full(self, row, write=None):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        add_trial(self, row, write)
+
+    monkeypatch.setattr(store.RunDirectory, "add_trial", full)
+    code, _, err = run_cli(*command)
+    assert code == 2
+    assert "No space left on device" in err
+    assert "2 finished trials are kept" in err
+    monkeypatch.setattr(store.RunDirectory, "add_trial", add_trial)
+    assert len(store.RunDirectory(tmp_path / "r").trials()) == 2
+    assert run_cli(*command)[0] == 0
+    assert len(store.RunDirectory(tmp_path / "r").trials()) == 4
+
+
+def test_an_edited_result_is_refused(run_cli, bag_table, tmp_path):
+    command = ("bench", "--dataset", bag_table, "--models", "mean", "--folds", 2, "--epochs", 1, "--out", tmp_path)
+    assert run_cli(*command)[0] == 0
+    file = tmp_path / "trials.jsonl"
+    file.write_text(file.read_text().replace('"auc": ', '"auc": 0.00001'))
+    for arguments in (command, ("report", tmp_path)):
+        code, _, err = run_cli(*arguments)
+        assert code == 2
+        assert "was changed after it was written" in err
+
+
+def test_other_settings_in_the_same_folder_are_refused(run_cli, bag_table, tmp_path):
+    command = ["bench", "--dataset", bag_table, "--models", "mean", "--folds", 2, "--out", tmp_path]
+    assert run_cli(*command, "--epochs", 1)[0] == 0
+    code, _, err = run_cli(*command, "--epochs", 2)
+    assert code == 2
+    assert "model_settings.mean.training.epochs: 1 there, 2 now" in err
+
+
+def test_a_plugin_takes_part(run_cli, bag_table, tmp_path):
+    plugin = tmp_path / "plugged.py"
+    plugin.write_text(
+        "from mil_zoo import register_aggregator, register_graph\n"
+        "from mil_zoo._dgl import dgl\n"
+        "from mil_zoo.aggregators.srmil import SRMIL\n"
+        "@register_graph('three')\n"
+        "def three(coords):\n    return dgl.knn_graph(coords, min(4, len(coords)))\n"
+        "@register_aggregator('plugged')\n"
+        "class Plugged(SRMIL):\n    graph = 'three'\n"
+    )
+    code, _, err = run_cli(
+        "bench", "--plugin", plugin, "--dataset", bag_table, "--models", "plugged", "--folds", 2, "--epochs", 1,
+        "--set", "plugged.hidden=8", "--set", "plugged.graph=three", "--out", tmp_path / "r",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert store.RunDirectory(tmp_path / "r").config["model_settings"]["plugged"]["graph"] == "three"
+
+
+def test_a_slide_with_nan_features_is_named(run_cli, tmp_path):
+    features = np.ones((6, 2))
+    features[4] = np.nan
+    np.savez(tmp_path / "t.npz", X=features, bag_ptr=[0, 3, 6], bag_label=[0, 1])
+    code, _, err = run_cli("bench", "--dataset", tmp_path / "t.npz", "--models", "mean")
+    assert code == 2
+    assert "X is NaN or infinite in row 4 (bag 1)" in err
+
+
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(run_cli, bag_table, tmp_path, monkeypatch):
+    add_trial = store.RunDirectory.add_trial
+
+    def interrupted(self, row, write=None):
+        add_trial(self, row, write)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.RunDirectory, "add_trial", interrupted)
+    code, out, _ = run_cli(
+        "bench", "--dataset", bag_table, "--models", "mean", "--folds", 2, "--epochs", 1, "--out", tmp_path
+    )
+    assert code == 130
+    assert f"--out {tmp_path} continues" in out
+    assert len(store.RunDirectory(tmp_path).trials()) == 1

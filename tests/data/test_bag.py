@@ -1,0 +1,106 @@
+"""Bags and packed batches: shapes, checks, cached graphs."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_bag
+
+from mil_zoo import Bag, BagBatch, InputError
+from mil_zoo._dgl import dgl
+from mil_zoo.data import bag as bag_module
+from mil_zoo.graph import BagGraph, build, csr_of
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.zeros((0, 3))}, "slide 's1': the bag is empty"),
+        ({"features": np.zeros(3)}, r"features must be \[patches, dimensions\], not \(3,\)"),
+        (
+            {"features": np.array([[1.0, np.nan], [0, 0], [np.inf, 0]])},
+            "NaN or infinite in 2 of 3 patches .first: patch 0",
+        ),
+        ({"coords": np.zeros((2, 2))}, r"coords have shape \(2, 2\) where \(3, 2\)"),
+        ({"coords": np.full((3, 2), np.nan)}, "coords hold NaN"),
+        ({"instance_labels": np.zeros(4)}, r"instance_labels have shape \(4,\)"),
+        ({"patch_size": -256.0}, "patch_size must be positive"),
+    ],
+)
+def test_malformed_bags_are_refused_by_name(change, message):
+    with pytest.raises(InputError, match=message):
+        Bag(**{"features": np.zeros((3, 2)), "slide_id": "s1"} | change)
+
+
+def test_large_half_precision_features_are_not_mistaken_for_infinite():
+    features = torch.full((2000, 64), 60_000.0, dtype=torch.float16)  # their sum overflows float16
+    assert Bag(features=features).features.dtype == torch.float16
+
+
+def test_packing():
+    bags = [make_bag(n, 4, label=n % 3, seed=n) for n in (5, 1, 7)]
+    batch = BagBatch.from_bags(bags, graph="window:2")
+    assert len(batch) == 3
+    assert batch.offsets.tolist() == [0, 5, 6, 13]
+    assert batch.sizes.tolist() == [5, 1, 7]
+    assert batch.bag_index.tolist() == [0] * 5 + [1] + [2] * 7
+    assert batch.labels.tolist() == [2, 1, 1]
+    assert batch.slide_ids == ("slide_5", "slide_1", "slide_7")
+    for i, bag in enumerate(bags):
+        rows = slice(batch.offsets[i], batch.offsets[i + 1])
+        assert batch.features[rows].equal(bag.features)
+        assert batch.coords[rows].equal(bag.coords)
+
+
+def test_the_batched_graph_is_the_graphs_side_by_side():
+    bags = [make_bag(n, 4, seed=n) for n in (5, 1, 30)]
+    graph = BagBatch.from_bags(bags, graph="window:2").graph
+    assert graph.num_nodes == (5, 1, 30)
+    assert graph.dgl.batch_num_nodes().tolist() == [5, 1, 30]
+    assert sum(graph.num_edges) == graph.dgl.num_edges() == graph.csr.num_edges
+    for bag, part in zip(bags, dgl.unbatch(graph.dgl), strict=True):
+        alone = build(bag.coords, "window:2", patch_size=256.0)
+        edges, expected = (set(zip(*(side.tolist() for side in g.edges()), strict=True)) for g in (part, alone))
+        assert edges == expected
+
+
+def test_a_batch_lacks_what_a_bag_lacks():
+    with_all, without = make_bag(4, 3), Bag(features=torch.zeros(2, 3))
+    batch = BagBatch.from_bags([with_all, without])
+    assert batch.labels is None
+    assert batch.coords is None
+    assert batch.graph is None
+    with pytest.raises(InputError, match="use one encoder"):
+        BagBatch.from_bags([with_all, Bag(features=torch.zeros(2, 5), slide_id="other")])
+    with pytest.raises(InputError, match="at least one bag"):
+        BagBatch.from_bags([])
+    with pytest.raises(InputError, match=r"slide 'x': graph 'window:2' needs coords"):
+        BagBatch.from_bags([Bag(features=torch.zeros(2, 5), slide_id="x")], graph="window:2")
+
+
+def test_a_graph_is_built_once_and_kept_across_epochs(monkeypatch):
+    built = []
+    monkeypatch.setattr(bag_module, "build", lambda *args, **kwargs: built.append(args[1]) or build(*args, **kwargs))
+    bag = make_bag(20, 3)
+    for _ in range(3):
+        BagBatch.from_bags([bag], graph="window:2")
+    assert built == ["window:2"]
+    other = bag.with_features(bag.features * 2)  # coordinates did not change: no new window graph
+    BagBatch.from_bags([other], graph="window:2")
+    assert built == ["window:2"]
+    bag.graph("feature_knn:3")
+    bag.with_features(bag.features * 2).graph("feature_knn:3")
+    assert built == ["window:2", "feature_knn:3", "feature_knn:3"]
+
+
+def test_a_csr_shares_memory_with_its_dgl_graph():
+    graph = build(make_bag(20, 3).coords, "window:2", patch_size=256.0)
+    csr = csr_of(graph)
+    assert csr.num_edges == graph.num_edges()
+    assert BagGraph.batch([csr]).csr is csr
+
+
+def test_to_moves_every_tensor():
+    batch = BagBatch.from_bags([make_bag(4, 3)], graph="window:2").to("meta")
+    assert {
+        t.device.type for t in (batch.features, batch.offsets, batch.labels, batch.coords, batch.graph.csr.indptr)
+    } == {"meta"}

@@ -1,0 +1,99 @@
+"""Typed configuration: conversions, and errors that name the nearest key."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from mil_zoo import InputError
+from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float
+    names: list[str] = field(default_factory=list)
+    kind: Literal["a", "b"] = "a"
+    folds: int | Literal["published"] = 5
+    limit: int | None = None
+    inner: Inner = field(default_factory=Inner)
+    more: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    flag: bool = False
+
+
+def test_values_become_their_types():
+    settings = from_mapping(
+        Settings,
+        {"rate": "5e-4", "names": ["x"], "folds": "published", "limit": 3, "inner": {"width": 7}, "path": "here"},
+        "it",
+    )
+    assert settings == Settings(5e-4, ["x"], folds="published", limit=3, inner=Inner(7), path=Path("here"))
+    assert from_mapping(Settings, {"rate": 1, "limit": None}, "it") == Settings(1.0)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({}, "it: the key 'rate' is missing"),
+        ({"rate": 1, "nams": []}, "it: unknown key 'nams'; did you mean 'names'"),
+        ({"rate": "fast"}, "it: rate must be a number, not 'fast'"),
+        ({"rate": True}, "rate must be of type float"),
+        ({"rate": 1, "names": "x"}, "names must be a list"),
+        ({"rate": 1, "names": [1]}, r"names\[0\] must be of type str"),
+        ({"rate": 1, "kind": "c"}, "kind must be one of 'a', 'b', not 'c'"),
+        ({"rate": 1, "folds": 2.5}, "folds must be"),
+        ({"rate": 1, "limit": True}, "limit must be of type int"),
+        ({"rate": 1, "inner": 3}, "inner must be a mapping"),
+        ({"rate": 1, "inner": {"widht": 3}}, "it: inner: unknown key 'widht'; did you mean 'width'"),
+        ({"rate": 1, "flag": 1}, "flag must be of type bool"),
+    ],
+)
+def test_wrong_values_are_named(mapping, message):
+    with pytest.raises(InputError, match=message):
+        from_mapping(Settings, mapping, "it")
+
+
+def test_overrides():
+    assert parse_override("srmil.mask_rate=0.5") == (["srmil", "mask_rate"], 0.5)
+    assert parse_override("learning_rate=1e-4") == (["learning_rate"], 1e-4)
+    assert parse_override("abmil.gated=true") == (["abmil", "gated"], True)
+    assert parse_override("abmil.embed_dim=null") == (["abmil", "embed_dim"], None)
+    assert parse_override("srmil.readout=attention") == (["srmil", "readout"], "attention")
+    for text in ("mask_rate", "=3", "a=[1"):
+        with pytest.raises(InputError, match="--set"):
+            parse_override(text)
+
+
+def test_files_that_are_no_mapping_are_refused(tmp_path):
+    for content, message in {"[1, 2]": "mapping", "a: [": "not valid YAML", "1: x": "mapping"}.items():
+        (tmp_path / "c.yaml").write_text(content)
+        with pytest.raises(InputError, match=rf"c.yaml.*{message}"):
+            read_yaml(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_yaml(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match="no such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    (tmp_path / "c.yaml").write_text(f"a: !!python/object/apply:pathlib.Path.touch [{tmp_path / 'ran'}]")
+    with pytest.raises(InputError, match="not valid YAML"):
+        read_yaml(tmp_path / "c.yaml")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_shipped_files():
+    assert {"abmil", "srmil", "mean", "max"} <= set(shipped_names("aggregators"))
+    assert "demo" in shipped_names("suites")
+    assert "crchisto" in shipped_names("data_cards")
+    for folder, kind in {"aggregators": "aggregator", "suites": "suite", "data_cards": "dataset"}.items():
+        with pytest.raises(InputError, match=f"unknown {kind} 'nothing_like_it'"):
+            read_shipped(folder, "nothing_like_it")

@@ -1,0 +1,98 @@
+"""The registry: duplicates and misses fail loudly; plugins load from files and entry points."""
+
+import importlib.metadata
+
+import pytest
+
+import mil_zoo
+from mil_zoo import InputError, registry
+from mil_zoo.registry import Registry, load_plugin
+
+
+def test_register_get_and_names():
+    zoo = Registry("animal")
+
+    @zoo.register("cat")
+    class Cat:
+        pass
+
+    assert zoo.get("cat") is Cat
+    assert zoo.names() == ["cat"]
+    assert "cat" in zoo
+    assert "dog" not in zoo
+
+
+def test_a_duplicate_and_a_bad_name_are_refused():
+    zoo = Registry("animal")
+    zoo.register("cat")(int)
+    zoo.register("cat")(int)  # the same object again is no conflict
+    with pytest.raises(InputError, match=r"animal 'cat' is already registered by builtins.int"):
+        zoo.register("cat")(float)
+    for name in ("Cat", "my cat", "a-b", ""):
+        with pytest.raises(InputError, match="lowercase"):
+            zoo.register(name)
+
+
+def test_a_miss_offers_near_names():
+    with pytest.raises(InputError, match="unknown aggregator 'abmill'; did you mean 'abmil'"):
+        mil_zoo.create_aggregator("abmill")
+    with pytest.raises(InputError, match="unknown graph 'windw'; did you mean 'window'"):
+        mil_zoo.graph.build([[0.0, 0.0]], "windw:2", patch_size=1.0)
+    with pytest.raises(InputError, match="abmil has no option 'atention_dim'; did you mean 'attention_dim'"):
+        mil_zoo.create_aggregator("abmil", atention_dim=3)
+
+
+PLUGIN = """
+from mil_zoo import register_aggregator, register_graph
+from mil_zoo.aggregators.pooling import MeanPooling
+
+@register_aggregator("{name}")
+class Mine(MeanPooling):
+    pass
+"""
+
+
+def test_a_plugin_file(tmp_path):
+    path = tmp_path / "my_mil.py"
+    path.write_text(PLUGIN.format(name="from_a_file"))
+    load_plugin(path)
+    load_plugin(path)  # loading it again changes nothing
+    assert "from_a_file" in mil_zoo.list_aggregators()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "my_mil.py").write_text("")
+    with pytest.raises(InputError, match=r"two plugin files are called my_mil.py"):
+        load_plugin(tmp_path / "other" / "my_mil.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def broken(:\n", r"plugin .*bad_0.py, line 1: invalid syntax"),
+        ("x = 1\nimport no_such_module_here\n", r"bad_1.py failed to import: ModuleNotFoundError"),
+        (PLUGIN.format(name="abmil"), "aggregator 'abmil' is already registered"),
+    ],
+)
+def test_broken_plugins_are_one_sentence(tmp_path, text, message, request):
+    number = request.node.callspec.indices["text"]
+    path = tmp_path / f"bad_{number}.py"
+    path.write_text(text)
+    mil_zoo.list_aggregators()
+    with pytest.raises(InputError, match=message):
+        load_plugin(path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_plugin(tmp_path / "none.py")
+
+
+def test_entry_points(tmp_path, monkeypatch):
+    (tmp_path / "packaged_mil.py").write_text(PLUGIN.format(name="from_a_package"))
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [importlib.metadata.EntryPoint("packaged", "packaged_mil", registry.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points if group == "mil_zoo.plugins" else [])
+    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    registry.load_entry_points()
+    assert "from_a_package" in mil_zoo.list_aggregators()
+    broken = importlib.metadata.EntryPoint("broken", "no_such_module_here", registry.ENTRY_POINT_GROUP)
+    points.append(broken)
+    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    with pytest.raises(InputError, match="plugin 'broken'"):
+        registry.load_entry_points()

@@ -1,0 +1,157 @@
+"""Training: selection on validation only, determinism, weighting, subsampling, divergence."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_bag
+from torch import nn
+
+from mil_zoo import InputError, create_aggregator
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.train import loop
+from mil_zoo.train.config import TrainingConfig
+from mil_zoo.train.loop import Diverged, fit, predict
+
+
+def shifted(n, label, seed):
+    """A bag that a linear model can tell apart: positives are shifted by one."""
+    bag = make_bag(n, 4, label=label, seed=seed)
+    return bag.with_features(bag.features + label)
+
+
+TRAIN = [shifted(5 + i, i % 2, i) for i in range(12)]
+VAL = [shifted(6, i % 2, 100 + i) for i in range(6)]
+
+
+def train(config, name="abmil", seed=0, **options):
+    torch.manual_seed(seed)
+    aggregator = create_aggregator(name, in_dim=4, **options)
+    return aggregator, fit(aggregator, TRAIN, VAL, config, graph=aggregator.graph, seed=seed)
+
+
+def test_it_learns_and_reports_every_epoch():
+    _, rows = train(TrainingConfig(epochs=20, learning_rate=0.05, weight_decay=0.0))
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["loss"] < 0.3 < rows[0]["loss"]
+    assert rows[-1]["train_accuracy"] == 1
+    assert {"val_accuracy", "val_auc", "val_loss", "learning_rate", "seconds", "selected"} <= set(rows[0])
+    assert rows[0]["learning_rate"] == 0.05
+    assert rows[-1]["learning_rate"] == pytest.approx(0.025 * (1 + np.cos(np.pi * 19 / 20)))
+    assert sum(row["selected"] for row in rows) == 1
+
+
+@pytest.mark.parametrize("name", ["abmil", "srmil"])
+def test_the_same_seed_gives_the_same_bits(name):
+    options = {"hidden": 8, "heads": 2} if name == "srmil" else {}
+    runs = [train(TrainingConfig(epochs=2), name, seed, **options)[0].state_dict() for seed in (3, 3, 4)]
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+    assert not all(torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
+
+
+class Scripted(Aggregator):
+    """Its state counts training steps; its prediction of slide i in epoch e is scripted."""
+
+    script: dict = {}  # noqa: RUF012
+
+    def __init__(self, in_dim, num_classes):
+        super().__init__(in_dim, num_classes)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, batch):
+        if self.training:
+            self.steps += 1
+        epoch = int(self.steps) // len(TRAIN)
+        logits = [self.script[epoch].get(name, 0.0) for name in batch.slide_ids]
+        logits = torch.tensor(logits)[:, None] * torch.tensor([[-1.0, 1.0]]) + 0 * self.weight
+        return AggregatorOutput(logits, logits)
+
+
+def selected_epoch(val_logits, **config):
+    """The epoch chosen when the validation slides get these logits for class 1, epoch by epoch."""
+    aggregator = Scripted(4, 2)
+    aggregator.script = {0: {}} | {
+        epoch: dict(zip([bag.slide_id for bag in VAL], logits, strict=True))
+        for epoch, logits in enumerate(val_logits, 1)
+    }
+    rows = fit(aggregator, TRAIN, VAL, TrainingConfig(epochs=len(val_logits), **config))
+    (epoch,) = [row["epoch"] for row in rows if row["selected"]]
+    assert int(aggregator.steps) == epoch * len(TRAIN)  # the weights left in it are that epoch's
+    return epoch
+
+
+RIGHT, BETTER, WRONG = [-1, 1] * 3, [-2, 2] * 3, [1, -1] * 3
+
+
+def test_the_checkpoint_is_the_best_validation_score_and_ties_fall_as_stated():
+    assert selected_epoch([WRONG, RIGHT, WRONG], select="accuracy") == 2
+    assert selected_epoch([RIGHT, BETTER, WRONG], select="accuracy", tie="loss") == 2
+    assert selected_epoch([RIGHT, RIGHT, WRONG], select="accuracy", tie="loss") == 1
+    assert selected_epoch([RIGHT, BETTER, RIGHT], select="loss") == 2
+    assert selected_epoch([RIGHT, WRONG, WRONG, WRONG, RIGHT], select="accuracy", select_after=0.6) == 5
+    assert selected_epoch([BETTER, WRONG, WRONG, WRONG, RIGHT], select="accuracy", select_after=0.8) == 5
+
+
+def test_balanced_weights_average_to_one_over_the_training_slides():
+    train = [make_bag(3, 4, label) for label in (0, 0, 0, 1)]
+    weights = loop._balanced_weights(train, 2)
+    assert weights.tolist() == pytest.approx([4 / 6, 2.0])
+    assert sum(float(weights[bag.label]) for bag in train) == pytest.approx(4)
+    aggregator = create_aggregator("mean", in_dim=4)
+    plain = aggregator.bag_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    aggregator.class_weights = weights
+    weighted = aggregator.bag_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    low, high = torch.log1p(torch.exp(torch.tensor([-1.0, 1.0])))
+    assert float(plain) == pytest.approx(float(low + high) / 2)
+    assert float(weighted) == pytest.approx(float(low * 4 / 6 + high * 2) / 2)
+
+
+def test_subsampling_is_of_training_steps_only(monkeypatch):
+    seen = {"train": set(), "eval": set()}
+    forward = create_aggregator("mean", in_dim=4).__class__.forward
+
+    def spy(self, batch):
+        seen["train" if self.training else "eval"].update(batch.sizes.tolist())
+        return forward(self, batch)
+
+    monkeypatch.setattr("mil_zoo.aggregators.pooling._Pooling.forward", spy)
+    train(TrainingConfig(epochs=1, max_instances=7), "mean")
+    assert seen["train"] == {5, 6, 7}
+    assert max(seen["eval"]) == 16
+    part = loop._subsample(make_bag(30, 4, seed=1), 7, np.random.default_rng(0))
+    assert len(part) == len(part.coords) == len(part.instance_labels) == 7
+    assert part.graph("window:2").num_dst == 7
+
+
+def test_divergence_names_the_slide_and_what_to_do():
+    with pytest.raises(
+        Diverged, match=r"the loss became .* in epoch \d+ at slide 'slide_.*lower training.learning_rate"
+    ):
+        train(TrainingConfig(epochs=30, optimizer="sgd", learning_rate=1e30, schedule="constant"))
+
+
+def test_prediction_changes_nothing_and_packs_small_bags(monkeypatch):
+    aggregator, _ = train(TrainingConfig(epochs=1), "srmil", hidden=8, heads=2)
+    aggregator.train()
+    state = {key: value.clone() for key, value in aggregator.state_dict().items()}
+    packed = {bag.slide_id: (output, p) for bag, output, p in predict(aggregator, TRAIN, "window:2")}
+    monkeypatch.setattr(loop, "PACK", 1)
+    for bag, output, probabilities in predict(aggregator, TRAIN[::-1], "window:2"):
+        other, p = packed[bag.slide_id]
+        torch.testing.assert_close(probabilities, p, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(output.attention, other.attention, rtol=1e-4, atol=1e-6)
+        assert output.attention.shape == (len(bag),)
+        assert output.head_attention.shape == (len(bag), 2)
+        assert output.logits.shape == (1, 2)
+    assert aggregator.training
+    assert all(torch.equal(state[key], value) for key, value in aggregator.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"learning_rate": 0.0}, {"select_after": 1.0}, {"max_instances": 0}, {"bags_per_step": 0}],
+    ids=str,
+)
+def test_settings_outside_their_range_are_refused(change):
+    with pytest.raises(InputError, match=f"training.{next(iter(change))}"):
+        TrainingConfig(**change)
