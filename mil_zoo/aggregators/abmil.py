@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.layers import Attention, GatedAttention, feature_layer
+from mil_zoo.aggregators.layers import Attention, GatedAttention, feature_layer, segment_topk
 from mil_zoo.data.bag import BagBatch
-from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.errors import InputError
+from mil_zoo.kernels import segment_attention_pool, segment_reduce
 
 
 @register_aggregator("abmil")
@@ -20,12 +23,26 @@ class ABMIL(Aggregator):
     fully connected layer is ``embed_dim``. The official one-logit binary head is ``num_classes=1`` (its probability
     clamp to [1e-5, 1 - 1e-5] is replaced by the numerically stable cross-entropy of the logit).
 
+    Two regularisers of other papers can be switched on to set against spatial ones. Both act in training only:
+
+    - attention entropy maximisation: the loss becomes ``cross_entropy + entropy_weight * negative_entropy`` with the
+      mean over bags of ``sum_k a_k log a_k`` (Zhang et al., AEM, 2024, arXiv 2406.15303; github dazhangyu123/AEM)
+    - stochastic top-k masking: of the ``topk_mask`` most attended instances of a bag, int(mask_drop * topk_mask) drawn
+      at random get no attention (Zhang et al., ACMIL, ECCV 2024, arXiv 2311.07125; github dazhangyu123/ACMIL). A bag
+      always keeps an instance.
+
     Args:
         in_dim: feature dimension D.
         num_classes: C, or 1.
         embed_dim: width of an instance-wise Linear + ReLU before the attention, or None for no such layer.
         attention_dim: rows of V (and U).
         gated: multiply tanh(V h) by sigmoid(U h) (equation 9).
+        entropy_weight: weight of the negative entropy of the attention; 0 switches it off.
+        topk_mask: number of most attended instances of a bag among which some are masked; 0 switches it off.
+        mask_drop: share of those that is masked, in [0, 1].
+
+    Raises:
+        InputError: an option outside its range.
     """
 
     paper = Paper(
@@ -49,8 +66,17 @@ class ABMIL(Aggregator):
         embed_dim: int | None = None,
         attention_dim: int = 128,
         gated: bool = False,
+        entropy_weight: float = 0.0,
+        topk_mask: int = 0,
+        mask_drop: float = 0.6,
     ) -> None:
         super().__init__(in_dim, num_classes)
+        if entropy_weight < 0 or topk_mask < 0 or not 0 <= mask_drop <= 1:
+            raise InputError(
+                f"abmil: entropy_weight ({entropy_weight}) and topk_mask ({topk_mask}) must not be negative, and "
+                f"mask_drop ({mask_drop}) must lie between 0 and 1"
+            )
+        self.entropy_weight, self.topk_mask, self.mask_drop = entropy_weight, topk_mask, mask_drop
         self.embed, width = feature_layer(in_dim, embed_dim)
         self.attention = (GatedAttention if gated else Attention)(width, attention_dim)
         self.classifier = nn.Linear(width, num_classes)
@@ -59,6 +85,29 @@ class ABMIL(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
         h = self.embed(batch.features)  # [ΣN, E]
         scores = self.attention(h)  # [ΣN, 1]
+        if self.training and self.topk_mask:
+            scores = scores.index_fill(0, self._draw_mask(scores, batch), -torch.inf)
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
+
+    def losses(self, batch: BagBatch) -> dict[str, Tensor]:
+        """Cross-entropy, and with ``entropy_weight`` also the terms "cross_entropy" and "negative_entropy"."""
+        if not self.entropy_weight:
+            return super().losses(batch)
+        output = self(batch)
+        a = output.attention[:, None]
+        # 0 log 0 = 0, also in the gradient: masked instances, and those whose attention underflows.
+        terms = a * a.clamp(min=torch.finfo(a.dtype).tiny).log()
+        negative_entropy = segment_reduce(terms, batch.offsets, "sum").mean()
+        cross_entropy = self.bag_loss(output.logits, batch.labels)
+        loss = cross_entropy + self.entropy_weight * negative_entropy
+        return {"loss": loss, "cross_entropy": cross_entropy, "negative_entropy": negative_entropy}
+
+    def _draw_mask(self, scores: Tensor, batch: BagBatch) -> Tensor:
+        """Rows to mask, int64."""
+        k = batch.sizes.clamp(max=self.topk_mask)
+        top = segment_topk(scores, batch.offsets, k)
+        masked = (k.double() * self.mask_drop).long().minimum(batch.sizes - 1)
+        keys = torch.rand(top.shape, device=top.device)
+        return top[segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked)[:, 0], 0]

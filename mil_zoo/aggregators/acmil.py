@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,7 +91,7 @@ class ACMIL(Aggregator):
         return AggregatorOutput(logits, embedding, attention.mean(1), head_attention=attention)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """The terms "slide", "branch" (mean over branches), "diversity" (mean over their pairs), and their sum, "loss"."""
+        """The terms "slide", "branch" (mean over branches), "diversity" (over their pairs), and their sum, "loss"."""
         pooled, attention = self._branches(batch)
         slide = self.bag_loss(self.slide_classifier(pooled.mean(1)), batch.labels)
         if self.n_token == 1:
@@ -126,10 +124,7 @@ class ACMIL(Aggregator):
 
 def _pairwise_cosine(attention: Tensor, offsets: Tensor) -> Tensor:
     """Cosine of the attention ``[ΣN, M]`` of two branches within a bag, mean over pairs of branches and over bags."""
-    first, second = zip(*combinations(range(attention.shape[1]), 2), strict=True)
-    columns = [attention[:, m] for m in range(attention.shape[1])]
-    dots = segment_reduce(
-        torch.stack([columns[i] * columns[j] for i, j in zip(first, second, strict=True)], dim=1), offsets, "sum"
-    )
+    first, second = torch.combinations(torch.arange(attention.shape[1], device=attention.device)).T
+    dots = segment_reduce(attention.index_select(1, first) * attention.index_select(1, second), offsets, "sum")
     norms = segment_reduce(attention.square(), offsets, "sum").sqrt()  # [B, M]
-    return (dots / (norms[:, first] * norms[:, second])).mean()
+    return (dots / (norms.index_select(1, first) * norms.index_select(1, second))).mean()

@@ -149,8 +149,8 @@ class CLAM_SB(_CLAM):
 class CLAM_MB(_CLAM):
     """One gated attention branch for each class, and clustering of the instances each attends to most and least.
 
-    As ``clam_sb``, with attention ``a_c``, embedding ``z_c = sum_n a_nc h_n`` and a linear logit of it for each class c;
-    the instances clustered by ``g_c`` are those of highest and lowest ``a_c``.
+    As ``clam_sb``, with attention ``a_c``, embedding ``z_c = sum_n a_nc h_n`` and a linear logit of it for each class
+    c; the instances clustered by ``g_c`` are those of highest and lowest ``a_c``.
 
     Source: Lu et al., Nature Biomedical Engineering 2021; github mahmoodlab/CLAM (``clam_mb``).
 

@@ -12,6 +12,7 @@ from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
 from mil_zoo.data.dataset import Dataset, open_dataset
+from mil_zoo.data.slide_files import count_instances
 from mil_zoo.data.splits import Split, kfold, published, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
@@ -108,7 +109,7 @@ class Plan:
                 "simulated": card.kind == "simulated",
                 "classes": list(card.classes),
                 "bags": len(self.dataset.bags),
-                "instances": sum(len(bag) for bag in self.dataset.bags),
+                "instances": count_instances(self.dataset.bags),
                 "in_dim": self.dataset.in_dim,
                 "standardised": card.standardise,
                 "instance_labels": card.instance_labels,

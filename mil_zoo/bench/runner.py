@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mil_zoo.bench.plan import Plan, Trial
 from mil_zoo.bench.store import RunDirectory
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Standardiser
+from mil_zoo.data.slide_files import labels_of, pick, relabel
 from mil_zoo.data.splits import Split
 from mil_zoo.diagnostics.recorder import AttentionRecorder
 from mil_zoo.train.loop import fit, predict
@@ -49,7 +49,7 @@ def run_plan(
     run = RunDirectory(out)
     with run.writing(plan.settings()):
         done = {row["trial"]: row for row in run.trials() if row["status"] == "ok"}
-        parts: tuple[Split, dict[str, list[Bag]]] | None = None
+        parts: tuple[Split, dict[str, Sequence[Bag]]] | None = None
         for trial in plan.trials:
             if trial.id not in done:
                 if on_trial is not None:
@@ -62,23 +62,23 @@ def run_plan(
     return run
 
 
-def _split_bags(plan: Plan, split: Split) -> dict[str, list[Bag]]:
-    parts = {part: plan.dataset.pick(getattr(split, part)) for part in ("train", "val", "test")}
+def _split_bags(plan: Plan, split: Split) -> dict[str, Sequence[Bag]]:
+    parts = {part: pick(plan.dataset.bags, getattr(split, part)) for part in ("train", "val", "test")}
     if plan.dataset.card.standardise:
         standardise = Standardiser.fit(parts["train"])
         parts = {part: [standardise(bag) for bag in bags] for part, bags in parts.items()}
     if plan.suite.permute_labels:
         for number, part in enumerate(("train", "val")):
             order = np.random.default_rng([number, split.repeat, split.fold]).permutation(len(parts[part]))
-            labels = [parts[part][i].label for i in order]
-            parts[part] = [replace(bag, label=label) for bag, label in zip(parts[part], labels, strict=True)]
+            labels = labels_of(parts[part])
+            parts[part] = relabel(parts[part], [labels[i] for i in order])
     return parts
 
 
 def _run_trial(
     plan: Plan,
     trial: Trial,
-    bags: dict[str, list[Bag]],
+    bags: dict[str, Sequence[Bag]],
     run: RunDirectory,
     on_epoch: Callable[[Trial, dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _run_trial(
 def _train_and_predict(
     plan: Plan,
     trial: Trial,
-    bags: dict[str, list[Bag]],
+    bags: dict[str, Sequence[Bag]],
     on_epoch: Callable[[Trial, dict[str, Any]], None] | None,
 ) -> tuple[Aggregator, list[dict[str, Any]], AttentionRecorder, pd.DataFrame]:
     seed = int(np.random.SeedSequence([trial.seed, trial.split.repeat, trial.split.fold]).generate_state(1)[0])

@@ -142,10 +142,11 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
     )
 
     from mil_zoo.bench.runner import run_plan
+    from mil_zoo.data.slide_files import count_instances
 
     card = plan.dataset.card
     console.print(
-        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {sum(map(len, plan.dataset.bags)):,} instances of "
+        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {count_instances(plan.dataset.bags):,} instances of "
         f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
         highlight=False,
     )

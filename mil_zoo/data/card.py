@@ -18,7 +18,8 @@ class DataCard:
         name: registry key.
         title: one line for tables and figures.
         kind: "simulated" slides, "real" tissue, or a "table" of bags from elsewhere.
-        layout: how it lies on disk; "simulated" for slides that are made on the fly.
+        layout: how it lies on disk: a "table" of bags, "slides" (a folder of feature files, one ``.h5`` a slide, and
+            ``labels.csv``), or "simulated" for slides that are made on the fly.
         classes: class names by label.
         path: file or folder below the data root.
         bags: number of bags it must hold; None where not stated.
@@ -26,6 +27,7 @@ class DataCard:
         graph: default graph spec where the grid graph of an aggregator does not fit; None for the aggregator's own.
         single_label: the table has several labels a bag (``bag_labels``); keep the bags that have exactly one, and the
             classes with at least this many of them.
+        patient_prefix: how many first characters of a slide id name its patient; None where ids do not tell.
         standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
         positive_instance_class: in tables with instance classes, the one that makes a bag positive.
         instance_labels: what makes an instance positive, in words; None without instance labels.
@@ -38,13 +40,14 @@ class DataCard:
     name: str
     title: str
     kind: Literal["simulated", "real", "table"]
-    layout: Literal["simulated", "table"]
+    layout: Literal["simulated", "table", "slides"]
     classes: list[str]
     path: str | None = None
     bags: int | None = None
     bags_per_class: list[int] | None = None
     graph: str | None = None
     single_label: int | None = None
+    patient_prefix: int | None = None
     standardise: bool = False
     positive_instance_class: int | None = None
     instance_labels: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo_cache import load_demo
 from mil_zoo.data.readers.table import read_published_folds, read_table
+from mil_zoo.data.slide_files import find_slide_files, heads
 from mil_zoo.errors import InputError
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -47,11 +48,6 @@ class Dataset:
         """Number of classes C."""
         return len(self.card.classes)
 
-    def pick(self, slide_ids: Iterable[str]) -> list[Bag]:
-        """The bags called ``slide_ids``, in that order."""
-        by_id = {bag.slide_id: bag for bag in self.bags}
-        return [by_id[slide_id] for slide_id in slide_ids]
-
 
 def open_dataset(name: str, root: Path | None = None, labels: Path | None = None) -> Dataset:
     """Opens a dataset by its card's name, or a bag table by its path (``something.npz``).
@@ -59,85 +55,121 @@ def open_dataset(name: str, root: Path | None = None, labels: Path | None = None
     Args:
         name: see ``mil-zoo datasets``, or a path.
         root: folder that holds the card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
-        labels: a csv with the columns slide_id and label (class index) and, optionally, patient_id, that replaces the
-            dataset's own labels.
+        labels: a csv that replaces the dataset's own labels: slide_id, label (class index or name) and, optionally,
+            patient_id and split (a slide whose split is "test" belongs to the published test part).
 
     Raises:
         InputError: unknown name, missing or damaged files, or counts that differ from the card's.
     """
     if name.endswith(".npz"):
-        bags = _relabelled(read_table(Path(name)), labels)
-        num_classes = max(2, 1 + max(bag.label or 0 for bag in bags))
-        card = DataCard(
-            name=Path(name).stem,
-            title=Path(name).name,
-            kind="table",
-            layout="table",
-            classes=[f"class {label}" for label in range(num_classes)],
-            standardise=True,
-            graph="feature_knn:8" if bags[0].coords is None else "knn:8",
-            instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
-        )
-        return _checked(Dataset(card, bags, read_published_folds(Path(name))))
+        return _checked(_open_table(Path(name), labels))
     card = read_card(name)
-    if labels is not None:
-        card = replace(card, bags_per_class=None, warnings=[*card.warnings, f"Labels were replaced by {labels}."])
-    if card.layout == "simulated":
-        return _checked(Dataset(card, _relabelled(load_demo(), labels)))
     if root is None and os.environ.get(ROOT_VARIABLE):
         root = Path(os.environ[ROOT_VARIABLE])
-    path = card.locate(root)
-    bags = read_table(path, card.positive_instance_class, card.single_label)
-    folds = None if card.single_label else read_published_folds(path)
-    return _checked(Dataset(card, _relabelled(bags, labels), folds))
+    if card.layout == "slides":
+        return _checked(_open_slides(card, card.locate(root), labels))
+    bags: list[Bag]
+    if card.layout == "simulated":
+        bags, folds = load_demo(), None
+    else:
+        path = card.locate(root)
+        bags = read_table(path, card.positive_instance_class, card.single_label)
+        folds = None if card.single_label else read_published_folds(path)
+    if labels is not None:
+        card = replace(card, bags_per_class=None, warnings=[*card.warnings, f"Labels were replaced by {labels}."])
+        bags = _relabelled(bags, labels, _class_of(card))
+    return _checked(Dataset(card, bags, folds))
 
 
-def _relabelled(bags: list[Bag], path: Path | None) -> list[Bag]:
-    if path is None:
-        return bags
+def _open_table(path: Path, labels: Path | None) -> Dataset:
+    bags = read_table(path)
+    if labels is not None:
+        bags = _relabelled(bags, labels, None)
+    num_classes = max(2, 1 + max(bag.label or 0 for bag in bags))
+    card = DataCard(
+        name=path.stem,
+        title=path.name,
+        kind="table",
+        layout="table",
+        classes=[f"class {label}" for label in range(num_classes)],
+        standardise=True,
+        graph="feature_knn:8" if bags[0].coords is None else "knn:8",
+        instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
+    )
+    return Dataset(card, bags, read_published_folds(path))
+
+
+def _open_slides(card: DataCard, folder: Path, labels: Path | None) -> Dataset:
+    path = labels or folder / "labels.csv"
+    table = _read_labels(path)
+    if "patient_id" not in table and card.patient_prefix:
+        table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
+    bags = find_slide_files(folder, table, _class_of(card), path)
+    test = (table["split"] == "test").to_numpy() if "split" in table else np.zeros(0, bool)
+    return Dataset(card, bags, test[None, None] if test.any() else None)
+
+
+def _class_of(card: DataCard) -> dict[str, int]:
+    return {str(i): i for i in range(len(card.classes))} | {name: i for i, name in enumerate(card.classes)}
+
+
+def _read_labels(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str})
+        table = pd.read_csv(path, dtype=str)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file; it needs the columns slide_id and label") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable csv ({error}); it needs the columns slide_id and label") from error
     for column in ("slide_id", "label"):
         if column not in table:
             raise InputError(f"{path}: the column {column!r} is missing; it needs slide_id and label")
-    known, given = {bag.slide_id for bag in bags}, list(table["slide_id"])
+        if table[column].isna().any():
+            raise InputError(f"{path}: {column} is empty in row {int(table[column].isna().argmax()) + 2}; fill it in")
+    repeated = [slide for slide, count in Counter(table["slide_id"]).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path} names slides twice: {', '.join(repeated[:5])} ({len(repeated)} in all); correct it")
+    return table
+
+
+def _relabelled(bags: list[Bag], path: Path, class_of: dict[str, int] | None) -> list[Bag]:
+    table = _read_labels(path)
+    known, given = {bag.slide_id for bag in bags}, set(table["slide_id"])
     for problem, slides in {
-        "names slides that the dataset lacks": [slide for slide in given if slide not in known],
-        "names slides twice": [slide for slide, count in Counter(given).items() if count > 1],
-        "has no row for slides of the dataset": sorted(known - set(given)),
+        "names slides that the dataset lacks": sorted(given - known),
+        "has no row for slides of the dataset": sorted(known - given),
     }.items():
         if slides:
-            raise InputError(f"{path} {problem}: {', '.join(map(str, slides[:5]))} ({len(slides)} in all); correct it")
-    rows = table.set_index("slide_id")
-    if not pd.api.types.is_integer_dtype(rows["label"]):
-        raise InputError(f"{path}: label must be a class index (0, 1, ...) in every row")
-    patients = rows.get("patient_id")
+            raise InputError(f"{path} {problem}: {', '.join(slides[:5])} ({len(slides)} in all); correct it")
+    rows = {row["slide_id"]: row for row in table.to_dict("records")}
+
+    def label(slide_id: str) -> int:
+        text = str(rows[slide_id]["label"])
+        if class_of is None and text.isdigit():
+            return int(text)
+        if class_of is None or text not in class_of:
+            expected = "a class index (0, 1, ...)" if class_of is None else f"one of {', '.join(class_of)}"
+            raise InputError(f"{path}: the label of slide {slide_id!r} must be {expected}, not {text!r}")
+        return class_of[text]
+
     return [
-        replace(
-            bag,
-            label=int(rows["label"][bag.slide_id]),
-            patient_id=bag.patient_id if patients is None else str(patients[bag.slide_id]),
-        )
+        replace(bag, label=label(bag.slide_id), patient_id=rows[bag.slide_id].get("patient_id", bag.patient_id))
         for bag in bags
     ]
 
 
 def _checked(dataset: Dataset) -> Dataset:
     card, name = dataset.card, dataset.card.name
-    repeated = [slide_id for slide_id, n in Counter(bag.slide_id for bag in dataset.bags).items() if n > 1]
+    slides = heads(dataset.bags)
+    repeated = [slide_id for slide_id, n in Counter(slide.slide_id for slide in slides).items() if n > 1]
     if repeated:
         raise InputError(f"dataset {name!r}: slide {repeated[0]!r} occurs more than once; keep one of them")
-    for bag in dataset.bags:
+    for bag in slides:
         if bag.label is None or not 0 <= bag.label < dataset.num_classes:
             raise InputError(
                 f"dataset {name!r}: slide {bag.slide_id!r} has label {bag.label}, the classes are "
                 f"0 to {dataset.num_classes - 1} ({', '.join(card.classes)})"
             )
-    per_class = [sum(bag.label == label for bag in dataset.bags) for label in range(dataset.num_classes)]
+    per_class = [sum(slide.label == label for slide in slides) for label in range(dataset.num_classes)]
     if card.bags not in (None, len(dataset.bags)) or card.bags_per_class not in (None, per_class):
         raise InputError(
             f"dataset {name!r} holds {len(dataset.bags)} bags ({per_class} by class), its card states {card.bags} "

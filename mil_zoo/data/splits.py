@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.slide_files import SlideFile, heads
 from mil_zoo.errors import InputError
 
 
@@ -42,7 +43,7 @@ def published(
 
     Args:
         bags: labelled bags.
-        test: bool ``[repeats, folds, bags]``, the test bags of each fold.
+        test: bool ``[repeats, folds, bags]``, the test bags of each fold; one fold is an official test set.
         repeats: how many of the published repetitions to use, from the first.
         validation_fraction: see :func:`kfold`.
         seed: of the validation parts.
@@ -108,8 +109,9 @@ def kfold(
 
 
 def _columns(bags: Sequence[Bag]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    labels = np.array([bag.label for bag in bags])
-    return labels, np.array([patient_key(bag) for bag in bags]), np.array([bag.slide_id for bag in bags])
+    slides = heads(bags)
+    labels = np.array([slide.label for slide in slides])
+    return labels, np.array([patient_key(slide) for slide in slides]), np.array([slide.slide_id for slide in slides])
 
 
 def _hold_out(
@@ -133,8 +135,8 @@ def check_splits(splits: Iterable[Split], bags: Sequence[Bag]) -> None:
     Raises:
         InputError: a patient on two sides (all are named), a slide that the dataset lacks, or a part without a class.
     """
-    label_of = {bag.slide_id: bag.label for bag in bags}
-    patient_of = {bag.slide_id: patient_key(bag) for bag in bags}
+    label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+    patient_of = {slide.slide_id: patient_key(slide) for slide in heads(bags)}
     classes = set(label_of.values())
     for split in splits:
         where = f"repeat {split.repeat}, fold {split.fold}"
@@ -159,7 +161,7 @@ def find_leaks(train_ids: Iterable[str], test_ids: Iterable[str], patient_of: Ma
     return sorted(sides[0] & sides[1])
 
 
-def patient_key(bag: Bag) -> str:
+def patient_key(bag: Bag | SlideFile) -> str:
     """The patient of a bag, or its slide id where the patient is unknown."""
     return bag.patient_id or bag.slide_id
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.slide_files import labels_of
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.metrics import score
 
@@ -190,7 +191,7 @@ def _evaluate(
         probabilities.append(probability.double().numpy())
         if after_epoch is not None:
             after_epoch(epoch, bag, output, probability)
-    labels, stacked = np.array([bag.label for bag in bags]), np.stack(probabilities)
+    labels, stacked = np.array(labels_of(bags)), np.stack(probabilities)
     true_class = stacked[np.arange(len(labels)), labels]
     return score(labels, stacked) | {"loss": float(-np.log(true_class.clip(min=1e-12)).mean())}
 
@@ -215,7 +216,7 @@ def _decay(epoch: int, config: TrainingConfig) -> float:
 
 
 def _balanced_weights(train: Sequence[Bag], num_classes: int) -> Tensor:
-    counts = torch.bincount(torch.tensor([bag.label for bag in train]), minlength=num_classes)
+    counts = torch.bincount(torch.tensor(labels_of(train)), minlength=num_classes)
     return len(train) / (counts.clamp(min=1) * (counts > 0).sum())
 
 

@@ -154,7 +154,8 @@ def test_a_label_table_replaces_labels_and_patients(tmp_path):
         ("slide_id,label\na,0\nb,1\n", "has no row for slides of the dataset: c"),
         ("slide_id,label\na,0\nb,1\nc,1\na,0\n", "names slides twice: a"),
         ("slide,label\na,0\n", "the column 'slide_id' is missing"),
-        ("slide_id,label\na,x\nb,1\nc,0\n", "label must be a class index"),
+        ("slide_id,label\na,x\nb,1\nc,0\n", "the label of slide 'a' must be a class index .*, not 'x'"),
+        ("slide_id,label\na,\nb,1\nc,0\n", "label is empty in row 2"),
     ],
 )
 def test_label_tables_that_do_not_fit_are_refused(tmp_path, text, message):
