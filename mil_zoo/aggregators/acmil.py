@@ -27,7 +27,8 @@ class ACMIL(Aggregator):
     Source: Zhang et al., ECCV 2024; github dazhangyu123/ACMIL (the gated-attention architecture, ``ga``).
 
     Deviations: none in the numbers. With one branch there is neither branch nor diversity loss, as in the authors'
-    script, and the branch classifier it would leave untrained is not created.
+    script, and the branch classifier it would leave untrained is not created. Where masking would take a whole bag, one
+    instance is left; the authors' attention is then uniform.
 
     Args:
         in_dim: feature dimension D.
@@ -37,7 +38,7 @@ class ACMIL(Aggregator):
         n_token: attention branches M.
         n_masked_patch: the most attended instances of a branch among which masked ones are drawn (all, in a smaller
             bag); 0 for no masking.
-        mask_drop: share of those that is masked, below 1 so that one is always left.
+        mask_drop: share of those that is masked, in [0, 1].
 
     Raises:
         InputError: an option outside its range.
@@ -70,10 +71,10 @@ class ACMIL(Aggregator):
         super().__init__(in_dim, num_classes)
         if n_token < 1:
             raise InputError(f"acmil: n_token must be at least 1, not {n_token}")
-        if n_masked_patch < 0 or not 0 <= mask_drop < 1:
+        if n_masked_patch < 0 or not 0 <= mask_drop <= 1:
             raise InputError(
-                "acmil: n_masked_patch must be at least 0 and mask_drop at least 0 and below 1, not "
-                f"{n_masked_patch} and {mask_drop}"
+                f"acmil: n_masked_patch ({n_masked_patch}) must not be negative, and mask_drop ({mask_drop}) must lie "
+                "between 0 and 1"
             )
         self.n_token, self.n_masked_patch, self.mask_drop = n_token, n_masked_patch, mask_drop
         self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim, bias=False), nn.ReLU())
@@ -116,10 +117,9 @@ class ACMIL(Aggregator):
         """Rows of each column of ``scores`` to mask, ``[masked, M]``."""
         k = batch.sizes.clamp(max=self.n_masked_patch)
         top = segment_topk(scores, batch.offsets, k)
-        drawn = segment_topk(
-            torch.rand(top.shape, device=top.device), F.pad(k.cumsum(0), (1, 0)), (k.double() * self.mask_drop).long()
-        )
-        return top.gather(0, drawn)
+        masked = (k.double() * self.mask_drop).long().minimum(batch.sizes - 1)
+        keys = torch.rand(top.shape, device=top.device)
+        return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked))
 
 
 def _pairwise_cosine(attention: Tensor, offsets: Tensor) -> Tensor:

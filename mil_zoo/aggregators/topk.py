@@ -19,9 +19,9 @@ class TopKPooling(Aggregator):
 
     k = 1 is max pooling of instance scores, k = N their mean; a smaller bag uses all its instances.
 
-    ``attention`` ``[ΣN, C]`` is 1/k at the instances selected for a class and 0 elsewhere: exactly the weight with which
-    an instance score enters the logit of that class. The embedding is the mean, over classes, of the mean embedding of
-    the instances selected for a class.
+    ``attention`` ``[ΣN, C]`` is 1/k at the instances selected for a class and 0 elsewhere: exactly the weight with
+    which an instance score enters the logit of that class. The embedding is the mean, over classes, of the mean
+    embedding of the instances selected for a class.
 
     Source: Li & Vasconcelos, Multiple Instance Learning for Soft Bags via Top Instances, CVPR 2015: a bag scored by the
     mean of its top instances (there with a latent SVM, and with the number of instances a share of the bag).

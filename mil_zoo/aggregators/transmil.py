@@ -73,7 +73,7 @@ class NystromAttention(nn.Module):
             return out, None
         with torch.no_grad():
             weights = _softmax(q[0, :, :1], k_mean[0]) @ inverse  # [H, 1, m], of the landmarks
-            parts = [weights[h] @ _softmax(q_mean[0, h], keys[0, h, :, :]) for h in range(self.heads)]  # one m x T
+            parts = [weights[h] @ _softmax(q_mean[0, h], keys[0, h]) for h in range(self.heads)]  # one m x T
             return out, torch.cat(parts)[:, pad:]
 
     def _split(self, x: Tensor) -> Tensor:
@@ -219,14 +219,13 @@ class TransMIL(Aggregator):
 def pseudo_inverse(x: Tensor) -> Tensor:
     """Iterative Moore-Penrose pseudo-inverse of the row-stochastic matrices ``[H, m, m]`` of one bag.
 
-    Iterates ``z = z (13 I - x z (15 I - x z (7 I - x z))) / 4``, here multiplied out. All heads start from one scale,
-    the largest column sum (the largest row sum is 1).
+    All heads start from one scale, the largest column sum (the largest row sum is 1).
     """
     identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
     z = x.transpose(-1, -2) / x.sum(-2).max()
     for _ in range(ITERATIONS):
         xz = x @ z
-        z = torch.baddbmm(z, z, xz @ torch.baddbmm(15 * identity - 7 * xz, xz, xz), beta=13 / 4, alpha=-1 / 4)
+        z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
     return z
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
 
-SCORES_AT_ONCE = 2**23
-"""Head-tail products held at a time while neighbours are searched: 32 MiB in float32."""
+AT_ONCE = 2**22
+"""Numbers held at a time (16 MiB in float32) while neighbours are searched and while their tails are attended to."""
 
 
 @register_aggregator("wikg")
@@ -21,11 +24,12 @@ class WiKG(Aggregator):
 
     With x the projected instances, each averaged with the mean of its bag, h = W_head x and t = W_tail x::
 
-        neighbours of i: the topk instances j of its bag with the largest h_i . t_j;  p_ij = softmax_j(h_i . t_j / sqrt(E))
-        r_ij = p_ij t_j + (1 - p_ij) h_i                                                   (edge embedding)
-        w_ij = softmax_j(sum(t_j) * sum(tanh(h_i + r_ij)))                                 (knowledge-aware attention)
+        neighbours of i: the topk instances j of its bag with the largest h_i . t_j
+        p_ij = softmax_j(h_i . t_j / sqrt(E))
+        r_ij = p_ij t_j + (1 - p_ij) h_i                                    (edge embedding)
+        w_ij = softmax_j(sum(t_j) * sum(tanh(h_i + r_ij)))                  (knowledge-aware attention)
         n_i  = sum_j w_ij t_j
-        g_i  = leaky_relu(W_1 (h_i + n_i)) + leaky_relu(W_2 (h_i * n_i))                   (bi-interaction)
+        g_i  = leaky_relu(W_1 (h_i + n_i)) + leaky_relu(W_2 (h_i * n_i))    (bi-interaction)
 
     and attention pooling of the g_i, layer norm and a linear classifier. ``attention`` is that of the pooling; how a
     neighbour contributes through the graph is not in it.
@@ -76,8 +80,7 @@ class WiKG(Aggregator):
         x = self.embed(batch.features)  # [ΣN, E]
         x = (x + segment_reduce(x, batch.offsets, "mean").index_select(0, batch.bag_index)) * 0.5
         head, tail = self.W_head(x), self.W_tail(x)
-        neighbours, absent = self._neighbours(head, tail, batch)
-        message = self._message(head, tail.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1), absent)
+        message = self._messages(head, tail, *self._neighbours(head, tail, batch))
         g = F.leaky_relu(self.linear1(head + message)) + F.leaky_relu(self.linear2(head * message))
         g = self.message_dropout(g)
         scores = self.readout(g)  # [ΣN, 1]
@@ -92,19 +95,31 @@ class WiKG(Aggregator):
         No kernel searches, so bags are taken one by one; the choice itself has no gradient.
         """
         found = []
-        offsets = batch.offsets.tolist()
-        for start, end in zip(offsets, offsets[1:], strict=False):
+        for start, end in pairwise(batch.offsets.tolist()):
             k = min(self.topk, end - start)
-            for rows in head[start:end].split(max(1, SCORES_AT_ONCE // (end - start))):
+            for rows in head[start:end].split(max(1, AT_ONCE // (end - start))):
                 best = (rows @ tail[start:end].T).topk(k, dim=1).indices + start
                 found.append(F.pad(best, (0, self.topk - k), value=start))
         place = torch.arange(self.topk, device=head.device)
         return torch.cat(found), place >= batch.sizes[batch.bag_index][:, None]
 
-    def _message(self, head: Tensor, tails: Tensor, absent: Tensor) -> Tensor:
-        """``n_i`` ``[N, E]`` from ``[N, E]`` heads and the tails of their neighbours ``[N, topk, E]``."""
-        scores = (tails @ head[:, :, None])[..., 0] * head.shape[1] ** -0.5
-        p = scores.masked_fill(absent, -torch.inf).softmax(dim=1)[..., None]
-        gate = torch.tanh((2 - p) * head[:, None] + p * tails)  # h_i + r_ij
-        weights = (tails.sum(-1) * gate.sum(-1)).masked_fill(absent, -torch.inf).softmax(dim=1)
-        return (weights[:, None] @ tails)[:, 0]
+    def _messages(self, head: Tensor, tail: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
+        """``n_i`` ``[N, E]``, a slice at a time; the backward pass computes a slice again instead of keeping it."""
+        count = max(1, AT_ONCE // (self.topk * head.shape[1]))
+        slices = zip(head.split(count), neighbours.split(count), absent.split(count), strict=True)
+        return torch.cat(
+            [
+                checkpoint(_message, tail, *parts, use_reentrant=False, preserve_rng_state=False)
+                for parts in slices
+            ]
+        )
+
+
+def _message(tail: Tensor, head: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
+    """``n_i`` ``[n, E]`` from all tails ``[N, E]``, n heads ``[n, E]`` and the rows of their neighbours ``[n, topk]``."""
+    tails = tail.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)  # [n, topk, E]
+    scores = (tails @ head[:, :, None])[..., 0] * head.shape[1] ** -0.5
+    p = scores.masked_fill(absent, -torch.inf).softmax(dim=1)[..., None]
+    gate = torch.tanh((2 - p) * head[:, None] + p * tails)  # h_i + r_ij
+    weights = (tails.sum(-1) * gate.sum(-1)).masked_fill(absent, -torch.inf).softmax(dim=1)
+    return (weights[:, None] @ tails)[:, 0]

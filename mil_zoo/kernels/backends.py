@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,10 +21,28 @@ def _dgl() -> str | None:
     return None if importlib.util.find_spec("dgl") else "dgl is not installed"
 
 
-_CHECKS: dict[str, Callable[[], str | None]] = {"reference": _reference, "dgl": _dgl}
+def _numba() -> str | None:
+    try:
+        importlib.import_module("numba")  # not just found: it refuses versions of numpy that it does not know
+    except ImportError as error:
+        return f"numba cannot be imported ({error}); install it with: pip install 'numba>=0.59'"
+    return None
+
+
+_CHECKS: dict[str, Callable[[], str | None]] = {"reference": _reference, "dgl": _dgl, "numba": _numba}
 
 # What "auto" prefers on each kind of device, best first. DGL's own wheels hold no CUDA code.
-_PREFERENCE = {"cpu": ("dgl", "reference"), "cuda": ("reference",)}
+_PREFERENCE = {"cpu": ("numba", "dgl", "reference"), "cuda": ("reference",)}
+_CPU_ONLY = ("dgl", "numba")
+
+
+def lazy(module: str) -> Callable[..., Any]:
+    """The ``forward`` of an implementation that is imported when it is first called, for what is slow to import."""
+
+    def forward(*args: Any) -> Any:
+        return importlib.import_module(module).forward(*args)
+
+    return forward
 
 
 @functools.cache
@@ -59,6 +78,6 @@ def choose_backend(op: str, implementations: Mapping[str, Any], requested: str, 
         raise InputError(f"{op} has no {requested!r} backend; it has {', '.join(implementations)}")
     if status[requested] is not None:
         raise InputError(f"backend {requested!r} cannot run here: {status[requested]}")
-    if requested == "dgl" and device.type != "cpu":
-        raise InputError(f"backend 'dgl' works on CPU tensors, and {op} was given {device.type} tensors")
+    if requested in _CPU_ONLY and device.type != "cpu":
+        raise InputError(f"backend {requested!r} works on CPU tensors, and {op} was given {device.type} tensors")
     return requested

@@ -226,4 +226,6 @@ def _add_pieces(first, partial, out):
     for b in range(len(out)):
         out[b] = 0
         for p in range(first[b], first[b + 1]):
-            out[b] += partial[p]
+            for h in range(out.shape[1]):
+                for f in range(out.shape[2]):
+                    out[b, h, f] += partial[p, h, f]

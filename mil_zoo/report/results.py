@@ -85,6 +85,8 @@ def notes(run: RunDirectory) -> list[str]:
         f"validation fraction {split['validation_fraction']}, hash {split['hash']}; seeds "
         f"{', '.join(map(str, config['seeds']))}."
     )
+    budgets = {model: settings["training"]["epochs"] for model, settings in config["model_settings"].items()}
+    lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
     models_of = defaultdict(list)
     for model, rule in config["selection"].items():
         models_of[_sentence(rule)].append(model)

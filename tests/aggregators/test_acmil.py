@@ -83,9 +83,12 @@ def test_masking_can_be_switched_off_afterwards(attribute):
     assert torch.equal(aggregator(batch).logits, expected)
 
 
-def test_masked_instances_leave_finite_gradients():
-    aggregator = create_aggregator("acmil", in_dim=8, embed_dim=16, mask_drop=0.99).train()
-    aggregator.losses(make_batch([10, 3, 40], 8, None))["loss"].backward()
+def test_one_instance_at_least_is_left_and_gradients_are_finite():
+    aggregator = create_aggregator("acmil", in_dim=8, embed_dim=16, mask_drop=1.0).train()
+    batch = make_batch([10, 3, 1, 40], 8, None)
+    left = (aggregator(batch).head_attention > 0).split([10, 3, 1, 40])
+    assert [part.sum(0).unique().tolist() for part in left] == [[1], [1], [1], [30]]
+    aggregator.losses(batch)["loss"].backward()
     assert all(parameter.grad.isfinite().all() for parameter in aggregator.parameters())
 
 
@@ -111,7 +114,7 @@ def test_one_branch_is_attention_pooling_without_the_branch_losses():
 def test_options_are_checked():
     for options, message in [
         ({"n_token": 0}, "n_token"),
-        ({"mask_drop": 1.0}, "mask_drop"),
+        ({"mask_drop": 1.1}, "mask_drop"),
         ({"n_masked_patch": -1}, "n_masked_patch"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -55,7 +55,7 @@ def test_graph_attention_refuses_wrong_tensors(graph, change, message):
         (torch.tensor([0, 1, 2, 3]).int(), torch.tensor([0, -1, 2]).int(), r"must lie in 0..2"),
     ],
 )
-@pytest.mark.parametrize("backend", ["reference", "dgl"])
+@pytest.mark.parametrize("backend", ["reference", "dgl", "numba"])
 def test_a_malformed_graph_is_an_error_and_no_crash(indptr, indices, message, backend):
     with pytest.raises(InputError, match=message):
         graph_attention(*arguments(), CSR(indptr, indices, 3), backend=backend)
@@ -66,7 +66,7 @@ def test_unsorted_rows_and_strided_tensors_are_fine():
     unsorted = CSR(torch.tensor([0, 3], dtype=torch.int32), torch.tensor([2, 0, 1], dtype=torch.int32), 3)
     feat = torch.randn(4, 2, 3).permute(2, 1, 0)
     score = torch.randn(2, 3).T
-    for backend in ("reference", "dgl"):
+    for backend in ("reference", "dgl", "numba"):
         one, other = (
             graph_attention(feat, score, torch.zeros(1, 2), g, backend=backend) for g in (sorted_graph, unsorted)
         )
@@ -127,8 +127,9 @@ def test_a_call_runs_on_the_backend_it_asks_for(graph, monkeypatch):
         monkeypatch.setitem(implementations, name, lambda *a, n=name, f=function: (ran.append(n), f(*a))[1])
     graph_attention(*arguments(), graph, backend="reference")
     graph_attention(*arguments(), graph, backend="dgl")
+    graph_attention(*arguments(), graph, backend="numba")
     graph_attention(*arguments(), graph)
-    assert ran == ["reference", "dgl", "dgl"]
+    assert ran == ["reference", "dgl", "numba", "numba"]
 
 
 def test_an_explicit_backend_never_falls_back(graph, monkeypatch):
@@ -139,7 +140,7 @@ def test_an_explicit_backend_never_falls_back(graph, monkeypatch):
     monkeypatch.setitem(backends_module._CHECKS, "dgl", lambda: "it is away")
     backend_status.cache_clear()
     try:
-        assert available_backends() == ["reference"]
+        assert available_backends() == ["reference", "numba"]
         with pytest.raises(InputError, match="'dgl' cannot run here: it is away"):
             graph_attention(*arguments(), graph, backend="dgl")
         graph_attention(*arguments(), graph)  # "auto" may choose another

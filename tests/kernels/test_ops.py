@@ -6,7 +6,8 @@ import torch
 from mil_zoo.kernels import CSR, GlobalKey, graph_attention, graph_dot_attention, segment_attention_pool, segment_reduce
 from mil_zoo.kernels.dropout import dropout_scale
 
-BACKENDS = ["reference", "dgl"]
+BACKENDS = ["reference", "dgl", "numba"]
+DOT_BACKENDS = ["reference", "dgl"]
 SIZES = [1, 63, 1000, 70_000]
 
 
@@ -144,7 +145,7 @@ def test_gradcheck_of_the_references():
         assert torch.autograd.gradcheck(lambda x: segment_reduce(x, offsets, reduce), (draw(7, 3, seed=10),))  # noqa: B023
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DOT_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("biased", [False, True])

@@ -71,6 +71,7 @@ def write_run(path, rows, models, write=None, simulated=False, **dataset):
         "seeds": [0],
         "version": "0.1.0",
         "selection": {model: "best validation accuracy" for model in models},
+        "model_settings": {model: {"training": {"epochs": 40}} for model in models},
     }
     run = RunDirectory(path)
     with run.writing(config):

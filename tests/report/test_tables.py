@@ -155,7 +155,7 @@ def printed(run):
 def test_the_same_results_give_the_same_bytes(make_run):
     run = make_run(models=("abmil", "srmil", "mean"))
     first = {path.name: path.read_bytes() for path in write_tables(run)}
-    assert set(first) == {"table.csv", "table.md", "table.tex", "skew.csv", "skew.md"}
+    assert set(first) == {"table.csv", "cost.csv", "table.md", "table.tex", "skew.csv", "skew.md"}
     rows = (run.path / "trials.jsonl").read_text().splitlines()
     (run.path / "trials.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
     assert {path.name: path.read_bytes() for path in write_tables(run)} == first
@@ -164,7 +164,10 @@ def test_the_same_results_give_the_same_bytes(make_run):
 def test_csv_holds_the_numbers(make_run):
     run = make_run(models=("abmil", "mean"))
     write_tables(run)
-    pd.testing.assert_frame_equal(pd.read_csv(run.path / "table.csv"), comparison_table(run), check_dtype=False)
+    table, measured = comparison_table(run), ["seconds_per_epoch", "peak_mem_mib"]
+    scores, cost = (pd.read_csv(run.path / name) for name in ("table.csv", "cost.csv"))
+    pd.testing.assert_frame_equal(scores, table.drop(columns=measured), check_dtype=False)
+    pd.testing.assert_frame_equal(cost, table[["aggregator", "parameters", *measured]], check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "skew.csv"), table_skew(run), check_dtype=False)
 
 
@@ -193,7 +196,7 @@ def test_skew_table_by_hand(write):
 
 def test_without_attention_there_is_no_skew_table(make_run):
     run = make_run(models=("mean",))
-    assert [path.name for path in write_tables(run)] == ["table.csv", "table.md", "table.tex"]
+    assert [path.name for path in write_tables(run)] == ["table.csv", "cost.csv", "table.md", "table.tex"]
 
 
 def test_without_instance_labels_alignment_is_a_dash(make_run):

@@ -11,13 +11,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.kernels.backends import choose_backend
+from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.graph_attention import dgl_ops, reference
 
-IMPLEMENTATIONS = {"reference": reference.forward, "dgl": dgl_ops.forward}
+IMPLEMENTATIONS = {
+    "reference": reference.forward,
+    "dgl": dgl_ops.forward,
+    "numba": lazy("mil_zoo.kernels.graph_attention.numba_cpu"),
+}
 
 
 class GlobalKey(NamedTuple):
@@ -86,7 +90,7 @@ def graph_attention(
         seed = draw_seed()
     name = choose_backend("graph_attention", IMPLEMENTATIONS, backend, feat.device)
     out, attention, global_attention = IMPLEMENTATIONS[name](
-        feat, src_score, dst_score, graph, negative_slope, dropout_p, seed or 0, global_key
+        feat, src_score, dst_score, graph, negative_slope, dropout_p, seed or 0, global_key, return_attention
     )
     if not return_attention:
         return out

@@ -148,7 +148,10 @@ def _forward_rows(
 def _absorb(sources, edge, own, score, feat, slope, dropout, weight, scale, top, total, out):
     """Adds sources to a row's running softmax: its maximum, sum of exponentials, and sum of features so weighted."""
     weight = weight[: len(sources)]
-    _scores(sources, own, score, slope, weight)
+    for e in range(len(sources)):
+        for h in range(len(own)):
+            x = own[h] + score[sources[e], h]
+            weight[e, h] = x if x > 0 else x * slope
     for h in range(len(own)):
         new = top[h]
         for e in range(len(sources)):
@@ -171,19 +174,11 @@ def _absorb(sources, edge, own, score, feat, slope, dropout, weight, scale, top,
 
 
 @jit()
-def _scores(sources, own, score, slope, result):
+def _weights(sources, own, score, slope, lse, result):
     for e in range(len(sources)):
         for h in range(len(own)):
             x = own[h] + score[sources[e], h]
-            result[e, h] = x if x > 0 else x * slope
-
-
-@jit()
-def _weights(sources, own, score, slope, lse, result):
-    _scores(sources, own, score, slope, result)
-    for e in range(len(sources)):
-        for h in range(len(own)):
-            result[e, h] -= lse[h]
+            result[e, h] = (x if x > 0 else x * slope) - lse[h]
     exponentials(result)
 
 
@@ -252,10 +247,16 @@ def _flows(
             flow[e, h] *= scale[h]
             if len(grad_attention):
                 flow[e, h] += grad_attention[e, h]
+    for h in range(len(own)):
+        a = b = c = 0.0
+        for e in range(len(sources)):
             bend = 1 if own[h] + score[sources[e], h] > 0 else slope
-            sums[0, h] += weight[e, h] * flow[e, h]
-            sums[1, h] += bend * weight[e, h] * flow[e, h]
-            sums[2, h] += bend * weight[e, h]
+            a += weight[e, h] * flow[e, h]
+            b += bend * weight[e, h] * flow[e, h]
+            c += bend * weight[e, h]
+        sums[0, h] += a
+        sums[1, h] += b
+        sums[2, h] += c
 
 
 @jit(parallel=True)
@@ -285,10 +286,10 @@ def _backward_src_rows(
         for start in range(indptr[j], indptr[j + 1], CHUNK):
             rows = indices[start : min(start + CHUNK, indptr[j + 1])]
             weight = buffer[: len(rows)]
-            _scores(rows, src[j], dst, slope, weight)
             for e in range(len(rows)):
                 for h in range(heads):
-                    weight[e, h] -= lse[rows[e], h]
+                    x = src[j, h] + dst[rows[e], h]
+                    weight[e, h] = (x if x > 0 else x * slope) - lse[rows[e], h]
             exponentials(weight)
             dots(feat[j], grad_out, rows, flow)
             for e in range(len(rows)):
@@ -297,9 +298,13 @@ def _backward_src_rows(
                     flow[e, h] *= scale[h]
                     if len(grad_attention):
                         flow[e, h] += grad_attention[edge[start + e], h]
-                    bend = 1 if src[j, h] + dst[rows[e], h] > 0 else slope
-                    total[h] += bend * weight[e, h] * (flow[e, h] - delta[rows[e], h])
+                    flow[e, h] = weight[e, h] * (flow[e, h] - delta[rows[e], h])
                     weight[e, h] *= scale[h]
+            for h in range(heads):
+                x = 0.0
+                for e in range(len(rows)):
+                    x += flow[e, h] if src[j, h] + dst[rows[e], h] > 0 else slope * flow[e, h]
+                total[h] += x
             add_weighted(grad_feat[j], weight, grad_out, rows)
         for h in range(heads):
             grad_src[j, h] = total[h]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mil_zoo.kernels.backends import choose_backend
+from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_offsets, check_tensor
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.segment_attention_pool import dgl_ops, reference
 
-IMPLEMENTATIONS = {"reference": reference.forward, "dgl": dgl_ops.forward}
+IMPLEMENTATIONS = {
+    "reference": reference.forward,
+    "dgl": dgl_ops.forward,
+    "numba": lazy("mil_zoo.kernels.segment_attention_pool.numba_cpu"),
+}
 
 
 def segment_attention_pool(

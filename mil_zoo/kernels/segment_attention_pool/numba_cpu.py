@@ -1,0 +1,164 @@
+"""Attention pooling as fused CPU kernels that read the values once forward and once backward.
+
+Work is split into pieces of a bag, not into bags: one may hold a million instances and another one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch.autograd.function import once_differentiable
+
+from mil_zoo.kernels.numba_tools import (
+    PIECE,
+    array,
+    blocks,
+    dots,
+    dropout_key,
+    exponentials,
+    jit,
+    keep,
+    pieces,
+    segment_weighted_sum,
+)
+
+
+def forward(scores, values, offsets, dropout_p, seed):
+    """See ``segment_attention_pool``. Half precision is converted to float32 and back."""
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    shaped = values[:, None] if values.ndim == 2 else values
+    pooled, attention = _SegmentAttentionPool.apply(scores.to(dtype), shaped.to(dtype), offsets, dropout_p, seed)
+    return pooled.to(scores.dtype), attention.to(scores.dtype)
+
+
+class _SegmentAttentionPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores, values, offsets, dropout_p, seed):
+        scores_, offsets_ = array(scores, scores), offsets.numpy().astype(np.int64)
+        dropout = dropout_key(dropout_p, seed, scores_.dtype)
+        starts, first = pieces(offsets_)
+        bag = np.repeat(np.arange(len(offsets) - 1), np.diff(first))  # of each piece
+        bounds = blocks(starts)
+        top = np.empty((len(bag), scores.shape[1]), scores_.dtype)
+        total = np.empty_like(top)
+        _statistics(bounds, starts, scores_, top, total)
+        bag_top = np.maximum.reduceat(top, first[:-1])
+        with np.errstate(invalid="ignore"):  # NaN among the scores
+            bag_total = np.add.reduceat(total * np.exp(top - bag_top[bag]), first[:-1])
+            lse = bag_top + np.log(bag_total, out=np.full_like(bag_total, np.inf), where=bag_total != 0)
+        attention = np.empty_like(scores_)
+        weight = np.empty_like(scores_) if dropout_p > 0 else attention
+        _attention(bounds, starts, scores_, lse[bag], dropout, attention, weight)
+        pooled = torch.from_numpy(segment_weighted_sum(weight, array(values, values), offsets_))
+        attention = torch.from_numpy(attention)
+        ctx.save_for_backward(values, pooled, attention)
+        ctx.offsets, ctx.dropout = offsets_, dropout
+        ctx.set_materialize_grads(False)
+        return pooled, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_pooled, grad_attention):
+        values, pooled, attention = ctx.saved_tensors
+        attention_, heads = array(attention, attention), attention.shape[1]
+        if grad_pooled is None:
+            grad_pooled = torch.zeros_like(pooled)
+        # The mean of the weights' gradients under the weights, without a pass over the values.
+        delta = array((grad_pooled * pooled).sum(2), pooled)
+        if grad_attention is not None:
+            product = array((attention * grad_attention)[:, :, None], attention)
+            delta = delta + segment_weighted_sum(np.ones_like(attention_), product, ctx.offsets)[:, :, 0]
+        starts, first = pieces(ctx.offsets)
+        bag = np.repeat(np.arange(len(ctx.offsets) - 1), np.diff(first))
+        grad_scores = np.empty_like(attention_)
+        grad_values = torch.empty_like(values) if ctx.needs_input_grad[1] else None
+        grad_values_ = array(grad_values, values, 0, *values.shape[1:])
+        _backward(
+            blocks(starts), starts, bag, attention_, array(values, values), array(grad_pooled, pooled), delta,
+            array(grad_attention, attention, 0, heads), ctx.dropout, grad_scores, grad_values_,
+        )  # fmt: skip
+        return torch.from_numpy(grad_scores), grad_values, None, None, None
+
+
+@jit(parallel=True)
+def _statistics(bounds, starts, scores, top, total):
+    for block in prange(len(bounds) - 1):
+        for p in range(bounds[block], bounds[block + 1]):
+            _piece_statistics(scores[starts[p] : starts[p + 1]], top[p], total[p])
+
+
+@jit()
+def _piece_statistics(scores, top, total):
+    """Maximum of each column and sum of the exponentials relative to it."""
+    weight = np.empty_like(scores)
+    top[:] = np.finfo(scores.dtype).min  # and not -inf, for differences of two -inf are NaN
+    total[:] = 0
+    for n in range(len(scores)):
+        for k in range(len(top)):
+            if scores[n, k] > top[k]:
+                top[k] = scores[n, k]
+    for n in range(len(scores)):
+        for k in range(len(top)):
+            weight[n, k] = scores[n, k] - top[k]
+    exponentials(weight)
+    for n in range(len(scores)):
+        for k in range(len(top)):
+            total[k] += weight[n, k]
+
+
+@jit(parallel=True)
+def _attention(bounds, starts, scores, lse, dropout, attention, weight):
+    for block in prange(len(bounds) - 1):
+        for p in range(bounds[block], bounds[block + 1]):
+            _piece_attention(starts[p], starts[p + 1], scores, lse[p], dropout, attention, weight)
+
+
+@jit()
+def _piece_attention(start, end, scores, lse, dropout, attention, weight):
+    """Attention, and what dropout leaves of it; the two may be one array where nothing is dropped."""
+    heads = len(lse)
+    scale = np.empty(heads, scores.dtype)
+    for n in range(start, end):
+        for k in range(heads):
+            attention[n, k] = scores[n, k] - lse[k]
+    exponentials(attention[start:end])
+    for n in range(start, end):
+        keep(n, heads, dropout, scale)
+        for k in range(heads):
+            weight[n, k] = attention[n, k] * scale[k]
+
+
+@jit(parallel=True)
+def _backward(
+    bounds, starts, bag, attention, values, grad_pooled, delta, grad_attention, dropout, grad_scores, grad_values
+):  # fmt: skip
+    for block in prange(len(bounds) - 1):
+        for p in range(bounds[block], bounds[block + 1]):
+            b = bag[p]
+            _piece_backward(
+                starts[p], starts[p + 1], attention, values, grad_pooled[b], delta[b], grad_attention, dropout,
+                grad_scores, grad_values,
+            )  # fmt: skip
+
+
+@jit()
+def _piece_backward(
+    start, end, attention, values, grad_pooled, delta, grad_attention, dropout, grad_scores, grad_values
+):  # fmt: skip
+    heads, width = grad_pooled.shape
+    flow, scale = np.empty((end - start, heads), attention.dtype), np.empty(heads, attention.dtype)
+    dots(grad_pooled, values[start:end], np.arange(end - start).astype(np.int32), flow)
+    for n in range(start, end):
+        keep(n, heads, dropout, scale)
+        for k in range(heads):
+            gradient = flow[n - start, k] * scale[k]
+            if len(grad_attention):
+                gradient += grad_attention[n, k]
+            grad_scores[n, k] = attention[n, k] * (gradient - delta[k])
+        if len(grad_values):
+            grad_values[n] = 0
+            for k in range(heads):
+                weight, t = attention[n, k] * scale[k], 0 if grad_values.shape[1] == 1 else k
+                for f in range(width):
+                    grad_values[n, t, f] += weight * grad_pooled[k, f]
