@@ -198,7 +198,7 @@ class SRMIL(Aggregator):
 
     graph = "window:2"
     paper = Paper(
-        "Spatially Regularised Multiple-Instance Learning",
+        "Exploiting Label-Independent Regularization from Spatial Dependencies for Whole Slide Image Analysis",
         2026,
         "https://arxiv.org/abs/2602.19487",
         "https://github.com/wwyi1828/SRMIL",

@@ -108,15 +108,12 @@ class WiKG(Aggregator):
         count = max(1, AT_ONCE // (self.topk * head.shape[1]))
         slices = zip(head.split(count), neighbours.split(count), absent.split(count), strict=True)
         return torch.cat(
-            [
-                checkpoint(_message, tail, *parts, use_reentrant=False, preserve_rng_state=False)
-                for parts in slices
-            ]
+            [checkpoint(_message, tail, *parts, use_reentrant=False, preserve_rng_state=False) for parts in slices]
         )
 
 
 def _message(tail: Tensor, head: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
-    """``n_i`` ``[n, E]`` from all tails ``[N, E]``, n heads ``[n, E]`` and the rows of their neighbours ``[n, topk]``."""
+    """``n_i`` ``[n, E]`` from all tails ``[N, E]``, n heads ``[n, E]`` and their neighbours' rows ``[n, topk]``."""
     tails = tail.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)  # [n, topk, E]
     scores = (tails @ head[:, :, None])[..., 0] * head.shape[1] ** -0.5
     p = scores.masked_fill(absent, -torch.inf).softmax(dim=1)[..., None]

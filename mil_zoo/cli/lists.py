@@ -10,23 +10,37 @@ import click
 from mil_zoo.cli.options import plugin_option
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n")
+@click.argument("name", required=False)
 @plugin_option
-def models(plugin: tuple[Path, ...]) -> None:
-    """List the aggregators: paper, year, graph, parameters at 1024 features and two classes, options."""
+def models(name: str | None, plugin: tuple[Path, ...]) -> None:
+    """List the aggregators, or tell all about the one called NAME: what it computes, its paper, its options."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options, create_aggregator
 
-    table = Table("name", "paper", "year", "graph", "parameters", "options", title="Aggregators")
-    for name in AGGREGATORS:
+    console = Console()
+    if name is not None:
         cls = AGGREGATORS.get(name)
-        parameters = sum(p.numel() for p in create_aggregator(name).parameters())
+        console.print(f"[bold]{name}[/]\n\n{escape(inspect.getdoc(cls) or '')}\n", highlight=False)
+        if cls.paper:
+            console.print(
+                f"{cls.paper.title}, {cls.paper.year}: {cls.paper.url} {cls.paper.code or ''}\n", soft_wrap=True
+            )
+        table = Table("option", "default", title=f"--set {name}.OPTION=VALUE")
+        for option, default in aggregator_options(name).items():
+            table.add_row(option, str(default))
+        console.print(table)
+        return
+    table = Table("name", "paper", "year", "graph", "parameters", title="Aggregators (1024 features, two classes)")
+    for key in AGGREGATORS:
+        cls = AGGREGATORS.get(key)
+        parameters = sum(p.numel() for p in create_aggregator(key).parameters())
         title, year = (cls.paper.title, str(cls.paper.year)) if cls.paper else ("", "")
-        options = ", ".join(f"{option}={default}" for option, default in aggregator_options(name).items())
-        table.add_row(name, title, year, cls.graph or "none", f"{parameters:,}", options)
-    Console().print(table)
+        table.add_row(key, title, year, cls.graph or "none", f"{parameters:,}")
+    console.print(table)
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """Sparse attention over bags and patch graphs: one public function an op, checked arguments, several backends.
 
-``reference`` is plain PyTorch (float64-capable, the oracle), ``dgl`` DGL's message-passing ops.
+``reference`` is plain PyTorch (float64-capable, the oracle), ``dgl`` DGL's message-passing ops, ``numba`` fused CPU
+kernels, compiled on first use and kept on disk.
 """
 
 from mil_zoo.kernels.backends import available_backends, backend_status

@@ -68,10 +68,23 @@ class CSR:
     @cached_property
     def transposed(self) -> Transposed:
         """The edges grouped by source, for backward passes that must not use atomics."""
+        if "_parts" in self.__dict__:
+            return self._transposed_parts()
         order = torch.argsort(self.indices.long() * self.num_dst + self.destinations)
         indptr = torch.zeros(self.num_src + 1, dtype=torch.int32, device=self.indptr.device)
         indptr[1:] = torch.bincount(self.indices.long(), minlength=self.num_src).cumsum(0)
         return Transposed(indptr, self.destinations[order].int(), order.int())
+
+    def _transposed_parts(self) -> Transposed:
+        # Joined from those of the parts, which outlive this graph and so are sorted once.
+        indptrs, indices, edge, nodes, edges = [self.indptr[:1]], [], [], 0, 0
+        for part in self.__dict__["_parts"]:
+            back = part.transposed
+            indptrs.append(back.indptr[1:] + edges)
+            indices.append(back.indices + nodes)
+            edge.append(back.edge + edges)
+            nodes, edges = nodes + part.num_dst, edges + part.num_edges
+        return Transposed(torch.cat(indptrs), torch.cat(indices), torch.cat(edge))
 
     def to(self, device: torch.device | str) -> CSR:
         """The same graph on ``device``; itself if it is there already."""
@@ -91,4 +104,6 @@ class CSR:
             nodes, edges = nodes + graph.num_src, edges + graph.num_edges
         if edges >= 2**31:
             raise ValueError(f"{edges} edges in one batch do not fit int32; put fewer bags in a batch")
-        return CSR(torch.cat(indptrs), torch.cat(indices), nodes)
+        joined = CSR(torch.cat(indptrs), torch.cat(indices), nodes)
+        joined.__dict__["_parts"] = tuple(graphs)
+        return joined

@@ -28,6 +28,18 @@ numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 _process = os.getpid()
 
 
+def _start_threads() -> None:
+    # Numba's OpenMP layer resolves to the OpenMP library that torch brought and on its start sets that one's number of
+    # threads, which is torch's.
+    threads = torch.get_num_threads()
+    numba.set_num_threads(numba.get_num_threads())
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+_start_threads()
+
+
 def jit(parallel: bool = False, fastmath: frozenset[str] = frozenset({"contract"})):
     """``numba.njit`` with a cache on disk, wherever there is a place to write one.
 
@@ -146,7 +158,7 @@ def _finalise(x):
 
 @jit()
 def add_weighted(out, weight, table, indices):
-    """``out[h] += sum_e weight[e, h] * table[indices[e], h]`` for ``out`` ``[H, F]``; a table of one head serves all."""
+    """``out[h] += sum_e weight[e, h] * table[indices[e], h]``, ``out`` ``[H, F]``; a table of one head serves all."""
     count, heads, width, step = len(indices), out.shape[0], out.shape[1], 0 if table.shape[1] == 1 else 1
     zero = out.dtype.type(0)
     for e0 in range(0, count, 4):  # four rows at a time, which loads and stores ``out`` a quarter as often
@@ -195,8 +207,9 @@ def pieces(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """``out[b, h] = sum of weight[n, h] * values[n, h]`` over segment b: ``[N, H]`` and ``[N, H or 1, F]`` to ``[B, H, F]``.
+    """The sum of ``weight[n, h] * values[n, h]`` over the rows n of each segment.
 
+    ``weight`` is ``[N, H]``, ``values`` ``[N, H or 1, F]`` and the sum ``[B, H, F]``; an empty segment gets zeros.
     Pieces are summed in parallel and then added in order, so that the bits do not depend on the threads.
     """
     starts, first = pieces(offsets)

@@ -33,7 +33,7 @@ def test_help_names_every_command_and_loads_nothing_heavy():
 
 def test_lists(run_cli):
     for command, words in {
-        "models": ["abmil", "srmil", "window:2", "mask_rate=0.7"],
+        "models": ["abmil", "srmil", "window:2"],
         "datasets": ["demo", "crchisto", "simulated", "histology/crchisto_nuclei.npz"],
         "graphs": ["window:w", "feature_knn:k", "delaunay"],
         "doctor": ["torch", "reference", "dgl", "threads"],
@@ -43,6 +43,10 @@ def test_lists(run_cli):
         for word in words:
             assert word in out, (command, word)
     assert "Examples" in run_cli("bench", "--help")[1]
+    _, out, _ = run_cli("models", "srmil")
+    for word in ("mask_rate", "0.7", "masked patch-feature reconstruction", "2602.19487"):
+        assert word in out, word
+    assert run_cli("models", "srml")[0] == 2
 
 
 def test_bench_and_report(run_cli, bag_table, tmp_path):

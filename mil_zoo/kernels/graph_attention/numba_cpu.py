@@ -62,16 +62,16 @@ class _GraphAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out, grad_attention, grad_key_attention):
-        feat, src_score, dst_score, key_feat, key_score, bag, lse = ctx.saved_tensors
+        feat, src_score, dst_score, key_feat, *_ = ctx.saved_tensors
         graph, heads = ctx.settings[0], feat.shape[1]
         if grad_out is None:
             grad_out = feat.new_zeros(graph.num_dst, *feat.shape[1:])
         grad_out, grad_attention = array(grad_out, feat), array(grad_attention, feat, 0, heads)
         grad_feat, grad_src, grad_dst = (torch.empty_like(x) for x in (feat, src_score, dst_score))
         arrays = _arrays(*ctx.saved_tensors, ctx.settings)
-        _, _, feat_, src_, dst_, slope, dropout, _, _, bag_, lse_ = arrays
+        _, _, feat_, src_, dst_, slope, dropout, _, _, bag, lse = arrays
         delta = np.empty_like(dst_)
-        key_weight, key_flow = np.empty((2, len(bag_), heads), feat_.dtype)
+        key_weight, key_flow = np.empty((2, len(bag), heads), feat_.dtype)
         _backward_dst(
             blocks(graph.indptr), *arrays, grad_out, grad_attention, array(grad_key_attention, feat, 0, heads),
             grad_dst.numpy(), delta, key_weight, key_flow,
@@ -79,16 +79,16 @@ class _GraphAttention(torch.autograd.Function):
         back = graph.transposed
         _backward_src(
             blocks(back.indptr), back.indptr.numpy(), back.indices.numpy(), back.edge.numpy(), feat_, src_, dst_,
-            slope, dropout, lse_, grad_out, grad_attention, delta, grad_feat.numpy(), grad_src.numpy(),
+            slope, dropout, lse, grad_out, grad_attention, delta, grad_feat.numpy(), grad_src.numpy(),
         )  # fmt: skip
-        if bag is None:
+        if key_feat is None:
             return grad_feat, grad_src, grad_dst, None, None, None, None, None
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(bag_, minlength=len(key_feat)))])
-        if (np.diff(bag_) < 0).any():
-            order = np.argsort(bag_, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(bag, minlength=len(key_feat)))])
+        if (np.diff(bag) < 0).any():
+            order = np.argsort(bag, kind="stable")
             key_weight, key_flow, grad_out = key_weight[order], key_flow[order], grad_out[order]
         grad_key_feat = segment_weighted_sum(key_weight, grad_out, offsets)
-        grad_key_score = segment_weighted_sum(key_flow, np.ones((len(bag_), 1, 1), feat_.dtype), offsets)[:, :, 0]
+        grad_key_score = segment_weighted_sum(key_flow, np.ones((len(bag), 1, 1), feat_.dtype), offsets)[:, :, 0]
         grad_key = torch.from_numpy(grad_key_feat), torch.from_numpy(grad_key_score)
         return grad_feat, grad_src, grad_dst, *grad_key, None, None, None
 

@@ -11,7 +11,6 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels.numba_tools import (
-    PIECE,
     array,
     blocks,
     dots,

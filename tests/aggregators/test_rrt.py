@@ -1,0 +1,134 @@
+"""RRT against values computed with its authors' code, and both attentions against the formulas written out.
+
+The golden slide has 37 instances: its cross-region layer has one cell a region and adds nothing, so that layer is
+checked by the formulas alone.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
+
+from mil_zoo import BagBatch, InputError, create_aggregator
+
+GOLDEN = Golden("rrt")
+NO_DROPOUT = {"dropout": 0.0, "proj_drop": 0.0}
+OPTIONS = {"embed_dim": 32, "n_heads": 4, "region_num": 2, "epeg_k": 5, "crmsa_k": 3} | NO_DROPOUT
+
+
+def test_logits_alone_and_inside_a_batch():
+    aggregator = GOLDEN.create("rrt", **OPTIONS)
+    others = [make_bag(n, 24, seed=n) for n in (11, 90)]
+    with torch.no_grad():
+        alone = aggregator(BagBatch.from_bags([GOLDEN.bag()]))
+        inside = aggregator(BagBatch.from_bags([others[0], GOLDEN.bag(), others[1]]))
+    assert_close(alone.logits, GOLDEN["logits_eval"], "logits")
+    assert_close(inside.logits[1:2], GOLDEN["logits_eval"], "logits in a batch")
+    assert_close(inside.attention[11 : 11 + 37], alone.attention, "attention in a batch")
+
+
+def test_loss_and_every_gradient():
+    aggregator = GOLDEN.create("rrt", **OPTIONS).train()
+    loss = aggregator.losses(BagBatch.from_bags([GOLDEN.bag()]))["loss"]
+    loss.backward()
+    assert_close(loss.detach(), GOLDEN["loss"], "loss")
+    assert_gradients(aggregator, GOLDEN, "rrt", **OPTIONS)
+
+
+def region_of_cell(side, size):
+    """int64 ``[side * side]``: the region of each cell of the grid, row by row."""
+    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
+    return row // size * (side // size) + column // size
+
+
+def self_attention(layer, x):
+    """``[P, dim]`` of one region, with the logits stored and EPEG as a convolution of them along the queries."""
+    q, k, v = layer.qkv(x).view(len(x), 3, layer.heads, -1).permute(1, 2, 0, 3)
+    logits = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5  # [H, P, P]
+    if layer.pe is not None:
+        padding = (layer.pe.weight.shape[2] // 2, 0)
+        logits = logits + F.conv2d(logits[None], layer.pe.weight, padding=padding, groups=layer.heads)[0]
+    return layer.proj((logits.softmax(-1) @ v).transpose(0, 1).flatten(1))
+
+
+def by_region(x, num):
+    """The normed instances of one bag on their grid, zeros in the empty cells, and the cells of each region."""
+    side = math.ceil(math.ceil(math.sqrt(len(x))) / num) * num
+    grid = torch.cat([x, x.new_zeros(side * side - len(x), x.shape[1])])
+    region = region_of_cell(side, side // num)
+    return grid, [(region == r).nonzero()[:, 0] for r in range(num * num)]
+
+
+def regional(layer, x):
+    grid, cells = by_region(layer.norm(x), layer.region_num)
+    out = torch.zeros_like(grid)
+    for index in cells:
+        out[index] = self_attention(layer.attn, grid[index])
+    return x + out[: len(x)]
+
+
+def cross_regional(layer, x):
+    grid, cells = by_region(layer.norm(x), 8)
+    scores = [grid[index] @ layer.phi for index in cells]  # [P, k] each
+    prototypes = torch.stack([s.softmax(0).T @ grid[index] for s, index in zip(scores, cells, strict=True)], dim=1)
+    prototypes = torch.stack([self_attention(layer.attn, p) for p in prototypes], dim=1)  # [regions, k, dim]
+    out = torch.zeros_like(grid)
+    for s, index, of_region in zip(scores, cells, prototypes, strict=True):
+        scaled = (s - s.min(0).values) / (s.max(0).values - s.min(0).values + 1e-8)
+        out[index] = (scaled * s.softmax(1)) @ of_region
+    return x + out[: len(x)]
+
+
+@pytest.mark.parametrize(("region_num", "pool_act"), [(8, "relu"), (3, "tanh")])
+def test_both_attentions_are_the_formulas_written_out(region_num, pool_act):
+    torch.manual_seed(0)
+    options = {"embed_dim": 16, "n_heads": 2, "region_num": region_num, "epeg_k": 3, "pool_act": pool_act} | NO_DROPOUT
+    aggregator = create_aggregator("rrt", in_dim=10, **options)
+    batch = make_batch([170, 65, 200], 10, None)
+    weights = torch.randn(3, 2)
+    output = aggregator(batch)
+    (output.logits * weights).sum().backward()
+    got = {name: parameter.grad.clone() for name, parameter in aggregator.named_parameters()}
+    aggregator.zero_grad()
+    expected = []
+    for features in batch.features.split([170, 65, 200]):
+        h = aggregator.norm(cross_regional(aggregator.cross, regional(aggregator.region, aggregator.embed(features))))
+        attention = aggregator.pool[2](getattr(torch, pool_act)(aggregator.pool[0](h))).softmax(0)
+        expected.append(aggregator.classifier((attention * h).sum(0)))
+    (torch.stack(expected) * weights).sum().backward()
+    assert_close(output.logits, torch.stack(expected), "logits")
+    for name, parameter in aggregator.named_parameters():
+        assert parameter.grad.abs().max() > 1e-6, f"{name} is not exercised"
+        assert_close(got[name], parameter.grad, f"gradient of {name}")
+
+
+def test_the_order_of_instances_matters():
+    torch.manual_seed(0)
+    aggregator, bag = create_aggregator("rrt", in_dim=8, embed_dim=16).eval(), make_bag(200, 8)
+    with torch.no_grad():
+        logits = [aggregator(BagBatch.from_bags([b])).logits for b in (bag, bag.with_features(bag.features.flip(0)))]
+    assert not torch.allclose(*logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("drop", NO_DROPOUT)
+def test_dropout_can_be_switched_off_afterwards(drop):
+    aggregator = create_aggregator("rrt", in_dim=8, embed_dim=16, **NO_DROPOUT | {drop: 0.5}).train()
+    batch = make_batch([100], 8, None)
+    assert not torch.equal(aggregator(batch).logits, aggregator(batch).logits)
+    for module in aggregator.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert torch.equal(aggregator(batch).logits, aggregator(batch).logits)
+
+
+def test_options_are_checked():
+    for options, message in [
+        ({"embed_dim": 20, "n_heads": 4}, "multiple of n_heads"),
+        ({"epeg_k": 4}, "epeg_k must be odd"),
+        ({"region_num": 0}, "region_num and crmsa_k must be positive"),
+        ({"pool_act": "gelu"}, "pool_act must be"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            create_aggregator("rrt", in_dim=8, **options)
