@@ -161,6 +161,8 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     changed = {key: value for key, value in given.items() if value is not None}
     models = changed.get("models", mapping.get("models", []))
     shipped = {k: v for k, v in mapping.get("overrides", {}).items() if "." not in k or k.split(".")[0] in models}
+    if "epochs" in changed:  # what was asked for now goes before what the suite says of single models
+        shipped = {key: value for key, value in shipped.items() if key.rpartition(".")[2] != "epochs"}
     overrides = {**shipped, **changed.pop("overrides", {})}
     return from_mapping(Suite, {**mapping, **changed, "overrides": overrides}, where)
 
