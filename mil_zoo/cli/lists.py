@@ -12,8 +12,9 @@ from mil_zoo.cli.options import plugin_option
 
 @click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n")
 @click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the README's is made so).")
 @plugin_option
-def models(name: str | None, plugin: tuple[Path, ...]) -> None:
+def models(name: str | None, markdown: bool, plugin: tuple[Path, ...]) -> None:
     """List the aggregators, or tell all about the one called NAME: what it computes, its paper, its options."""
     from rich.console import Console
     from rich.markup import escape
@@ -34,12 +35,20 @@ def models(name: str | None, plugin: tuple[Path, ...]) -> None:
             table.add_row(option, str(default))
         console.print(table)
         return
-    table = Table("name", "paper", "year", "graph", "parameters", title="Aggregators (1024 features, two classes)")
+    rows = []
     for key in AGGREGATORS:
         cls = AGGREGATORS.get(key)
         parameters = sum(p.numel() for p in create_aggregator(key).parameters())
-        title, year = (cls.paper.title, str(cls.paper.year)) if cls.paper else ("", "")
-        table.add_row(key, title, year, cls.graph or "none", f"{parameters:,}")
+        title, year, url = (cls.paper.title, str(cls.paper.year), cls.paper.url) if cls.paper else ("", "", "")
+        rows.append((key, f"[{title}]({url})" if markdown else title, year, cls.graph or "none", f"{parameters:,}"))
+    if markdown:
+        click.echo("| name | paper | year | graph | parameters |\n|---|---|---|---|---:|")
+        for key, *cells in rows:
+            click.echo(f"| {' | '.join([f'`{key}`', *cells])} |")
+        return
+    table = Table("name", "paper", "year", "graph", "parameters", title="Aggregators (1024 features, two classes)")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,12 @@ def test_lists(run_cli):
     for word in ("mask_rate", "0.7", "masked patch-feature reconstruction", "2602.19487"):
         assert word in out, word
     assert run_cli("models", "srml")[0] == 2
+
+
+def test_the_readme_lists_the_zoo_as_it_is():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table, _ = modules_loaded_by("models", "--markdown")  # a fresh interpreter: no aggregators of other tests
+    assert table in readme, "replace the README's table of the zoo by what `mil-zoo models --markdown` prints"
 
 
 def test_bench_and_report(run_cli, bag_table, tmp_path):
