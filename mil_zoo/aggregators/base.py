@@ -146,7 +146,7 @@ class Aggregator(nn.Module):
         self.load_state_dict(renamed)
 
     def _needs_graph(self, batch: BagBatch) -> BagBatch:
-        """Returns ``batch``, refusing one without a graph or with an isolated patch (no self-loop either)."""
+        """Returns ``batch``; an ``InputError`` says what to do where it came without a graph."""
         if batch.graph is None:
             raise InputError(
                 f"{type(self).__name__} needs a graph: BagBatch.from_bags(bags, graph={type(self).graph!r})"
