@@ -12,7 +12,7 @@ from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
 from mil_zoo.data.dataset import Dataset, open_dataset
-from mil_zoo.data.slide_files import count_instances
+from mil_zoo.data.slide_files import count_instances, heads
 from mil_zoo.data.splits import Split, kfold, published, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
@@ -96,6 +96,10 @@ class Plan:
             Trial(model, split, seed) for split in self.splits for seed in self.suite.seeds for model in self.models
         ]
 
+    def _unit(self) -> str:
+        known = all(slide.patient_id for slide in heads(self.dataset.bags))
+        return "patient" if known else "slide (patients unknown)"
+
     def settings(self) -> dict[str, Any]:
         """What ``config.yaml`` of the run directory holds: all that the results depend on, as plain values."""
         card, suite = self.dataset.card, self.suite
@@ -126,7 +130,7 @@ class Plan:
             },
             "selection": {model.name: model.training.selection_rule for model in self.models},
             "split": {
-                "kind": "published folds" if suite.folds == "published" else "stratified k-fold by patient",
+                "kind": "published folds" if suite.folds == "published" else f"stratified k-fold by {self._unit()}",
                 "folds": 1 + max(split.fold for split in self.splits),
                 "repeats": suite.repeats,
                 "validation_fraction": suite.validation_fraction,

@@ -1,5 +1,6 @@
 """Plans: what a command line and a suite settle, and what they refuse."""
 
+import numpy as np
 import pytest
 
 from mil_zoo import InputError
@@ -69,6 +70,13 @@ def test_wrong_overrides_are_refused(bag_table, text, message):
 def test_wrong_plans_are_refused(bag_table, given, message):
     with pytest.raises(InputError, match=message):
         plan(bag_table, **given)
+
+
+def test_the_split_says_whether_patients_were_known(bag_table, tmp_path):
+    assert plan(bag_table).settings()["split"]["kind"] == "stratified k-fold by patient"
+    with np.load(bag_table) as arrays:
+        np.savez(tmp_path / "t.npz", **{name: arrays[name] for name in arrays.files if name != "patient_id"})
+    assert plan(tmp_path / "t.npz").settings()["split"]["kind"] == "stratified k-fold by slide (patients unknown)"
 
 
 def test_suites_by_name_path_and_dataset(tmp_path):
