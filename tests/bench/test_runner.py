@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mil_zoo import create_aggregator
 from mil_zoo.aggregators.pooling import MeanPooling
 from mil_zoo.bench.plan import make_plan, read_suite
-from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.runner import _shuffled, _split_bags, run_plan
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.registry import Registry
 from mil_zoo.train.loop import predict
@@ -67,8 +67,6 @@ def test_the_saved_weights_give_the_saved_predictions(finished):
     trial = next(trial for trial in plan.trials if trial.model.name == "srmil")
     aggregator = create_aggregator("srmil", 6, 2, **trial.model.options)
     aggregator.load_state_dict(load_file(run.path / "trials" / trial.id / "weights.safetensors"))
-    from mil_zoo.bench.runner import _split_bags
-
     bags = _split_bags(plan, trial.split)["test"]
     got = [p.tolist() for _, _, p in predict(aggregator, bags, trial.model.graph)]
     predictions = run.predictions(trial.id)
@@ -157,7 +155,7 @@ import mil_zoo, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from mil_zoo.bench.plan import make_plan, read_suite
-from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.runner import _shuffled, _split_bags, run_plan
 from mil_zoo.report.tables import write_tables
 
 table, killed, whole = sys.argv[1:]
@@ -211,6 +209,19 @@ def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bytes(bag_table,
         if not name.endswith("epochs.csv"):  # these hold measured seconds
             assert (whole / name).read_bytes() == (tmp_path / killed / name).read_bytes(), name
     assert not list((tmp_path / killed).glob("trials/.*"))
+
+
+def test_shuffled_labels_are_the_same_ones_and_tell_nothing_of_the_truth():
+    rng = np.random.default_rng(0)
+    for counts in ([35, 34], [60, 9], [20, 30, 11]):
+        labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+        first, second = _shuffled(labels, np.random.default_rng(1)), _shuffled(labels, np.random.default_rng(2))
+        assert np.bincount(first).tolist() == counts
+        assert not np.array_equal(first, second)
+        for truth in range(len(counts)):
+            for label in range(len(counts)):
+                expected = counts[truth] * counts[label] / len(labels)
+                assert abs(np.sum(first[labels == truth] == label) - expected) < 1.5
 
 
 def test_shuffled_training_labels_leave_nothing_to_learn(bag_table, tmp_path):
