@@ -3,7 +3,7 @@
 Numba's cache notices a change in the file of the function it compiled, not in a file that this one calls: after a
 change here, delete ``*.nbi`` beside the kernels.
 
-Only ``dots`` lets the compiler reorder sums, and nothing lets it assume that there is no NaN or infinity.
+Where ``REORDER`` is given the compiler may reorder sums; it may nowhere assume that there is no NaN or infinity.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor
 from mil_zoo.errors import InputError
 
 CHUNK = 32  # edges of a row worked on at a time: their scores and, at 4 x 64 floats, their features stay in L1
+GRAIN = 2**19  # multiplications worth a thread: some 50 us, where waking one takes 10 and on a busy machine far more
+REORDER = frozenset({"contract", "reassoc"})
 PIECE = 512  # rows summed by one thread; fixed, so that the order of additions does not depend on the threads
 
 # TBB is not distributed with Numba, and workqueue neither survives two Python threads nor is as fast.
@@ -61,11 +63,12 @@ def array(tensor: Tensor | None, like: Tensor, *empty: int) -> np.ndarray:
     return (like.new_empty(empty) if tensor is None else tensor.detach().contiguous()).numpy()
 
 
-def blocks(starts: Tensor) -> np.ndarray:
-    """Splits rows into blocks of about equal work and sets Numba's threads to torch's number.
+def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
+    """Splits rows into blocks of about equal work and sets how many threads work on them: at most torch's number.
 
     Args:
         starts: ``[rows + 1]``, where the elements of each row start.
+        cost: multiplications that an element takes.
 
     Returns:
         int64: where each block starts, and the end.
@@ -75,9 +78,9 @@ def blocks(starts: Tensor) -> np.ndarray:
             "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start "
             "processes with 'spawn', or use backend='reference'"
         )
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
     work = np.asarray(starts) + 4 * np.arange(len(starts))
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, 1 + int(work[-1]) * cost // GRAIN)
+    numba.set_num_threads(threads)
     return np.searchsorted(work, np.linspace(0, work[-1], 4 * threads + 1))
 
 
@@ -126,6 +129,21 @@ def exponentials(x):
         flat[i] = exp(flat[i])
 
 
+@jit()
+def number(first, edges):
+    """``edges[e] = first + e``."""
+    for e in range(len(edges)):
+        edges[e] = first + e
+
+
+@jit()
+def gather(indices, table, result):
+    """``result[h, e] = table[indices[e], h]``: heads outside, so that loops over edges are over neighbours."""
+    for e in range(len(indices)):
+        for h in range(table.shape[1]):
+            result[h, e] = table[indices[e], h]
+
+
 def dropout_key(p: float, seed: int, dtype: np.dtype) -> tuple:
     """What ``keep`` needs: the threshold, the two words of the seed, and 1 / (1 - p) in ``dtype``."""
     low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32((seed >> 32) & 0xFFFFFFFF)
@@ -133,19 +151,23 @@ def dropout_key(p: float, seed: int, dtype: np.dtype) -> tuple:
 
 
 @jit()
-def keep(edge, heads, dropout, scale):
-    """Fills ``scale`` ``[H]`` with what dropout multiplies the heads of an edge by: ``dropout.dropout_scale``."""
+def keep(edges, dropout, counter, scale):
+    """Fills ``scale`` ``[H, n]`` with what dropout multiplies each head of n edges by: ``dropout.dropout_scale``.
+
+    Nothing is written where nothing is dropped. ``counter`` is room for uint32 ``[2, n]``.
+    """
     threshold, low, high, kept = dropout
     if threshold == 0:
-        for h in range(heads):
-            scale[h] = kept
         return
-    first = np.uint64(edge) * np.uint64(heads)
-    for h in range(heads):
-        counter = first + np.uint64(h)
-        word = _finalise(np.uint32(counter) ^ low)
-        word = _finalise(word ^ np.uint32(counter >> np.uint64(32)) ^ high)
-        scale[h] = kept if word >= threshold else kept - kept
+    for e in range(len(edges)):
+        first = np.uint64(edges[e]) * np.uint64(len(scale))
+        counter[0, e], counter[1, e] = np.uint32(first), np.uint32(first >> np.uint64(32))
+    for h in range(len(scale)):
+        for e in range(len(edges)):
+            here = np.uint32(counter[0, e] + np.uint32(h))
+            carry = np.uint32(here < counter[0, e])
+            word = _finalise(_finalise(here ^ low) ^ np.uint32(counter[1, e] + carry) ^ high)
+            scale[h, e] = kept if word >= threshold else kept - kept
 
 
 @jit()
@@ -158,23 +180,23 @@ def _finalise(x):
 
 @jit()
 def add_weighted(out, weight, table, indices):
-    """``out[h] += sum_e weight[e, h] * table[indices[e], h]``, ``out`` ``[H, F]``; a table of one head serves all."""
+    """``out[h] += sum_e weight[h, e] * table[indices[e], h]``, ``out`` ``[H, F]``; a table of one head serves all."""
     count, heads, width, step = len(indices), out.shape[0], out.shape[1], 0 if table.shape[1] == 1 else 1
     zero = out.dtype.type(0)
     for e0 in range(0, count, 4):  # four rows at a time, which loads and stores ``out`` a quarter as often
         e1, e2, e3 = min(e0 + 1, count - 1), min(e0 + 2, count - 1), min(e0 + 3, count - 1)
         j0, j1, j2, j3 = indices[e0], indices[e1], indices[e2], indices[e3]
         for h in range(heads):
-            w0, w1 = weight[e0, h], weight[e1, h] if e0 + 1 < count else zero
-            w2, w3 = weight[e2, h] if e0 + 2 < count else zero, weight[e3, h] if e0 + 3 < count else zero
+            w0, w1 = weight[h, e0], weight[h, e1] if e0 + 1 < count else zero
+            w2, w3 = weight[h, e2] if e0 + 2 < count else zero, weight[h, e3] if e0 + 3 < count else zero
             t = h * step
             for f in range(width):
                 out[h, f] += w0 * table[j0, t, f] + w1 * table[j1, t, f] + w2 * table[j2, t, f] + w3 * table[j3, t, f]
 
 
-@jit(fastmath=frozenset({"contract", "reassoc"}))
+@jit(fastmath=REORDER)
 def dots(row, table, indices, result):
-    """``result[e, h] = <row[h], table[indices[e], h]>`` for ``row`` ``[H, F]``; a table of one head serves all."""
+    """``result[h, e] = <row[h], table[indices[e], h]>`` for ``row`` ``[H, F]``; a table of one head serves all."""
     count, heads, width, step = len(indices), row.shape[0], row.shape[1], 0 if table.shape[1] == 1 else 1
     for e0 in range(0, count, 4):
         e1, e2, e3 = min(e0 + 1, count - 1), min(e0 + 2, count - 1), min(e0 + 3, count - 1)
@@ -188,7 +210,7 @@ def dots(row, table, indices, result):
                 d1 += x * table[j1, t, f]
                 d2 += x * table[j2, t, f]
                 d3 += x * table[j3, t, f]
-            result[e0, h], result[e1, h], result[e2, h], result[e3, h] = d0, d1, d2, d3
+            result[h, e0], result[h, e1], result[h, e2], result[h, e3] = d0, d1, d2, d3
 
 
 def pieces(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +237,7 @@ def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, offsets: np.nda
     starts, first = pieces(offsets)
     heads, width = weight.shape[1], values.shape[2]
     partial = np.empty((len(starts) - 1, heads, width), weight.dtype)
-    _sum_pieces(blocks(starts), starts, weight, values, partial)
+    _sum_pieces(blocks(starts, heads * width), starts, weight, values, partial)
     out = np.empty((len(offsets) - 1, heads, width), weight.dtype)
     _add_pieces(first, partial, out)
     return out
@@ -231,7 +253,11 @@ def _sum_pieces(bounds, starts, weight, values, partial):
 @jit()
 def _sum_piece(weight, values, total):
     total[:] = 0
-    add_weighted(total, weight, values, np.arange(len(weight)).astype(np.int32))
+    by_head = np.empty(weight.shape[::-1], weight.dtype)
+    for n in range(len(weight)):
+        for h in range(weight.shape[1]):
+            by_head[h, n] = weight[n, h]
+    add_weighted(total, by_head, values, np.arange(len(weight)).astype(np.int32))
 
 
 @jit()

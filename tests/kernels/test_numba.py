@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from mil_zoo import InputError
-from mil_zoo.kernels import CSR, GlobalKey, backend_status, backends, graph_attention, segment_attention_pool
+from mil_zoo.kernels import (
+    CSR,
+    GlobalKey,
+    backend_status,
+    backends,
+    graph_attention,
+    numba_tools,
+    segment_attention_pool,
+)
 from mil_zoo.kernels.dropout import dropout_scale
 from mil_zoo.kernels.graph_attention import numba_cpu
 from mil_zoo.kernels.numba_tools import dropout_key, exponentials, jit, keep
@@ -37,7 +45,8 @@ def gradients(outputs, inputs):
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")
-def test_the_number_of_threads_does_not_change_a_bit():
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
+    monkeypatch.setattr(numba_tools, "GRAIN", 1)  # or so little work would get one thread
     graph, inputs = graph_inputs()
     scores, values = torch.randn(5000, 2, requires_grad=True), torch.randn(5000, 2, 9, requires_grad=True)
     offsets = torch.tensor([0, 1, 1400, 5000])
@@ -46,6 +55,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
         torch.set_num_threads(threads)
         outputs = attend(graph, inputs, dropout_p=0.2, seed=1, return_attention=True)
         pooled = segment_attention_pool(scores, values, offsets, dropout_p=0.2, seed=1, backend="numba")
+        assert numba.get_num_threads() == threads
         return [*outputs, *gradients(outputs, inputs), *pooled, *gradients(pooled, (scores, values))]
 
     before = torch.get_num_threads()
@@ -112,14 +122,12 @@ def test_a_bag_outside_the_global_keys_is_refused():
             graph_attention(*inputs[:3], graph, global_key=GlobalKey(*inputs[3:], bag), backend="numba")
 
 
-@pytest.mark.parametrize("edge", [0, 5, 2**31, 2**33 + 17])
-def test_dropout_in_kernels_is_that_of_tensors(edge):
-    scale, got = np.empty(3, np.float32), []
-    for e in range(edge, edge + 300):
-        keep(e, 3, dropout_key(0.3, 2**61 + 12345, np.dtype(np.float32)), scale)
-        got.append(scale.copy())
-    expected = dropout_scale(900, 0.3, 2**61 + 12345, torch.device("cpu"), torch.float32, start=3 * edge)
-    assert expected.numpy().tobytes() == np.concatenate(got).tobytes()
+@pytest.mark.parametrize("first", [0, 5, 2**31, 2**32 // 3 - 7, 2**33 + 17])
+def test_dropout_in_kernels_is_that_of_tensors(first):
+    edges, scale = np.arange(first, first + 300), np.empty((3, 300), np.float32)
+    keep(edges, dropout_key(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
+    expected = dropout_scale(900, 0.3, 2**61 + 12345, torch.device("cpu"), torch.float32, start=3 * first)
+    assert expected.view(300, 3).T.equal(torch.from_numpy(scale))
 
 
 def test_exp():

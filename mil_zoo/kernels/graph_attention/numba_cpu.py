@@ -15,16 +15,18 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.numba_tools import (
     CHUNK,
+    REORDER,
     add_weighted,
     array,
     blocks,
     dots,
     dropout_key,
     exp,
-    exponentials,
+    gather,
     jit,
     keep,
     multiply,
+    number,
     segment_weighted_sum,
 )
 
@@ -53,7 +55,7 @@ class _GraphAttention(torch.autograd.Function):
         key_attention = feat.new_empty(graph.num_dst, heads) if return_attention and bag is not None else None
         inputs = feat, src_score, dst_score, key_feat, key_score, bag, lse
         outputs = array(out, out), array(attention, feat, 0, heads), array(key_attention, feat, 0, heads)
-        _forward(blocks(graph.indptr), *_arrays(*inputs, settings), *outputs)
+        _forward(blocks(graph.indptr, heads * width), *_arrays(*inputs, settings), *outputs)
         ctx.save_for_backward(*inputs)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -63,7 +65,7 @@ class _GraphAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out, grad_attention, grad_key_attention):
         feat, src_score, dst_score, key_feat, *_ = ctx.saved_tensors
-        graph, heads = ctx.settings[0], feat.shape[1]
+        graph, heads, cost = ctx.settings[0], feat.shape[1], feat.shape[1] * feat.shape[2]
         if grad_out is None:
             grad_out = feat.new_zeros(graph.num_dst, *feat.shape[1:])
         grad_out, grad_attention = array(grad_out, feat), array(grad_attention, feat, 0, heads)
@@ -73,12 +75,12 @@ class _GraphAttention(torch.autograd.Function):
         delta = np.empty_like(dst_)
         key_weight, key_flow = np.empty((2, len(bag), heads), feat_.dtype)
         _backward_dst(
-            blocks(graph.indptr), *arrays, grad_out, grad_attention, array(grad_key_attention, feat, 0, heads),
+            blocks(graph.indptr, cost), *arrays, grad_out, grad_attention, array(grad_key_attention, feat, 0, heads),
             grad_dst.numpy(), delta, key_weight, key_flow,
         )  # fmt: skip
         back = graph.transposed
         _backward_src(
-            blocks(back.indptr), back.indptr.numpy(), back.indices.numpy(), back.edge.numpy(), feat_, src_, dst_,
+            blocks(back.indptr, cost), back.indptr.numpy(), back.indices.numpy(), back.edge.numpy(), feat_, src_, dst_,
             slope, dropout, lse, grad_out, grad_attention, delta, grad_feat.numpy(), grad_src.numpy(),
         )  # fmt: skip
         if key_feat is None:
@@ -120,7 +122,8 @@ def _forward_rows(
     key_attention,
 ):  # fmt: skip
     heads = dst.shape[1]
-    weight, scale = np.empty((CHUNK, heads), feat.dtype), np.empty(heads, feat.dtype)
+    weight, scale = np.empty((heads, CHUNK), feat.dtype), np.ones((heads, CHUNK), feat.dtype)
+    edges, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
     top, total = np.empty(heads, feat.dtype), np.empty(heads, np.float64)
     for i in range(first, last):
         row = indices[indptr[i] : indptr[i + 1]]
@@ -129,57 +132,57 @@ def _forward_rows(
         total[:] = 0
         top[:] = np.finfo(feat.dtype).min  # and not -inf, for differences of two -inf are NaN
         if len(key):
-            edge = len(indices) + i
-            _absorb(key, edge, dst[i], key_score, key_feat, slope, dropout, weight, scale, top, total, out[i])
+            number(len(indices) + i, edges)
+            keep(edges, dropout, counter, scale)
+            _absorb(key, dst[i], key_score, key_feat, slope, weight, scale, top, total, out[i])
         for start in range(0, len(row), CHUNK):
-            chunk, edge = row[start : start + CHUNK], indptr[i] + start
-            _absorb(chunk, edge, dst[i], src, feat, slope, dropout, weight, scale, top, total, out[i])
+            number(indptr[i] + start, edges)
+            keep(edges, dropout, counter, scale)
+            _absorb(row[start : start + CHUNK], dst[i], src, feat, slope, weight, scale, top, total, out[i])
         for h in range(heads):
             some = total[h] != 0
             lse[i, h] = top[h] + np.log(total[h]) if some else np.inf
             multiply(out[i, h], feat.dtype.type(1 / total[h] if some else 0))
         if len(attention):
-            _weights(row, dst[i], src, slope, lse[i], attention[indptr[i] : indptr[i + 1]])
+            _write_attention(row, dst[i], src, slope, lse[i], attention[indptr[i] : indptr[i + 1]])
         if len(key_attention):
-            _weights(key, dst[i], key_score, slope, lse[i], key_attention[i : i + 1])
+            _write_attention(key, dst[i], key_score, slope, lse[i], key_attention[i : i + 1])
 
 
-@jit()
-def _absorb(sources, edge, own, score, feat, slope, dropout, weight, scale, top, total, out):
+@jit(fastmath=REORDER)
+def _absorb(sources, own, score, feat, slope, weight, scale, top, total, out):
     """Adds sources to a row's running softmax: its maximum, sum of exponentials, and sum of features so weighted."""
-    weight = weight[: len(sources)]
-    for e in range(len(sources)):
-        for h in range(len(own)):
-            x = own[h] + score[sources[e], h]
-            weight[e, h] = x if x > 0 else x * slope
+    zero = feat.dtype.type(0)
+    gather(sources, score, weight)
     for h in range(len(own)):
+        for e in range(weight.shape[1]):
+            x = weight[h, e] + own[h]
+            weight[h, e] = x if x > zero else x * slope
         new = top[h]
         for e in range(len(sources)):
-            if weight[e, h] > new:
-                new = weight[e, h]
+            if weight[h, e] > new:
+                new = weight[h, e]
         if new > top[h]:
             shrink = exp(top[h] - new)
             top[h] = new
             total[h] *= shrink
             multiply(out[h], shrink)
-        for e in range(len(sources)):
-            weight[e, h] -= new
-    exponentials(weight)
-    for e in range(len(sources)):
-        keep(edge + e, len(own), dropout, scale)
-        for h in range(len(own)):
-            total[h] += weight[e, h]
-            weight[e, h] *= scale[h]
+        part = zero
+        for e in range(weight.shape[1]):
+            y = exp(weight[h, e] - new)
+            y = y if e < len(sources) else zero
+            weight[h, e] = y * scale[h, e]
+            part += y
+        total[h] += part
     add_weighted(out, weight, feat, sources)
 
 
 @jit()
-def _weights(sources, own, score, slope, lse, result):
+def _write_attention(sources, own, score, slope, lse, attention):
     for e in range(len(sources)):
         for h in range(len(own)):
             x = own[h] + score[sources[e], h]
-            result[e, h] = (x if x > 0 else x * slope) - lse[h]
-    exponentials(result)
+            attention[e, h] = exp((x if x > 0 else x * slope) - lse[h])
 
 
 @jit(parallel=True)
@@ -202,58 +205,61 @@ def _backward_dst_rows(
     """Gradient of the destinations' scores; ``delta``, the mean of a row's gradients under its weights; for the global
     key of each row its weight after dropout and the gradient of its score."""
     heads = dst.shape[1]
-    weight, flow = np.empty((CHUNK, heads), feat.dtype), np.empty((CHUNK, heads), feat.dtype)
-    scale, sums = np.empty(heads, feat.dtype), np.empty((3, heads), np.float64)
+    weight, flow = np.empty((heads, CHUNK), feat.dtype), np.empty((heads, CHUNK), feat.dtype)
+    scale, extra = np.ones((heads, CHUNK), feat.dtype), np.zeros((heads, CHUNK), feat.dtype)
+    edges, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
+    sums = np.empty((3, heads), np.float64)
     for i in range(first, last):
         row, key = indices[indptr[i] : indptr[i + 1]], bag[i : i + 1]
         sums[:] = 0
         for start in range(0, len(row), CHUNK):
-            chunk, edge = row[start : start + CHUNK], indptr[i] + start
-            _flows(
-                chunk, edge, dst[i], src, feat, slope, dropout, lse[i], grad_out[i],
-                grad_attention[edge : edge + len(chunk)], weight, flow, scale, sums,
-            )  # fmt: skip
+            chunk = row[start : start + CHUNK]
+            number(indptr[i] + start, edges)
+            keep(edges, dropout, counter, scale)
+            if len(grad_attention):
+                gather(edges[: len(chunk)], grad_attention, extra)
+            _sum_flows(chunk, dst[i], src, feat, slope, lse[i], grad_out[i], weight, flow, scale, extra, sums)
         if len(key):
-            _flows(
-                key, len(indices) + i, dst[i], key_score, key_feat, slope, dropout, lse[i], grad_out[i],
-                grad_key_attention[i : i + 1], weight, flow, scale, sums,
-            )  # fmt: skip
+            number(len(indices) + i, edges)
+            keep(edges, dropout, counter, scale)
+            if len(grad_key_attention):
+                extra[:, 0] = grad_key_attention[i]
+            elif len(grad_attention):
+                extra[:, 0] = 0
+            _sum_flows(key, dst[i], key_score, key_feat, slope, lse[i], grad_out[i], weight, flow, scale, extra, sums)
         for h in range(heads):
             delta[i, h] = sums[0, h]
             grad_dst[i, h] = sums[1, h] - sums[0, h] * sums[2, h]
-        if len(key):  # the buffers still hold its weight, flow and dropout
+        if len(key):  # the buffers still hold what belongs to it
             for h in range(heads):
-                bend = 1 if dst[i, h] + key_score[key[0], h] > 0 else slope
-                key_weight[i, h] = weight[0, h] * scale[h]
-                key_flow[i, h] = bend * weight[0, h] * (flow[0, h] - delta[i, h])
+                x = dst[i, h] + key_score[key[0], h]
+                bend = 1 if x > 0 else slope
+                y = exp((x if x > 0 else x * slope) - lse[i, h])
+                key_weight[i, h] = y * scale[h, 0]
+                key_flow[i, h] = bend * y * (flow[h, 0] * scale[h, 0] + extra[h, 0] - delta[i, h])
 
 
-@jit()
-def _flows(
-    sources, edge, own, score, feat, slope, dropout, lse, grad_out, grad_attention, weight, flow, scale, sums
-):  # fmt: skip
-    """``flow``, the gradient of each weight, and what the gradient of the row's score sums from it.
+@jit(fastmath=REORDER)
+def _sum_flows(sources, own, score, feat, slope, lse, grad_out, weight, flow, scale, extra, sums):
+    """What the gradient of a row's score sums.
 
-    That gradient is the sum of bend * weight * (flow - delta) with bend the slope of the leaky ReLU and delta the sum
-    of weight * flow, which is known at the end only: the sums of weight * flow, bend * weight * flow and
-    bend * weight give it in one pass.
+    That gradient is the sum of bend * weight * (flow - delta), with flow the gradient of each weight, bend the slope
+    of the leaky ReLU, and delta the sum of weight * flow, which is known at the end only: the sums of weight * flow,
+    bend * weight * flow and bend * weight give it in one pass.
     """
-    weight = weight[: len(sources)]
-    _weights(sources, own, score, slope, lse, weight)
+    zero, one = feat.dtype.type(0), feat.dtype.type(1)
+    gather(sources, score, weight)
     dots(grad_out, feat, sources, flow)
-    for e in range(len(sources)):
-        keep(edge + e, len(own), dropout, scale)
-        for h in range(len(own)):
-            flow[e, h] *= scale[h]
-            if len(grad_attention):
-                flow[e, h] += grad_attention[e, h]
     for h in range(len(own)):
-        a = b = c = 0.0
-        for e in range(len(sources)):
-            bend = 1 if own[h] + score[sources[e], h] > 0 else slope
-            a += weight[e, h] * flow[e, h]
-            b += bend * weight[e, h] * flow[e, h]
-            c += bend * weight[e, h]
+        a = b = c = zero
+        for e in range(weight.shape[1]):
+            x = weight[h, e] + own[h]
+            y, bend = exp((x if x > zero else x * slope) - lse[h]), one if x > zero else slope
+            y, z = y if e < len(sources) else zero, flow[h, e] * scale[h, e] + extra[h, e]
+            z = y * z if e < len(sources) else zero
+            a += z
+            b += bend * z
+            c += bend * y
         sums[0, h] += a
         sums[1, h] += b
         sums[2, h] += c
@@ -271,40 +277,37 @@ def _backward_src(
         )  # fmt: skip
 
 
-@jit()
+@jit(fastmath=REORDER)
 def _backward_src_rows(
     first, last, indptr, indices, edge, feat, src, dst, slope, dropout, lse, grad_out, grad_attention, delta,
     grad_feat, grad_src,
 ):  # fmt: skip
     """Gradients of the sources' features and scores, by rows of the transposed graph."""
-    heads = src.shape[1]
-    buffer, flow = np.empty((CHUNK, heads), feat.dtype), np.empty((CHUNK, heads), feat.dtype)
-    scale, total = np.empty(heads, feat.dtype), np.empty(heads, np.float64)
+    heads, zero, one = src.shape[1], feat.dtype.type(0), feat.dtype.type(1)
+    weight, flow = np.empty((heads, CHUNK), feat.dtype), np.empty((heads, CHUNK), feat.dtype)
+    shift, mean = np.empty((heads, CHUNK), feat.dtype), np.empty((heads, CHUNK), feat.dtype)
+    scale, extra = np.ones((heads, CHUNK), feat.dtype), np.zeros((heads, CHUNK), feat.dtype)
+    counter = np.empty((2, CHUNK), np.uint32)
     for j in range(first, last):
         grad_feat[j] = 0
-        total[:] = 0
+        grad_src[j] = 0
         for start in range(indptr[j], indptr[j + 1], CHUNK):
-            rows = indices[start : min(start + CHUNK, indptr[j + 1])]
-            weight = buffer[: len(rows)]
-            for e in range(len(rows)):
-                for h in range(heads):
-                    x = src[j, h] + dst[rows[e], h]
-                    weight[e, h] = (x if x > 0 else x * slope) - lse[rows[e], h]
-            exponentials(weight)
+            end = min(start + CHUNK, indptr[j + 1])
+            rows, edges = indices[start:end], edge[start:end]
+            keep(edges, dropout, counter, scale)
+            if len(grad_attention):
+                gather(edges, grad_attention, extra)
+            gather(rows, dst, weight)
+            gather(rows, lse, shift)
+            gather(rows, delta, mean)
             dots(feat[j], grad_out, rows, flow)
-            for e in range(len(rows)):
-                keep(edge[start + e], heads, dropout, scale)
-                for h in range(heads):
-                    flow[e, h] *= scale[h]
-                    if len(grad_attention):
-                        flow[e, h] += grad_attention[edge[start + e], h]
-                    flow[e, h] = weight[e, h] * (flow[e, h] - delta[rows[e], h])
-                    weight[e, h] *= scale[h]
             for h in range(heads):
-                x = 0.0
-                for e in range(len(rows)):
-                    x += flow[e, h] if src[j, h] + dst[rows[e], h] > 0 else slope * flow[e, h]
-                total[h] += x
+                total = zero
+                for e in range(weight.shape[1]):
+                    x = weight[h, e] + src[j, h]
+                    y, bend = exp((x if x > zero else x * slope) - shift[h, e]), one if x > zero else slope
+                    z = bend * y * (flow[h, e] * scale[h, e] + extra[h, e] - mean[h, e])
+                    weight[h, e] = y * scale[h, e]
+                    total += z if e < len(rows) else zero
+                grad_src[j, h] += total
             add_weighted(grad_feat[j], weight, grad_out, rows)
-        for h in range(heads):
-            grad_src[j, h] = total[h]

@@ -38,7 +38,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
         dropout = dropout_key(dropout_p, seed, scores_.dtype)
         starts, first = pieces(offsets_)
         bag = np.repeat(np.arange(len(offsets) - 1), np.diff(first))  # of each piece
-        bounds = blocks(starts)
+        bounds = blocks(starts, 16 * scores.shape[1])
         top = np.empty((len(bag), scores.shape[1]), scores_.dtype)
         total = np.empty_like(top)
         _statistics(bounds, starts, scores_, top, total)
@@ -74,8 +74,9 @@ class _SegmentAttentionPool(torch.autograd.Function):
         grad_values = torch.empty_like(values) if ctx.needs_input_grad[1] else None
         grad_values_ = array(grad_values, values, 0, *values.shape[1:])
         _backward(
-            blocks(starts), starts, bag, attention_, array(values, values), array(grad_pooled, pooled), delta,
-            array(grad_attention, attention, 0, heads), ctx.dropout, grad_scores, grad_values_,
+            blocks(starts, heads * values.shape[2]), starts, bag, attention_, array(values, values),
+            array(grad_pooled, pooled), delta, array(grad_attention, attention, 0, heads), ctx.dropout, grad_scores,
+            grad_values_,
         )  # fmt: skip
         return torch.from_numpy(grad_scores), grad_values, None, None, None
 
@@ -116,16 +117,16 @@ def _attention(bounds, starts, scores, lse, dropout, attention, weight):
 @jit()
 def _piece_attention(start, end, scores, lse, dropout, attention, weight):
     """Attention, and what dropout leaves of it; the two may be one array where nothing is dropped."""
-    heads = len(lse)
-    scale = np.empty(heads, scores.dtype)
+    heads, rows = len(lse), np.arange(start, end)
+    scale = np.ones((heads, len(rows)), scores.dtype)
+    keep(rows, dropout, np.empty((2, len(rows)), np.uint32), scale)
     for n in range(start, end):
         for k in range(heads):
             attention[n, k] = scores[n, k] - lse[k]
     exponentials(attention[start:end])
     for n in range(start, end):
-        keep(n, heads, dropout, scale)
         for k in range(heads):
-            weight[n, k] = attention[n, k] * scale[k]
+            weight[n, k] = attention[n, k] * scale[k, n - start]
 
 
 @jit(parallel=True)
@@ -146,18 +147,21 @@ def _piece_backward(
     start, end, attention, values, grad_pooled, delta, grad_attention, dropout, grad_scores, grad_values
 ):  # fmt: skip
     heads, width = grad_pooled.shape
-    flow, scale = np.empty((end - start, heads), attention.dtype), np.empty(heads, attention.dtype)
-    dots(grad_pooled, values[start:end], np.arange(end - start).astype(np.int32), flow)
+    rows = np.arange(start, end)
+    flow, scale = np.empty((heads, len(rows)), attention.dtype), np.ones((heads, len(rows)), attention.dtype)
+    keep(rows, dropout, np.empty((2, len(rows)), np.uint32), scale)
+    dots(grad_pooled, values[start:end], np.arange(len(rows)).astype(np.int32), flow)
     for n in range(start, end):
-        keep(n, heads, dropout, scale)
         for k in range(heads):
-            gradient = flow[n - start, k] * scale[k]
+            gradient = flow[k, n - start] * scale[k, n - start]
             if len(grad_attention):
                 gradient += grad_attention[n, k]
             grad_scores[n, k] = attention[n, k] * (gradient - delta[k])
-        if len(grad_values):
-            grad_values[n] = 0
-            for k in range(heads):
-                weight, t = attention[n, k] * scale[k], 0 if grad_values.shape[1] == 1 else k
-                for f in range(width):
-                    grad_values[n, t, f] += weight * grad_pooled[k, f]
+    if len(grad_values) == 0:
+        return
+    for n in range(start, end):
+        grad_values[n] = 0
+        for k in range(heads):
+            weight, t = attention[n, k] * scale[k, n - start], 0 if grad_values.shape[1] == 1 else k
+            for f in range(width):
+                grad_values[n, t, f] += weight * grad_pooled[k, f]
