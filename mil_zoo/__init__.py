@@ -36,7 +36,7 @@ _HOME = {
     "register_aggregator": "mil_zoo.aggregators.base",
     "register_graph": "mil_zoo.graph",
 }
-_SUBPACKAGES = ("aggregators", "bench", "data", "diagnostics", "graph", "kernels", "report", "train")
+_SUBPACKAGES = ("aggregators", "bench", "data", "diagnostics", "graph", "kernels", "report", "ssl", "train")
 
 __all__ = [
     "Aggregator",

@@ -1,0 +1,54 @@
+"""What data-parallel training shares between processes; in a single process everything here is the identity."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum of ``x`` over all processes, with gradients.
+
+    The gradient that reaches ``x`` is the sum of every process's gradient of the result. So where all processes compute
+    the same loss, each one's parameters get that loss's gradient through its own part, times the number of processes:
+    the mean over processes (as ``DistributedDataParallel`` takes it) is the gradient of one process on the whole batch.
+    """
+    if world()[1] == 1:
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x)
+
+
+def all_max(x: Tensor) -> Tensor:
+    """The largest value of each entry over all processes, without gradients."""
+    if world()[1] > 1:
+        x = x.clone()
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows of all processes one after another, with gradients; processes may hold different numbers of rows.
+
+    Args:
+        x: ``[b, F]``.
+
+    Returns:
+        ``[sum of b, F]``, the same on every process.
+    """
+    rank, size = world()
+    if size == 1:
+        return x
+    counts = torch.zeros(size, dtype=torch.int64, device=x.device)
+    counts[rank] = len(x)
+    dist.all_reduce(counts)
+    first = int(counts[:rank].sum())
+    rows = torch.arange(first, first + len(x), device=x.device)
+    return all_sum(x.new_zeros(int(counts.sum()), x.shape[1]).index_add(0, rows, x))
