@@ -171,7 +171,15 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     return from_mapping(Suite, {**mapping, **changed, "overrides": overrides}, where)
 
 
-def make_plan(suite: Suite, dataset_name: str, root: Path | None = None, labels: Path | None = None) -> Plan:
+def make_plan(
+    suite: Suite,
+    dataset_name: str,
+    root: Path | None = None,
+    labels: Path | None = None,
+    *,
+    features: str | None = None,
+    layout: str | None = None,
+) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
     Args:
@@ -179,6 +187,8 @@ def make_plan(suite: Suite, dataset_name: str, root: Path | None = None, labels:
         dataset_name: which of the suite's datasets.
         root: folder of the dataset's files, see ``open_dataset``.
         labels: csv of other labels, see ``open_dataset``.
+        features: which set of features, see ``open_dataset``.
+        layout: how the files are laid out, see ``open_dataset``.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -190,7 +200,7 @@ def make_plan(suite: Suite, dataset_name: str, root: Path | None = None, labels:
     for name in suite.models:
         AGGREGATORS.get(name)
     _check_override_targets(suite)
-    dataset = open_dataset(dataset_name, root, labels)
+    dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout)
     if suite.folds == "published":
         if dataset.published_folds is None:
             raise InputError(f"dataset {dataset_name!r} comes without published folds; ask for a number of --folds")

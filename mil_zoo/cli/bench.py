@@ -21,6 +21,7 @@ Examples:
   mil-zoo bench --models srmil,abmil
   mil-zoo bench --models srmil,abmil --dataset crchisto --root DATA
   mil-zoo bench --models abmil,mean --dataset bags.npz --folds 5 --epochs 30
+  mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
 Start the same command with the same --out again to continue an interrupted run.
 """
@@ -31,13 +32,15 @@ Start the same command with the same --out again to continue an interrupted run.
     "--dataset",
     "datasets",
     callback=comma_list(),
-    metavar="CARD|TABLE.npz",
-    help="Data cards (see mil-zoo datasets) or bag tables, comma-separated.",
+    metavar="CARD|TABLE.npz|DIR",
+    help="Data cards (see mil-zoo datasets), bag tables or folders of feature files, comma-separated.",
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="csv (slide_id, label[, patient_id]) of other labels.")
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
+@click.option("--features", metavar="NAME", help="Which features, where the folder holds those of several encoders.")
+@click.option("--layout", metavar="NAME", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--folds", metavar="K|published", help="Parts of the cross-validation, or those that come with the data.")
 @click.option("--repeats", type=int, help="Repetitions of it.")
 @click.option("--seeds", callback=comma_list(int), help="Seeds of each fold, comma-separated.")
@@ -56,6 +59,8 @@ def bench(
     datasets: list[str] | None,
     labels: Path | None,
     root: Path | None,
+    features: str | None,
+    layout: str | None,
     folds: str | None,
     repeats: int | None,
     seeds: list[int] | None,
@@ -93,7 +98,7 @@ def bench(
         overrides=overrides,
     )
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
-        plans = [make_plan(chosen, name, root, labels) for name in chosen.datasets]
+        plans = [make_plan(chosen, name, root, labels, features=features, layout=layout) for name in chosen.datasets]
     if out is None:
         name = Path(suite or "-".join(plan.dataset.card.name for plan in plans)).stem
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -4,6 +4,7 @@ from mil_zoo.data import splits
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.card import DataCard, list_cards, read_card
 from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
+from mil_zoo.data.readers.base import find_features, read_bag
 from mil_zoo.data.readers.table import read_table
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     "DataCard",
     "Dataset",
     "Standardiser",
+    "find_features",
     "list_cards",
     "open_dataset",
+    "read_bag",
     "read_card",
     "read_table",
     "splits",

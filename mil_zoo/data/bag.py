@@ -29,7 +29,9 @@ class Bag:
         instance_labels: int ``[N]`` (1 positive, 0 negative), or None.
         slide_id: names the bag in every message and result.
         patient_id: the patient, or None where unknown; splits never separate the slides of a patient.
-        unit: "px" (level-0 pixels) or "um" (micrometres).
+        unit: of the coordinates: "px" (level-0 pixels), "um" (micrometres) or "tile" (columns and rows of a grid).
+        layout: the layout that the bag was read from; empty for one that was made otherwise.
+        geometry: where ``patch_size`` comes from, in words.
 
     Raises:
         InputError: an empty bag, non-finite features, or arrays whose lengths differ.
@@ -42,7 +44,9 @@ class Bag:
     instance_labels: Tensor | None = None
     slide_id: str = ""
     patient_id: str | None = None
-    unit: Literal["px", "um"] = "px"
+    unit: Literal["px", "um", "tile"] = "px"
+    layout: str = ""
+    geometry: str = ""
     _graphs: dict[str, CSR] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +93,14 @@ class Bag:
                 graph = build(self.coords, spec, patch_size=self.patch_size, features=self.features)
             except InputError as error:
                 raise InputError(f"slide {self.slide_id!r}: {error}") from error
-            self._graphs[spec] = csr_of(graph)
+            csr = csr_of(graph)
+            if len(self) > 1 and self.coords is not None and csr.num_edges == len(self):  # self-loops only
+                raise InputError(
+                    f"slide {self.slide_id!r}: no patch has a neighbour in the graph {spec!r}; patch_size "
+                    f"({self.patch_size} {self.unit}, {self.geometry or 'as given'}) is not the step of these "
+                    "coordinates, or they are in another unit: correct one of the two"
+                )
+            self._graphs[spec] = csr
         return self._graphs[spec]
 
     def with_features(self, features: Tensor) -> Bag:

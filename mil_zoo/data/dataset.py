@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo_cache import load_demo
+from mil_zoo.data.labels import class_indices, class_names, find_labels, labels_as_indices, read_labels
+from mil_zoo.data.readers.base import FeatureSet, find_features
 from mil_zoo.data.readers.table import read_published_folds, read_table
-from mil_zoo.data.slide_files import find_slide_files, heads
-from mil_zoo.errors import InputError
+from mil_zoo.data.slide_files import SlideFiles, find_slide_files, heads
+from mil_zoo.errors import InputError, did_you_mean
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
 
@@ -32,15 +33,19 @@ class Dataset:
         card: what it is.
         bags: one a slide, in the dataset's order.
         published_folds: bool ``[repeats, folds, bags]``, the test bags of published splits, or None.
+        features: the files that the bags are read from; None for bags in memory.
     """
 
     card: DataCard
     bags: Sequence[Bag]
     published_folds: npt.NDArray[np.bool_] | None = None
+    features: FeatureSet | None = None
 
     @property
     def in_dim(self) -> int:
         """Feature dimension D."""
+        if isinstance(self.bags, SlideFiles):
+            return self.bags.slides[0].shape()[1]
         return int(self.bags[0].features.shape[1])
 
     @property
@@ -49,25 +54,40 @@ class Dataset:
         return len(self.card.classes)
 
 
-def open_dataset(name: str, root: Path | None = None, labels: Path | None = None) -> Dataset:
-    """Opens a dataset by its card's name, or a bag table by its path (``something.npz``).
+def open_dataset(
+    name: str,
+    root: Path | None = None,
+    labels: Path | None = None,
+    *,
+    features: str | None = None,
+    layout: str | None = None,
+) -> Dataset:
+    """Opens a dataset by its card's name, or a bag table (``something.npz``) or a folder of slides by its path.
+
+    Slides stay on disk: their names are listed, and each is read when it is needed.
 
     Args:
         name: see ``mil-zoo datasets``, or a path.
         root: folder that holds the card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
         labels: a csv that replaces the dataset's own labels: slide_id, label (class index or name) and, optionally,
-            patient_id and split (a slide whose split is "test" belongs to the published test part).
+            patient_id and split (a slide whose split is "test" belongs to the published test part). A folder of slides
+            has its own in ``labels.csv``.
+        features: which set of features, where the folder holds those of several encoders.
+        layout: how the folder is laid out; None to tell it from what lies there.
 
     Raises:
         InputError: unknown name, missing or damaged files, or counts that differ from the card's.
     """
     if name.endswith(".npz"):
         return _checked(_open_table(Path(name), labels))
+    if Path(name).is_dir():
+        card = DataCard(Path(name).resolve().name, str(name), "real", "slides", [])
+        return _checked(_open_slides(card, Path(name), labels, features, layout))
     card = read_card(name)
     if root is None and os.environ.get(ROOT_VARIABLE):
         root = Path(os.environ[ROOT_VARIABLE])
     if card.layout == "slides":
-        return _checked(_open_slides(card, card.locate(root), labels))
+        return _checked(_open_slides(card, card.locate(root), labels, features, layout))
     bags: list[Bag]
     if card.layout == "simulated":
         bags, folds = load_demo(), None
@@ -77,7 +97,7 @@ def open_dataset(name: str, root: Path | None = None, labels: Path | None = None
         folds = None if card.single_label else read_published_folds(path)
     if labels is not None:
         card = replace(card, bags_per_class=None, warnings=[*card.warnings, f"Labels were replaced by {labels}."])
-        bags = _relabelled(bags, labels, _class_of(card))
+        bags = _relabelled(bags, labels, class_indices(card.classes))
     return _checked(Dataset(card, bags, folds))
 
 
@@ -99,40 +119,40 @@ def _open_table(path: Path, labels: Path | None) -> Dataset:
     return Dataset(card, bags, read_published_folds(path))
 
 
-def _open_slides(card: DataCard, folder: Path, labels: Path | None) -> Dataset:
-    path = labels or folder / "labels.csv"
-    table = _read_labels(path)
+def _open_slides(card: DataCard, folder: Path, given: Path | None, features: str | None, layout: str | None) -> Dataset:
+    path = given or find_labels(folder)
+    table = read_labels(path)
+    if not card.classes:
+        card = replace(card, classes=class_names(table))
+    table["label"] = labels_as_indices(table, class_indices(card.classes), path)
     if "patient_id" not in table and card.patient_prefix:
         table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
-    bags = find_slide_files(folder, table, _class_of(card), path)
+    chosen = choose_features(find_features(folder, layout), features, folder)
+    bags = find_slide_files(chosen, table, path)
+    unlabelled = sorted(set(chosen.files) - set(table["slide_id"]))
+    if unlabelled:
+        note = f"{len(unlabelled)} slides with features have no label and are left out: {', '.join(unlabelled[:3])}"
+        card = replace(card, warnings=[*card.warnings, note + (", ..." if len(unlabelled) > 3 else ".")])
     test = (table["split"] == "test").to_numpy() if "split" in table else np.zeros(0, bool)
-    return Dataset(card, bags, test[None, None] if test.any() else None)
+    return Dataset(card, bags, test[None, None] if test.any() else None, features=chosen)
 
 
-def _class_of(card: DataCard) -> dict[str, int]:
-    return {str(i): i for i in range(len(card.classes))} | {name: i for i, name in enumerate(card.classes)}
+def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:
+    """The set of features called ``name``, or the only one.
 
-
-def _read_labels(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it needs the columns slide_id and label") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable csv ({error}); it needs the columns slide_id and label") from error
-    for column in ("slide_id", "label"):
-        if column not in table:
-            raise InputError(f"{path}: the column {column!r} is missing; it needs slide_id and label")
-        if table[column].isna().any():
-            raise InputError(f"{path}: {column} is empty in row {int(table[column].isna().argmax()) + 2}; fill it in")
-    repeated = [slide for slide, count in Counter(table["slide_id"]).items() if count > 1]
-    if repeated:
-        raise InputError(f"{path} names slides twice: {', '.join(repeated[:5])} ({len(repeated)} in all); correct it")
-    return table
+    Raises:
+        InputError: there is none of that name, or several and none was named.
+    """
+    names = [features.name for features in found]
+    if name is None and len(found) > 1:
+        raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
+    if name is not None and name not in names:
+        raise InputError(f"{folder} holds no features called {name!r}{did_you_mean(name, names)}")
+    return found[0 if name is None else names.index(name)]
 
 
 def _relabelled(bags: list[Bag], path: Path, class_of: dict[str, int] | None) -> list[Bag]:
-    table = _read_labels(path)
+    table = read_labels(path)
     known, given = {bag.slide_id for bag in bags}, set(table["slide_id"])
     for problem, slides in {
         "names slides that the dataset lacks": sorted(given - known),

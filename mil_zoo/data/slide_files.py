@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
-import h5py
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.readers.h5 import FEATURES, read_h5, shape_of
+from mil_zoo.data.readers.base import LAYOUTS, FeatureSet
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR
 
@@ -24,6 +23,16 @@ class SlideFile:
     label: int
     patient_id: str | None
     path: Path
+    layout: str
+
+    def read(self) -> Bag:
+        """The bag of the slide, with the label and patient that the dataset gives it."""
+        bag = LAYOUTS.get(self.layout).read(self.path)
+        return replace(bag, slide_id=self.slide_id, label=self.label, patient_id=self.patient_id)
+
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)`` without reading the features."""
+        return LAYOUTS.get(self.layout).shape(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +58,7 @@ class SlideFiles(Sequence[Bag]):
             return replace(self, slides=self.slides[index])
         slide = self.slides[index]
         graphs = self._graphs.setdefault(slide.slide_id, {})
-        return replace(read_h5(slide.path), label=slide.label, patient_id=slide.patient_id, _graphs=graphs)
+        return replace(slide.read(), _graphs=graphs)
 
     def __iter__(self) -> Iterator[Bag]:
         return (self[i] for i in range(len(self)))
@@ -85,58 +94,31 @@ def relabel(bags: Sequence[Bag], labels: Sequence[int | None]) -> Sequence[Bag]:
 def count_instances(bags: Sequence[Bag]) -> int:
     """Instances of all bags together."""
     if isinstance(bags, SlideFiles):
-        return sum(shape_of(slide.path)[0] for slide in bags.slides)
+        return sum(slide.shape()[0] for slide in bags.slides)
     return sum(len(bag) for bag in bags)
 
 
-def find_slide_files(folder: Path, labels: pd.DataFrame, class_of: Mapping[str, int], where: Path) -> SlideFiles:
-    """The labelled slides of a folder of feature files.
+def find_slide_files(features: FeatureSet, labels: pd.DataFrame, where: Path) -> SlideFiles:
+    """The labelled slides of a set of feature files.
 
     Args:
-        folder: searched with its sub-folders; the features of all slides must lie in one of them.
-        labels: columns slide_id, label (class name or index) and, optionally, patient_id.
-        class_of: class name or index, as text, to class index.
+        features: the files.
+        labels: columns slide_id, label (class index) and, optionally, patient_id.
         where: the file that the labels come from, for messages.
 
     Raises:
-        InputError: no feature files or several folders of them, a slide without features, an unknown label.
+        InputError: a labelled slide has no features.
     """
-    files = _feature_files(folder)
-    missing = [slide_id for slide_id in labels["slide_id"] if slide_id not in files]
+    missing = [slide_id for slide_id in labels["slide_id"] if slide_id not in features.files]
     if missing:
         raise InputError(
-            f"{where} names slides without a feature file below {folder}: {', '.join(missing[:5])} ({len(missing)} in "
-            "all); extract them or drop their rows"
+            f"{where} names slides without a feature file below {features.folder}: {', '.join(missing[:5])} "
+            f"({len(missing)} in all); extract them or drop their rows"
         )
     slides = []
     for row in labels.to_dict("records"):
-        if str(row["label"]) not in class_of:
-            raise InputError(
-                f"{where}: slide {row['slide_id']!r} has label {row['label']!r}, not {', '.join(class_of)}"
-            )
         patient = row.get("patient_id")
         patient = None if pd.isna(patient) else str(patient)
-        slides.append(SlideFile(row["slide_id"], class_of[str(row["label"])], patient, files[row["slide_id"]]))
+        path = features.files[row["slide_id"]]
+        slides.append(SlideFile(row["slide_id"], int(row["label"]), patient, path, features.layout))
     return SlideFiles(slides)
-
-
-def _feature_files(folder: Path) -> dict[str, Path]:
-    folders: dict[Path, dict[str, Path]] = {}
-    for path in sorted(folder.rglob("*.h5")):
-        folders.setdefault(path.parent, {})[path.stem] = path
-    # CLAM keeps coordinates without features beside them: one file tells for its folder.
-    holding = [parent for parent, files in folders.items() if _holds_features(next(iter(files.values())))]
-    if not holding:
-        raise InputError(f"{folder}: no .h5 files with features below it; pass --root the folder that holds them")
-    if len(holding) > 1:
-        names = ", ".join(str(parent.relative_to(folder)) for parent in holding[:5])
-        raise InputError(f"{folder} holds features in several folders ({names}); pass --root one of them, and --labels")
-    return folders[holding[0]]
-
-
-def _holds_features(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return any(name in file for name in FEATURES)
-    except OSError:
-        return True  # a damaged feature file is reported by name when it is read

@@ -153,7 +153,7 @@ def test_a_label_table_replaces_labels_and_patients(tmp_path):
         ("slide_id,label\na,0\nb,1\nc,1\nzz,0\n", r"names slides that the dataset lacks: zz \(1 in all\)"),
         ("slide_id,label\na,0\nb,1\n", "has no row for slides of the dataset: c"),
         ("slide_id,label\na,0\nb,1\nc,1\na,0\n", "names slides twice: a"),
-        ("slide,label\na,0\n", "the column 'slide_id' is missing"),
+        ("name,label\na,0\n", "the column 'slide_id' is missing"),
         ("slide_id,label\na,x\nb,1\nc,0\n", "the label of slide 'a' must be a class index .*, not 'x'"),
         ("slide_id,label\na,\nb,1\nc,0\n", "label is empty in row 2"),
     ],

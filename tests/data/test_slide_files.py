@@ -1,90 +1,24 @@
-"""Folders of feature files: read one at a time, geometry from the file, and one sentence for every fault."""
+"""Folders of feature files: found, labelled, read one at a time, and one sentence for every fault."""
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from layouts import GRID, write_clam, write_trident
 
 from mil_zoo import InputError
 from mil_zoo.data import dataset as dataset_module
 from mil_zoo.data import open_dataset
 from mil_zoo.data.card import DataCard
-from mil_zoo.data.readers.h5 import read_h5
 from mil_zoo.data.slide_files import count_instances, labels_of, pick, relabel
-
-GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2) * 512 + 1000  # (x, y), step 512
-
-
-def write(path, features=None, coords=GRID, names=("features", "coords"), file_attrs=None, **coords_attrs):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    features = np.arange(len(GRID) * 3, dtype=np.float32).reshape(-1, 3) if features is None else features
-    with h5py.File(path, "w") as file:
-        file.attrs.update(file_attrs or {})
-        file[names[0]] = features
-        if coords is not None:
-            file[names[1]] = coords
-            file["coords"].attrs.update(coords_attrs)
-    return path
-
-
-def test_trident_and_stamp_state_their_geometry(tmp_path):
-    bag = read_h5(write(tmp_path / "a.h5", patch_size=256, patch_size_level0=512))
-    assert (bag.patch_size, bag.unit, bag.slide_id) == (512.0, "px", "a")
-    assert bag.coords.tolist() == GRID.tolist()
-    attrs = {"unit": "um", "tile_size_um": 256.0, "tile_size_px": 224}
-    bag = read_h5(write(tmp_path / "b.h5", GRID.astype(np.float16), GRID / 2, ("feats", "coords"), attrs))
-    assert (bag.patch_size, bag.unit) == (256.0, "um")
-    assert bag.features.dtype.is_floating_point
-
-
-def test_clam_keeps_its_geometry_in_another_folder_or_nowhere(tmp_path):
-    path = write(tmp_path / "h5_files" / "a.h5", np.zeros((1, 12, 3), np.float32), GRID.astype(np.int32))
-    bag = read_h5(path)
-    assert bag.features.shape == (12, 3)
-    assert bag.patch_size == 512  # the median distance of nearest patches
-    (tmp_path / "patches").mkdir()
-    with h5py.File(tmp_path / "patches" / "a.h5", "w") as file:
-        file["coords"] = GRID
-        file["coords"].attrs.update(patch_size=256, patch_level=1, downsample=[4.0, 4.0])
-    assert read_h5(path).patch_size == 1024
-
-
-def test_a_real_clam_file_has_coordinates_and_no_features(real_data):
-    (path,) = (real_data / "coords").glob("TCGA*.h5")
-    with pytest.raises(InputError, match=r"no dataset 'features' or 'feats' .it holds coords"):
-        read_h5(path)
-
-
-def test_damaged_and_malformed_files_are_named(tmp_path):
-    whole = write(tmp_path / "a.h5").read_bytes()
-    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.h5").write_text("no file of that kind")
-    write(tmp_path / "short.h5", coords=GRID[:-1])
-    write(tmp_path / "flat.h5", coords=GRID.T)
-    write(tmp_path / "nan.h5", np.full((12, 3), np.nan, np.float32))
-    write(tmp_path / "empty.h5", np.zeros((0, 3), np.float32), np.zeros((0, 2)))
-    for name, message in {
-        "cut": "cut.h5 is not a readable feature file",
-        "text": "text.h5 is not a readable feature file",
-        "short": r"short.h5: coords are \[11, 2\] for 12 feature rows",
-        "flat": r"coords are \[2, 12\]",
-        "nan": "slide 'nan': features are NaN",
-        "empty": "slide 'empty': the bag is empty",
-        "none": "none.h5: no such file",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            read_h5(tmp_path / f"{name}.h5")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for i in range(24):
-        write(
-            tmp_path / "h5_files" / f"TCGA-{i // 2:02d}-{i}.h5",
-            (rng.normal(size=(12, 3)) + i // 2 % 2).astype(np.float32),
-        )
-        write(tmp_path / "patches" / f"TCGA-{i // 2:02d}-{i}.h5", GRID, names=("coords", "other"), coords=None)
+        features = rng.normal(size=(12, 3)).astype(np.float32) + i // 2 % 2
+        write_clam(tmp_path / "mine", f"TCGA-{i // 2:02d}-{i}", features, GRID)
     table = pd.DataFrame({"slide_id": [f"TCGA-{i // 2:02d}-{i}" for i in range(24)]})
     table["label"] = ["red" if i // 2 % 2 else "blue" for i in range(24)]
     table["split"] = ["test" if i < 8 else "train" for i in range(24)]
@@ -133,11 +67,47 @@ def test_folders_that_do_not_fit_are_refused(folder):
         with pytest.raises(InputError, match=message):
             open_dataset("mine", folder)
     labels.write_text(text)
-    write(folder / "another" / "x.h5")
-    with pytest.raises(InputError, match=r"features in several folders \(another, h5_files\)"):
+    write_clam(folder / "another", "x")
+    with pytest.raises(InputError, match=r"2 sets of features; choose with --features: another, mine"):
         open_dataset("mine", folder)
-    with pytest.raises(InputError, match=r"no \.h5 files with features"):
-        open_dataset("mine", folder / "patches", labels)
+    with pytest.raises(InputError, match=r"no features called 'anotter'; did you mean 'another'"):
+        open_dataset("mine", folder, features="anotter")
+    with pytest.raises(InputError, match=r"no feature files below it"):
+        open_dataset("mine", folder / "mine" / "patches", labels)
     labels.unlink()
-    with pytest.raises(InputError, match=r"labels.csv: no such file"):
+    with pytest.raises(InputError, match=r"no labels.csv; pass --labels FILE.csv"):
         open_dataset("mine", folder)
+
+
+def test_a_folder_without_a_card(tmp_path):
+    for slide in "abcd":
+        write_trident(tmp_path, slide, "uni")
+        write_trident(tmp_path, slide, "conch", features=np.ones((12, 5), np.float32))
+    labels = tmp_path / "clam_dataset.csv"
+    labels.write_text(
+        "\ufeffcase_id,slide_id,label\np1,a.svs,tumor\np1,b.svs,tumor\np2,c.svs,normal\n", encoding="utf-8"
+    )
+    dataset = open_dataset(str(tmp_path), features="conch")
+    assert (dataset.in_dim, dataset.card.classes, dataset.features.name) == (5, ["normal", "tumor"], "conch")
+    assert labels_of(dataset.bags) == [1, 1, 0]
+    assert [bag.patient_id for bag in dataset.bags] == ["p1", "p1", "p2"]
+    assert dataset.card.warnings == ["1 slides with features have no label and are left out: d."]
+    labels.write_text("slide_id,label\na,0\nb,2\n")
+    assert open_dataset(str(tmp_path), features="uni").card.classes == ["class 0", "class 1", "class 2"]
+    labels.write_bytes("slide_id,label\na,Kr\u00e4he\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"clam_dataset.csv is not UTF-8 text \(byte 0xe4\); save it again as UTF-8"):
+        open_dataset(str(tmp_path), labels=labels, features="uni")
+
+
+def test_opening_a_large_folder_reads_no_features(tmp_path, monkeypatch):
+    first = write_clam(tmp_path, "slide_0000", patch_size=None)
+    for i in range(1, 2000):
+        (first.parent / f"slide_{i:04d}.h5").hardlink_to(first)
+    table = pd.DataFrame({"slide_id": [f"slide_{i:04d}" for i in range(2000)], "label": np.arange(2000) % 2})
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    opened = []
+    real = h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *a, **k: opened.append(a) or real(*a, **k))
+    dataset = open_dataset(str(tmp_path))
+    assert (len(dataset.bags), dataset.in_dim) == (2000, 3)
+    assert len(opened) < 10

@@ -1,0 +1,1 @@
+"""Readers of feature files, one file a layout."""

@@ -1,86 +1,100 @@
-"""Feature files: one HDF5 a slide, as CLAM, TRIDENT and STAMP write them."""
+"""What the HDF5 layouts share: opening a file, its features and coordinates, and one sentence for every fault."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
-from scipy.spatial import cKDTree
+import numpy.typing as npt
 
-from mil_zoo.data.bag import Bag
 from mil_zoo.errors import InputError
 
 FEATURES = ("features", "feats")
+_MOST_COMPRESSED = 1100  # deflate, the strongest filter in use, reaches 1032 : 1
 
 
-def read_h5(path: Path) -> Bag:
-    """Reads the bag of one slide.
-
-    ``features`` (or ``feats``) is float [N, D], sometimes [1, N, D]; ``coords`` [N, 2] are top-left corners in level-0
-    pixels, or micrometres where the file's attribute ``unit`` says "um". The patch size is the first of these:
-    the attribute ``patch_size_level0`` of ``coords`` (TRIDENT); ``tile_size_um`` of the file (STAMP); ``patch_size``
-    times ``downsample`` of the coords in ``../patches/<slide>.h5`` (CLAM); the median distance of nearest patches.
-
-    Args:
-        path: ``<slide>.h5``; the slide is named after it.
-
-    Returns:
-        The bag without label; features float32 ``[N, D]``.
-
-    Raises:
-        InputError: the file cannot be read, lacks features or coords, or they do not fit each other.
-    """
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """The open file; every error of reading it becomes one sentence that names it."""
     try:
         with h5py.File(path, "r") as file:
-            name = next((name for name in FEATURES if name in file), None)
-            if name is None:
-                raise InputError(f"{path}: no dataset 'features' or 'feats' (it holds {', '.join(file) or 'nothing'})")
-            features = np.asarray(file[name], dtype=np.float32)
-            coords = np.asarray(file["coords"], dtype=np.float64) if "coords" in file else None
-            unit = "um" if file.attrs.get("unit") == "um" else "px"
-            patch_size = None if coords is None else _stated_patch_size(path, file)
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, KeyError, ValueError, TypeError, MemoryError) as error:
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path} is not a readable feature file ({error}); extract the slide again") from error
-    if features.ndim == 3 and features.shape[0] == 1:
-        features = features[0]
-    if coords is not None:
-        if coords.ndim == 3 and coords.shape[0] == 1:
-            coords = coords[0]
-        if coords.shape != (len(features), 2):
-            raise InputError(
-                f"{path}: coords are {list(coords.shape)} for {len(features)} feature rows; they must be [N, 2]"
-            )
-        if patch_size is None and len(coords) > 1:
-            patch_size = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1])) or None
-    return Bag(
-        features=torch.from_numpy(features),
-        coords=None if coords is None else torch.from_numpy(coords),
-        patch_size=patch_size,
-        slide_id=path.stem,
-        unit=unit,  # type: ignore[arg-type]
-    )
+
+
+def head(path: Path) -> tuple[set[str], dict[str, Any], dict[str, Any]] | None:
+    """Names of the datasets, attributes of the file and of its ``coords``; None where it cannot be opened."""
+    try:
+        with h5py.File(path, "r") as file:
+            return set(file), dict(file.attrs), dict(file["coords"].attrs) if "coords" in file else {}
+    except (OSError, RuntimeError):
+        return None
+
+
+def features_of(file: h5py.File, path: Path) -> h5py.Dataset:
+    """The dataset of features, once it is known to hold what it declares.
+
+    Raises:
+        InputError: there is none, it is not numeric, or the file is too small for the shape that it declares.
+    """
+    name = next((name for name in FEATURES if name in file), None)
+    if name is None:
+        raise InputError(f"{path}: no dataset 'features' or 'feats' (it holds {', '.join(file) or 'nothing'})")
+    return checked_dataset(file[name], path)
+
+
+def checked_dataset(dataset: Any, path: Path) -> h5py.Dataset:
+    """``dataset``, once it is known to be numeric, in this file, and as large as it declares."""
+    name = str(getattr(dataset, "name", "?")).lstrip("/")
+    if not isinstance(dataset, h5py.Dataset) or not np.issubdtype(dataset.dtype, np.number):
+        raise InputError(f"{path}: {name} is not an array of numbers; extract the slide again")
+    if dataset.is_virtual or dataset.external:
+        raise InputError(f"{path}: {name} lies in other files, which are not read; write it into this one")
+    stored, declared = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
+    filters = dataset.id.get_create_plist().get_nfilters()
+    if declared > stored * (_MOST_COMPRESSED if filters else 1):
+        raise InputError(
+            f"{path}: {name} declares {list(dataset.shape)}, {declared / 2**20:,.1f} MiB, and the file holds "
+            f"{stored / 2**20:,.1f} MiB of it; it is incomplete: extract the slide again"
+        )
+    return dataset
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``[1, N, D]`` as ``[N, D]``, and the ``[0]`` of an empty slide as ``[0, 0]``."""
+    if len(shape) == 3 and shape[0] == 1:
+        return shape[1:]
+    return (0, 0) if shape == (0,) else shape
+
+
+def read_features(file: h5py.File, path: Path) -> npt.NDArray[np.float32]:
+    """float32 ``[N, D]``; a leading axis of one is dropped."""
+    dataset = features_of(file, path)
+    return np.asarray(dataset, dtype=np.float32).reshape(squeezed(dataset.shape))
+
+
+def read_coords(file: h5py.File, path: Path) -> npt.NDArray[np.float64] | None:
+    """float64 ``[N, 2]`` as they lie in the file; None where it has none."""
+    if "coords" not in file:
+        return None
+    dataset = checked_dataset(file["coords"], path)
+    shape = squeezed(dataset.shape)
+    return np.asarray(dataset, dtype=np.float64).reshape((0, 2) if 0 in shape else shape)
 
 
 def shape_of(path: Path) -> tuple[int, int]:
     """Number of patches and feature dimension of a feature file, without reading the features."""
-    try:
-        with h5py.File(path, "r") as file:
-            return tuple(next(file[name] for name in FEATURES if name in file).shape[-2:])
-    except (OSError, StopIteration) as error:
-        raise InputError(f"{path} is not a readable feature file ({error}); extract the slide again") from error
-
-
-def _stated_patch_size(path: Path, file: Any) -> float | None:
-    stated = file["coords"].attrs.get("patch_size_level0", file.attrs.get("tile_size_um"))
-    patches = path.parent.parent / "patches" / path.name
-    if stated is None and patches.is_file():
-        with h5py.File(patches, "r") as other:
-            attributes = other["coords"].attrs
-            if "patch_size" in attributes:
-                stated = float(attributes["patch_size"]) * float(np.ravel(attributes.get("downsample", 1.0))[0])
-    return None if stated is None else float(stated)
+    with opened(path) as file:
+        shape = squeezed(features_of(file, path).shape)
+    if len(shape) != 2:
+        raise InputError(f"{path}: features must be [patches, dimensions], not {list(shape)}; extract the slide again")
+    return shape[0], shape[1]

@@ -1,0 +1,69 @@
+"""The step of a patch grid: stated by a file, measured from coordinates, and what to say where the two disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from mil_zoo.errors import InputError
+
+_SAMPLE = 512  # patches whose nearest neighbours are measured
+_SAME = 0.9  # a measured step above this share of the stated one agrees with it
+
+
+def nearest_distances(coords: npt.NDArray[Any], sample: int | None = None) -> npt.NDArray[np.float64]:
+    """Distance of each patch to the nearest patch at another place, in the unit of ``coords``.
+
+    Args:
+        coords: ``[N, 2]``.
+        sample: measure about this many patches, evenly spread over the bag; None for all.
+
+    Returns:
+        ``[min(N, sample)]``; empty where all patches lie at one place.
+    """
+    points = np.unique(np.asarray(coords, dtype=np.float64), axis=0)
+    if len(points) < 2:
+        return np.empty(0)
+    asked = points if sample is None else points[:: max(1, len(points) // sample)]
+    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+    return np.asarray(tree.query(asked, k=2)[0][:, 1])
+
+
+def grid_step(coords: npt.NDArray[Any]) -> float | None:
+    """The step of the grid that patches lie on: the most frequent distance of nearest patches.
+
+    Where no distance is frequent (points off any grid, for instance nuclei), it is their median.
+
+    Args:
+        coords: ``[N, 2]`` in any unit.
+
+    Returns:
+        The step in that unit; None for fewer than two places.
+    """
+    distances = nearest_distances(coords, _SAMPLE)
+    if len(distances) == 0:
+        return None
+    rounded = np.array([float(f"{distance:.3g}") for distance in distances])
+    values, counts = np.unique(rounded, return_counts=True)
+    most = counts.argmax()
+    kept = distances[rounded == values[most]] if counts[most] >= 0.2 * len(distances) else distances
+    return float(np.median(kept))
+
+
+def checked_step(path: Path, coords: npt.NDArray[Any], stated: float, unit: str) -> float:
+    """The stated step, once neighbouring coordinates are found not to be closer than it.
+
+    Raises:
+        InputError: they are, so the coordinates are in another unit.
+    """
+    measured = grid_step(coords)
+    if measured is not None and measured < _SAME * stated:
+        raise InputError(
+            f"{path}: neighbouring coordinates are {measured:g} apart where the file states a step of {stated:g} "
+            f"{unit}; the coordinates are in another unit (grid indices, micrometres, another level): write {unit}"
+        )
+    return stated

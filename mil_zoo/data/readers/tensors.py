@@ -1,0 +1,56 @@
+"""``.pt`` files: a tensor ``[N, D]``, read without running anything that a file may hold."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+
+
+def load_tensor(path: Path) -> Tensor:
+    """float32 ``[N, D]``; a leading axis of one is dropped.
+
+    Raises:
+        InputError: the file is damaged, would run code, or holds something else than one tensor.
+    """
+    return _tensor(path, mmap=False).float().contiguous()
+
+
+def tensor_shape(path: Path) -> tuple[int, int]:
+    """``(N, D)``, without reading the values where the file allows that."""
+    shape = _tensor(path, mmap=True).shape
+    if len(shape) != 2:
+        raise InputError(f"{path}: features must be [patches, dimensions], not {list(shape)}; extract the slide again")
+    return int(shape[0]), int(shape[1])
+
+
+def _tensor(path: Path, mmap: bool) -> Tensor:
+    content = _load(path, mmap)
+    if not isinstance(content, Tensor):
+        raise InputError(f"{path} holds a {type(content).__name__}, not one tensor [N, D]; save the features alone")
+    return content[0] if content.ndim == 3 and len(content) == 1 else content
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except RuntimeError:
+            if not mmap:
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # a file of torch < 1.6 cannot be mapped
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} holds more than tensors and is not read, because loading it could run code ({reason}); "
+            "save the features as a plain tensor"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, MemoryError) as error:
+        raise InputError(f"{path} is not a readable tensor file ({error}); extract the slide again") from error

@@ -1,0 +1,61 @@
+"""Writes one small slide in each layout, exactly as the tools write it."""
+
+import h5py
+import numpy as np
+import torch
+
+GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2) * 512 + 1000  # (x, y), level-0 step 512
+FEATURES = np.arange(len(GRID) * 3, dtype=np.float32).reshape(-1, 3)  # [12, 3]
+
+
+def write_h5(path, file_attrs=None, coords_attrs=None, **arrays):
+    """An HDF5 file of ``arrays``, with attributes on the file and on ``coords``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
+        file.attrs.update(file_attrs or {})
+        if coords_attrs:
+            file["coords"].attrs.update(coords_attrs)
+    return path
+
+
+def write_clam(root, slide, features=FEATURES, coords=GRID, patch_size=256, downsample=2.0, pt=False):
+    """``h5_files``, ``pt_files`` where asked, and ``patches`` unless ``patch_size`` is None; returns the ``.h5``."""
+    path = write_h5(root / "h5_files" / f"{slide}.h5", features=features, coords=np.asarray(coords, dtype=np.int32))
+    if pt:
+        (root / "pt_files").mkdir(exist_ok=True)
+        torch.save(torch.from_numpy(features), root / "pt_files" / f"{slide}.pt")
+    if patch_size is not None:
+        attrs = {"patch_size": patch_size, "patch_level": 1, "downsample": np.array([downsample] * 2)}
+        attrs |= {"level_dim": np.array([4000, 3000]), "downsampled_level_dim": np.array([4000, 3000]), "name": slide}
+        write_h5(root / "patches" / f"{slide}.h5", coords_attrs=attrs, coords=np.asarray(coords, dtype=np.int64))
+    return path
+
+
+def write_trident(root, slide, encoder="uni_v1", features=FEATURES, coords=GRID, overlap=0, magnification=20):
+    """A 40x slide read at 20x in patches of 256 px: 512 px at level 0; returns the features."""
+    folder = root / f"{magnification}x_256px_{overlap}px_overlap"
+    attrs = {"patch_size": 256, "patch_size_level0": 256 * 40 // magnification, "level0_magnification": 40}
+    attrs |= {"target_magnification": magnification, "overlap": overlap, "name": slide, "savetodir": "out"}
+    attrs |= {"level0_width": 9000, "level0_height": 8000}
+    coords = np.asarray(coords, dtype=np.int64)
+    write_h5(folder / "patches" / f"{slide}_patches.h5", coords_attrs=attrs, coords=coords)
+    path = folder / f"features_{encoder}" / f"{slide}.h5"
+    write_h5(path, coords_attrs=attrs, features=features, coords=coords)
+    with h5py.File(path, "a") as file:
+        file["features"].attrs.update({"name": slide, "encoder": encoder})
+    return path
+
+
+def write_stamp(root, slide, features=FEATURES, coords=GRID / 2, **attrs):
+    """Version 3 unless ``attrs`` are given (then only those); 512 px at 0.5 um per px are 256 um."""
+    attrs = attrs or {
+        "stamp_version": "2.4.0",
+        "extractor": "uni",
+        "unit": "um",
+        "tile_size_um": 256.0,
+        "tile_size_px": 224,
+        "feat_type": "tile",
+    }
+    return write_h5(root / f"{slide}.h5", attrs, feats=features.astype(np.float16), coords=np.asarray(coords))
