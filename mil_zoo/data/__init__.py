@@ -1,6 +1,7 @@
 """Bags of instances, datasets, their cards, readers and splits."""
 
 from mil_zoo.data import splits
+from mil_zoo.data.annotations import Annotations, label_instances, read_annotations
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.card import DataCard, list_cards, read_card
 from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
@@ -8,14 +9,17 @@ from mil_zoo.data.readers.base import find_features, read_bag
 from mil_zoo.data.readers.table import read_table
 
 __all__ = [
+    "Annotations",
     "Bag",
     "BagBatch",
     "DataCard",
     "Dataset",
     "Standardiser",
     "find_features",
+    "label_instances",
     "list_cards",
     "open_dataset",
+    "read_annotations",
     "read_bag",
     "read_card",
     "read_table",
