@@ -16,7 +16,9 @@ import shapely
 import torch
 from torch import Tensor
 
-from mil_zoo.data.readers.outlines import read_outlines
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.readers.base import slide_name
+from mil_zoo.data.readers.outlines import SUFFIXES, read_outlines
 from mil_zoo.errors import InputError
 
 POSITIVE = ("tumor", "tumour", "metastasis", "metastases", "positive", "_0", "_1")
@@ -134,6 +136,50 @@ def label_instances(
         raise InputError(f"labels need patch_size > 0 and 0 <= threshold < 1, not {patch_size} and {threshold}")
     share = overlap_share(corners, float(patch_size), annotations.region)
     return torch.from_numpy((share > threshold).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class InstanceLabeller:
+    """How the patches of one slide get their labels.
+
+    Attributes:
+        path: its annotation file; None for a slide known to hold no lesion.
+        threshold: see :func:`label_instances`.
+    """
+
+    path: Path | None
+    threshold: float
+
+    def __call__(self, bag: Bag) -> Tensor | None:
+        """int64 ``[N]``; None for a bag without coordinates.
+
+        Raises:
+            InputError: the annotations cannot be read, or the coordinates are not in pixels.
+        """
+        if self.path is None:
+            return torch.zeros(len(bag), dtype=torch.int64)
+        if bag.coords is None or bag.patch_size is None:
+            return None
+        return label_instances(bag.coords, bag.patch_size, read_annotations(self.path), self.threshold, bag.unit)
+
+
+def find_annotations(folder: Path) -> dict[str, Path]:
+    """The annotation file of each slide in a folder, by slide id; empty where there is no such folder.
+
+    Raises:
+        InputError: a slide has two files.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        name = path.name.removesuffix(".gz")
+        suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
+        if suffix is None:
+            continue
+        slide_id = slide_name(name[: -len(suffix)])
+        if slide_id in found:
+            raise InputError(f"{folder} holds two annotation files of slide {slide_id!r}: keep one of them")
+        found[slide_id] = path
+    return found
 
 
 def overlap_share(corners: npt.NDArray[np.float64], patch_size: float, region: Any) -> npt.NDArray[np.float64]:

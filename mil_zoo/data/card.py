@@ -31,6 +31,11 @@ class DataCard:
         standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
         positive_instance_class: in tables with instance classes, the one that makes a bag positive.
         instance_labels: what makes an instance positive, in words; None without instance labels.
+        annotations: of slides: folder with an annotation file a slide (``<slide>.xml``, ``.geojson``, ``.csv``,
+            ``.npz``) beside the label table; where it exists, it gives the instance labels.
+        annotation_threshold: a patch is positive when more than this share of it lies in annotated lesions.
+        lesion_free_class: slides of this class hold no positive instance and need no annotations.
+        incomplete_annotations: slides whose annotations miss lesions; they get no instance labels.
         source: who made it and where it is published.
         licence: its terms.
         citation: how to cite it.
@@ -51,6 +56,10 @@ class DataCard:
     standardise: bool = False
     positive_instance_class: int | None = None
     instance_labels: str | None = None
+    annotations: str = "annotations"
+    annotation_threshold: float = 0.2
+    lesion_free_class: str | None = None
+    incomplete_annotations: list[str] = field(default_factory=list)
     source: str = ""
     licence: str = ""
     citation: str = ""

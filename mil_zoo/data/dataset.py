@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
+from mil_zoo.data.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo_cache import load_demo
@@ -128,13 +130,32 @@ def _open_slides(card: DataCard, folder: Path, given: Path | None, features: str
     if "patient_id" not in table and card.patient_prefix:
         table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
     chosen = choose_features(find_features(folder, layout), features, folder)
-    bags = find_slide_files(chosen, table, path)
+    labellers = _labellers(card, folder, table)
+    if labellers:
+        rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
+        card = replace(card, instance_labels=card.instance_labels or rule)
+    bags = find_slide_files(chosen, table, path, labellers)
     unlabelled = sorted(set(chosen.files) - set(table["slide_id"]))
     if unlabelled:
         note = f"{len(unlabelled)} slides with features have no label and are left out: {', '.join(unlabelled[:3])}"
         card = replace(card, warnings=[*card.warnings, note + (", ..." if len(unlabelled) > 3 else ".")])
     test = (table["split"] == "test").to_numpy() if "split" in table else np.zeros(0, bool)
     return Dataset(card, bags, test[None, None] if test.any() else None, features=chosen)
+
+
+def _labellers(card: DataCard, folder: Path, table: pd.DataFrame) -> dict[str, InstanceLabeller]:
+    """For each slide whose lesions are known, how its patches are labelled; empty without an annotations folder."""
+    files = find_annotations(folder / card.annotations)
+    known: dict[str, Path | None] = {}
+    if files and card.lesion_free_class is not None:
+        free = table["label"] == card.classes.index(card.lesion_free_class)
+        known = dict.fromkeys(table["slide_id"][free])
+    known.update(files)
+    return {
+        slide_id: InstanceLabeller(path, card.annotation_threshold)
+        for slide_id, path in known.items()
+        if slide_id not in card.incomplete_annotations
+    }
 
 
 def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
 import pandas as pd
+import torch
+from torch import Tensor
 
+from mil_zoo.data.annotations import InstanceLabeller
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.readers.base import LAYOUTS, FeatureSet
 from mil_zoo.errors import InputError
@@ -17,13 +20,19 @@ from mil_zoo.kernels.csr import CSR
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A labelled slide and where its features lie. It has the attributes of a bag that splits are made from."""
+    """A labelled slide and where its features lie. It has the attributes of a bag that splits are made from.
+
+    Attributes:
+        layout: how its file is laid out.
+        labeller: gives the bag its instance labels; None where there are none.
+    """
 
     slide_id: str
     label: int
     patient_id: str | None
     path: Path
     layout: str
+    labeller: InstanceLabeller | None = None
 
     def read(self) -> Bag:
         """The bag of the slide, with the label and patient that the dataset gives it."""
@@ -37,7 +46,7 @@ class SlideFile:
 
 @dataclass(frozen=True, eq=False)
 class SlideFiles(Sequence[Bag]):
-    """Bags read from disk at each access; only their graphs are kept.
+    """Bags read from disk at each access; only their graphs and instance labels are kept.
 
     Attributes:
         slides: one a bag.
@@ -45,6 +54,7 @@ class SlideFiles(Sequence[Bag]):
 
     slides: Sequence[SlideFile]
     _graphs: dict[str, dict[str, CSR]] = field(default_factory=dict)
+    _instance_labels: dict[str, Tensor | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -57,8 +67,13 @@ class SlideFiles(Sequence[Bag]):
         if isinstance(index, slice):
             return replace(self, slides=self.slides[index])
         slide = self.slides[index]
-        graphs = self._graphs.setdefault(slide.slide_id, {})
-        return replace(slide.read(), _graphs=graphs)
+        bag = replace(slide.read(), _graphs=self._graphs.setdefault(slide.slide_id, {}))
+        if slide.labeller is not None:
+            if slide.slide_id not in self._instance_labels:
+                labels = slide.labeller(bag)
+                self._instance_labels[slide.slide_id] = None if labels is None else labels.to(torch.int8)
+            bag = replace(bag, instance_labels=self._instance_labels[slide.slide_id])
+        return bag
 
     def __iter__(self) -> Iterator[Bag]:
         return (self[i] for i in range(len(self)))
@@ -98,13 +113,16 @@ def count_instances(bags: Sequence[Bag]) -> int:
     return sum(len(bag) for bag in bags)
 
 
-def find_slide_files(features: FeatureSet, labels: pd.DataFrame, where: Path) -> SlideFiles:
+def find_slide_files(
+    features: FeatureSet, labels: pd.DataFrame, where: Path, labellers: Mapping[str, InstanceLabeller]
+) -> SlideFiles:
     """The labelled slides of a set of feature files.
 
     Args:
         features: the files.
         labels: columns slide_id, label (class index) and, optionally, patient_id.
         where: the file that the labels come from, for messages.
+        labellers: for the slides that have instance labels, how to get them.
 
     Raises:
         InputError: a labelled slide has no features.
@@ -120,5 +138,6 @@ def find_slide_files(features: FeatureSet, labels: pd.DataFrame, where: Path) ->
         patient = row.get("patient_id")
         patient = None if pd.isna(patient) else str(patient)
         path = features.files[row["slide_id"]]
-        slides.append(SlideFile(row["slide_id"], int(row["label"]), patient, path, features.layout))
+        labeller = labellers.get(row["slide_id"])
+        slides.append(SlideFile(row["slide_id"], int(row["label"]), patient, path, features.layout, labeller))
     return SlideFiles(slides)

@@ -1,5 +1,7 @@
 """Folders of feature files: found, labelled, read one at a time, and one sentence for every fault."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -52,6 +54,30 @@ def test_a_bench_on_a_folder_of_slides_with_its_official_split(folder, run_cli):
     test = predictions[predictions["split"] == "test"]
     assert sorted(test["slide_id"]) == sorted(f"TCGA-{i // 2:02d}-{i}" for i in range(8))
     assert list(test["label"]) == [int(slide[5:7]) % 2 for slide in test["slide_id"]]  # true labels, not shuffled ones
+
+
+def test_annotations_give_instance_labels_when_a_slide_is_read(folder, monkeypatch):
+    card = replace(
+        dataset_module.read_card("mine"), lesion_free_class="blue", incomplete_annotations=["TCGA-03-6"],
+        annotation_threshold=0.4,
+    )  # fmt: skip
+    monkeypatch.setattr(dataset_module, "read_card", lambda name: card)
+    (folder / "annotations").mkdir()
+    x, y = GRID[0]
+    for slide in ("TCGA-01-2.svs", "TCGA-03-6"):  # covers the first patch, and half of the second
+        csv = f"polygon,x,y\n1,{x},{y}\n1,{x + 768},{y}\n1,{x + 768},{y + 512}\n1,{x},{y + 512}\n"
+        (folder / "annotations" / f"{slide}.csv").write_text(csv)
+    dataset = open_dataset("mine", folder)
+    assert dataset.card.instance_labels == "more than 40 % of the patch lies in annotated lesions"
+    labels = {bag.slide_id: bag.instance_labels for bag in dataset.bags}
+    assert labels["TCGA-01-2"].tolist() == [1, 1] + [0] * 10
+    assert labels["TCGA-00-0"].tolist() == [0] * 12  # of the class without lesions
+    assert labels["TCGA-01-3"] is labels["TCGA-03-6"] is None  # no annotations, incomplete ones
+    (folder / "annotations" / "TCGA-01-2.svs.csv").unlink()
+    assert dataset.bags[2].instance_labels.tolist() == [1, 1] + [0] * 10  # read once
+    (folder / "annotations" / "TCGA-03-6.xml").write_text("<none/>")
+    with pytest.raises(InputError, match=r"two annotation files of slide 'TCGA-03-6'"):
+        open_dataset("mine", folder)
 
 
 def test_folders_that_do_not_fit_are_refused(folder):
