@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -52,3 +56,20 @@ def gather_rows(x: Tensor) -> Tensor:
     first = int(counts[:rank].sum())
     rows = torch.arange(first, first + len(x), device=x.device)
     return all_sum(x.new_zeros(int(counts.sum()), x.shape[1]).index_add(0, rows, x))
+
+
+@contextmanager
+def processes() -> Iterator[torch.device]:
+    """Joins the processes that ``torchrun`` started, if it did, and yields this one's device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,107 @@
+"""Slide embeddings from a pretrained encoder, and the two files in which the authors publish them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+from mil_zoo.ssl.files import replacing
+from mil_zoo.ssl.model import SlideEncoder
+from mil_zoo.ssl.views import ViewSource, generator_of
+
+
+def embed_slides(
+    encoder: SlideEncoder,
+    source: ViewSource,
+    *,
+    views: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_slide: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """The mean embedding of random views of each slide: T instances as in pretraining, coordinates as they are.
+
+    The encoder is in eval mode meanwhile. A slide's embedding does not depend on the other slides: its views are drawn
+    from a generator of its own and embedded alone.
+
+    Args:
+        encoder: on ``device``.
+        source: the slides.
+        views: R; None for the encoder's own.
+        seed: of the views.
+        device: where to compute.
+        on_slide: called after each slide with how many are done.
+
+    Returns:
+        float32 ``[n, E]`` on the CPU, in the order of ``source.slide_ids``.
+
+    Raises:
+        InputError: a slide that the encoder cannot embed, or whose embedding is not finite.
+    """
+    config, was_training = encoder.config, encoder.training
+    encoder.eval()
+    rows = []
+    try:
+        for slide, slide_id in enumerate(source.slide_ids):
+            generators = [generator_of(slide_id, seed, view) for view in range(views or config.views)]
+            bags = source.draw(slide, config.instances, generators)
+            with torch.inference_mode():
+                embedding = encoder(encoder.batch(bags, device)).float().mean(0).cpu()
+            if not embedding.isfinite().all():
+                raise InputError(f"slide {slide_id!r}: the embedding is not finite; check the encoder's pretraining")
+            rows.append(embedding)
+            on_slide(slide + 1)
+    finally:
+        encoder.train(was_training)
+    return torch.stack(rows)
+
+
+def write_embeddings(folder: Path, embeddings: npt.ArrayLike, slide_ids: Sequence[str]) -> None:
+    """Writes ``embeddings.npy`` float32 ``[n, E]`` and ``ids.npy`` (text ``[n]``), the authors' two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("embeddings", np.asarray(embeddings, np.float32)), ("ids", np.array(slide_ids, dtype=str))):
+        with replacing(folder / f"{name}.npy") as partial, partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+
+def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Reads ``embeddings.npy`` and ``ids.npy``, ours or the authors', without pickle.
+
+    Returns:
+        float32 ``[n, E]`` and the slide ids.
+
+    Raises:
+        InputError: a file is missing or damaged, lengths differ, an id occurs twice, or a number is not finite.
+    """
+    arrays = []
+    for name in ("embeddings", "ids"):
+        path = folder / f"{name}.npy"
+        try:
+            arrays.append(np.load(path, allow_pickle=False))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; a folder of embeddings holds embeddings.npy and ids.npy") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is not a readable .npy array ({error}); write it again") from error
+    embeddings, ids = arrays
+    if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating) or ids.shape != (len(embeddings),):
+        raise InputError(
+            f"{folder}: embeddings must be float [slides, dimensions] and ids one name a slide, not "
+            f"{embeddings.dtype} {embeddings.shape} and {ids.shape}"
+        )
+    names = [str(name) for name in ids]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"{folder}/ids.npy names slide {repeated[0]!r} twice; keep one of them")
+    if not np.isfinite(embeddings).all():
+        raise InputError(
+            f"{folder}: the embedding of slide {names[int((~np.isfinite(embeddings)).any(1).argmax())]!r} "
+            "is not finite; embed it again"
+        )
+    return embeddings.astype(np.float32), names
