@@ -14,6 +14,9 @@ from mil_zoo.errors import InputError, did_you_mean
 _COMMANDS = {
     "bench": ("bench", "Compare aggregators by cross-validation: tables, figures, attention diagnostics."),
     "report": ("report", "Redraw the tables and figures of a run from its files."),
+    "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
+    "embed": ("embed", "Embed slides with a pretrained encoder."),
+    "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),
     "models": ("lists", "List the aggregators."),
     "datasets": ("lists", "List the datasets that have a card."),
     "graphs": ("lists", "List the patch-graph builders."),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,35 @@ def all_sum(x: Tensor) -> Tensor:
 
     The gradient that reaches ``x`` is the sum of every process's gradient of the result. So where all processes compute
     the same loss, each one's parameters get that loss's gradient through its own part, times the number of processes:
-    the mean over processes (as ``DistributedDataParallel`` takes it) is the gradient of one process on the whole batch.
+    after :func:`average_gradients` it is the gradient of one process on the whole batch.
     """
-    if world()[1] == 1:
-        return x
-    from torch.distributed.nn.functional import all_reduce
+    return x if world()[1] == 1 else _AllSum.apply(x)
 
-    return all_reduce(x)
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replaces every gradient by its mean over processes, in one exchange; parameters without one are left so."""
+    if world()[1] == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world()[1]
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def all_max(x: Tensor) -> Tensor:

@@ -129,8 +129,8 @@ class Contrast(nn.Module):
 
     def forward(self, first: BagBatch, second: BagBatch) -> tuple[Tensor, Tensor]:
         """The loss of the views of the same slides, and the spread (see :func:`spread`) of the first projections."""
-        a, b = (gather_rows(self.projector(self.encoder(view)).float()) for view in (first, second))
-        return nt_xent(a, b, self.encoder.config.temperature), spread(a.detach())
+        a, b = (gather_rows(self.projector(self.encoder(view))) for view in (first, second))
+        return nt_xent(a, b, self.encoder.config.temperature), spread(a.detach().float())
 
 
 def spread(embeddings: Tensor) -> Tensor:

@@ -14,14 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mil_zoo.config import read_yaml
 from mil_zoo.data.dataset import Standardiser
 from mil_zoo.errors import InputError
-from mil_zoo.ssl.config import SPARSE, PretrainConfig
-from mil_zoo.ssl.distributed import world
+from mil_zoo.ssl.config import PretrainConfig
+from mil_zoo.ssl.distributed import average_gradients, world
 from mil_zoo.ssl.embed import embed_slides
 from mil_zoo.ssl.files import replacing
 from mil_zoo.ssl.model import Contrast, SlideEncoder, spread
@@ -101,10 +99,9 @@ def pretrain(
     if folder is not None:
         _claim(folder, settings_of(source, in_dim, config))
         rows = _resume(folder, contrast, optimizer, device)
-    step_module = _parallel(contrast, config)
     saved = time.monotonic()
     for epoch in range(len(rows) + 1, config.epochs + 1):
-        row = _epoch(step_module, optimizer, source, config, epoch, steps, torch.device(device))
+        row = _epoch(contrast, optimizer, source, config, epoch, steps, torch.device(device))
         if epoch % max(1, config.epochs // MONITORED) == 0 or epoch == config.epochs:
             row |= _look(contrast.encoder, source, monitor, device)
         rows.append(row)
@@ -150,7 +147,7 @@ def learning_rate(config: PretrainConfig, step: int, steps: int) -> float:
 
 
 def _epoch(
-    contrast: nn.Module,
+    contrast: Contrast,
     optimizer: torch.optim.Optimizer,
     source: ViewSource,
     config: PretrainConfig,
@@ -171,13 +168,14 @@ def _epoch(
             group["lr"] = rate
         own = np.array_split(batch, size)[rank]
         pairs = [draw_views(source, int(slide), config.instances, [config.seed, epoch]) for slide in own]
-        views = [inner(contrast).encoder.batch([pair[i] for pair in pairs], device) for i in (0, 1)]
+        views = [contrast.encoder.batch([pair[i] for pair in pairs], device) for i in (0, 1)]
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             loss, spreading = contrast(*views)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss became {loss.item()} in epoch {epoch}; lower learning_rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(contrast.parameters())
         optimizer.step()
         totals += len(batch) * np.array([loss.item(), spreading.item()])
     loss_mean, spread_mean = (totals / len(order)).tolist()
@@ -198,18 +196,6 @@ def _look(
     if monitor is not None:
         found["knn_accuracy"] = knn_accuracy(embeddings.numpy(), monitor.labels, monitor.patients)
     return found
-
-
-def _parallel(contrast: Contrast, config: PretrainConfig) -> nn.Module:
-    if world()[1] == 1:
-        return contrast
-    # An aggregator's classifier gets no gradient: nobody asks for its logits.
-    return DistributedDataParallel(contrast, broadcast_buffers=False, find_unused_parameters=config.backbone != SPARSE)
-
-
-def inner(contrast: nn.Module) -> Contrast:
-    """The module itself, without what makes it parallel."""
-    return contrast.module if isinstance(contrast, DistributedDataParallel) else contrast  # type: ignore[return-value]
 
 
 def settings_of(source: ViewSource, in_dim: int, config: PretrainConfig) -> dict[str, Any]:

@@ -142,4 +142,4 @@ def knn_accuracy(
         nearest = others[np.argsort(-cosine[others], kind="stable")[:neighbours]]
         votes = np.bincount(classes[nearest], np.exp(cosine[nearest] / 0.07), minlength=classes.max() + 1)
         right.append(votes.argmax() == classes[i])
-    return float(np.mean(right))
+    return float(np.mean(right)) if right else float("nan")

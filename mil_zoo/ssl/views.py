@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.slide_files import heads
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 
 SCALE = (0.7, 1.3)
 
@@ -119,17 +119,22 @@ class AugmentationStore:
 
     Args:
         folder: holds ``tiles`` and ``coordinates``.
+        slides: names of the slides to use; None for all.
 
     Raises:
-        InputError: no slides, or a slide without coordinates.
+        InputError: no slides, an unknown one, or a slide without coordinates.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, slides: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         tiles = self.folder / "tiles"
-        self._slides = sorted(path.name for path in tiles.iterdir() if path.is_dir()) if tiles.is_dir() else []
-        if not self._slides:
+        found = sorted(path.name for path in tiles.iterdir() if path.is_dir()) if tiles.is_dir() else []
+        if not found:
             raise InputError(f"{folder} is no store of augmentations; it needs tiles/<slide>/0.npy, 1.npy, ...")
+        for slide in slides or ():
+            if slide not in found:
+                raise InputError(f"{folder} holds no slide {slide!r}{did_you_mean(slide, found)}")
+        self._slides = found if slides is None else list(slides)
         self._sets = {slide: self._count(slide) for slide in self._slides}
         step = self.folder / "patch_size.txt"
         self.patch_size = float(step.read_text()) if step.exists() else None

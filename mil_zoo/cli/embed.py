@@ -1,0 +1,67 @@
+"""``mil-zoo embed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Example:
+  mil-zoo embed runs/pretrain-20260102-030405/encoder.safetensors --dataset demo --out embeddings
+"""
+)
+@click.argument("encoder", type=click.Path(path_type=Path))
+@click.option("--dataset", metavar="CARD|TABLE.npz", help="Slides to embed (see mil-zoo datasets).")
+@click.option("--store", type=click.Path(path_type=Path), help="Slides of a store of augmentations instead.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
+)
+@click.option("--slides", type=click.Path(path_type=Path), help="Text file of slide ids, one a line: embed only these.")
+@click.option("--views", type=int, help="Random views (R) whose mean embeds a slide.  [default: the encoder's, 50]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the views.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for embeddings.npy and ids.npy.")
+def embed(
+    encoder: Path,
+    dataset: str | None,
+    store: Path | None,
+    root: Path | None,
+    slides: Path | None,
+    views: int | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Embed slides with ENCODER, the encoder.safetensors of a pretraining.
+
+    Writes embeddings.npy (float32 [slides, dimensions]) and ids.npy, the two files of the Giga-SSL authors.
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mil_zoo.cli.pretrain import open_source
+    from mil_zoo.ssl.embed import embed_slides, write_embeddings
+    from mil_zoo.ssl.model import SlideEncoder
+
+    console = Console()
+    with console.status("Opening the data"):
+        source, _, _ = open_source(dataset, store, root, slides)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = SlideEncoder.load(encoder).to(device)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("Slides", total=len(source.slide_ids))
+        embeddings = embed_slides(
+            loaded,
+            source,
+            views=views,
+            seed=seed,
+            device=device,
+            on_slide=lambda done: progress.update(bar, completed=done),
+        )
+    write_embeddings(out, embeddings.numpy(), source.slide_ids)
+    console.print(
+        f"{len(embeddings)} slides x {embeddings.shape[1]} in {out}/embeddings.npy, names in {out}/ids.npy",
+        highlight=False,
+    )

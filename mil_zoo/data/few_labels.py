@@ -1,0 +1,42 @@
+"""Which slides keep their labels where only a few may be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mil_zoo.errors import InputError
+
+
+def choose_labelled(labels: Sequence[int | None], labelled: float, seed: Sequence[int] | int) -> list[int]:
+    """A random part of the slides, stratified by class, with at least one slide of each class.
+
+    The parts of one seed are nested: fewer labels are a part of more labels.
+
+    Args:
+        labels: class of each slide.
+        labelled: a share of the slides, in (0, 1], or a number of slides, above 1.
+        seed: of the choice.
+
+    Returns:
+        their places, ascending.
+
+    Raises:
+        InputError: ``labelled`` is not positive, or a number beyond that of the slides.
+    """
+    if not labelled > 0 or labelled > max(1, len(labels)):
+        raise InputError(
+            f"labelled must be a share in (0, 1] or a number of at most {len(labels)} training slides, not {labelled}"
+        )
+    classes = np.array(labels)
+    number = math.ceil(labelled * len(classes) - 1e-9) if labelled <= 1 else int(labelled)
+    generator = np.random.default_rng(seed)
+    place = np.empty(len(classes))
+    for label in np.unique(classes):  # every class spread evenly over the sequence, its first slide before all others
+        members = generator.permutation(np.flatnonzero(classes == label))
+        place[members] = (np.arange(len(members)) + generator.random()) / len(members)
+        place[members[0]] = -1
+    number = max(number, len(np.unique(classes)))
+    return sorted(np.argsort(place, kind="stable")[:number].tolist())
