@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+from mil_zoo.bench.grid import points
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
 from mil_zoo.data.dataset import Dataset, open_dataset
 from mil_zoo.data.slide_files import count_instances, heads
@@ -35,6 +36,7 @@ class Suite:
         split_seed: of the shuffles into folds.
         permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
         overrides: "model.key" or "key" (for all models) to value.
+        grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
     """
 
     datasets: list[str]
@@ -47,23 +49,31 @@ class Suite:
     split_seed: int = 0
     permute_labels: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One aggregator of a benchmark with its options and training.
+    """One aggregator, or one variant of it, of a benchmark with its options and training.
 
     Attributes:
         name: registry key.
         options: constructor options.
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection rule.
+        grid: the variant's name, "" without a grid.
     """
 
     name: str
     options: dict[str, Any]
     graph: str | None
     training: TrainingConfig
+    grid: str = ""
+
+    @property
+    def label(self) -> str:
+        """``<aggregator>[@grid]``."""
+        return f"{self.name}@{self.grid}" if self.grid else self.name
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,8 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """``<aggregator>-r<repeat>-f<fold>-s<seed>``."""
-        return f"{self.model.name}-r{self.split.repeat}-f{self.split.fold}-s{self.seed}"
+        """``<aggregator>[@grid]-r<repeat>-f<fold>-s<seed>``."""
+        return f"{self.model.label}-r{self.split.repeat}-f{self.split.fold}-s{self.seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +131,14 @@ class Plan:
             },
             "models": list(suite.models),
             "model_settings": {
-                model.name: {
+                model.label: {
                     "options": dict(model.options),
                     "graph": model.graph,
                     "training": dataclasses.asdict(model.training),
                 }
                 for model in self.models
             },
-            "selection": {model.name: model.training.selection_rule for model in self.models},
+            "selection": {model.label: model.training.selection_rule for model in self.models},
             "split": {
                 "kind": "published folds" if suite.folds == "published" else f"stratified k-fold by {self._unit()}",
                 "folds": 1 + max(split.fold for split in self.splits),
@@ -139,6 +149,7 @@ class Plan:
             },
             "seeds": list(suite.seeds),
             "permute_labels": suite.permute_labels,
+            **({"grid": suite.grid} if suite.grid else {}),
         }
 
 
@@ -164,11 +175,19 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
         mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
     changed = {key: value for key, value in given.items() if value is not None}
     models = changed.get("models", mapping.get("models", []))
-    shipped = {k: v for k, v in mapping.get("overrides", {}).items() if "." not in k or k.split(".")[0] in models}
+    shipped, grid = (
+        {key: value for key, value in mapping.get(part, {}).items() if "." not in key or key.split(".")[0] in models}
+        for part in ("overrides", "grid")
+    )
     if "epochs" in changed:  # what was asked for now goes before what the suite says of single models
         shipped = {key: value for key, value in shipped.items() if key.rpartition(".")[2] != "epochs"}
-    overrides = {**shipped, **changed.pop("overrides", {})}
-    return from_mapping(Suite, {**mapping, **changed, "overrides": overrides}, where)
+    overrides, grids = changed.pop("overrides", {}), changed.pop("grid", {})
+    for key in overrides:
+        if key in grids:
+            raise InputError(f"{key} is in --set and in --grid; choose one")
+    # A setting made now goes before a grid of the suite, and a grid of now before the suite's setting.
+    grid = {**{key: values for key, values in grid.items() if key not in overrides}, **grids}
+    return from_mapping(Suite, {**mapping, **changed, "overrides": {**shipped, **overrides}, "grid": grid}, where)
 
 
 def make_plan(
@@ -199,7 +218,7 @@ def make_plan(
         raise InputError("--seeds must name each seed once")
     for name in suite.models:
         AGGREGATORS.get(name)
-    _check_override_targets(suite)
+    _check_targets(suite)
     dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout)
     if suite.folds == "published":
         if dataset.published_folds is None:
@@ -209,17 +228,23 @@ def make_plan(
         )
     else:
         splits = kfold(dataset.bags, suite.folds, suite.repeats, suite.validation_fraction, suite.split_seed)
-    return Plan(suite, dataset, [plan_model(name, suite, dataset.card.graph) for name in suite.models], splits)
+    models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
+    return Plan(suite, dataset, models, splits)
 
 
-def plan_model(name: str, suite: Suite, graph: str | None = None) -> ModelPlan:
-    """An aggregator's shipped configuration with the suite's budget and overrides on top.
+def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:
+    """An aggregator's shipped configuration with the suite's budget and overrides on top, once a point of its grids.
 
     Args:
         name: registry key; one without a shipped YAML starts from its constructor's defaults.
         suite: budget and overrides.
         graph: the dataset's graph spec; None for the aggregator's own.
     """
+    known = _known(name)
+    return [_plan_model(name, suite, graph, *point) for point in points(suite.grid, name, known)]
+
+
+def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: dict[str, Any]) -> ModelPlan:
     shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
     options, training = dict(shipped.get("options", {})), dict(shipped.get("training", {}))
     known, fields = aggregator_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
@@ -227,7 +252,9 @@ def plan_model(name: str, suite: Suite, graph: str | None = None) -> ModelPlan:
     graph = own_graph and (graph or own_graph)
     if suite.epochs is not None:
         training["epochs"] = suite.epochs
-    for key, value in suite.overrides.items():
+    settings = [("--set", *item) for item in suite.overrides.items()]
+    settings += [("--grid", f"{name}.{option}", value) for option, value in point.items()]
+    for flag, key, value in settings:
         model, _, option = key.rpartition(".")
         if model not in ("", name):
             continue
@@ -238,8 +265,14 @@ def plan_model(name: str, suite: Suite, graph: str | None = None) -> ModelPlan:
         elif option in fields:
             training[option] = value
         elif model == name:
-            raise InputError(f"--set {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
-    return ModelPlan(name, options, graph, from_mapping(TrainingConfig, training, f"training of {name}"))
+            raise InputError(f"{flag} {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
+    return ModelPlan(name, options, graph, from_mapping(TrainingConfig, training, f"training of {name}"), grid)
+
+
+def _known(name: str) -> set[str]:
+    """What can be set of an aggregator: its options, training settings, and its graph where it has one."""
+    fields = {f.name for f in dataclasses.fields(TrainingConfig)}
+    return fields.union(aggregator_options(name), ["graph"] if AGGREGATORS.get(name).graph else [])
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -253,12 +286,14 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _check_override_targets(suite: Suite) -> None:
-    fields = {f.name for f in dataclasses.fields(TrainingConfig)}
-    for key in suite.overrides:
-        model, _, option = key.rpartition(".")
-        if model and model not in suite.models:
-            raise InputError(f"--set {key}: {model!r} is not among the models{did_you_mean(model, suite.models)}")
-        known = fields.union({"graph"}, *(aggregator_options(name) for name in suite.models))
-        if not model and option not in known:
-            raise InputError(f"--set {key}: no aggregator has an option {option!r}{did_you_mean(option, known)}")
+def _check_targets(suite: Suite) -> None:
+    for flag, keys in (("--set", suite.overrides), ("--grid", suite.grid)):
+        for key in keys:
+            model, _, option = key.rpartition(".")
+            if model and model not in suite.models:
+                raise InputError(f"{flag} {key}: {model!r} is not among the models{did_you_mean(model, suite.models)}")
+            known = {"graph"}.union(*map(_known, suite.models))
+            if not model and option not in known and not isinstance(keys[key], Mapping):
+                raise InputError(
+                    f"{flag} {key}: no aggregator has an option {option!r}{did_you_mean(option, sorted(known))}"
+                )

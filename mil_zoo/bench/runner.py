@@ -100,7 +100,7 @@ def _run_trial(
     row: dict[str, Any] = {
         "trial": trial.id,
         "aggregator": trial.model.name,
-        "grid": "",
+        "grid": trial.model.grid,
         "repeat": trial.split.repeat,
         "fold": trial.split.fold,
         "seed": trial.seed,

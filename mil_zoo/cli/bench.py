@@ -22,6 +22,7 @@ Examples:
   mil-zoo bench --models srmil,abmil --dataset crchisto --root DATA
   mil-zoo bench --models abmil,mean --dataset bags.npz --folds 5 --epochs 30
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
+  mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
 Start the same command with the same --out again to continue an interrupted run.
 """
@@ -48,6 +49,12 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="srmil.mask_rate=0.5, or learning_rate=1e-4 for all."
 )
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=A,B,...,Z",
+    help="Try each value: srmil.mask_rate=0,0.1,...,0.9. Several grids multiply.",
+)
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
 @click.option("--max-instances", type=int, help="Random instances of a bag in a training step.  [default: all]")
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
@@ -66,6 +73,7 @@ def bench(
     seeds: list[int] | None,
     epochs: int | None,
     settings: tuple[str, ...],
+    grid: tuple[str, ...],
     class_weights: str | None,
     max_instances: int | None,
     permute_labels: bool | None,
@@ -81,6 +89,7 @@ def bench(
 
     console = Console()
     with console.status("Loading torch and DGL"):
+        from mil_zoo.bench.grid import parse_grids
         from mil_zoo.bench.plan import make_plan, parse_overrides, read_suite
         from mil_zoo.cli.report import show
 
@@ -96,6 +105,7 @@ def bench(
         epochs=epochs,
         permute_labels=permute_labels,
         overrides=overrides,
+        grid=parse_grids(grid),
     )
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         plans = [make_plan(chosen, name, root, labels, features=features, layout=layout) for name in chosen.datasets]
@@ -148,6 +158,7 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
 
     from mil_zoo.bench.runner import run_plan
     from mil_zoo.data.slide_files import count_instances
+    from mil_zoo.report.results import label_of
 
     card = plan.dataset.card
     console.print(
@@ -167,20 +178,20 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
     with Progress(*columns, console=console) as progress:
         # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
         bars = {
-            model.name: progress.add_task(
-                model.name, total=sum(e for t, e in epochs.items() if t.startswith(f"{model.name}-r"))
+            model.label: progress.add_task(
+                model.label, total=sum(epochs[trial.id] for trial in plan.trials if trial.model is model)
             )
             for model in plan.models
         }
 
         def on_epoch(trial: Any, row: dict[str, Any]) -> None:
-            progress.update(bars[trial.model.name], advance=1)
+            progress.update(bars[trial.model.label], advance=1)
 
         def on_result(row: dict[str, Any]) -> None:
             rows.append(row)
-            name = row["aggregator"]
-            finished = sum(epochs[done["trial"]] for done in rows if done["aggregator"] == name)
-            progress.update(bars[name], completed=finished)
+            label = label_of(row)
+            finished = sum(epochs[done["trial"]] for done in rows if label_of(done) == label)
+            progress.update(bars[label], completed=finished)
 
         try:
             with _saved(out, rows):

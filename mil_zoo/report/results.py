@@ -85,10 +85,10 @@ def notes(run: RunDirectory) -> list[str]:
         f"validation fraction {split['validation_fraction']}, hash {split['hash']}; seeds "
         f"{', '.join(map(str, config['seeds']))}."
     )
-    budgets = {model: settings["training"]["epochs"] for model, settings in config["model_settings"].items()}
+    budgets = _by_model({label: model["training"]["epochs"] for label, model in config["model_settings"].items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
     models_of = defaultdict(list)
-    for model, rule in config["selection"].items():
+    for model, rule in _by_model(config["selection"]).items():
         models_of[_sentence(rule)].append(model)
     if len(models_of) == 1:
         lines += [f"Selection: {rule}" for rule in models_of]
@@ -106,6 +106,17 @@ def notes(run: RunDirectory) -> list[str]:
             for reason, names in reasons.items()
         ]
     return lines
+
+
+def _by_model(of_label: dict[str, Any]) -> dict[str, Any]:
+    """One entry a model instead of one for each of its variants, where these agree."""
+    values = defaultdict(set)
+    for label, value in of_label.items():
+        values[label.partition("@")[0]].add(value)
+    return {
+        (model if len(values[model := label.partition("@")[0]]) == 1 else label): value
+        for label, value in of_label.items()
+    }
 
 
 def is_simulated(run: RunDirectory) -> bool:

@@ -5,7 +5,7 @@ import pytest
 
 from mil_zoo import InputError
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
-from mil_zoo.bench.plan import make_plan, parse_overrides, plan_model, read_suite
+from mil_zoo.bench.plan import make_plan, parse_overrides, plan_models, read_suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.train.config import TrainingConfig
 
@@ -106,7 +106,7 @@ def test_suites_by_name_path_and_dataset(tmp_path):
 def test_every_shipped_suite_can_be_planned(name):
     suite = read_suite(name)
     for model in suite.models:
-        plan_model(model, suite)
+        assert plan_models(model, suite)
     assert set(suite.datasets) <= set(shipped_names("data_cards"))
 
 

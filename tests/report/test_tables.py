@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 import pytest
+import yaml
 from rich.console import Console
 
 from mil_zoo.report.results import notes, trials_by_aggregator
@@ -203,3 +204,17 @@ def test_without_instance_labels_alignment_is_a_dash(make_run):
     run = make_run(models=("abmil",), labels=False)
     write_tables(run)
     assert read(run, "skew.md").splitlines()[2].endswith("| - | - |")
+
+
+def test_notes_name_a_model_once_where_its_variants_agree(write):
+    run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
+    config = run.config
+    config["selection"] = {"srmil@mask_rate=0": "best loss", "srmil@mask_rate=1": "best loss", "abmil": "best auc"}
+    config["model_settings"] = {
+        label: {"training": {"epochs": epochs}}
+        for label, epochs in {"srmil@epochs=1": 1, "srmil@epochs=2": 2, "abmil": 2}.items()
+    }
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config))
+    lines = notes(run)
+    assert "Epochs: srmil@epochs=1 1, srmil@epochs=2 2, abmil 2." in lines
+    assert "Selection (srmil): best loss." in lines
