@@ -214,7 +214,7 @@ def test_notes_name_a_model_once_where_its_variants_agree(write):
         label: {"training": {"epochs": epochs}}
         for label, epochs in {"srmil@epochs=1": 1, "srmil@epochs=2": 2, "abmil": 2}.items()
     }
-    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config))
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     lines = notes(run)
     assert "Epochs: srmil@epochs=1 1, srmil@epochs=2 2, abmil 2." in lines
     assert "Selection (srmil): best loss." in lines
