@@ -34,6 +34,7 @@ class Suite:
         epochs: budget for all aggregators; None for each one's own.
         validation_fraction: share of the training slides on which checkpoints are chosen.
         split_seed: of the shuffles into folds.
+        faithfulness: numbers k of most attended instances to remove from, and alone to keep of, every test slide.
         permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
         overrides: "model.key" or "key" (for all models) to value.
         grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
@@ -47,6 +48,7 @@ class Suite:
     epochs: int | None = None
     validation_fraction: float = 0.15
     split_seed: int = 0
+    faithfulness: list[int] = field(default_factory=list)
     permute_labels: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Plan:
                 "in_dim": self.dataset.in_dim,
                 "standardised": card.standardise,
                 "instance_labels": card.instance_labels,
+                **({"mpp": card.mpp} if card.mpp else {}),
                 "warnings": list(card.warnings) + [PERMUTED] * suite.permute_labels,
             },
             "models": list(suite.models),
@@ -149,7 +152,7 @@ class Plan:
             },
             "seeds": list(suite.seeds),
             "permute_labels": suite.permute_labels,
-            **({"grid": suite.grid} if suite.grid else {}),
+            **{name: getattr(suite, name) for name in ("faithfulness", "grid") if getattr(suite, name)},
         }
 
 
@@ -216,6 +219,8 @@ def make_plan(
         raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
+    if any(k < 1 for k in suite.faithfulness):
+        raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
     for name in suite.models:
         AGGREGATORS.get(name)
     _check_targets(suite)

@@ -22,7 +22,8 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Standardiser
 from mil_zoo.data.slide_files import labels_of, pick, relabel
 from mil_zoo.data.splits import Split
-from mil_zoo.diagnostics.recorder import AttentionRecorder
+from mil_zoo.diagnostics.faithfulness import faithfulness
+from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.train.loop import fit, predict
 from mil_zoo.train.metrics import score
 
@@ -166,6 +167,15 @@ def _train_and_predict(
         for bag, output, probabilities in predict(aggregator, bags[part], model.graph, device):
             if part == "test":
                 recorder.record_test(selected, bag, output, probabilities)
+                if plan.suite.faithfulness and output.attention is not None:
+                    numbers = faithfulness(
+                        bag,
+                        attention_of(output, probabilities),
+                        probabilities,
+                        lambda changed: [p for _, _, p in predict(aggregator, changed, model.graph, device)],
+                        plan.suite.faithfulness,
+                    )
+                    recorder.record_numbers(selected, bag, numbers)
             columns = {f"prob_{label}": f"{p:.8g}" for label, p in enumerate(probabilities.tolist())}
             known: dict[str, Any] = {
                 "slide_id": bag.slide_id,

@@ -57,6 +57,12 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
 @click.option("--max-instances", type=int, help="Random instances of a bag in a training step.  [default: all]")
+@click.option(
+    "--faithfulness",
+    callback=comma_list(int),
+    metavar="K,...",
+    help="Predict test slides again without, and with only, their K most attended instances.",
+)
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
@@ -76,6 +82,7 @@ def bench(
     grid: tuple[str, ...],
     class_weights: str | None,
     max_instances: int | None,
+    faithfulness: list[int] | None,
     permute_labels: bool | None,
     out: Path | None,
     plugin: tuple[Path, ...],
@@ -103,6 +110,7 @@ def bench(
         repeats=repeats,
         seeds=seeds,
         epochs=epochs,
+        faithfulness=faithfulness,
         permute_labels=permute_labels,
         overrides=overrides,
         grid=parse_grids(grid),

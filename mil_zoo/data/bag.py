@@ -103,6 +103,20 @@ class Bag:
             self._graphs[spec] = csr
         return self._graphs[spec]
 
+    def subset(self, rows: Tensor) -> Bag:
+        """The slide with the instances ``rows`` alone (bool ``[N]`` or int64), without the graphs built so far."""
+
+        def take(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            features=self.features[rows],
+            coords=take(self.coords),
+            instance_labels=take(self.instance_labels),
+            _graphs={},
+        )
+
     def with_features(self, features: Tensor) -> Bag:
         """The same slide with other features; graphs over coordinates are kept, graphs over features are not."""
         kept = {spec: csr for spec, csr in self._graphs.items() if parse_spec(spec)[0].over == "coords"}

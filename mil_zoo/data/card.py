@@ -29,6 +29,7 @@ class DataCard:
             classes with at least this many of them.
         patient_prefix: how many first characters of a slide id name its patient; None where ids do not tell.
         standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
+        mpp: micrometres in a unit of the coordinates, for lesion sizes; None where unknown.
         positive_instance_class: in tables with instance classes, the one that makes a bag positive.
         instance_labels: what makes an instance positive, in words; None without instance labels.
         annotations: of slides: folder with an annotation file a slide (``<slide>.xml``, ``.geojson``, ``.csv``,
@@ -54,6 +55,7 @@ class DataCard:
     single_label: int | None = None
     patient_prefix: int | None = None
     standardise: bool = False
+    mpp: float | None = None
     positive_instance_class: int | None = None
     instance_labels: str | None = None
     annotations: str = "annotations"

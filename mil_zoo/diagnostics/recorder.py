@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,13 +30,13 @@ class AttentionRecorder:
 
     def record_training(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
         """Adds the curve numbers of a training slide at the end of ``epoch`` (from 1)."""
-        attention = _attention(output, probabilities)
+        attention = attention_of(output, probabilities)
         if attention is not None:
             self._add(epoch, bag, "train", attention_curve(attention, _labels_of_positive(bag)))
 
     def record_test(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
         """Adds every number and the attention of a test slide; ``epoch`` is the chosen checkpoint's."""
-        attention = _attention(output, probabilities)
+        attention = attention_of(output, probabilities)
         if attention is None:
             return
         heads = None if output.head_attention is None else output.head_attention.numpy()
@@ -49,6 +50,7 @@ class AttentionRecorder:
         arrays = {
             "attention": attention.astype(np.float32),
             "head_attention": None if heads is None else heads.astype(np.float32),
+            "instance_scores": None if scores is None else scores.astype(np.float32),
             "coords": None if bag.coords is None else bag.coords.numpy().astype(np.float32),
             "instance_labels": None if bag.instance_labels is None else bag.instance_labels.numpy().astype(np.int8),
         }
@@ -59,6 +61,10 @@ class AttentionRecorder:
             "patch_size": np.nan if bag.patch_size is None else float(bag.patch_size),
         }
         self._maps.append((bag, arrays, attributes))
+
+    def record_numbers(self, epoch: int, bag: Bag, numbers: Mapping[str, float]) -> None:
+        """Adds further numbers of a test slide."""
+        self._add(epoch, bag, "test", numbers)
 
     def write(self, folder: Path) -> None:
         """Writes ``skew.csv`` (one row a number) and ``attention.h5`` (one group a test slide) into ``folder``.
@@ -79,12 +85,12 @@ class AttentionRecorder:
                     if values is not None:
                         group.create_dataset(name, data=values, compression="gzip", shuffle=True)
 
-    def _add(self, epoch: int, bag: Bag, split: str, numbers: dict[str, float]) -> None:
+    def _add(self, epoch: int, bag: Bag, split: str, numbers: Mapping[str, float]) -> None:
         self._rows += [(epoch, bag.slide_id, split, name, value) for name, value in numbers.items()]
 
 
-def _attention(output: AggregatorOutput, probabilities: Tensor) -> Any:
-    """Attention ``[N]`` in float64; of the predicted class where there is one for each class."""
+def attention_of(output: AggregatorOutput, probabilities: Tensor) -> Any:
+    """Attention ``[N]`` of one slide in float64, or None; of the predicted class where there is one for each class."""
     if output.attention is None:
         return None
     attention = output.attention

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -223,15 +222,4 @@ def _balanced_weights(train: Sequence[Bag], num_classes: int) -> Tensor:
 def _subsample(bag: Bag, max_instances: int, order: np.random.Generator) -> Bag:
     if len(bag) <= max_instances:
         return bag
-    rows = torch.from_numpy(np.sort(order.choice(len(bag), max_instances, replace=False)))
-
-    def take(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[rows]
-
-    return replace(
-        bag,
-        features=bag.features[rows],
-        coords=take(bag.coords),
-        instance_labels=take(bag.instance_labels),
-        _graphs={},
-    )
+    return bag.subset(torch.from_numpy(np.sort(order.choice(len(bag), max_instances, replace=False))))

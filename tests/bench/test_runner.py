@@ -94,6 +94,23 @@ def test_recorded_attention_agrees_with_its_numbers(finished):
                 assert len(group["coords"]) == len(group["instance_labels"]) == len(attention)
 
 
+def test_faithfulness_and_variants_are_recorded_where_asked(bag_table, tmp_path):
+    plan = small_plan(
+        bag_table, models=["abmil", "mean"], epochs=1, overrides={}, grid={"abmil.gated": [False, True]},
+        faithfulness=[1, 3],
+    )  # fmt: skip
+    run = run_plan(plan, tmp_path)
+    rows = [row for row in run.trials() if row["aggregator"] == "abmil"]
+    assert [row["grid"] for row in rows] == ["gated=False", "gated=True"] * 2
+    skew = run.skew(rows[0]["trial"])
+    numbers = skew[skew["name"].str.contains("_top[13]$|_random[13]$")]
+    assert set(numbers["name"]) == {
+        f"{a}_{b}{k}" for a in ("remove", "keep") for b in ("top", "random") for k in (1, 3)
+    }
+    assert numbers["value"].between(-1, 1).all()
+    assert set(numbers["split"]) == {"test"}
+
+
 def test_a_second_run_repeats_nothing_and_a_fresh_one_gives_the_same_bytes(finished, bag_table, tmp_path):
     plan, run = finished
     before = (run.path / "trials.jsonl").read_bytes()
