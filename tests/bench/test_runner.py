@@ -1,5 +1,6 @@
 """Running plans: files, failures, resuming after a kill, and honesty checks."""
 
+import itertools
 import json
 import subprocess
 import sys
