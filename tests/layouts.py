@@ -1,7 +1,10 @@
 """Writes one small slide in each layout, exactly as the tools write it."""
 
+import pickle
+
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 
 GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2) * 512 + 1000  # (x, y), level-0 step 512
@@ -59,3 +62,69 @@ def write_stamp(root, slide, features=FEATURES, coords=GRID / 2, **attrs):
         "feat_type": "tile",
     }
     return write_h5(root / f"{slide}.h5", attrs, feats=features.astype(np.float16), coords=np.asarray(coords))
+
+
+def write_npy(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)
+    return path
+
+
+def write_torchmil(root, slide, encoder="UNI", features=FEATURES, coords=GRID, label=1, patch_labels=None, size=512):
+    """Folders of ``.npy``; ``patches_<size>`` is the side that the encoder saw. Returns the features."""
+    base = root / f"patches_{size}"
+    write_npy(base / "labels" / f"{slide}.npy", np.array([label]))
+    write_npy(base / "coords" / f"{slide}.npy", coords)
+    if patch_labels is not None:
+        write_npy(base / "patch_labels" / f"{slide}.npy", patch_labels)
+    return write_npy(base / "features" / f"features_{encoder}" / f"{slide}.npy", features)
+
+
+def write_histossl(root, slide, features=FEATURES, coords=(GRID - 1000) // 512 + 3, level=16):
+    places = np.concatenate([np.full((len(features), 1), level), coords], axis=1)
+    return write_npy(root / slide / "features.npy", np.concatenate([places, features], axis=1).astype(np.float32))
+
+
+def write_slideflow(root, slide, features=FEATURES, coords=GRID):
+    root.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.from_numpy(features), root / f"{slide}.pt")
+    np.savez(root / f"{slide}.index.npz", coords)
+    return root / f"{slide}.pt"
+
+
+def write_dsmil(root, labels, features=FEATURES):
+    """``<class>/<slide>.csv`` for each slide of ``labels`` and the index ``dataset.csv``; returns the folder."""
+    rows = []
+    for slide, label in labels.items():
+        path = root / f"{label}-class" / f"{slide}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(features).to_csv(path, index=False, float_format="%.4f")
+        rows.append((f"datasets/dataset/{path.relative_to(root)}", label))
+    pd.DataFrame(rows).to_csv(root / "dataset.csv", index=False)
+    return root
+
+
+def write_srmil(path, labels, features=FEATURES, coords=GRID, num_classes=2):
+    """A pickled list of torch-geometric ``Data``, one a slide of ``labels``."""
+    from torch_geometric.data import Data  # takes seconds to import
+
+    one_hot = torch.eye(num_classes, dtype=torch.long)
+    graphs = [
+        Data(
+            x=torch.from_numpy(features),
+            pos=torch.from_numpy(np.asarray(coords, dtype=np.float32)),
+            y=torch.arange(len(features)) % 2 * label,
+            graph_y=one_hot[label][None],
+            slide_index=slide,
+        )
+        for slide, label in labels.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        pickle.dump(graphs, file)
+    return path
+
+
+def write_gigassl(root, slides, embeddings):
+    write_npy(root / "ids.npy", np.array(slides))
+    return write_npy(root / "embeddings.npy", embeddings)

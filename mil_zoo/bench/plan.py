@@ -201,6 +201,7 @@ def make_plan(
     *,
     features: str | None = None,
     layout: str | None = None,
+    allow_pickle: bool = False,
 ) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
@@ -211,6 +212,7 @@ def make_plan(
         labels: csv of other labels, see ``open_dataset``.
         features: which set of features, see ``open_dataset``.
         layout: how the files are laid out, see ``open_dataset``.
+        allow_pickle: see ``open_dataset``.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.

@@ -19,9 +19,9 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo_cache import load_demo
 from mil_zoo.data.labels import class_indices, class_names, find_labels, labels_as_indices, read_labels
-from mil_zoo.data.readers.base import FeatureSet, find_features
+from mil_zoo.data.readers.base import LAYOUTS, FeatureSet, TableLayout, find_features
 from mil_zoo.data.readers.table import read_published_folds, read_table
-from mil_zoo.data.slide_files import SlideFiles, find_slide_files, heads
+from mil_zoo.data.slide_files import SlideFiles, heads, slide_files
 from mil_zoo.errors import InputError, did_you_mean
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -63,6 +63,7 @@ def open_dataset(
     *,
     features: str | None = None,
     layout: str | None = None,
+    allow_pickle: bool = False,
 ) -> Dataset:
     """Opens a dataset by its card's name, or a bag table (``something.npz``) or a folder of slides by its path.
 
@@ -76,6 +77,7 @@ def open_dataset(
             has its own in ``labels.csv``.
         features: which set of features, where the folder holds those of several encoders.
         layout: how the folder is laid out; None to tell it from what lies there.
+        allow_pickle: run whatever code a pickle of features holds; only for files of one's own.
 
     Raises:
         InputError: unknown name, missing or damaged files, or counts that differ from the card's.
@@ -84,12 +86,12 @@ def open_dataset(
         return _checked(_open_table(Path(name), labels))
     if Path(name).is_dir():
         card = DataCard(Path(name).resolve().name, str(name), "real", "slides", [])
-        return _checked(_open_slides(card, Path(name), labels, features, layout))
+        return _checked(_open_slides(card, Path(name), labels, features, layout, allow_pickle))
     card = read_card(name)
     if root is None and os.environ.get(ROOT_VARIABLE):
         root = Path(os.environ[ROOT_VARIABLE])
     if card.layout == "slides":
-        return _checked(_open_slides(card, card.locate(root), labels, features, layout))
+        return _checked(_open_slides(card, card.locate(root), labels, features, layout, allow_pickle))
     bags: list[Bag]
     if card.layout == "simulated":
         bags, folds = load_demo(), None
@@ -121,25 +123,37 @@ def _open_table(path: Path, labels: Path | None) -> Dataset:
     return Dataset(card, bags, read_published_folds(path))
 
 
-def _open_slides(card: DataCard, folder: Path, given: Path | None, features: str | None, layout: str | None) -> Dataset:
-    path = given or find_labels(folder)
-    table = read_labels(path)
+def _open_slides(
+    card: DataCard, folder: Path, given: Path | None, features: str | None, layout: str | None, allow_pickle: bool
+) -> Dataset:
+    chosen = choose_features(find_features(folder, layout), features, folder)
+    found = LAYOUTS.get(chosen.layout)
+    tables = dict.fromkeys(chosen.files.values()) if isinstance(found, TableLayout) else {}
+    read = [bag for path in tables for bag in found.read_all(path, allow_pickle)]  # type: ignore[attr-defined]
+    table, path = _labels_of_folder(folder, given, chosen, read)
     if not card.classes:
         card = replace(card, classes=class_names(table))
     table["label"] = labels_as_indices(table, class_indices(card.classes), path)
     if "patient_id" not in table and card.patient_prefix:
         table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
-    chosen = choose_features(find_features(folder, layout), features, folder)
-    labellers = _labellers(card, folder, table)
-    if labellers:
-        rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
-        card = replace(card, instance_labels=card.instance_labels or rule)
-    bags = find_slide_files(chosen, table, path, labellers)
-    unlabelled = sorted(set(chosen.files) - set(table["slide_id"]))
+    known = {bag.slide_id for bag in read} if tables else set(chosen.files)
+    missing = sorted(set(table["slide_id"]) - known)
+    if missing:
+        raise InputError(
+            f"{path} names slides without features below {folder}: {', '.join(missing[:5])} ({len(missing)} in all); "
+            "extract them or drop their rows"
+        )
+    unlabelled = sorted(known - set(table["slide_id"]))
     if unlabelled:
         note = f"{len(unlabelled)} slides with features have no label and are left out: {', '.join(unlabelled[:3])}"
         card = replace(card, warnings=[*card.warnings, note + (", ..." if len(unlabelled) > 3 else ".")])
     test = (table["split"] == "test").to_numpy() if "split" in table else np.zeros(0, bool)
+    labellers = _labellers(card, folder, table)
+    if labellers:
+        rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
+        card = replace(card, instance_labels=card.instance_labels or rule)
+    slides = slide_files(chosen, table, labellers)
+    bags = _labelled(read, slides) if tables else slides
     return Dataset(card, bags, test[None, None] if test.any() else None, features=chosen)
 
 
@@ -156,6 +170,30 @@ def _labellers(card: DataCard, folder: Path, table: pd.DataFrame) -> dict[str, I
         for slide_id, path in known.items()
         if slide_id not in card.incomplete_annotations
     }
+
+
+def _labelled(bags: list[Bag], slides: SlideFiles) -> list[Bag]:
+    by_id = {bag.slide_id: bag for bag in bags}
+    labelled = []
+    for head in slides.slides:
+        bag = replace(by_id[head.slide_id], label=head.label, patient_id=head.patient_id)
+        labelled.append(replace(bag, instance_labels=head.labeller(bag)) if head.labeller else bag)
+    return labelled
+
+
+def _labels_of_folder(
+    folder: Path, given: Path | None, features: FeatureSet, bags: list[Bag]
+) -> tuple[pd.DataFrame, Path]:
+    """The label table and where it lies: the one given, ``labels.csv``, the features' own, or the only csv."""
+    if given is None and not (folder / "labels.csv").exists():
+        own = LAYOUTS.get(features.layout).labels(features)
+        if own is None and bags and all(bag.label is not None for bag in bags):
+            rows = [(bag.slide_id, str(bag.label), bag.patient_id) for bag in bags]
+            own = pd.DataFrame(rows, columns=["slide_id", "label", "patient_id"])
+        if own is not None:
+            return own, features.folder
+    path = given or find_labels(folder)
+    return read_labels(path), path
 
 
 def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:

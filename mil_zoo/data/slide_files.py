@@ -14,7 +14,6 @@ from torch import Tensor
 from mil_zoo.data.annotations import InstanceLabeller
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.readers.base import LAYOUTS, FeatureSet
-from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR
 
 
@@ -113,31 +112,22 @@ def count_instances(bags: Sequence[Bag]) -> int:
     return sum(len(bag) for bag in bags)
 
 
-def find_slide_files(
-    features: FeatureSet, labels: pd.DataFrame, where: Path, labellers: Mapping[str, InstanceLabeller]
-) -> SlideFiles:
-    """The labelled slides of a set of feature files.
+def slide_files(features: FeatureSet, labels: pd.DataFrame, labellers: Mapping[str, InstanceLabeller]) -> SlideFiles:
+    """The labelled slides of a set of features.
 
     Args:
         features: the files.
-        labels: columns slide_id, label (class index) and, optionally, patient_id.
-        where: the file that the labels come from, for messages.
+        labels: columns slide_id, label (class index) and, optionally, patient_id; every slide has features.
         labellers: for the slides that have instance labels, how to get them.
-
-    Raises:
-        InputError: a labelled slide has no features.
     """
-    missing = [slide_id for slide_id in labels["slide_id"] if slide_id not in features.files]
-    if missing:
-        raise InputError(
-            f"{where} names slides without a feature file below {features.folder}: {', '.join(missing[:5])} "
-            f"({len(missing)} in all); extract them or drop their rows"
-        )
     slides = []
     for row in labels.to_dict("records"):
         patient = row.get("patient_id")
-        patient = None if pd.isna(patient) else str(patient)
-        path = features.files[row["slide_id"]]
-        labeller = labellers.get(row["slide_id"])
-        slides.append(SlideFile(row["slide_id"], int(row["label"]), patient, path, features.layout, labeller))
+        path = features.files.get(row["slide_id"], features.folder)
+        patient_id = None if pd.isna(patient) else str(patient)
+        slides.append(
+            SlideFile(
+                row["slide_id"], int(row["label"]), patient_id, path, features.layout, labellers.get(row["slide_id"])
+            )
+        )
     return SlideFiles(slides)

@@ -35,7 +35,7 @@ def test_clam_without_a_stated_patch_size_or_with_overlap(tmp_path):
     bag = read_bag(write_clam(tmp_path / "y", "a", patch_size=512))  # 1024 px at level 0, a step of 512
     check(bag, "clam")
     assert "patches of 1024 px" in bag.geometry
-    with pytest.raises(InputError, match=r"are 1 apart where .* states patches of 512 level-0 px; .* another unit"):
+    with pytest.raises(InputError, match=r"are 1 apart where .* states 512 level-0 px; .* another unit"):
         read_bag(write_clam(tmp_path / "z", "a", coords=GRID // 512))
 
 

@@ -84,7 +84,7 @@ def test_folders_that_do_not_fit_are_refused(folder):
     labels = folder / "labels.csv"
     text = labels.read_text()
     for change, message in {
-        text + "zz,red,train\n": r"labels.csv names slides without a feature file below .*: zz \(1 in all\)",
+        text + "zz,red,train\n": r"labels.csv names slides without features below .*: zz \(1 in all\)",
         text.replace("blue", "green"): "slide 'TCGA-00-0' has label 'green', not 0, 1, blue, red",
         text + "TCGA-00-0,red,train\n": "names slides twice: TCGA-00-0",
         text.rsplit("\n", 2)[0] + "\n": "holds 23 bags .* its card states 24",
@@ -102,7 +102,7 @@ def test_folders_that_do_not_fit_are_refused(folder):
         open_dataset("mine", folder / "mine" / "patches", labels)
     labels.unlink()
     with pytest.raises(InputError, match=r"no labels.csv; pass --labels FILE.csv"):
-        open_dataset("mine", folder)
+        open_dataset("mine", folder, features="mine")
 
 
 def test_a_folder_without_a_card(tmp_path):

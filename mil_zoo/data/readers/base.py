@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.readers.h5 import head
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
 
 # Suffixes of slide images, which some tools keep in a slide's name and others drop.
@@ -36,6 +37,7 @@ class Layout(ABC):
     name: ClassVar[str]
     about: ClassVar[str]  # what lies where, one line
     suffixes: ClassVar[tuple[str, ...]]  # of its feature files
+    uniform: ClassVar[bool] = True  # every file of a folder with these suffixes is one of them
 
     @abstractmethod
     def matches(self, path: Path) -> bool:
@@ -60,6 +62,48 @@ class Layout(ABC):
     def encoder(self, folder: Path) -> str:
         """A name for the features in a folder that ``group`` gave."""
         return folder.name
+
+    def labels(self, features: FeatureSet) -> pd.DataFrame | None:
+        """The labels that lie with the features: text columns slide_id, label and maybe split; None without any."""
+        return None
+
+
+class TableLayout(Layout):
+    """A layout that keeps the bags of several slides in one file, which is read as a whole."""
+
+    uniform = False
+
+    @abstractmethod
+    def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
+        """Every bag of the file.
+
+        Args:
+            path: the file.
+            allow_pickle: the file is trusted to run code, where the layout is a pickle.
+        """
+
+    def read(self, path: Path) -> Bag:
+        """The only bag of the file."""
+        return only(self.read_all(path), path)
+
+    def shape(self, path: Path) -> tuple[int, int]:
+        """Instances of all slides, and feature dimension."""
+        bags = self.read_all(path)
+        return sum(map(len, bags)), bags[0].features.shape[1]
+
+
+def only(bags: Sequence[Bag], path: Path, slide: str | None = None) -> Bag:
+    """The bag called ``slide``, or the only one.
+
+    Raises:
+        InputError: there is none of that name, or several and none was named.
+    """
+    names = [bag.slide_id for bag in bags]
+    if slide is None and len(bags) != 1:
+        raise InputError(f"{path} holds {len(bags)} slides; name one of them, for instance slide={names[0]!r}")
+    if slide is not None and slide not in names:
+        raise InputError(f"{path} holds no slide {slide!r}{did_you_mean(slide, names)}")
+    return bags[0 if slide is None else names.index(slide)]
 
 
 LAYOUTS: Registry[Layout] = Registry("layout", package="mil_zoo.data.readers")
@@ -98,12 +142,16 @@ def slide_name(text: str) -> str:
     return SLIDE_SUFFIXES.sub("", text)
 
 
-def read_bag(path: Path | str, layout: str | None = None) -> Bag:
+def read_bag(
+    path: Path | str, layout: str | None = None, *, slide: str | None = None, allow_pickle: bool = False
+) -> Bag:
     """Reads the bag of one slide, in any known layout.
 
     Args:
         path: a feature file, or a folder that holds those of exactly one slide.
-        layout: name of the layout (``mil-zoo data layouts``); None to tell it from the path.
+        layout: name of the layout (``mil-zoo data --help`` lists them); None to tell it from the path.
+        slide: which slide, where a file holds several (bag tables, pickles, slide embeddings).
+        allow_pickle: run whatever code a pickle holds; only for files of one's own.
 
     Returns:
         The bag, whose ``layout`` and ``geometry`` say how it was read; features float32 ``[N, D]``, coordinates and
@@ -120,7 +168,10 @@ def read_bag(path: Path | str, layout: str | None = None) -> Bag:
         path = files[0]
     elif not path.exists():
         raise InputError(f"{path}: no such file")
-    return layout_of(path, layout).read(path)
+    found = layout_of(path, layout)
+    if isinstance(found, TableLayout):
+        return only(found.read_all(path, allow_pickle), path, slide)
+    return found.read(path)
 
 
 def layout_of(path: Path, layout: str | None = None) -> Layout:
@@ -153,7 +204,7 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
         if found is None:
             continue
         for path in files:
-            if path.suffix.lower() in found.suffixes:
+            if path.suffix.lower() in found.suffixes and (found.uniform or found.matches(path)):
                 slides = groups.setdefault((found.name, found.group(path)), {})
                 _add(slides, found.slide_id(path), path)
     if not groups:
@@ -206,6 +257,13 @@ def _recognise(files: Sequence[Path]) -> Layout | None:
     return None
 
 
+def matrix_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """``shape`` as ``(N, D)``; an ``InputError`` where it is not of two axes."""
+    if len(shape) != 2:
+        raise InputError(f"{path}: features must be [patches, dimensions], not {list(shape)}; extract the slide again")
+    return shape[0], shape[1]
+
+
 def make_bag(
     path: Path,
     slide_id: str,
@@ -223,10 +281,7 @@ def make_bag(
         InputError: axes are swapped or rows missing, or see :class:`Bag`.
     """
     count = None if coords is None else len(coords)
-    if features.ndim != 2:
-        raise InputError(
-            f"{path}: features must be [patches, dimensions], not {list(features.shape)}; extract the slide again"
-        )
+    matrix_shape(path, features.shape)
     if coords is not None and coords.shape != (len(features), 2):
         if coords.shape == (2, len(features)):
             raise InputError(f"{path}: coords are [2, N] with their axes swapped; write them as [N, 2]")

@@ -10,14 +10,12 @@ import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.readers.base import Layout, make_bag, register_layout
-from mil_zoo.data.readers.geometry import grid_step
-from mil_zoo.data.readers.h5 import FEATURES, head, opened, read_coords, read_features, shape_of
+from mil_zoo.data.readers.geometry import grid_step, overlapping_step
+from mil_zoo.data.readers.h5 import head, opened, read_coords, read_features, shape_of
 from mil_zoo.data.readers.tensors import load_tensor, tensor_shape
 from mil_zoo.data.readers.trident import in_trident_folder
-from mil_zoo.errors import InputError
 
 _FOLDERS = ("h5_files", "pt_files")
-_FINEST = 1 / 16  # overlap of 94 %: below that share of the patch size, coordinates are in another unit
 
 
 @register_layout("clam")
@@ -85,14 +83,7 @@ def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[f
     if stated is None:
         return measured, "the coordinates' own step: no patches/<slide>.h5 states the patch size"
     where = f"patch_size x downsample of {source.parent.name}/{source.name}"
-    if measured is None or measured > 0.95 * stated:
-        return stated, where
-    if measured < _FINEST * stated:
-        raise InputError(
-            f"{path}: neighbouring coordinates are {measured:g} apart where {source} states patches of {stated:g} "
-            "level-0 px; the coordinates are in another unit (grid indices, micrometres): write level-0 px"
-        )
-    return measured, f"the coordinates' own step: patches of {stated:g} px ({where}) overlap"
+    return overlapping_step(path, measured, stated, where)
 
 
 def _stated_size(path: Path) -> float | None:
@@ -100,9 +91,3 @@ def _stated_size(path: Path) -> float | None:
     if found is None or "patch_size" not in found[2]:
         return None
     return float(found[2]["patch_size"]) * float(np.ravel(found[2].get("downsample", 1.0))[0])
-
-
-def holds_coords_only(path: Path) -> bool:
-    """Whether this is a file of ``patches/``: coordinates without features."""
-    found = head(path)
-    return found is not None and "coords" in found[0] and not found[0].intersection(FEATURES)

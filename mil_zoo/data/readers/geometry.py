@@ -12,7 +12,8 @@ from scipy.spatial import cKDTree
 from mil_zoo.errors import InputError
 
 _SAMPLE = 512  # patches whose nearest neighbours are measured
-_SAME = 0.9  # a measured step above this share of the stated one agrees with it
+_SAME = 0.95  # a measured step above this share of the stated one agrees with it
+_FINEST = 1 / 16  # an overlap of 94 %: coordinates that are closer are in another unit
 
 
 def nearest_distances(coords: npt.NDArray[Any], sample: int | None = None) -> npt.NDArray[np.float64]:
@@ -62,8 +63,34 @@ def checked_step(path: Path, coords: npt.NDArray[Any], stated: float, unit: str)
     """
     measured = grid_step(coords)
     if measured is not None and measured < _SAME * stated:
-        raise InputError(
-            f"{path}: neighbouring coordinates are {measured:g} apart where the file states a step of {stated:g} "
-            f"{unit}; the coordinates are in another unit (grid indices, micrometres, another level): write {unit}"
-        )
+        raise _another_unit(path, measured, stated, unit)
     return stated
+
+
+def overlapping_step(path: Path, measured: float | None, size: float, where: str) -> tuple[float, str]:
+    """The step of a grid of patches whose size is stated and whose overlap is not.
+
+    Args:
+        path: the feature file, for messages.
+        measured: what :func:`grid_step` found.
+        size: of a patch, in level-0 pixels.
+        where: what states the size, for messages.
+
+    Returns:
+        The size where neighbours are not closer than it, else their distance; and where it comes from, in words.
+
+    Raises:
+        InputError: neighbours are so close that the coordinates must be in another unit.
+    """
+    if measured is None or measured > _SAME * size:
+        return size, where
+    if measured < _FINEST * size:
+        raise _another_unit(path, measured, size, "level-0 px", where)
+    return measured, f"the coordinates' own step: patches of {size:g} px ({where}) overlap"
+
+
+def _another_unit(path: Path, measured: float, stated: float, unit: str, where: str = "the file") -> InputError:
+    return InputError(
+        f"{path}: neighbouring coordinates are {measured:g} apart where {where} states {stated:g} {unit}; the "
+        f"coordinates are in another unit (grid indices, micrometres, another level): write them in {unit}"
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.readers.base import TableLayout, register_layout
 from mil_zoo.errors import InputError
 
 
@@ -70,6 +71,7 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
             instance_labels=part(instance_labels, i),
             slide_id=str(names[i]),
             patient_id=None if per_bag["patient_id"] is None else str(per_bag["patient_id"][i]),
+            layout="arrays",
         )
         for i in range(num_bags)
     ]
@@ -121,3 +123,31 @@ def _keep_single_labels(arrays: dict[str, Any], least: int) -> dict[str, Any]:
         "bag_label": labels[kept][:, classes].argmax(1),
         "bag_name": names[kept],
     }
+
+
+@register_layout("arrays")
+class Arrays(TableLayout):
+    """A bag table; each file is a dataset of its own."""
+
+    about = "one .npz of all bags: X, bag_ptr, bag_label and more (see the README)"
+    suffixes = (".npz",)
+
+    def matches(self, path: Path) -> bool:
+        """By the names of its arrays."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return {"X.npy", "bag_ptr.npy"}.issubset(archive.namelist())
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    def group(self, path: Path) -> Path:
+        """The file itself."""
+        return path
+
+    def encoder(self, folder: Path) -> str:
+        """The name of the file."""
+        return folder.stem
+
+    def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
+        """Every bag of the table."""
+        return read_table(path)
