@@ -226,7 +226,7 @@ def make_plan(
     for name in suite.models:
         AGGREGATORS.get(name)
     _check_targets(suite)
-    dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout)
+    dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
     if suite.folds == "published":
         if dataset.published_folds is None:
             raise InputError(f"dataset {dataset_name!r} comes without published folds; ask for a number of --folds")

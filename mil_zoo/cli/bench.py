@@ -42,6 +42,7 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--features", metavar="NAME", help="Which features, where the folder holds those of several encoders.")
 @click.option("--layout", metavar="NAME", help="How the files are laid out.  [default: told from what lies there]")
+@click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
 @click.option("--folds", metavar="K|published", help="Parts of the cross-validation, or those that come with the data.")
 @click.option("--repeats", type=int, help="Repetitions of it.")
 @click.option("--seeds", callback=comma_list(int), help="Seeds of each fold, comma-separated.")
@@ -74,6 +75,7 @@ def bench(
     root: Path | None,
     features: str | None,
     layout: str | None,
+    allow_pickle: bool,
     folds: str | None,
     repeats: int | None,
     seeds: list[int] | None,
@@ -116,7 +118,8 @@ def bench(
         grid=parse_grids(grid),
     )
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
-        plans = [make_plan(chosen, name, root, labels, features=features, layout=layout) for name in chosen.datasets]
+        where = {"features": features, "layout": layout, "allow_pickle": allow_pickle}
+        plans = [make_plan(chosen, name, root, labels, **where) for name in chosen.datasets]
     if out is None:
         name = Path(suite or "-".join(plan.dataset.card.name for plan in plans)).stem
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
