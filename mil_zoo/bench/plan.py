@@ -13,8 +13,9 @@ from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.bench.grid import points
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
 from mil_zoo.data.dataset import Dataset, open_dataset
-from mil_zoo.data.slide_files import count_instances, heads
-from mil_zoo.data.splits import Split, kfold, published, split_hash
+from mil_zoo.data.slide_files import count_instances
+from mil_zoo.data.split_schemes import DrawnSplits, draw_splits
+from mil_zoo.data.splits import Split, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
 
@@ -28,6 +29,8 @@ class Suite:
     Attributes:
         datasets: card names or table paths; each is a benchmark of its own.
         models: aggregators to compare.
+        split: how the slides are divided, see ``mil_zoo.data.split_schemes.draw_splits``.
+        allow_leaky_splits: run published splits that share patients between train and test, with a warning.
         folds: number of test parts of the cross-validation, or "published" for those that come with the dataset.
         repeats: repetitions of it.
         seeds: seeds of each fold.
@@ -42,6 +45,8 @@ class Suite:
 
     datasets: list[str]
     models: list[str] = field(default_factory=lambda: ["srmil", "abmil"])
+    split: str = "kfold"
+    allow_leaky_splits: bool = False
     folds: int | Literal["published"] = 5
     repeats: int = 1
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -99,7 +104,12 @@ class Plan:
     suite: Suite
     dataset: Dataset
     models: Sequence[ModelPlan]
-    splits: Sequence[Split]
+    drawn: DrawnSplits
+
+    @property
+    def splits(self) -> Sequence[Split]:
+        """The divisions that the trials run on."""
+        return self.drawn.splits
 
     @property
     def trials(self) -> list[Trial]:
@@ -107,10 +117,6 @@ class Plan:
         return [
             Trial(model, split, seed) for split in self.splits for seed in self.suite.seeds for model in self.models
         ]
-
-    def _unit(self) -> str:
-        known = all(slide.patient_id for slide in heads(self.dataset.bags))
-        return "patient" if known else "slide (patients unknown)"
 
     def settings(self) -> dict[str, Any]:
         """What ``config.yaml`` of the run directory holds: all that the results depend on, as plain values."""
@@ -130,7 +136,7 @@ class Plan:
                 "standardised": card.standardise,
                 "instance_labels": card.instance_labels,
                 **({"mpp": card.mpp} if card.mpp else {}),
-                "warnings": list(card.warnings) + [PERMUTED] * suite.permute_labels,
+                "warnings": [*card.warnings, *self.drawn.warnings, *[PERMUTED] * suite.permute_labels],
             },
             "models": list(suite.models),
             "model_settings": {
@@ -143,9 +149,9 @@ class Plan:
             },
             "selection": {model.label: model.training.selection_rule for model in self.models},
             "split": {
-                "kind": "published folds" if suite.folds == "published" else f"stratified k-fold by {self._unit()}",
+                "kind": self.drawn.kind,
                 "folds": 1 + max(split.fold for split in self.splits),
-                "repeats": suite.repeats,
+                "repeats": 1 + max(split.repeat for split in self.splits),
                 "validation_fraction": suite.validation_fraction,
                 "seed": suite.split_seed,
                 "hash": split_hash(self.splits),
@@ -227,16 +233,17 @@ def make_plan(
         AGGREGATORS.get(name)
     _check_targets(suite)
     dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
-    if suite.folds == "published":
-        if dataset.published_folds is None:
-            raise InputError(f"dataset {dataset_name!r} comes without published folds; ask for a number of --folds")
-        splits = published(
-            dataset.bags, dataset.published_folds, suite.repeats, suite.validation_fraction, suite.split_seed
-        )
-    else:
-        splits = kfold(dataset.bags, suite.folds, suite.repeats, suite.validation_fraction, suite.split_seed)
+    drawn = draw_splits(
+        dataset,
+        suite.split,
+        suite.folds,
+        suite.repeats,
+        suite.validation_fraction,
+        suite.split_seed,
+        suite.allow_leaky_splits,
+    )
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
-    return Plan(suite, dataset, models, splits)
+    return Plan(suite, dataset, models, drawn)
 
 
 def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:

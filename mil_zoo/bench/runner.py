@@ -21,6 +21,7 @@ from mil_zoo.bench.store import RunDirectory
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Standardiser
 from mil_zoo.data.slide_files import labels_of, pick, relabel
+from mil_zoo.data.split_files import splits_csv
 from mil_zoo.data.splits import Split
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
@@ -50,6 +51,7 @@ def run_plan(
     """
     run = RunDirectory(out)
     with run.writing(plan.settings()):
+        run.write_text("splits.csv", splits_csv(plan.splits, plan.dataset.bags))
         done = {row["trial"]: row for row in run.trials() if row["status"] == "ok"}
         parts: tuple[Split, dict[str, Sequence[Bag]]] | None = None
         for trial in plan.trials:

@@ -22,8 +22,9 @@ from mil_zoo.errors import InputError
 class RunDirectory:
     """Reads and writes one run directory.
 
-    Layout: ``config.yaml`` (the settings), ``trials.jsonl`` (one checksummed row a trial, appended atomically),
-    ``trials/<trial>/`` (predictions.csv, epochs.csv, skew.csv, attention.h5, weights.safetensors), tables and figures.
+    Layout: ``config.yaml`` (the settings), ``splits.csv`` (which slide is in which part), ``trials.jsonl`` (one
+    checksummed row a trial, appended atomically), ``trials/<trial>/`` (predictions.csv, epochs.csv, skew.csv,
+    attention.h5, weights.safetensors), tables and figures.
 
     Args:
         path: the directory; it need not exist yet.
@@ -73,6 +74,10 @@ class RunDirectory:
                 )
             self._drop_torn_row()
             yield
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes the file ``name`` of the run as a whole."""
+        _write_atomically(self.path / name, text)
 
     def trials(self) -> list[dict[str, Any]]:
         """The rows of ``trials.jsonl``; of a trial that was repeated after a failure, the last.

@@ -21,6 +21,7 @@ Examples:
   mil-zoo bench --models srmil,abmil
   mil-zoo bench --models srmil,abmil --dataset crchisto --root DATA
   mil-zoo bench --models abmil,mean --dataset bags.npz --folds 5 --epochs 30
+  mil-zoo bench --dataset tcga_nsclc --root DATA --split site --folds 5
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
@@ -43,6 +44,18 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--features", metavar="NAME", help="Which features, where the folder holds those of several encoders.")
 @click.option("--layout", metavar="NAME", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
+@click.option(
+    "--split",
+    metavar="SCHEME|FILE",
+    help="kfold, official, monte-carlo, site (no site on two sides), low-label:50 or low-label:25% (training slides), "
+    "or a split file of CLAM, torchmil or Giga-SSL (FILE:NAME of several).  [default: the suite's, else kfold]",
+)
+@click.option(
+    "--allow-leaky-splits",
+    is_flag=True,
+    default=None,
+    help="Run a published split that shares patients between train and test; every table says so.",
+)
 @click.option("--folds", metavar="K|published", help="Parts of the cross-validation, or those that come with the data.")
 @click.option("--repeats", type=int, help="Repetitions of it.")
 @click.option("--seeds", callback=comma_list(int), help="Seeds of each fold, comma-separated.")
@@ -76,6 +89,8 @@ def bench(
     features: str | None,
     layout: str | None,
     allow_pickle: bool,
+    split: str | None,
+    allow_leaky_splits: bool | None,
     folds: str | None,
     repeats: int | None,
     seeds: list[int] | None,
@@ -108,6 +123,8 @@ def bench(
         suite,
         datasets=datasets,
         models=models,
+        split=split,
+        allow_leaky_splits=allow_leaky_splits,
         folds=_folds(folds),
         repeats=repeats,
         seeds=seeds,

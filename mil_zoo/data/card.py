@@ -28,6 +28,7 @@ class DataCard:
         single_label: the table has several labels a bag (``bag_labels``); keep the bags that have exactly one, and the
             classes with at least this many of them.
         patient_prefix: how many first characters of a slide id name its patient; None where ids do not tell.
+        site_prefix: how many first characters of a slide id name its site (TCGA: 7); None where ids do not tell.
         standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
         mpp: micrometres in a unit of the coordinates, for lesion sizes; None where unknown.
         positive_instance_class: in tables with instance classes, the one that makes a bag positive.
@@ -54,6 +55,7 @@ class DataCard:
     graph: str | None = None
     single_label: int | None = None
     patient_prefix: int | None = None
+    site_prefix: int | None = None
     standardise: bool = False
     mpp: float | None = None
     positive_instance_class: int | None = None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,6 +20,8 @@ from mil_zoo.data.labels import class_indices, class_names, find_labels, labels_
 from mil_zoo.data.readers.base import LAYOUTS, FeatureSet, TableLayout, find_features
 from mil_zoo.data.readers.table import read_published_folds, read_table
 from mil_zoo.data.slide_files import SlideFiles, heads, slide_files
+from mil_zoo.data.split_files import published_split
+from mil_zoo.data.splits import Split, from_masks
 from mil_zoo.errors import InputError, did_you_mean
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -34,13 +34,15 @@ class Dataset:
     Attributes:
         card: what it is.
         bags: one a slide, in the dataset's order.
-        published_folds: bool ``[repeats, folds, bags]``, the test bags of published splits, or None.
+        published_splits: the splits that come with it, without validation parts where none are published; or empty.
+        site_of: the site that each slide comes from; empty where unknown.
         features: the files that the bags are read from; None for bags in memory.
     """
 
     card: DataCard
     bags: Sequence[Bag]
-    published_folds: npt.NDArray[np.bool_] | None = None
+    published_splits: Sequence[Split] = ()
+    site_of: Mapping[str, str] = field(default_factory=dict)
     features: FeatureSet | None = None
 
     @property
@@ -73,8 +75,8 @@ def open_dataset(
         name: see ``mil-zoo datasets``, or a path.
         root: folder that holds the card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
         labels: a csv that replaces the dataset's own labels: slide_id, label (class index or name) and, optionally,
-            patient_id and split (a slide whose split is "test" belongs to the published test part). A folder of slides
-            has its own in ``labels.csv``.
+            patient_id, site, and split (train, val or test of the published split; nothing for none of them). A folder
+            of slides has its own in ``labels.csv``.
         features: which set of features, where the folder holds those of several encoders.
         layout: how the folder is laid out; None to tell it from what lies there.
         allow_pickle: run whatever code a pickle of features holds; only for files of one's own.
@@ -102,7 +104,7 @@ def open_dataset(
     if labels is not None:
         card = replace(card, bags_per_class=None, warnings=[*card.warnings, f"Labels were replaced by {labels}."])
         bags = _relabelled(bags, labels, class_indices(card.classes))
-    return _checked(Dataset(card, bags, folds))
+    return _checked(Dataset(card, bags, () if folds is None else from_masks(folds, bags)))
 
 
 def _open_table(path: Path, labels: Path | None) -> Dataset:
@@ -120,7 +122,8 @@ def _open_table(path: Path, labels: Path | None) -> Dataset:
         graph="feature_knn:8" if bags[0].coords is None else "knn:8",
         instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
     )
-    return Dataset(card, bags, read_published_folds(path))
+    folds = read_published_folds(path)
+    return Dataset(card, bags, () if folds is None else from_masks(folds, bags))
 
 
 def _open_slides(
@@ -147,14 +150,19 @@ def _open_slides(
     if unlabelled:
         note = f"{len(unlabelled)} slides with features have no label and are left out: {', '.join(unlabelled[:3])}"
         card = replace(card, warnings=[*card.warnings, note + (", ..." if len(unlabelled) > 3 else ".")])
-    test = (table["split"] == "test").to_numpy() if "split" in table else np.zeros(0, bool)
     labellers = _labellers(card, folder, table)
     if labellers:
         rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
         card = replace(card, instance_labels=card.instance_labels or rule)
     slides = slide_files(chosen, table, labellers)
     bags = _labelled(read, slides) if tables else slides
-    return Dataset(card, bags, test[None, None] if test.any() else None, features=chosen)
+    site_of = {}
+    if "site" not in table and card.site_prefix:
+        table["site"] = table["slide_id"].str[: card.site_prefix]
+    if "site" in table:
+        stated = table.dropna(subset=["site"])
+        site_of = dict(zip(stated["slide_id"], stated["site"], strict=True))
+    return Dataset(card, bags, published_split(table, path), site_of, features=chosen)
 
 
 def _labellers(card: DataCard, folder: Path, table: pd.DataFrame) -> dict[str, InstanceLabeller]:

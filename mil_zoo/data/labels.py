@@ -12,10 +12,11 @@ from mil_zoo.data.readers.base import slide_name
 from mil_zoo.errors import InputError, did_you_mean
 
 # What the tools in use call these columns (CLAM and TRIDENT: case_id; Giga-SSL: ID; torchmil: bag_name).
-_COLUMNS = {
+COLUMNS = {
     "slide_id": ("slide_id", "slide", "ID", "bag_name"),
     "patient_id": ("patient_id", "case_id", "patient", "case"),
     "split": ("split", "official_split"),
+    "site": ("site", "tissue_source_site", "centre", "center"),
 }
 NEEDS = "it needs the columns slide_id and label, and may have patient_id (or case_id) and split"
 
@@ -29,13 +30,13 @@ def read_labels(path: Path, label_column: str = "label") -> pd.DataFrame:
         label_column: which column is the label.
 
     Returns:
-        Text columns ``slide_id``, ``label`` and, where the file has them, ``patient_id`` and ``split``.
+        Text columns ``slide_id``, ``label`` and, where the file has them, ``patient_id``, ``split`` and ``site``.
 
     Raises:
         InputError: the file is missing, not a csv in UTF-8, lacks a column or a value, or names a slide twice.
     """
     table = read_csv(path)
-    columns = {name: next((c for c in known if c in table), None) for name, known in _COLUMNS.items()}
+    columns = {name: next((c for c in known if c in table), None) for name, known in COLUMNS.items()}
     columns["label"] = label_column if label_column in table else None
     for name in ("slide_id", "label"):
         column = columns[name]
@@ -90,7 +91,7 @@ def _is_label_table(path: Path) -> bool:
         header = set(pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns)
     except (OSError, ValueError):
         return False
-    return "label" in header and bool(header.intersection(_COLUMNS["slide_id"]))
+    return "label" in header and bool(header.intersection(COLUMNS["slide_id"]))
 
 
 def class_names(table: pd.DataFrame) -> list[str]:

@@ -40,7 +40,8 @@ def test_slides_are_read_when_they_are_needed(folder):
     chosen = pick(bags, ["TCGA-01-3", "TCGA-00-0"])
     assert [bag.slide_id for bag in chosen] == ["TCGA-01-3", "TCGA-00-0"]
     assert [bag.label for bag in relabel(chosen, [0, 1])] == [0, 1]
-    assert dataset.published_folds.shape == (1, 1, 24)
+    (split,) = dataset.published_splits
+    assert [len(part) for part in (split.train, split.val, split.test)] == [16, 0, 8]
 
 
 def test_a_bench_on_a_folder_of_slides_with_its_official_split(folder, run_cli):

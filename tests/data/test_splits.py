@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mil_zoo import Bag, InputError
-from mil_zoo.data.splits import Split, check_splits, find_leaks, kfold, published, split_hash
+from mil_zoo.data.splits import Split, check_splits, completed, find_leaks, from_masks, kfold, split_hash
 
 
 def bags(labels, patients=None):
@@ -91,11 +91,53 @@ def test_published_folds_are_used_as_they_are():
     slides, test = bags([0, 1] * 10), np.zeros((2, 2, 20), bool)
     test[0, 0, :10] = test[0, 1, 10:] = test[1, 0, 5:15] = True
     test[1, 1] = ~test[1, 0]
-    splits = published(slides, test, repeats=2)
+    splits = completed(from_masks(test, slides), slides)
     assert [split.test for split in splits] == [
         tuple(slides[i].slide_id for i in np.flatnonzero(test[repeat, fold])) for repeat in (0, 1) for fold in (0, 1)
     ]
-    with pytest.raises(InputError, match="2 repetitions of the folds are published"):
-        published(slides, test, repeats=3)
+    for split in splits:
+        assert sorted(split.train + split.val + split.test) == [bag.slide_id for bag in slides]
     with pytest.raises(InputError, match="of 20 bags, the dataset holds 4"):
-        published(slides[:4], test, repeats=1)
+        from_masks(test, slides[:4])
+
+
+def test_a_leaky_split_runs_only_when_it_is_asked_for_and_validation_stays_apart():
+    patients = [f"p{i // 2}" for i in range(24)]
+    slides = bags([0, 1] * 12, patients)
+    ids = [bag.slide_id for bag in slides]
+    patient_of = dict(zip(ids, patients, strict=True))
+    for val in ((), tuple(ids[1:7])):  # p0 to p3: p0 is in train too, p3 in test
+        train = tuple(slide for slide in ids[:15] if slide not in val)
+        split = Split(0, 0, train, val, tuple(ids[15:]))
+        with pytest.raises(InputError, match=r"in both train and test: p7; .* --allow-leaky-splits"):
+            completed([split], slides)
+        (run,) = completed([split], slides, allow_leaks=True)
+        assert find_leaks(run.train, run.test, patient_of) == ["p7"]
+        assert run.test == split.test
+        assert set(run.val) <= set(val or ids[:14])
+        assert {patient_of[s] for s in run.val}.isdisjoint(patient_of[s] for s in run.train + run.test)
+        if not val:
+            assert sorted(run.train + run.val) == sorted(train)
+
+
+def test_sites_stay_together():
+    rng = np.random.default_rng(0)
+    sites = [f"site{i}" for i in rng.integers(0, 30, 200)]
+    slides = bags([int(site[4:]) % 2 for site in sites], [f"{site}-{i // 2}" for i, site in enumerate(sites)])
+    site_of = {bag.slide_id: site for bag, site in zip(slides, sites, strict=True)}
+    splits = kfold(slides, 5, site_of=site_of)  # every site gave slides of one class
+    assert sorted(slide for split in splits for slide in split.test) == sorted(site_of)
+    for split in splits:
+        sides = [{site_of[slide] for slide in part} for part in (split.train, split.val, split.test)]
+        assert sum(map(len, sides)) == 30
+        assert 0.3 < np.mean([int(site_of[slide][4:]) % 2 for slide in split.test]) < 0.7
+    with pytest.raises(InputError, match="class 0 has 15 sites, fewer than the 16 folds"):
+        kfold(slides, 16, site_of=site_of)
+    with pytest.raises(InputError, match="the site of slide 's000' is unknown"):
+        kfold(slides, 5, site_of={})
+    with pytest.raises(InputError, match="patient 'p' has slides of the sites"):
+        kfold(
+            bags([0, 1] * 10, ["p"] * 2 + [f"q{i}" for i in range(18)]),
+            2,
+            site_of={f"s{i:03d}": f"{i}" for i in range(20)},
+        )

@@ -1,0 +1,202 @@
+"""Ways to split by name, split files of other tools, and what the real published splits share."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mil_zoo import Bag, InputError
+from mil_zoo.data.card import DataCard
+from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.split_files import read_split_file, read_splits, splits_csv
+from mil_zoo.data.split_schemes import draw_splits, low_label, monte_carlo, train_elsewhere
+from mil_zoo.data.splits import Split, kfold, leaks_of, split_hash
+
+PATIENTS = {f"s{i:03d}": f"TCGA-{i // 20:02d}-{i // 2:04d}" for i in range(120)}
+
+
+@pytest.fixture
+def slides():
+    return [
+        Bag(features=torch.zeros(1, 1), label=i // 2 % 2, slide_id=slide, patient_id=patient)
+        for i, (slide, patient) in enumerate(PATIENTS.items())
+    ]
+
+
+@pytest.fixture
+def dataset(slides):
+    card = DataCard("mine", "Mine", "real", "slides", ["a", "b"])
+    return Dataset(card, slides, site_of={slide: f"{int(slide[1:]) % 40 // 2}" for slide in PATIENTS})
+
+
+def test_schemes_by_name(dataset):
+    kinds = {
+        "kfold": "stratified k-fold by patient",
+        "site": "site-preserved k-fold (20 sites)",
+        "monte-carlo": "stratified Monte-Carlo draws by patient, 20 % for test",
+        "low-label:20": "stratified k-fold by patient, 20 training slides",
+        "low-label:25%": "stratified k-fold by patient, 25% of the training slides",
+    }
+    for scheme, kind in kinds.items():
+        drawn = draw_splits(dataset, scheme, folds=4)
+        assert (drawn.kind, len(drawn.splits), drawn.warnings) == (kind, 4, [])
+        assert leaks_of(drawn.splits, PATIENTS) == {}
+    assert len(draw_splits(dataset, "kfold", folds=4, repeats=3).splits) == 12
+
+
+def test_monte_carlo_draws_are_independent(slides):
+    splits = monte_carlo(slides, 6)
+    assert [(split.repeat, split.fold) for split in splits] == [(0, fold) for fold in range(6)]
+    assert all(20 <= len(split.test) <= 28 for split in splits)
+    assert len({split.test for split in splits}) == 6
+    assert set(splits[0].test) & set(splits[1].test)
+
+
+def test_few_labels_leave_the_test_parts_alone(slides):
+    whole = kfold(slides, 4)
+    for labelled in (10, 40):
+        for split, few in zip(whole, low_label(whole, slides, labelled), strict=True):
+            assert few.test == split.test
+            assert set(few.train) <= set(split.train)
+            assert len(few.train) == labelled
+            assert 2 <= len(few.val) <= np.ceil(len(split.val) * labelled / len(split.train)) + 1
+            assert set(few.val) <= set(split.val)
+    shares = [
+        len(few.train) / len(split.train) for split, few in zip(whole, low_label(whole, slides, 0.25), strict=True)
+    ]
+    assert np.allclose(shares, 0.25, atol=0.02)
+    with pytest.raises(InputError, match="at most"):
+        low_label(whole, slides, 500)
+
+
+def test_training_here_and_testing_there(slides):
+    test = [bag.slide_id for bag in slides[80:]]
+    first, second = train_elsewhere(slides, test, repeats=2)
+    assert set(first.test) == set(second.test) == set(test)
+    assert sorted(first.train + first.val) == sorted(second.train + second.val) == sorted(set(PATIENTS) - set(test))
+    assert first.val != second.val
+    with pytest.raises(InputError, match="in both train and test: TCGA-04-0040"):
+        train_elsewhere(slides, test[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scheme": "kfolds"}, "did you mean 'kfold'"),
+        ({"scheme": "low-label"}, "low-label:50"),
+        ({"scheme": "low-label:0"}, "write low-label:50"),
+        ({"scheme": "low-label:200%"}, "write low-label:50"),
+        ({"scheme": "official"}, "comes without published folds"),
+        ({"scheme": "site", "folds": "published"}, "draws its own folds"),
+        ({"scheme": "monte-carlo", "repeats": 2}, "leave --repeats out"),
+        ({"scheme": "none.csv"}, "none.csv: no such file"),
+    ],
+)
+def test_schemes_that_cannot_be_are_refused(dataset, given, message):
+    with pytest.raises(InputError, match=message):
+        draw_splits(dataset, **given)
+
+
+def test_a_dataset_without_sites(dataset, slides):
+    with pytest.raises(InputError, match="add a column 'site'"):
+        draw_splits(Dataset(dataset.card, slides), "site")
+
+
+@pytest.fixture
+def split(slides):
+    return kfold(slides, 4)[0]
+
+
+def columns(**parts):
+    return pd.concat([pd.Series(list(ids), name=name, dtype=str) for name, ids in parts.items()], axis=1)
+
+
+def test_split_files_of_other_tools(tmp_path, dataset, split):
+    """CLAM: splits_<i>.csv with padded columns, and _bool; torchmil: bag_name, split; Giga-SSL: train, test."""
+    clam = tmp_path / "clam"
+    clam.mkdir()
+    columns(train=split.train, val=split.val, test=split.test).to_csv(clam / "splits_10.csv")
+    columns(train=split.test, val=split.val, test=split.train).to_csv(clam / "splits_9.csv")
+    bools = pd.DataFrame({part: [s in getattr(split, part) for s in PATIENTS] for part in ("train", "val", "test")})
+    bools.index = list(PATIENTS)
+    bools.to_csv(clam / "splits_9_bool.csv")
+    first, second = read_splits(str(clam))
+    assert (first.fold, second.fold) == (0, 1)
+    assert (first.test, second.test) == (split.train, split.test)
+    (from_bools,) = read_splits(str(clam / "splits_9_bool.csv"))
+    assert split_hash([from_bools]) == split_hash([split])
+    drawn = draw_splits(dataset, str(clam / "splits_10.csv"))
+    assert (drawn.splits, drawn.kind) == ([split], "read from splits_10.csv")
+
+    rows = [(f"{slide}.svs", part) for part in ("train", "val", "test") for slide in getattr(split, part)]
+    pd.DataFrame(rows, columns=["bag_name", "split"]).to_csv(tmp_path / "splits.csv", index=False)
+    assert read_splits(str(tmp_path / "splits.csv")) == [split]
+
+    columns(train=split.train + split.val, test=split.test).to_csv(tmp_path / "split_0.csv", index=False)
+    (published,) = read_splits(str(tmp_path / "split_0.csv"))
+    assert published.val == ()
+    (run,) = draw_splits(dataset, str(tmp_path / "split_0.csv")).splits
+    assert run.test == split.test
+    assert sorted(run.train + run.val) == sorted(split.train + split.val)
+
+    codes = np.array([[{True: 1}.get(s in split.train, 2 * (s in split.test)) for s in PATIENTS]] * 2, dtype=np.int8)
+    np.savez(
+        tmp_path / "g.npz", slide_id=list(PATIENTS), case_id=list(PATIENTS.values()), split_50=codes, split_x=codes
+    )
+    with pytest.raises(InputError, match=r"holds several splits; choose one, .*g.npz:NAME, of split_50, split_x"):
+        read_splits(str(tmp_path / "g.npz"))
+    with pytest.raises(InputError, match="holds no split 'split_5'; did you mean 'split_50'"):
+        read_splits(f"{tmp_path}/g.npz:split_5")
+    both = read_splits(f"{tmp_path}/g.npz:split_50")
+    assert [(s.fold, s.train, s.val, s.test) for s in both] == [(i, split.train, (), split.test) for i in (0, 1)]
+    assert read_split_file(tmp_path / "g.npz").patient_of == PATIENTS
+
+
+def test_a_run_s_own_splits_come_back_with_their_hash(tmp_path, dataset, slides):
+    splits = kfold(slides, 3, repeats=2)
+    (tmp_path / "splits.csv").write_text(splits_csv(splits, slides))
+    again = draw_splits(dataset, str(tmp_path / "splits.csv")).splits
+    assert split_hash(again) == split_hash(splits)
+    assert read_split_file(tmp_path / "splits.csv").patient_of == PATIENTS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train,test\ns000,s001\nzz,s003\n", "train slide 'zz' is not in the dataset"),
+        ("train,test\ns000,s001\ns001,s003\n", "slide 's001' is in the split twice"),
+        ("train,test\ns000,\ns001,\n", "no test slides"),
+        ("slide_id,split\ns000,train\ns001,tset\n", "no column of train, val and test"),
+        ("a,b\n1,2\n", "is no split file"),
+    ],
+)
+def test_split_files_that_do_not_fit_are_refused(tmp_path, dataset, text, message):
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        draw_splits(dataset, str(tmp_path / "s.csv"))
+
+
+def test_a_leaky_file_is_an_error_and_a_warning_where_it_is_allowed(tmp_path, dataset):
+    ids = list(PATIENTS)
+    columns(train=ids[:61], test=ids[61:]).to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(InputError, match="patients in both train and test: TCGA-03-0030; split by patient"):
+        draw_splits(dataset, str(tmp_path / "s.csv"))
+    drawn = draw_splits(dataset, str(tmp_path / "s.csv"), allow_leaks=True)
+    assert "LEAKY SPLIT" in drawn.warnings[0]
+    assert "(1 in all: TCGA-03-0030)" in drawn.warnings[0]
+
+
+def test_real_published_splits(real_data):
+    """CLAM's rule of a split a column, and Giga-SSL's bundles, as the shared files hold them."""
+    folder = real_data / "labels_splits"
+    lung = read_split_file(folder / "gigassl_lung_splits.npz")
+    assert {name: len(splits) for name, splits in lung.splits.items()} == dict.fromkeys(
+        ("split_100", "split_25p", "split_50", "split_full"), 10
+    )
+    assert all(len(split.train) == 50 for split in lung.splits["split_50"])
+    bracs = read_split_file(folder / "bracs_slides.csv")
+    assert len(bracs.splits["split"][0].train) == 395
+    assert [patients for patients in leaks_of(bracs.splits["split"], bracs.patient_of).values()] == [["67"]]
+    nsclc = read_split_file(folder / "tcga_nsclc_slides.csv.gz")
+    assert leaks_of(nsclc.splits["panther_split"], nsclc.patient_of) == {}
+    assert isinstance(nsclc.splits["zhao_fold0"][0], Split)
