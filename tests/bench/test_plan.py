@@ -85,7 +85,7 @@ def test_suites_by_name_path_and_dataset(tmp_path):
     assert read_suite("classic").datasets == ["musk1", "elephant", "tiger"]
     assert read_suite(datasets=["musk1"]).folds == 5  # no suite of that name: the defaults
     # A suite's own overrides of a model that is not run are no mistake of the user's.
-    assert read_suite(datasets=["crchisto"], models=["mean"]).overrides == {}
+    assert not any("." in key for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
     assert read_suite("demo").overrides == {"abmil.epochs": 40}
     assert read_suite("demo", epochs=2).overrides == {}
     (tmp_path / "mine.yaml").write_text("datasets: [demo]\nfolds: 4\n")
