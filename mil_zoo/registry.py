@@ -100,6 +100,14 @@ def load_entry_points() -> None:
             ) from error
 
 
+def loaded_plugins() -> tuple[Path, ...]:
+    """The plugin files imported so far, for another process to import too."""
+    return tuple(_plugins)
+
+
+_plugins: list[Path] = []
+
+
 def load_plugin(path: str | Path) -> None:
     """Imports a Python file so that its ``@register_...`` decorators run.
 
@@ -132,6 +140,7 @@ def load_plugin(path: str | Path) -> None:
     except Exception as error:
         del sys.modules[name]
         raise InputError(f"plugin {path} failed to import: {type(error).__name__}: {error}") from error
+    _plugins.append(path)
 
 
 def _origin(obj: object) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
-from mil_zoo.data.dataset import Dataset, open_dataset
+from mil_zoo.data.dataset import Dataset, DatasetSource, open_dataset
 from mil_zoo.data.slide_files import count_instances
 from mil_zoo.data.split_schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits import Split, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
+from mil_zoo.train.protocols import PROTOCOLS, model_options
 
 PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
 
@@ -39,6 +40,8 @@ class Suite:
         split_seed: of the shuffles into folds.
         faithfulness: numbers k of most attended instances to remove from, and alone to keep of, every test slide.
         permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
+        threads: CPU threads of a trial. Sums split among more threads differ in their last bits, so this belongs to
+            the plan, and the number of trials that run at a time does not.
         overrides: "model.key" or "key" (for all models) to value.
         grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
     """
@@ -55,6 +58,7 @@ class Suite:
     split_seed: int = 0
     faithfulness: list[int] = field(default_factory=list)
     permute_labels: bool = False
+    threads: int = 1
     overrides: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
 
@@ -99,9 +103,10 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A dataset, its splits, and the trials to run on them."""
+    """A dataset, where it was opened from, its splits, and the trials to run on them."""
 
     suite: Suite
+    source: DatasetSource
     dataset: Dataset
     models: Sequence[ModelPlan]
     drawn: DrawnSplits
@@ -158,6 +163,7 @@ class Plan:
             },
             "seeds": list(suite.seeds),
             "permute_labels": suite.permute_labels,
+            "threads": suite.threads,
             **{name: getattr(suite, name) for name in ("faithfulness", "grid") if getattr(suite, name)},
         }
 
@@ -229,10 +235,13 @@ def make_plan(
         raise InputError("--seeds must name each seed once")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
+    if suite.threads < 1:
+        raise InputError(f"--threads must be at least 1, not {suite.threads}")
     for name in suite.models:
-        AGGREGATORS.get(name)
+        model_options(name)  # an unknown name is told before the data are read
     _check_targets(suite)
     dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
+    source = DatasetSource(dataset_name, root, labels, features, layout, allow_pickle).anywhere()
     drawn = draw_splits(
         dataset,
         suite.split,
@@ -243,7 +252,7 @@ def make_plan(
         suite.allow_leaky_splits,
     )
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
-    return Plan(suite, dataset, models, drawn)
+    return Plan(suite, source, dataset, models, drawn)
 
 
 def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:
@@ -261,8 +270,8 @@ def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[Model
 def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: dict[str, Any]) -> ModelPlan:
     shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
     options, training = dict(shipped.get("options", {})), dict(shipped.get("training", {}))
-    known, fields = aggregator_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
-    own_graph = AGGREGATORS.get(name).graph
+    known, fields = model_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
+    own_graph = _own_graph(name)
     graph = own_graph and (graph or own_graph)
     if suite.epochs is not None:
         training["epochs"] = suite.epochs
@@ -286,7 +295,11 @@ def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: di
 def _known(name: str) -> set[str]:
     """What can be set of an aggregator: its options, training settings, and its graph where it has one."""
     fields = {f.name for f in dataclasses.fields(TrainingConfig)}
-    return fields.union(aggregator_options(name), ["graph"] if AGGREGATORS.get(name).graph else [])
+    return fields.union(model_options(name), ["graph"] if _own_graph(name) else [])
+
+
+def _own_graph(name: str) -> str | None:
+    return None if name in PROTOCOLS else AGGREGATORS.get(name).graph
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

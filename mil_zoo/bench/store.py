@@ -103,19 +103,24 @@ class RunDirectory:
             rows[row["trial"]] = row
         return list(rows.values())
 
+    def staging(self, trial: str) -> Path:
+        """Where the files of a running trial are written; ``add_trial`` gives them their final place."""
+        return self.path / "trials" / f".{trial}.partial"
+
     def add_trial(self, row: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Stores a finished trial: its files first, under their final name only when complete, then its row.
 
         Args:
-            row: JSON values; "trial" names it.
-            write: writes the trial's files into the folder it is given; None for a trial without files.
+            row: JSON values; "trial" names it. The files of one whose "status" is "failed" are dropped.
+            write: writes the trial's files into the folder it is given; None where they lie in ``staging`` already,
+                or there are none.
         """
-        folder = self.path / "trials" / row["trial"]
+        folder, partial = self.path / "trials" / row["trial"], self.staging(row["trial"])
         if write is not None:
-            partial = folder.with_name(f".{folder.name}.partial")
+            write(empty_folder(partial))
+        if row.get("status") == "failed":
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write(partial)
+        elif partial.exists():
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         line = json.dumps({**row, "sha256": _checksum(row)}) + "\n"
@@ -158,6 +163,13 @@ class RunDirectory:
         file = self.path / "trials.jsonl"
         if file.exists() and not (content := file.read_bytes()).endswith(b"\n") and content:
             os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def empty_folder(path: Path) -> Path:
+    """Makes the folder ``path``, without what it held before."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
 
 
 def _checksum(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from rich.markup import escape
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.errors import InputError
 
+EXECUTORS = ("local", "processes")
+
 
 @click.command(
     epilog="""\b
@@ -25,6 +28,7 @@ Examples:
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
+  mil-zoo bench --models srmil,abmil --jobs 8
 Start the same command with the same --out again to continue an interrupted run.
 """
 )
@@ -78,6 +82,13 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Predict test slides again without, and with only, their K most attended instances.",
 )
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
+@click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
+@click.option("--jobs", type=int, help="Trials at a time, each in a process of its own.  [default: 1, in this process]")
+@click.option(
+    "--executor",
+    type=click.Choice(EXECUTORS),
+    help="Where trials run; the tables do not depend on it.  [default: processes with --jobs, else local]",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
 def bench(
@@ -101,6 +112,9 @@ def bench(
     max_instances: int | None,
     faithfulness: list[int] | None,
     permute_labels: bool | None,
+    threads: int | None,
+    jobs: int | None,
+    executor: str | None,
     out: Path | None,
     plugin: tuple[Path, ...],
 ) -> int:
@@ -131,6 +145,7 @@ def bench(
         epochs=epochs,
         faithfulness=faithfulness,
         permute_labels=permute_labels,
+        threads=threads,
         overrides=overrides,
         grid=parse_grids(grid),
     )
@@ -143,7 +158,7 @@ def bench(
     failures = 0
     for plan in plans:
         folder = out if len(plans) == 1 else out / plan.dataset.card.name
-        rows = _run(plan, folder, console)
+        rows = _run(plan, folder, console, _executor(executor, jobs))
         failed = [row for row in rows if row["status"] != "ok"]
         for row in failed:
             console.print(f"[red]failed[/] {row['trial']}: {escape(row['reason'])}", highlight=False)
@@ -151,6 +166,17 @@ def bench(
         with _saved(folder, rows):
             show(folder, console)
     return 1 if failures else 0
+
+
+def _executor(name: str | None, jobs: int | None) -> Any:
+    """The executor asked for; None for this process."""
+    from mil_zoo.bench.executors import Processes
+
+    if name == "local" and jobs not in (None, 1):
+        raise InputError("--executor local runs one trial at a time; leave it out, or --jobs")
+    if name == "processes" or (name is None and jobs not in (None, 1)):
+        return Processes((os.cpu_count() or 1) if jobs is None else jobs)
+    return None
 
 
 def _folds(text: str | None) -> int | str | None:
@@ -174,7 +200,7 @@ def _saved(folder: Path, rows: list[dict[str, Any]]) -> Iterator[None]:
         ) from error
 
 
-def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
+def _run(plan: Any, out: Path, console: Any, executor: Any) -> list[dict[str, Any]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -201,29 +227,31 @@ def _run(plan: Any, out: Path, console: Any) -> list[dict[str, Any]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    epochs = {trial.id: trial.model.training.epochs for trial in plan.trials}
     rows: list[dict[str, Any]] = []
     with Progress(*columns, console=console) as progress:
         # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
-        bars = {
-            model.label: progress.add_task(
-                model.label, total=sum(epochs[trial.id] for trial in plan.trials if trial.model is model)
-            )
-            for model in plan.models
-        }
+        bars, epochs = {}, {}
+        for model in plan.models:
+            epochs[model.label] = {trial.id: 0 for trial in plan.trials if trial.model is model}
+            total = len(epochs[model.label]) * model.training.epochs
+            bars[model.label] = progress.add_task(model.label, total=total)
+
+        def reached(label: str, trial: str, epoch: int) -> None:
+            epochs[label][trial] = epoch
+            progress.update(bars[label], completed=sum(epochs[label].values()))
 
         def on_epoch(trial: Any, row: dict[str, Any]) -> None:
-            progress.update(bars[trial.model.label], advance=1)
+            reached(trial.model.label, trial.id, row["epoch"])
+
+        budgets = {model.label: model.training.epochs for model in plan.models}
 
         def on_result(row: dict[str, Any]) -> None:
             rows.append(row)
-            label = label_of(row)
-            finished = sum(epochs[done["trial"]] for done in rows if label_of(done) == label)
-            progress.update(bars[label], completed=finished)
+            reached(label_of(row), row["trial"], budgets[label_of(row)])
 
         try:
             with _saved(out, rows):
-                run_plan(plan, out, on_epoch=on_epoch, on_result=on_result)
+                run_plan(plan, out, executor=executor, on_epoch=on_epoch, on_result=on_result)
         except KeyboardInterrupt:
             progress.stop()
             console.print(

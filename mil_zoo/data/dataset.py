@@ -58,6 +58,32 @@ class Dataset:
         return len(self.card.classes)
 
 
+@dataclass(frozen=True)
+class DatasetSource:
+    """The arguments of :func:`open_dataset`, to open a dataset again in another process."""
+
+    name: str
+    root: Path | None = None
+    labels: Path | None = None
+    features: str | None = None
+    layout: str | None = None
+    allow_pickle: bool = False
+
+    def anywhere(self) -> DatasetSource:
+        """The same, independent of the working directory and of the environment."""
+        name, root = self.name, self.root
+        if name.endswith(".npz") or Path(name).is_dir():
+            name = str(Path(name).resolve())
+        if root is None and os.environ.get(ROOT_VARIABLE):
+            root = Path(os.environ[ROOT_VARIABLE])
+        return replace(self, name=name, root=root and root.resolve(), labels=self.labels and self.labels.resolve())
+
+    def open(self) -> Dataset:
+        """See :func:`open_dataset`."""
+        how = {"features": self.features, "layout": self.layout, "allow_pickle": self.allow_pickle}
+        return open_dataset(self.name, self.root, self.labels, **how)  # type: ignore[arg-type]
+
+
 def open_dataset(
     name: str,
     root: Path | None = None,

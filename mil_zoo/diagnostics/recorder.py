@@ -26,7 +26,7 @@ class AttentionRecorder:
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, str, str, str, float]] = []
-        self._maps: list[tuple[Bag, dict[str, Any], dict[str, Any]]] = []
+        self._maps: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def record_training(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
         """Adds the curve numbers of a training slide at the end of ``epoch`` (from 1)."""
@@ -60,7 +60,7 @@ class AttentionRecorder:
             "predicted": _predicted(probabilities),
             "patch_size": np.nan if bag.patch_size is None else float(bag.patch_size),
         }
-        self._maps.append((bag, arrays, attributes))
+        self._maps.append((arrays, attributes))
 
     def record_numbers(self, epoch: int, bag: Bag, numbers: Mapping[str, float]) -> None:
         """Adds further numbers of a test slide."""
@@ -78,8 +78,8 @@ class AttentionRecorder:
             writer.writerow(["epoch", "slide_id", "split", "name", "value"])
             writer.writerows((*row[:4], f"{row[4]:.6g}") for row in self._rows)
         with h5py.File(folder / "attention.h5", "w") as file:
-            for bag, arrays, attributes in self._maps:
-                group = file.create_group(quote(bag.slide_id, safe=""))
+            for arrays, attributes in self._maps:
+                group = file.create_group(quote(attributes["slide_id"], safe=""))
                 group.attrs.update(attributes)
                 for name, values in arrays.items():
                     if values is not None:

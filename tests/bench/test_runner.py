@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from mil_zoo import create_aggregator
 from mil_zoo.aggregators.pooling import MeanPooling
 from mil_zoo.bench.plan import make_plan, read_suite
-from mil_zoo.bench.runner import _shuffled, _split_bags, run_plan
+from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.trial import shuffled_labels, split_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.registry import Registry
 from mil_zoo.train.loop import predict
@@ -48,7 +49,7 @@ def test_every_trial_leaves_its_row_and_files(finished):
         row, folder = rows[trial.id], run.path / "trials" / trial.id
         assert row["status"] == "ok"
         names = {path.name for path in folder.iterdir()}
-        expected = {"predictions.csv", "epochs.csv", "weights.safetensors"}
+        expected = {"predictions.csv", "epochs.csv", "weights.safetensors", "standardiser.safetensors"}
         assert names == (expected if trial.model.name == "mean" else expected | {"skew.csv", "attention.h5"})
         predictions = run.predictions(trial.id)
         test = predictions[predictions["split"] == "test"]
@@ -68,7 +69,7 @@ def test_the_saved_weights_give_the_saved_predictions(finished):
     trial = next(trial for trial in plan.trials if trial.model.name == "srmil")
     aggregator = create_aggregator("srmil", 6, 2, **trial.model.options)
     aggregator.load_state_dict(load_file(run.path / "trials" / trial.id / "weights.safetensors"))
-    bags = _split_bags(plan, trial.split)["test"]
+    bags = split_bags(plan.dataset, trial.split)[0]["test"]
     got = [p.tolist() for _, _, p in predict(aggregator, bags, trial.model.graph)]
     predictions = run.predictions(trial.id)
     expected = predictions[predictions["split"] == "test"][["prob_0", "prob_1"]].to_numpy()
@@ -172,7 +173,7 @@ import mil_zoo, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from mil_zoo.bench.plan import make_plan, read_suite
-from mil_zoo.bench.runner import _shuffled, _split_bags, run_plan
+from mil_zoo.bench.runner import run_plan
 from mil_zoo.report.tables import write_tables
 
 table, killed, whole = sys.argv[1:]
@@ -232,7 +233,10 @@ def test_shuffled_labels_are_the_same_ones_and_tell_nothing_of_the_truth():
     rng = np.random.default_rng(0)
     for counts in ([35, 34], [60, 9], [20, 30, 11]):
         labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
-        first, second = _shuffled(labels, np.random.default_rng(1)), _shuffled(labels, np.random.default_rng(2))
+        first, second = (
+            shuffled_labels(labels, np.random.default_rng(1)),
+            shuffled_labels(labels, np.random.default_rng(2)),
+        )
         assert np.bincount(first).tolist() == counts
         assert not np.array_equal(first, second)
         for truth in range(len(counts)):

@@ -1,0 +1,242 @@
+"""One trial as a unit of work: a value that says all there is to do, and the function that does it anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from mil_zoo.bench.plan import Suite, Trial
+from mil_zoo.bench.store import empty_folder
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.dataset import Dataset, DatasetSource, Standardiser
+from mil_zoo.data.slide_files import heads, labels_of, pick, relabel
+from mil_zoo.data.splits import Split
+from mil_zoo.registry import load_plugin
+from mil_zoo.train.metrics import score
+from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
+
+Row = dict[str, Any]
+Parts = dict[str, Sequence[Bag]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial with all that a process needs to run it; it can be pickled.
+
+    Attributes:
+        trial: model, split and seed.
+        source: how to open the dataset.
+        folder: where its files go.
+        suite: whose settings of all trials apply (threads, shuffled labels, faithfulness).
+        plugins: files to import first.
+    """
+
+    trial: Trial
+    source: DatasetSource
+    folder: Path
+    suite: Suite
+    plugins: tuple[Path, ...] = ()
+
+    def row(self, **more: Any) -> Row:
+        """The trial's row of ``trials.jsonl``: what is known before it ran, and ``more``."""
+        split = self.trial.split
+        row = {
+            "trial": self.trial.id,
+            "aggregator": self.trial.model.name,
+            "grid": self.trial.model.grid,
+            "repeat": split.repeat,
+            "fold": split.fold,
+            "seed": self.trial.seed,
+            "status": "ok",
+            "reason": None,
+            "n_train": len(split.train),
+            "n_val": len(split.val),
+            "n_test": len(split.test),
+        }
+        return row | more
+
+    def failed(self, reason: str) -> Row:
+        """The row of a trial that came to nothing."""
+        return self.row(status="failed", reason=reason)
+
+
+class Worker:
+    """Runs trials one after the other and keeps the dataset, and the bags of the last split, for the next.
+
+    Args:
+        source: a dataset that is open already,
+        dataset: and where it came from.
+    """
+
+    def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
+        self._source, self._dataset = source, dataset
+        self._split: Split | None = None
+        self._bags: tuple[Parts, Standardiser | None] | None = None
+
+    def run(self, job: Job, on_epoch: Callable[[Row], None] = lambda row: None) -> Row:
+        """Runs a trial and writes its files into ``job.folder``, which holds nothing else afterwards.
+
+        What an aggregator does wrong makes a failed row without files.
+
+        Args:
+            job: the trial.
+            on_epoch: called with the row of every epoch.
+
+        Returns:
+            The trial's row.
+
+        Raises:
+            OSError: its files could not be written.
+        """
+        try:
+            for plugin in job.plugins:
+                load_plugin(plugin)
+            dataset, (bags, standardiser) = self._open(job)
+            _reset_peak_memory()
+            with _threads(job.suite.threads):
+                result = run_protocol(_context(job, dataset, bags, on_epoch))
+            predictions = _predictions(bags, result)
+            row = job.row(
+                metrics=_score(predictions, "test"),
+                val_metrics=_score(predictions, "val"),
+                epochs=len(result.epochs),
+                selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
+                parameters=result.parameters,
+                seconds_per_epoch=float(np.mean([epoch["seconds"] for epoch in result.epochs])),
+                peak_mem_mib=_peak_memory_mib(),
+            )
+        except Exception as error:  # whatever an aggregator does wrong, the other trials go on
+            return job.failed(f"{type(error).__name__}: {error}")
+        try:
+            _write(empty_folder(job.folder), predictions, result, standardiser)
+        except OSError:
+            raise
+        except Exception as error:  # safetensors and HDF5 have errors of their own for a full disk
+            raise OSError(errno.EIO, str(error)) from error
+        return row
+
+    def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
+        if self._dataset is None or job.source != self._source:
+            self._source, self._dataset, self._bags = job.source, job.source.open(), None
+        if self._bags is None or self._split != job.trial.split:
+            self._split = job.trial.split
+            self._bags = split_bags(self._dataset, self._split, job.suite.permute_labels)
+        return self._dataset, self._bags
+
+
+def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> tuple[Parts, Standardiser | None]:
+    """The bags of "train", "val" and "test", standardised where the card says so, and what standardised them."""
+    parts: Parts = {part: pick(dataset.bags, getattr(split, part)) for part in ("train", "val", "test")}
+    standardiser = None
+    if dataset.card.standardise:
+        standardiser = Standardiser.fit(parts["train"])
+        parts = {part: [standardiser(bag) for bag in bags] for part, bags in parts.items()}
+    if permute_labels:
+        for number, part in enumerate(("train", "val")):
+            rng = np.random.default_rng([number, split.repeat, split.fold])
+            shuffled = shuffled_labels(np.array(labels_of(parts[part])), rng)
+            parts[part] = relabel(parts[part], shuffled.tolist())
+    return parts, standardiser
+
+
+def shuffled_labels(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The same labels in a random order in which each class gets its share of every label.
+
+    Over a few dozen slides a plain shuffle agrees with the truth by chance often enough to look like a leak.
+    """
+    place = np.empty(len(labels))
+    for label in np.unique(labels):  # spread every label evenly over the sequence
+        members = np.flatnonzero(labels == label)
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    shuffled = np.empty_like(labels)
+    shuffled[np.lexsort((rng.random(len(labels)), labels))] = labels[np.argsort(place)]
+    return shuffled
+
+
+def _context(job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], None]) -> TrialContext:
+    model, split, seed = job.trial.model, job.trial.split, job.trial.seed
+    return TrialContext(
+        name=model.name,
+        options=model.options,
+        graph=model.graph,
+        training=model.training,
+        in_dim=dataset.in_dim,
+        num_classes=dataset.num_classes,
+        bags=bags,
+        seed=int(np.random.SeedSequence([seed, split.repeat, split.fold]).generate_state(1)[0]),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        on_epoch=on_epoch,
+        faithfulness=job.suite.faithfulness,
+    )
+
+
+def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
+    rows = []
+    for part, probabilities in result.probabilities.items():
+        for slide, row in zip(heads(bags[part]), probabilities.tolist(), strict=True):
+            known = {
+                "slide_id": slide.slide_id,
+                "patient_id": slide.patient_id or "",
+                "split": part,
+                "label": slide.label,
+            }
+            rows.append(known | {f"prob_{label}": f"{p:.8g}" for label, p in enumerate(row)})
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def _write(folder: Path, predictions: pd.DataFrame, result: TrialResult, standardiser: Standardiser | None) -> None:
+    predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
+    pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
+    result.recorder.write(folder)
+    weights = {name: value.detach().cpu().contiguous() for name, value in result.weights.items()}
+    save_file(weights, folder / "weights.safetensors")
+    if standardiser is not None:
+        save_file({"mean": standardiser.mean, "scale": standardiser.scale}, folder / "standardiser.safetensors")
+
+
+def _score(predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
+    rows = predictions[predictions["split"] == part]
+    probabilities = rows.filter(regex=r"^prob_\d+$").astype(float).to_numpy()
+    scores = score(rows["label"].to_numpy(), probabilities)
+    return {name: None if np.isnan(value) else value for name, value in scores.items()}
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)  # the Numba kernels follow torch
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+
+
+def _peak_memory_mib() -> float:
+    """Peak memory since the reset: of the GPU where one is used, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

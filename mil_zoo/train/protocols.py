@@ -1,0 +1,133 @@
+"""What a trial does with its slides: a protocol. Training an aggregator on labelled bags is the usual one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mil_zoo.aggregators.base import aggregator_options, create_aggregator
+from mil_zoo.data.bag import Bag
+from mil_zoo.diagnostics.faithfulness import faithfulness
+from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
+from mil_zoo.registry import Registry
+from mil_zoo.train.config import TrainingConfig
+from mil_zoo.train.loop import fit, predict
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What a protocol is given.
+
+    Attributes:
+        name: the model's registry key.
+        options: its options.
+        graph: graph spec, or None.
+        training: optimiser, schedule, budget, selection rule.
+        in_dim: feature dimension D.
+        num_classes: number of classes C.
+        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training.
+        seed: of everything random; torch's own generator is seeded with it already.
+        device: where to compute.
+        on_epoch: to be called with the row of every finished epoch.
+        faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    graph: str | None
+    training: TrainingConfig
+    in_dim: int
+    num_classes: int
+    bags: Mapping[str, Sequence[Bag]]
+    seed: int
+    device: str
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
+    faithfulness: Sequence[int] = ()
+
+
+@dataclass
+class TrialResult:
+    """What a protocol gives back.
+
+    Attributes:
+        probabilities: of the classes, for "val" and "test" each float ``[n, C]`` in the order of their bags.
+        epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
+        weights: the ``state_dict`` behind the predictions.
+        parameters: how many numbers were trained.
+        recorder: the attention that was recorded; empty for a model without attention.
+    """
+
+    probabilities: Mapping[str, Tensor]
+    epochs: list[dict[str, Any]]
+    weights: Mapping[str, Tensor]
+    parameters: int
+    recorder: AttentionRecorder = field(default_factory=AttentionRecorder)
+
+
+Protocol = Callable[..., TrialResult]
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+
+
+def register_protocol(name: str) -> Callable[[Protocol], Protocol]:
+    """Decorator: trials of the model called ``name`` run this function instead of :func:`supervised`.
+
+    It is called as ``f(context, **options)``; its keyword parameters are the model's options.
+    """
+    return PROTOCOLS.register(name)
+
+
+def run_protocol(context: TrialContext) -> TrialResult:
+    """Runs the protocol registered under the model's name, else :func:`supervised`."""
+    torch.manual_seed(context.seed)
+    if context.name in PROTOCOLS:
+        return PROTOCOLS.get(context.name)(context, **context.options)
+    return supervised(context)
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """The options of an aggregator or protocol and their defaults."""
+    if name not in PROTOCOLS:
+        return aggregator_options(name)
+    parameters = list(inspect.signature(PROTOCOLS.get(name)).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def supervised(context: TrialContext) -> TrialResult:
+    """Trains an aggregator on the training bags, keeps its best checkpoint on the validation bags, and predicts."""
+    recorder = AttentionRecorder()
+    aggregator = create_aggregator(context.name, context.in_dim, context.num_classes, **context.options)
+    epochs = fit(
+        aggregator,
+        context.bags["train"],
+        context.bags["val"],
+        context.training,
+        graph=context.graph,
+        seed=context.seed,
+        device=context.device,
+        after_epoch=recorder.record_training,
+        on_epoch=context.on_epoch,
+    )
+    selected = next(row["epoch"] for row in epochs if row["selected"])
+    found: dict[str, list[Tensor]] = {"val": [], "test": []}
+    for part, rows in found.items():
+        for bag, output, probabilities in predict(aggregator, context.bags[part], context.graph, context.device):
+            if part == "test":
+                recorder.record_test(selected, bag, output, probabilities)
+                if context.faithfulness and output.attention is not None:
+                    numbers = faithfulness(
+                        bag,
+                        attention_of(output, probabilities),
+                        probabilities,
+                        lambda changed: [p for _, _, p in predict(aggregator, changed, context.graph, context.device)],
+                        context.faithfulness,
+                    )
+                    recorder.record_numbers(selected, bag, numbers)
+            rows.append(probabilities)
+    stacked = {part: torch.stack(rows) for part, rows in found.items()}
+    parameters = sum(parameter.numel() for parameter in aggregator.parameters())
+    return TrialResult(stacked, epochs, aggregator.state_dict(), parameters, recorder)

@@ -1,0 +1,177 @@
+"""Executors: the same bytes wherever trials run, and nothing but an attempt lost when a process dies."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from mil_zoo.bench import executors
+from mil_zoo.bench.executors import Processes
+from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.runner import run_plan
+from mil_zoo.registry import load_plugin
+from mil_zoo.report.tables import write_tables
+
+SAME = ("predictions.csv", "skew.csv", "weights.safetensors", "standardiser.safetensors")
+
+
+def small_plan(table, **given):
+    small = {"folds": 2, "epochs": 2, "models": ["srmil", "abmil"], "overrides": {"srmil.hidden": 8, "srmil.heads": 2}}
+    return make_plan(read_suite(None, **{"datasets": [str(table)]} | small | given), str(table))
+
+
+@pytest.fixture(scope="module")
+def in_process(bag_table, tmp_path_factory):
+    run = run_plan(small_plan(bag_table), tmp_path_factory.mktemp("in_process"))
+    write_tables(run)
+    return run
+
+
+def assert_same_results(run, expected):
+    write_tables(run)
+    for name in ("config.yaml", "table.csv", "skew.csv"):
+        assert (run.path / name).read_bytes() == (expected.path / name).read_bytes(), name
+    for row in expected.trials():
+        for name in SAME:
+            here, there = (which.path / "trials" / row["trial"] / name for which in (run, expected))
+            assert here.read_bytes() == there.read_bytes(), (row["trial"], name)
+
+
+def test_processes_give_the_same_bytes_as_one(bag_table, in_process, tmp_path):
+    started, epochs = [], []
+    run = run_plan(
+        small_plan(bag_table),
+        tmp_path,
+        executor=Processes(2),
+        on_trial=lambda trial: started.append(trial.id),
+        on_epoch=lambda trial, row: epochs.append((trial.id, row["epoch"])),
+    )
+    assert_same_results(run, in_process)
+    assert sorted(started) == sorted(row["trial"] for row in in_process.trials())
+    assert sorted(epochs) == sorted((trial, epoch) for trial in started for epoch in (1, 2))
+    assert not list(run.path.glob("trials/.*"))
+    assert not multiprocessing.active_children()
+
+
+PLUGIN = """
+import os, signal
+from pathlib import Path
+from mil_zoo import register_aggregator
+from mil_zoo.aggregators.pooling import MeanPooling
+
+@register_aggregator("dies_once")
+class DiesOnce(MeanPooling):
+    def losses(self, batch):
+        marker = Path({marker!r})
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().losses(batch)
+
+@register_aggregator("dies_always")
+class DiesAlways(MeanPooling):
+    def losses(self, batch):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_costs_its_attempt_only(bag_table, tmp_path, monkeypatch):
+    plugin = tmp_path / "deadly.py"
+    plugin.write_text(PLUGIN.format(marker=str(tmp_path / "marker")))
+    load_plugin(plugin)
+    monkeypatch.setattr(executors, "ATTEMPTS", 2)
+    plan = small_plan(bag_table, models=["dies_always", "dies_once", "mean"], overrides={})
+    plan = dataclasses.replace(plan, drawn=dataclasses.replace(plan.drawn, splits=plan.splits[:1]))
+    run = run_plan(plan, tmp_path / "run", executor=Processes(1))
+    rows = {row["aggregator"]: row for row in run.trials()}
+    assert [rows[name]["status"] for name in ("dies_once", "mean", "dies_always")] == ["ok", "ok", "failed"]
+    assert "killed (signal 9" in rows["dies_always"]["reason"]
+    assert rows["dies_always"]["reason"].endswith("in 2 attempts")
+    assert not (run.path / "trials" / "dies_always-r0-f0-s0").exists()
+    assert not list(run.path.glob("trials/.*"))
+    plan = dataclasses.replace(plan, models=plan.models[1:2])  # dies_once, which now lives
+    undisturbed = run_plan(plan, tmp_path / "undisturbed")
+    assert undisturbed.predictions("dies_once-r0-f0-s0").equals(run.predictions("dies_once-r0-f0-s0"))
+
+
+SLOW = """
+import time
+from mil_zoo import register_aggregator
+from mil_zoo.aggregators.pooling import MeanPooling
+
+@register_aggregator("slow")
+class Slow(MeanPooling):
+    def losses(self, batch):
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_run_and_what_is_done_is_kept(bag_table, tmp_path, sent):
+    plugin, out = tmp_path / "slow.py", tmp_path / "run"
+    plugin.write_text(SLOW)
+    command = [
+        sys.executable, "-c", "from mil_zoo.cli import main; main()", "bench", "--plugin", plugin,
+        "--dataset", bag_table, "--models", "mean,slow", "--folds", "2", "--epochs", "1",
+        "--jobs", "2", "--out", out,
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        rows = out / "trials.jsonl"
+        deadline = time.monotonic() + 120
+        while not (rows.exists() and rows.read_text().endswith("\n")):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # as a terminal does: to the workers too
+        else:
+            process.kill()
+        output = process.communicate(timeout=60)[0]
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert json.loads(rows.read_text().splitlines()[0])["status"] == "ok"
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"--out {out} continues" in " ".join(output.split())
+        assert "Traceback" not in output
+
+
+def test_a_full_disk_of_a_process_is_one_sentence(bag_table, tmp_path, run_cli):
+    plugin, out = tmp_path / "full.py", tmp_path / "run"
+    plugin.write_text(
+        "import os\nfrom mil_zoo.bench import trial\n"
+        "def full(*_):\n    raise OSError(28, os.strerror(28))\n"
+        "trial.save_file = full\n"
+    )
+    command = ["bench", "--dataset", bag_table, "--models", "mean", "--folds", 2, "--epochs", 1, "--out", out]
+    code = (
+        f"import sys; sys.argv = ['mil-zoo', *{[str(part) for part in command]!r}, '--jobs', '2', "
+        f"'--plugin', {str(plugin)!r}]\nfrom mil_zoo.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "0 finished trials are kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run_cli(*command)[0] == 0  # the same command goes on once there is space
+
+
+def test_impossible_numbers(run_cli, bag_table):
+    for options, message in {
+        ("--jobs", 0): "--jobs must be at least 1",
+        ("--threads", 0): "--threads must be at least 1",
+        ("--jobs", 2, "--executor", "local"): "--executor local runs one trial at a time",
+    }.items():
+        code, _, err = run_cli("bench", "--dataset", bag_table, "--models", "mean", *options)
+        assert code == 2
+        assert message in err
