@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,27 @@ from torch import Tensor, nn
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import CSR, GlobalKey, graph_attention, segment_attention_pool
+from mil_zoo.kernels import (
+    CSR,
+    GlobalKey,
+    dropout_linear,
+    graph_attention,
+    residual_norm_prelu,
+    seeded_dropout,
+    segment_attention_pool,
+)
+
+
+class Packing(NamedTuple):
+    """Copies of rows, some of them masked, as the input of a layer: what stands for each without being made.
+
+    Attributes:
+        index: integer ``[M]``, the row of the given features that row m is, -1 where it is the token.
+        token: ``[D]``.
+    """
+
+    index: Tensor
+    token: Tensor
 
 
 class GATLayer(nn.Module):
@@ -58,89 +78,131 @@ class GATLayer(nn.Module):
         for weight in [self.fc.weight, self.attn_l, self.attn_r] + ([self.res_fc.weight] if self.res_fc else []):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
-    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None, **options: Any) -> Tensor:
         """Patches attending to their neighbours.
 
         Args:
             h: ``[N, in_dim]``.
             graph: N rows.
             rows: int64, the patches whose output is wanted; None for all.
+            **options: see ``_project``.
 
         Returns:
             ``[N or len(rows), H * F]``.
         """
-        h = self.feat_drop(h)
-        if self.heads == 1 and self.head_dim > h.shape[1]:
-            # One wide head: aggregate the narrow inputs and project the sum, at the wanted rows only.
-            scores = h @ torch.cat([self._folded(self.attn_l), self._folded(self.attn_r)], dim=1)  # [N, 2]
-            mixed = graph_attention(
-                h[:, None], scores[:, :1].contiguous(), scores[:, 1:].contiguous(), graph, dropout_p=self._attn_drop
-            )[:, 0]
-            mixed, h = (mixed, h) if rows is None else (mixed.index_select(0, rows), h.index_select(0, rows))
-            return self._finish(self.fc(mixed), h)
-        z, left, right = self._project(h)
+        if self.heads == 1 and self.head_dim > h.shape[1] and not options:
+            return self._narrow(h, graph, rows)
+        z, left, right, residual = self._project(h, **options)
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop).flatten(1)
-        out, h = (out, h) if rows is None else (out.index_select(0, rows), h.index_select(0, rows))
-        return self._finish(out, h)
+        if rows is not None:
+            out = out.index_select(0, rows)
+            residual = None if residual is None else residual.index_select(0, rows)
+        return self._finish(out, residual)
 
     def with_global(
-        self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, bag: Tensor
+        self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, *, skip: int = 0, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
 
         Args:
             h: ``[N, in_dim]`` patches.
-            h_global: ``[B, in_dim]`` global nodes.
+            h_global: ``[B - skip, in_dim]`` global nodes.
             graph: N rows.
             offsets: int64 ``[B + 1]``.
-            bag: int64 ``[N]``, the bag of every patch.
+            skip: how many of the first bags have no global node.
+            **options: see ``_project``.
 
         Returns:
-            patches ``[N, H * F]`` and global nodes ``[B, H * F]``.
+            patches ``[N, H * F]`` and global nodes ``[B - skip, H * F]``.
         """
-        h, h_global = self.feat_drop(h), self.feat_drop(h_global)
-        z, left, right = self._project(h)
-        z_global, left_global, right_global = self._project(h_global)
-        key = GlobalKey(z_global, left_global, bag)
+        z, left, right, residual = self._project(h, **options)
+        z_global, left_global, right_global, residual_global = self._project(h_global, options.get("before"))
+        bag = torch.repeat_interleave(offsets.diff(), output_size=len(z))
+        key = GlobalKey(
+            F.pad(z_global, (0, 0, 0, 0, skip, 0)), F.pad(left_global, (0, 0, skip, 0), value=-torch.inf), bag
+        )
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop, global_key=key)
-        scores = F.leaky_relu(left + right_global.index_select(0, bag), 0.2)
-        pooled, _ = segment_attention_pool(scores, z, offsets, dropout_p=self._attn_drop)
-        return self._finish(out.flatten(1), h), self._finish(pooled.flatten(1), h_global)
+        first = int(offsets[skip])
+        scores = F.leaky_relu(left[first:] + right_global.index_select(0, bag[first:] - skip), 0.2)
+        pooled, _ = segment_attention_pool(scores, z[first:], offsets[skip:] - first, dropout_p=self._attn_drop)
+        return self._finish(out.flatten(1), residual), self._finish(pooled.flatten(1), residual_global)
 
-    def global_only(self, h: Tensor, h_global: Tensor, offsets: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
+    def global_only(self, h: Tensor, h_global: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """The global nodes of ``with_global`` alone: inputs are pooled first, so only pooled rows are projected.
 
         Returns:
             global nodes ``[B, H * F]`` and their attention over the patches ``[N, H]`` (before dropout).
         """
-        h, h_global = self.feat_drop(h), self.feat_drop(h_global)
-        right_global = h_global @ self._folded(self.attn_r)  # [B, H]
-        scores = F.leaky_relu(h @ self._folded(self.attn_l) + right_global.index_select(0, bag), 0.2)
+        h, h_global = seeded_dropout(h, self._feat_drop), seeded_dropout(h_global, self._feat_drop)
+        right_global = h_global @ self._folded(self.attn_r).T  # [B, H]
+        bag = torch.repeat_interleave(offsets.diff(), output_size=len(h))
+        scores = F.leaky_relu(h @ self._folded(self.attn_l).T + right_global.index_select(0, bag), 0.2)
         pooled, attention = segment_attention_pool(scores, h, offsets, dropout_p=self._attn_drop)  # [B, H, in_dim]
-        out = torch.einsum("bhi,hfi->bhf", pooled, self._weight)
-        return self._finish(out.flatten(1), h_global), attention
+        out = torch.einsum("bhi,hfi->bhf", pooled, self._by_head)
+        residual = None if self.res_fc is None else self.res_fc(h_global)
+        return self._finish(out.flatten(1), residual), attention
+
+    def _narrow(self, h: Tensor, graph: CSR, rows: Tensor | None) -> Tensor:
+        """One wide head: aggregates the narrow inputs and projects the sum, at the wanted rows only."""
+        h = seeded_dropout(h, self._feat_drop)
+        left, right = h @ self._folded(self.attn_l).T, h @ self._folded(self.attn_r).T  # [N, 1]
+        mixed = graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0]
+        mixed, h = (mixed, h) if rows is None else (mixed.index_select(0, rows), h.index_select(0, rows))
+        return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
+
+    def _project(
+        self, h: Tensor, before: nn.Linear | None = None, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Everything that reads the input, as one product.
+
+        Args:
+            h: ``[N, in_dim]``.
+            before: a linear map that ``h`` has still to go through; without dropout one product does for both.
+            packing: the M rows that the patches are, where they are not those of ``h`` in order.
+
+        Returns:
+            values ``[M, H, F]``, scores as source and as destination ``[M, H]``, residual ``[M, H * F]`` or None.
+        """
+        weights = [self.fc.weight, self._folded(self.attn_l), self._folded(self.attn_r)]
+        if self.res_fc is not None:
+            weights.append(self.res_fc.weight)
+        index, token = packing or (None, None)
+        through = weights if before is None else [weight @ before.weight for weight in weights]
+        outs = dropout_linear(h, through, index=index, token=token, dropout_p=self._feat_drop)
+        if before is not None:
+            outs = [out + weight @ before.bias for out, weight in zip(outs, weights, strict=True)]
+        z, left, right, *residual = outs
+        return z.view(len(z), self.heads, self.head_dim), left, right, residual[0] if residual else None
+
+    def _finish(self, out: Tensor, residual: Tensor | None) -> Tensor:
+        if isinstance(self.norm, nn.LayerNorm) and isinstance(self.activation, nn.PReLU):
+            norm = self.norm
+            return residual_norm_prelu(
+                out, residual, self.bias, norm.weight, norm.bias, self.activation.weight, eps=norm.eps
+            )
+        out = out + self.bias if residual is None else out + self.bias + residual
+        return self.activation(self.norm(out))
+
+    @property
+    def drops(self) -> bool:
+        """Whether the input is dropped out now."""
+        return self._feat_drop > 0
+
+    @property
+    def _feat_drop(self) -> float:
+        return self.feat_drop.p if self.feat_drop.training else 0.0
 
     @property
     def _attn_drop(self) -> float:
         return self.attn_drop if self.training else 0.0
 
     @property
-    def _weight(self) -> Tensor:
+    def _by_head(self) -> Tensor:
         return self.fc.weight.view(self.heads, self.head_dim, -1)  # [H, F, in_dim]
 
     def _folded(self, vector: Tensor) -> Tensor:
-        """``W^T a`` ``[in_dim, H]``: scores ``<W h, a>`` without the projection ``W h``."""
-        return torch.einsum("hfi,hf->ih", self._weight, vector[0])
-
-    def _project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = self.fc(h).view(len(h), self.heads, self.head_dim)
-        return z, (z * self.attn_l).sum(-1), (z * self.attn_r).sum(-1)
-
-    def _finish(self, out: Tensor, h: Tensor) -> Tensor:
-        out = out + self.bias
-        if self.res_fc is not None:
-            out = out + self.res_fc(h)
-        return self.activation(self.norm(out))
+        """``a^T W`` ``[H, in_dim]``, which maps an input to its scores ``<a, W h>``."""
+        return torch.einsum("hfi,hf->hi", self._by_head, vector[0])
 
 
 class GAT(nn.Module):
@@ -150,11 +212,11 @@ class GAT(nn.Module):
         super().__init__()
         self.gat_layers = nn.ModuleList(layers)
 
-    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None, packing: Packing | None = None) -> Tensor:
         """``[N, in_dim]`` to ``[N or len(rows), out_dim]``; ``rows`` picks rows of the last layer's output."""
         for layer in self.gat_layers[:-1]:
-            h = layer(h, graph)
-        return self.gat_layers[-1](h, graph, rows)
+            h, packing = layer(h, graph, packing=packing), None
+        return self.gat_layers[-1](h, graph, rows, packing=packing)
 
 
 @register_aggregator("srmil")
@@ -254,8 +316,8 @@ class SRMIL(Aggregator):
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``: complete classification; attention ``[ΣN]``, head_attention ``[ΣN, H]``."""
-        reformed = self.reformer(self._needs_graph(batch).features)
-        return self._classify(reformed, batch.graph.csr, batch.offsets, batch.bag_index)
+        graph = self._needs_graph(batch).graph.csr
+        return self._read(*self._first_layer(batch.features, graph, batch.offsets), graph, batch.offsets)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The three paths of a training step.
@@ -267,59 +329,86 @@ class SRMIL(Aggregator):
         Returns:
             "loss", "reconstruction", "ce_masked" and "ce_full", each the mean over the bags of the batch.
         """
-        features, graph = self._needs_graph(batch).features, batch.graph.csr
+        features, graph, n = self._needs_graph(batch).features, batch.graph.csr, batch.num_instances
         rows = self._draw_mask(batch) if mask is None else mask.to(features.device)
-        reformed = self.reformer(features)
-        # The reformer works row by row: all masked rows are its image of the token, the others serve every path.
-        masked = reformed.index_copy(0, rows, self.reformer(self.enc_mask_token).expand(len(rows), -1))
-
-        reconstruction = self._reconstruction_loss(masked, features, rows, graph, batch)
-        both = self._classify(
-            torch.cat([masked, reformed]),
-            CSR.concat([graph, graph]),
-            torch.cat([batch.offsets, batch.offsets[1:] + len(features)]),
-            torch.cat([batch.bag_index, batch.bag_index + len(batch)]),
-        ).logits
-        ce_masked = self.bag_loss(both[: len(batch)], batch.labels)
-        ce_full = self.bag_loss(both[len(batch) :], batch.labels)
+        # The three paths are three graphs of one batch: masked without the global node, masked, and complete.
+        index = torch.arange(n, device=features.device).repeat(3)
+        index[rows] = index[n + rows] = -1
+        ends = batch.offsets[1:]
+        h, h_global = self._first_layer(
+            features, CSR.concat([graph] * 3), torch.cat([batch.offsets, n + ends, 2 * n + ends]), index, len(batch)
+        )
+        alone, both = h.split([n, 2 * n])
+        reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
+        logits = self._read(both, h_global, CSR.concat([graph] * 2), torch.cat([batch.offsets, n + ends])).logits
+        ce_masked, ce_full = (self.bag_loss(part, batch.labels) for part in logits.split(len(batch)))
         classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
         loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction
         return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
 
     def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
         """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
-        reformed = self.reformer(self._needs_graph(batch).features)
-        first, second = self.encoder.gat_layers
-        graph, bag = batch.graph.csr, batch.bag_index
-        h, h_global = first.with_global(reformed, self._global_rows(len(batch)), graph, batch.offsets, bag)
-        return second.with_global(h, h_global, graph, batch.offsets, bag)
+        graph = self._needs_graph(batch).graph.csr
+        h, h_global = self._first_layer(batch.features, graph, batch.offsets)
+        return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
 
-    def reconstruct(self, masked: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """Features ``[len(rows), D]`` reconstructed at the masked ``rows`` from reformed and masked rows ``[N, D]``."""
-        code = self.encoder_to_decoder(self.encoder(masked, graph))
-        code = code.index_copy(0, rows, self.dec_mask_token.expand(len(rows), -1))  # fixed re-mask
-        return self.decoder(code, graph, rows)
+    def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
+        """Features ``[len(rows), D]`` at the masked ``rows`` from the encoder's first layer ``[N, hidden]``."""
+        index = torch.arange(len(h), device=h.device)
+        seen = torch.ones(len(h), dtype=torch.bool, device=h.device)
+        seen[rows] = False
+        seen = seen.nonzero()[:, 0]
+        code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
+        index[seen] = torch.arange(len(seen), device=h.device)
+        index[rows] = -1  # fixed re-mask
+        return self.decoder(code, graph, rows, Packing(index, self.dec_mask_token[0]))
 
-    def _classify(self, reformed: Tensor, graph: CSR, offsets: Tensor, bag: Tensor) -> AggregatorOutput:
+    def _first_layer(
+        self, features: Tensor, graph: CSR, offsets: Tensor, index: Tensor | None = None, skip: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """The reformer and the encoder's first layer.
+
+        Args:
+            features: ``[N, D]``.
+            graph: M rows.
+            offsets: int64 ``[B + 1]``, of the graph's rows.
+            index: int64 ``[M]``, the patch that each row of the graph is, -1 where masked; None for all in order.
+            skip: how many of the first bags have no global node.
+
+        Returns:
+            patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]``, None with the attention readout.
+        """
+        first, bags = self.encoder.gat_layers[0], len(offsets) - 1 - skip
+        tokens = [] if self.readout == "attention" else [self.super_tokens.expand(bags, -1)]
+        if index is None and not first.drops and len(features) > first.fc.out_features:
+            inputs, options = [features, *tokens], {"before": self.reformer[0]}
+        else:
+            # The reformer works row by row: masked rows are its image of the token, the others serve every path.
+            inputs, options = [self.reformer(x) for x in (features, *tokens)], {}
+        if index is not None:
+            options["packing"] = Packing(index, self.reformer(self.enc_mask_token)[0])
         if self.readout == "attention":
-            h = self._head_mean(self.encoder(reformed, graph))  # [N, hidden / heads]
+            return first(*inputs, graph, **options), None
+        return first.with_global(*inputs, graph, offsets, skip=skip, **options)
+
+    def _read(self, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
+        """The encoder's second layer, the readout and the classifier."""
+        second = self.encoder.gat_layers[1]
+        if h_global is None:
+            h = self._head_mean(second(h, graph))  # [N, hidden / heads]
             scores = self.attender(h, graph)  # [N, 1]
             pooled, attention = segment_attention_pool(scores, h, offsets)
             embedding = pooled[:, 0]
             return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
-        first, second = self.encoder.gat_layers
-        h, h_global = first.with_global(reformed, self._global_rows(len(offsets) - 1), graph, offsets, bag)
-        h_global, head_attention = second.global_only(h, h_global, offsets, bag)
+        h_global, head_attention = second.global_only(h, h_global, offsets)
         embedding = self._head_mean(h_global)
         attention = head_attention.mean(1)
         return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=head_attention)
 
-    def _reconstruction_loss(
-        self, masked: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch
-    ) -> Tensor:
+    def _reconstruction_loss(self, h: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
         if len(rows) == 0:
             return features.new_zeros(())
-        error = 1 - F.cosine_similarity(self.reconstruct(masked, rows, graph), features[rows], dim=1)
+        error = 1 - F.cosine_similarity(self.reconstruct(h, rows, graph), features[rows], dim=1)
         bag = batch.bag_index[rows]
         count = torch.bincount(bag, minlength=len(batch)).clamp(min=1)
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
@@ -330,9 +419,6 @@ class SRMIL(Aggregator):
             for start, size in zip(batch.offsets.tolist(), batch.sizes.tolist(), strict=False)
         ]
         return torch.cat(drawn).to(batch.features.device)
-
-    def _global_rows(self, num_bags: int) -> Tensor:
-        return self.reformer(self.super_tokens).expand(num_bags, -1)
 
     def _head_mean(self, h: Tensor) -> Tensor:
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)

@@ -6,9 +6,12 @@ kernels, compiled on first use and kept on disk.
 
 from mil_zoo.kernels.backends import available_backends, backend_status
 from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.dropout_linear import dropout_linear
 from mil_zoo.kernels.graph_attention import GlobalKey, graph_attention
 from mil_zoo.kernels.graph_dot_attention import graph_dot_attention
 from mil_zoo.kernels.relational_gather_gemm import RelationalEdges, relational_gather_gemm
+from mil_zoo.kernels.residual_norm_prelu import residual_norm_prelu
+from mil_zoo.kernels.seeded_dropout import seeded_dropout
 from mil_zoo.kernels.segment_attention_pool import segment_attention_pool
 from mil_zoo.kernels.segment_reduce import segment_reduce
 
@@ -18,9 +21,12 @@ __all__ = [
     "RelationalEdges",
     "available_backends",
     "backend_status",
+    "dropout_linear",
     "graph_attention",
     "graph_dot_attention",
     "relational_gather_gemm",
+    "residual_norm_prelu",
+    "seeded_dropout",
     "segment_attention_pool",
     "segment_reduce",
 ]

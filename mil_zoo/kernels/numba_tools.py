@@ -84,6 +84,20 @@ def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
     return np.searchsorted(work, np.linspace(0, work[-1], 4 * threads + 1))
 
 
+def stripes(width: int) -> np.ndarray:
+    """Splits columns into stripes, whole cache lines wide, that threads may work on; see ``blocks``.
+
+    Returns:
+        int64: where each stripe starts, and the end.
+    """
+    blocks(np.array([0, 0]), 0)  # of no use but for its check of the process
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    bounds = np.linspace(0, width, 4 * threads + 1).astype(np.int64) // 16 * 16
+    bounds[-1] = width
+    return bounds
+
+
 def exp(x):
     """exp for compiled code, to 1e-7 relative; 0 where float32 would be subnormal. Not for large positive x."""
     raise NotImplementedError
@@ -168,6 +182,22 @@ def keep(edges, dropout, counter, scale):
             carry = np.uint32(here < counter[0, e])
             word = _finalise(_finalise(here ^ low) ^ np.uint32(counter[1, e] + carry) ^ high)
             scale[h, e] = kept if word >= threshold else kept - kept
+
+
+@jit()
+def keep_run(first, dropout, scale):
+    """Fills ``scale`` ``[n]`` with what dropout multiplies elements ``first .. first + n - 1`` by."""
+    threshold, low, high, kept = dropout
+    if threshold == 0:
+        for c in range(len(scale)):
+            scale[c] = kept
+        return
+    start, top = np.uint32(np.uint64(first)), np.uint32(np.uint64(first) >> np.uint64(32))
+    for c in range(len(scale)):
+        here = np.uint32(start + np.uint32(c))
+        carry = np.uint32(here < start)
+        word = _finalise(_finalise(here ^ low) ^ np.uint32(top + carry) ^ high)
+        scale[c] = kept if word >= threshold else kept - kept
 
 
 @jit()
