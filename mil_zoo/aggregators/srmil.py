@@ -90,8 +90,9 @@ class GATLayer(nn.Module):
         Returns:
             ``[N or len(rows), H * F]``.
         """
-        if self.heads == 1 and self.head_dim > h.shape[1] and not options:
-            return self._narrow(h, graph, rows)
+        if self.heads == 1 and self.head_dim > h.shape[1] and not options:  # narrower before the projection than after
+            mixed, h = self.mix(h, graph, rows)
+            return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
         z, left, right, residual = self._project(h, **options)
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop).flatten(1)
         if rows is not None:
@@ -142,13 +143,16 @@ class GATLayer(nn.Module):
         residual = None if self.res_fc is None else self.res_fc(h_global)
         return self._finish(out.flatten(1), residual), attention
 
-    def _narrow(self, h: Tensor, graph: CSR, rows: Tensor | None) -> Tensor:
-        """One wide head: aggregates the narrow inputs and projects the sum, at the wanted rows only."""
+    def mix(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """With one head: the attention-weighted sums of the inputs, which are still to be projected by ``fc``.
+
+        Returns:
+            sums ``[N or len(rows), in_dim]``, and the inputs of these rows after dropout.
+        """
         h = seeded_dropout(h, self._feat_drop)
         left, right = h @ self._folded(self.attn_l).T, h @ self._folded(self.attn_r).T  # [N, 1]
         mixed = graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0]
-        mixed, h = (mixed, h) if rows is None else (mixed.index_select(0, rows), h.index_select(0, rows))
-        return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
+        return (mixed, h) if rows is None else (mixed.index_select(0, rows), h.index_select(0, rows))
 
     def _project(
         self, h: Tensor, before: nn.Linear | None = None, packing: Packing | None = None
@@ -163,15 +167,15 @@ class GATLayer(nn.Module):
         Returns:
             values ``[M, H, F]``, scores as source and as destination ``[M, H]``, residual ``[M, H * F]`` or None.
         """
-        weights = [self.fc.weight, self._folded(self.attn_l), self._folded(self.attn_r)]
-        if self.res_fc is not None:
-            weights.append(self.res_fc.weight)
-        index, token = packing or (None, None)
-        through = weights if before is None else [weight @ before.weight for weight in weights]
-        outs = dropout_linear(h, through, index=index, token=token, dropout_p=self._feat_drop)
+        parts = [self.fc.weight, self._folded(self.attn_l), self._folded(self.attn_r)]
+        parts += [] if self.res_fc is None else [self.res_fc.weight]
+        weight, bias, sizes = torch.cat(parts), None, [len(part) for part in parts]
         if before is not None:
-            outs = [out + weight @ before.bias for out, weight in zip(outs, weights, strict=True)]
-        z, left, right, *residual = outs
+            weight, bias = weight @ before.weight, weight @ before.bias
+        index, token = packing or (None, None)
+        z, left, right, *residual = dropout_linear(
+            h, weight, bias, sizes=sizes, index=index, token=token, dropout_p=self._feat_drop
+        )
         return z.view(len(z), self.heads, self.head_dim), left, right, residual[0] if residual else None
 
     def _finish(self, out: Tensor, residual: Tensor | None) -> Tensor:
@@ -206,17 +210,17 @@ class GATLayer(nn.Module):
 
 
 class GAT(nn.Module):
-    """A stack of graph attention layers, applied one after another."""
+    """A stack of graph attention layers."""
 
     def __init__(self, *layers: GATLayer) -> None:
         super().__init__()
         self.gat_layers = nn.ModuleList(layers)
 
-    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """``[N, in_dim]`` to ``[N or len(rows), out_dim]``; ``rows`` picks rows of the last layer's output."""
-        for layer in self.gat_layers[:-1]:
-            h, packing = layer(h, graph, packing=packing), None
-        return self.gat_layers[-1](h, graph, rows, packing=packing)
+    def forward(self, h: Tensor, graph: CSR) -> Tensor:
+        """``[N, in_dim]`` to ``[N, out_dim]``, one layer after another."""
+        for layer in self.gat_layers:
+            h = layer(h, graph)
+        return h
 
 
 @register_aggregator("srmil")
@@ -235,8 +239,11 @@ class SRMIL(Aggregator):
 
     Source: Wu et al., WACV 2026, arXiv 2602.19487; github wwyi1828/SRMIL.
 
-    Deviations: none in the numbers. The reformer runs once on the patches and once on the mask token instead of on
-    every masked copy, the two classification passes run as one batch, and the global node is kept out of the graph.
+    Deviations: none in the numbers, only in the order of work. The three paths are one batch of three graphs whose
+    first layer reads copies of the reformed rows that are never made; values, scores and residual of a layer are one
+    product; the global node is kept out of the graph, and what only it needs is pooled before it is projected; the
+    decoder ends at the masked rows and without the reconstructed features; in eval mode the reformer is folded into
+    the encoder's first product.
 
     Args:
         in_dim: feature dimension D.
@@ -354,14 +361,18 @@ class SRMIL(Aggregator):
 
     def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
         """Features ``[len(rows), D]`` at the masked ``rows`` from the encoder's first layer ``[N, hidden]``."""
-        index = torch.arange(len(h), device=h.device)
-        seen = torch.ones(len(h), dtype=torch.bool, device=h.device)
-        seen[rows] = False
-        seen = seen.nonzero()[:, 0]
+        last = self.decoder.gat_layers[1]
+        return last.fc(self._decode(h, rows, graph)) + last.bias
+
+    def _decode(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
+        """``reconstruct`` up to the last linear map: ``[len(rows), hidden]``."""
+        masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
+        seen = (~masked).nonzero()[:, 0]
         code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
-        index[seen] = torch.arange(len(seen), device=h.device)
-        index[rows] = -1  # fixed re-mask
-        return self.decoder(code, graph, rows, Packing(index, self.dec_mask_token[0]))
+        # Fixed re-mask: of the encoder's output the decoder sees the rows that were not masked.
+        packing = Packing(torch.where(masked, -1, (~masked).cumsum(0) - 1), self.dec_mask_token[0])
+        first, last = self.decoder.gat_layers
+        return last.mix(first(code, graph, packing=packing), graph, rows)[0]
 
     def _first_layer(
         self, features: Tensor, graph: CSR, offsets: Tensor, index: Tensor | None = None, skip: int = 0
@@ -408,7 +419,8 @@ class SRMIL(Aggregator):
     def _reconstruction_loss(self, h: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
         if len(rows) == 0:
             return features.new_zeros(())
-        error = 1 - F.cosine_similarity(self.reconstruct(h, rows, graph), features[rows], dim=1)
+        last = self.decoder.gat_layers[1]
+        error = 1 - _cosine_to_map(self._decode(h, rows, graph), last.fc.weight, last.bias, features[rows])
         bag = batch.bag_index[rows]
         count = torch.bincount(bag, minlength=len(batch)).clamp(min=1)
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
@@ -422,6 +434,26 @@ class SRMIL(Aggregator):
 
     def _head_mean(self, h: Tensor) -> Tensor:
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
+
+
+def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """``cos(W h + b, x)`` of every row without the wide ``W h + b``.
+
+    ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``.
+
+    Args:
+        h: ``[M, hidden]``.
+        weight: ``[D, hidden]``.
+        bias: ``[D]``.
+        x: ``[M, D]``.
+
+    Returns:
+        ``[M]``.
+    """
+    projected = x @ torch.cat([weight, bias[:, None]], dim=1)  # [M, hidden + 1]
+    dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
+    square = (h * (h @ (weight.T @ weight) + 2 * (bias @ weight))).sum(1) + bias @ bias
+    return dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
 
 
 def _check_options(hidden: int, heads: int, mask_rate: float, w_gen: float, w_ce: float, readout: str) -> None:

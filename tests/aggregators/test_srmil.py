@@ -1,5 +1,8 @@
 """SRMIL against values computed with its authors' code, and the pieces that code restructures."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
@@ -8,6 +11,7 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.kernels import CSR
 
 GOLDEN = Golden("srmil")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = {
     "hidden": 32, "heads": 4, "head_hidden": 19, "feat_drop": 0.0, "attn_drop": 0.0, "cls_drop": 0.0,
     "w_gen": 1.3, "w_ce": 0.7, "alpha": 2.0,
@@ -72,6 +76,20 @@ def test_every_loss_term_and_every_gradient():
     assert_gradients(aggregator, GOLDEN, "srmil", **OPTIONS)
 
 
+def test_the_literal_yardstick_of_the_benchmarks_computes_the_same():
+    spec = importlib.util.spec_from_file_location("literal_srmil", BENCHMARKS / "literal_srmil.py")
+    literal_srmil = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(literal_srmil)
+    literal = literal_srmil.LiteralSRMIL(24, 2, **OPTIONS)
+    literal.load_published_state_dict(GOLDEN.parameters)
+    batch = BagBatch.from_bags([golden_bag()], graph="window:2")
+    assert_close(literal(batch).logits.detach(), GOLDEN["logits_eval"], "logits")
+    losses = literal.losses(batch, mask=MASK)
+    losses["loss"].backward()
+    assert_close(losses["loss"].detach(), GOLDEN["loss"], "loss")
+    assert_gradients(literal, GOLDEN, "srmil", **OPTIONS)
+
+
 def test_reconstructed_features():
     aggregator, graph = GOLDEN.create("srmil", **OPTIONS), golden_bag().graph("window:2")
     with torch.no_grad():
@@ -113,6 +131,22 @@ def test_without_masking_both_classifications_agree():
     )
     losses = aggregator.losses(make_batch([30, 20], 8, "window:2"))
     assert_close(losses["ce_masked"].detach(), losses["ce_full"].detach())
+
+
+@pytest.mark.parametrize("drop", ["feat_drop", "attn_drop"])
+def test_the_three_paths_have_masks_of_their_own(drop):
+    rates = {name: 0.0 for name in ("feat_drop", "attn_drop", "cls_drop")} | {drop: 0.3}
+    aggregator, batch = (
+        create_aggregator("srmil", in_dim=8, readout="attention", **rates),
+        make_batch([80], 8, "window:2"),
+    )
+    same_rows, graphs = torch.arange(80).repeat(3), CSR.concat([batch.graph.csr] * 3)
+    offsets = torch.tensor([0, 80, 160, 240])
+    with torch.no_grad():
+        paths = aggregator.train()._first_layer(batch.features, graphs, offsets, same_rows)[0].split(80)
+        assert not any(torch.equal(paths[i], paths[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+        paths = aggregator.eval()._first_layer(batch.features, graphs, offsets, same_rows)[0].split(80)
+        assert torch.equal(paths[0], paths[1])
 
 
 def test_the_passes_have_dropout_of_their_own():

@@ -21,22 +21,26 @@ IMPLEMENTATIONS = {
 
 def dropout_linear(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
     *,
+    sizes: Sequence[int] | None = None,
     index: Tensor | None = None,
     token: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, ...]:
-    """Linear maps of the same dropped-out rows.
+    """A linear map of dropped-out rows, its columns dealt out to several tensors.
 
-    ``h_m = dropout(x[index_m])``, or ``dropout(token)`` where ``index_m`` is -1; the outputs are ``h @ weight^T`` for
-    each weight. A row that is listed twice is dropped out twice, independently.
+    ``h_m = dropout(x[index_m])``, or ``dropout(token)`` where ``index_m`` is -1; the output is ``h @ weight^T + bias``.
+    A row that is listed twice is dropped out twice, independently.
 
     Args:
         x: ``[N, D]`` float.
-        weights: ``[O_i, D]`` each, at least one.
+        weight: ``[O, D]``.
+        bias: ``[O]``, or None.
+        sizes: columns of each output, O in all; None for one output.
         index: integer ``[M]``, rows of ``x``, -1 for the token; None for every row once.
         token: ``[D]``, needed where the index holds -1.
         dropout_p: rate at which entries of h are dropped.
@@ -44,14 +48,18 @@ def dropout_linear(
         backend: "auto", or one of ``available_backends()``.
 
     Returns:
-        ``[M, O_i]`` for each weight.
+        ``[M, size]`` for each size.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, an index out of range, or a backend that cannot run.
     """
     check_tensor("x", x, (None, None))
-    for weight in weights:
-        check_tensor("weight", weight, (None, x.shape[1]), like=x)
+    check_tensor("weight", weight, (None, x.shape[1]), like=x)
+    if bias is not None:
+        check_tensor("bias", bias, (len(weight),), like=x)
+    sizes = [len(weight)] if sizes is None else list(sizes)
+    if sum(sizes) != len(weight):
+        raise InputError(f"sizes must add up to the {len(weight)} rows of weight, not {sum(sizes)}")
     if token is not None:
         check_tensor("token", token, (x.shape[1],), like=x)
     check_dropout(dropout_p)
@@ -60,7 +68,7 @@ def dropout_linear(
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device)
-    return IMPLEMENTATIONS[name](x, tuple(weights), index, token, dropout_p, seed or 0)
+    return IMPLEMENTATIONS[name](x, weight, bias, sizes, index, token, dropout_p, seed or 0)
 
 
 def _check_index(index: Tensor, x: Tensor, token: Tensor | None) -> None:

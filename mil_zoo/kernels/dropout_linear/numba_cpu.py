@@ -9,9 +9,12 @@ Sums over rows are split among threads by columns, so the bits do not depend on 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numba import prange
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels.numba_tools import array, blocks, dropout_key, jit, keep_run, stripes
@@ -19,105 +22,124 @@ from mil_zoo.kernels.numba_tools import array, blocks, dropout_key, jit, keep_ru
 BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
 
 
-def forward(x, weights, index, token, dropout_p, seed):
-    """See ``dropout_linear``. Under autocast the products are taken in its precision, sums stay in float32."""
-    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def forward(x, weight, bias, sizes, index, token, dropout_p, seed):
+    """See ``dropout_linear``. Products are taken in the precision of half-precision inputs, sums in float32."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     index = torch.arange(len(x), dtype=torch.int32) if index is None else index.int()
-    token = None if token is None else token.to(dtype)
-    settings = index, dropout_p, seed, precision or (x.dtype if x.dtype.itemsize < 4 else dtype)
-    outs = _DropoutLinear.apply(x.to(dtype), token, settings, *(weight.to(dtype) for weight in weights))
+    inputs = (None if t is None else t.to(dtype) for t in (x, weight, bias, token))
+    outs = _DropoutLinear.apply(*inputs, _Plan(index, sizes, dropout_p, seed, x.dtype))
     return tuple(out.to(x.dtype) for out in outs)
+
+
+@dataclass
+class _Plan:
+    """What both directions share."""
+
+    index: Tensor
+    sizes: list[int]
+    dropout_p: float
+    seed: int
+    precision: torch.dtype
+
+    def __post_init__(self):
+        self.row_blocks, self.token_blocks = _split(self.index >= 0), _split(self.index < 0)
+
+    def pack(self, rows, x):
+        """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p."""
+        first, last = int(rows[0]), int(rows[-1])
+        if self.dropout_p == 0 and self.index[first] == first and self.index[last] == last == first + len(rows) - 1:
+            return x[first : last + 1]
+        packed = x.new_empty(len(rows), x.shape[1])
+        _pack(_bounds(packed), rows, self.index.numpy(), array(x, x), self.dropout(x), packed.numpy())
+        return packed
+
+    def pack_kept(self, rows, x):
+        """1 where dropout keeps an entry of the rows, else 0."""
+        packed = x.new_empty(len(rows), x.shape[1])
+        _pack_kept(_bounds(packed), rows, self.dropout(x), packed.numpy())
+        return packed
+
+    def unpack(self, rows, flow, grad_x):
+        """Adds the gradient of ``pack(rows, x)`` to that of x."""
+        bounds = stripes(grad_x.shape[1])
+        _unpack(bounds, rows, self.index.numpy(), flow.numpy(), self.dropout(flow), grad_x.numpy())
+
+    def dropout(self, like):
+        key = dropout_key(self.dropout_p, self.seed, array(like, like).dtype)
+        return *key[:3], key[3].dtype.type(1)
+
+    def distribute(self, rows, result, outs):
+        """``outs[i][rows] =`` its columns of ``result`` ``[len(rows), O]``."""
+        order = np.arange(len(rows))
+        for out, columns in zip(outs, result.split(self.sizes, dim=1), strict=True):
+            _copy(_bounds(result), order, columns.numpy(), rows, out.numpy())
+
+    def collect(self, rows, grads, like):
+        """The gradients of all outputs at ``rows``, side by side: ``[len(rows), O]``."""
+        result, order = like.new_empty(len(rows), sum(self.sizes)), np.arange(len(rows))
+        for grad, columns in zip(grads, result.split(self.sizes, dim=1), strict=True):
+            if grad is None:
+                columns.zero_()
+            else:
+                _copy(_bounds(result), rows, grad.numpy(), order, columns.numpy())
+        return result
+
+    def product(self, a, b):
+        return torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
+
+
+def _split(wanted):
+    rows = wanted.nonzero()[:, 0].numpy()
+    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+
+
+def _bounds(matrix):
+    return blocks(np.arange(len(matrix) + 1), matrix.shape[1])
 
 
 class _DropoutLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, token, settings, *weights):
-        weight = torch.cat(weights).div_(1 - settings[1])  # [O, D]
-        outs = tuple(x.new_empty(len(settings[0]), len(w)) for w in weights)
-        plan = _Plan(x, weight, settings)
+    def forward(ctx, x, weight, bias, token, plan):
+        outs = tuple(x.new_empty(len(plan.index), size) for size in plan.sizes)
+        scaled = weight / (1 - plan.dropout_p)
         for rows in plan.row_blocks:
-            _distribute(rows, plan.product(plan.pack(rows), weight.T), outs)
+            _distribute_with(plan, rows, plan.pack(rows, x), scaled, bias, outs)
         for rows in plan.token_blocks:
-            _distribute(rows, plan.product(plan.pack_kept(rows), (weight * token).T), outs)
-        ctx.save_for_backward(x, token, weight)
-        ctx.settings, ctx.sizes = settings, [len(w) for w in weights]
+            _distribute_with(plan, rows, plan.pack_kept(rows, x), scaled * token, bias, outs)
+        ctx.save_for_backward(x, weight, token)
+        ctx.plan, ctx.biased = plan, bias is not None
         ctx.set_materialize_grads(False)
         return outs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        x, token, weight = ctx.saved_tensors
-        plan = _Plan(x, weight, ctx.settings)
+        x, weight, token = ctx.saved_tensors
+        plan, scaled = ctx.plan, weight / (1 - ctx.plan.dropout_p)
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight)
-        for rows in plan.row_blocks:
-            grad = _collect(rows, grads, ctx.sizes, x)
-            grad_weight += plan.product(grad.T, plan.pack(rows))
-            if grad_x is not None:
-                flow = plan.product(grad, weight)
-                _unpack(plan.input_stripes, rows, plan.index, flow.numpy(), plan.dropout, grad_x.numpy())
+        grad_bias = weight.new_zeros(len(weight)) if ctx.biased else None
         grad_token = None if token is None else torch.zeros_like(token)
+        for rows in plan.row_blocks:
+            grad = plan.collect(rows, grads, x)
+            grad_weight += plan.product(grad.T, plan.pack(rows, x))
+            if ctx.biased:
+                grad_bias += grad.sum(0)
+            if grad_x is not None:
+                plan.unpack(rows, plan.product(grad, scaled), grad_x)
         for rows in plan.token_blocks:
-            kept = plan.product(_collect(rows, grads, ctx.sizes, x).T, plan.pack_kept(rows))  # [O, D]
+            grad = plan.collect(rows, grads, x)
+            kept = plan.product(grad.T, plan.pack_kept(rows, x))  # [O, D]
             grad_weight += kept * token
-            grad_token += (kept * weight).sum(0)
-        return grad_x, grad_token, None, *grad_weight.div_(1 - ctx.settings[1]).split(ctx.sizes)
+            grad_token += (kept * scaled).sum(0)
+            if ctx.biased:
+                grad_bias += grad.sum(0)
+        return grad_x, grad_weight.div_(1 - plan.dropout_p), grad_bias, grad_token, None
 
 
-class _Plan:
-    """What both directions need: the rows in blocks, those of ``x`` and those that are the token apart."""
-
-    def __init__(self, x, weight, settings):
-        index, dropout_p, seed, self.precision = settings
-        self.x, self.index, self.dtype = array(x, x), index.numpy(), x.dtype
-        self.dropout = *dropout_key(dropout_p, seed, self.x.dtype)[:3], self.x.dtype.type(1)  # 1 / (1 - p): in weight
-        self.row_blocks, self.token_blocks = _split(self.index >= 0), _split(self.index < 0)
-        self.input_stripes = stripes(x.shape[1])
-
-    def pack(self, rows):
-        """The rows after dropout, ``[len(rows), D]``."""
-        packed = torch.empty(len(rows), self.x.shape[1], dtype=self.dtype)
-        _pack(blocks(np.arange(len(rows) + 1), self.x.shape[1]), rows, self.index, self.x, self.dropout, packed.numpy())
-        return packed
-
-    def pack_kept(self, rows):
-        """1 where dropout keeps an entry of the rows, else 0."""
-        packed = torch.empty(len(rows), self.x.shape[1], dtype=self.dtype)
-        _pack_kept(blocks(np.arange(len(rows) + 1), self.x.shape[1]), rows, self.dropout, packed.numpy())
-        return packed
-
-    def product(self, a, b):
-        with torch.autocast("cpu", enabled=False):
-            return torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
-
-
-def _split(wanted):
-    rows = np.flatnonzero(wanted)
-    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-
-
-def _distribute(rows, result, outs):
-    """``outs[i][rows] =`` its columns of ``result`` ``[len(rows), O]``."""
-    first, bounds = 0, blocks(np.arange(len(rows) + 1), 8 * result.shape[1])
-    for out in outs:
-        _copy(bounds, np.arange(len(rows)), result.numpy()[:, first : first + out.shape[1]], rows, out.numpy())
-        first += out.shape[1]
-
-
-def _collect(rows, grads, sizes, like):
-    """The gradients of all outputs at ``rows``, side by side: ``[len(rows), O]``."""
-    result = like.new_empty(len(rows), sum(sizes))
-    first, bounds = 0, blocks(np.arange(len(rows) + 1), 8 * sum(sizes))
-    for grad, size in zip(grads, sizes, strict=True):
-        columns = result.numpy()[:, first : first + size]
-        if grad is None:
-            columns[:] = 0
-        else:
-            _copy(bounds, rows, grad.numpy(), np.arange(len(rows)), columns)
-        first += size
-    return result
+def _distribute_with(plan, rows, packed, weight, bias, outs):
+    result = plan.product(packed, weight.T)
+    plan.distribute(rows, result if bias is None else result.add_(bias), outs)
 
 
 @jit(parallel=True)

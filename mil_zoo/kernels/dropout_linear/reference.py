@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from mil_zoo.kernels.dropout import dropout_scale
 
 
-def forward(x, weights, index, token, dropout_p, seed):
-    """See ``dropout_linear``. Returns one ``[M, O_i]`` a weight."""
+def forward(x, weight, bias, sizes, index, token, dropout_p, seed):
+    """See ``dropout_linear``. Returns one ``[M, size]`` a size."""
     h = x
     if index is not None:
         h = x.index_select(0, index.clamp(min=0)) if len(x) else x.new_zeros(len(index), x.shape[1])
@@ -17,4 +17,4 @@ def forward(x, weights, index, token, dropout_p, seed):
             h = torch.where((index < 0)[:, None], token, h)
     if dropout_p > 0:
         h = h * dropout_scale(h.numel(), dropout_p, seed, h.device, h.dtype).view_as(h)
-    return tuple(F.linear(h, weight) for weight in weights)
+    return F.linear(h, weight, bias).split(sizes, dim=1)

@@ -1,0 +1,149 @@
+"""The ops that make up a layer (dropout_linear, seeded_dropout, residual_norm_prelu) against the float64 reference."""
+
+import importlib
+
+import pytest
+import torch
+
+from mil_zoo import InputError
+from mil_zoo.kernels import dropout_linear, residual_norm_prelu, seeded_dropout
+from mil_zoo.kernels.dropout import dropout_scale
+
+BACKENDS = ["reference", "numba"]
+DTYPES = [torch.float32, torch.float64]
+
+
+def draw(*shape, seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def outputs_and_gradients(function, inputs):
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = [draw(*out.shape, seed=100 + i, dtype=out.dtype).detach() for i, out in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, grads)]
+
+
+def assert_close(got, expected, dtype):
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        error = (a.double() - b.double()).abs().max() / b.abs().max().clamp(min=1)
+        assert error < tolerance, f"tensor {i} differs by {error:.2g}"
+
+
+def packed_index(n):
+    """Three copies of n rows, about two thirds of the first two the token."""
+    index = torch.arange(n).repeat(3)
+    index[: 2 * n][torch.rand(2 * n, generator=torch.Generator().manual_seed(n)) < 0.67] = -1
+    return index
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(("n", "packed"), [(1, True), (63, True), (1500, True), (3000, False)])
+def test_dropout_linear(n, packed, dropout_p, dtype, backend):
+    dim, index = 21, packed_index(n) if packed else None
+
+    def inputs(dtype):
+        shapes = [(n, dim), (12, dim), (12,)] + [(dim,)] * packed
+        return [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+
+    def run(backend):
+        def function(x, weight, bias, token=None):
+            options = {"sizes": (7, 1, 4), "index": index, "token": token, "dropout_p": dropout_p, "seed": 3}
+            return dropout_linear(x, weight, bias, **options, backend=backend)
+
+        return function
+
+    expected = outputs_and_gradients(run("reference"), inputs(torch.float64))
+    assert_close(outputs_and_gradients(run(backend), inputs(dtype)), expected, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_without_a_gradient_and_features_that_need_none(backend):
+    x, weight, token = (draw(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate([(9, 5), (6, 5), (5,)]))
+    first, _ = dropout_linear(x.detach(), weight, sizes=(2, 4), index=packed_index(9), token=token, backend=backend)
+    first.sum().backward()
+    assert weight.grad[2:].eq(0).all()
+    assert weight.grad[:2].ne(0).all()
+    assert token.grad.ne(0).all()
+
+
+def test_every_copy_of_a_row_is_dropped_out_on_its_own():
+    x, weight = torch.ones(1, 400), torch.eye(400)
+    (out,) = dropout_linear(x, weight, index=torch.zeros(2, dtype=torch.int64), dropout_p=0.5, seed=1)
+    both = (out != 0).all(0).float().mean()
+    assert 0.15 < both < 0.35  # a quarter; 5 standard deviations: 0.11
+    assert out.flatten().equal(dropout_scale(800, 0.5, 1, out.device, out.dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 63, 1500])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_residual_norm_prelu(n, with_residual, dtype, backend):
+    def inputs(dtype):
+        shapes = [(n, 37), (37,), (37,), (37,), (1,)] + [(n, 37)] * with_residual
+        return [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+
+    def run(backend):
+        return lambda x, *vectors: residual_norm_prelu(x, (vectors[4:] or (None,))[0], *vectors[:4], backend=backend)
+
+    expected = outputs_and_gradients(run("reference"), inputs(torch.float64))
+    assert_close(outputs_and_gradients(run(backend), inputs(dtype)), expected, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_seeded_dropout(dtype, backend):
+    x = draw(700, 9, seed=0, dtype=dtype)
+    out, grad = outputs_and_gradients(lambda x: seeded_dropout(x, 0.3, seed=5, backend=backend), [x])
+    scale = dropout_scale(6300, 0.3, 5, x.device, dtype).view_as(x)
+    assert out.equal(x * scale)
+    assert grad.equal(draw(700, 9, seed=100, dtype=dtype) * scale)
+    assert seeded_dropout(x, 0.0, backend=backend) is x
+    torch.manual_seed(0)
+    first = seeded_dropout(x, 0.3, backend=backend)
+    assert not first.equal(seeded_dropout(x, 0.3, backend=backend))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_does_not_change_a_bit(threads, monkeypatch):
+    tools = importlib.import_module("mil_zoo.kernels.numba_tools")
+    monkeypatch.setattr(tools, "GRAIN", 1)  # or so little work would get one thread
+    x, vectors = draw(1500, 33, seed=0, dtype=torch.float32), [draw(33, seed=i, dtype=torch.float32) for i in (1, 2, 3)]
+    slope, before = draw(1, seed=4, dtype=torch.float32), torch.get_num_threads()
+
+    def run():
+        normed = outputs_and_gradients(
+            lambda x, *v: residual_norm_prelu(x, x * 2, *v, backend="numba"), [x, *vectors, slope]
+        )
+        return normed + outputs_and_gradients(lambda x: seeded_dropout(x, 0.2, seed=1, backend="numba"), [x])
+
+    expected = run()
+    torch.set_num_threads(threads)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bad_arguments_are_named():
+    x, weight, token = torch.ones(4, 3), torch.ones(5, 3), torch.ones(3)
+    for options, message in [
+        ({"sizes": (2, 2)}, "add up to the 5 rows"),
+        ({"index": torch.tensor([0, -1])}, r"index must lie in 0..3, not -1..0"),
+        ({"index": torch.tensor([0, 4]), "token": token}, r"index must lie in -1..3, not 0..4"),
+        ({"index": torch.tensor([0.0])}, "index must be integer"),
+        ({"dropout_p": 1.0}, "dropout_p"),
+        ({"token": torch.ones(2)}, r"token must have shape \[3\]"),
+        ({"backend": "dgl"}, "no 'dgl' backend"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            dropout_linear(x, weight, **options)
+    with pytest.raises(InputError, match=r"residual must have shape \[4, 3\]"):
+        residual_norm_prelu(x, torch.ones(3, 3), token, token, token, torch.ones(1))
+    with pytest.raises(InputError, match="first argument"):
+        residual_norm_prelu(x, x.double(), token, token, token, torch.ones(1))
