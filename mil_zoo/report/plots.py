@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mil_zoo.report.results import dataset_title, finished, skew_of_test_slides, trials_by_aggregator
-from mil_zoo.report.tables import METRICS, comparison_table
+from mil_zoo.report.results import METRICS, dataset_title, finished, skew_of_test_slides, trials_by_aggregator
+from mil_zoo.report.tables import comparison_table
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory

@@ -6,11 +6,15 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+
+from mil_zoo.bench.stats import TestSet
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory
 
+METRICS = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC", "f1": "F1"}
 _KINDS = {
     "real": "real slides",
     "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
@@ -52,6 +56,36 @@ def label_of(trial: dict[str, Any]) -> str:
 def finished(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The trials that did not fail."""
     return [trial for trial in trials if trial["status"] == "ok"]
+
+
+def values_by_split(ok: list[dict[str, Any]], metric: str) -> dict[tuple[int, int], float]:
+    """A metric on the test slides by (repeat, fold), seeds averaged; splits where it is undefined are absent."""
+    by_split = defaultdict(list)
+    for trial in ok:
+        if trial["metrics"][metric] is not None:
+            by_split[trial["repeat"], trial["fold"]].append(trial["metrics"][metric])
+    return {split: float(np.mean(by_split[split])) for split in sorted(by_split)}
+
+
+def test_sets(run: RunDirectory, ok: list[dict[str, Any]]) -> dict[tuple[int, int], TestSet]:
+    """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
+
+    Where patients are unknown, each slide is one of its own. Trials without files are left out.
+    """
+    by_split = defaultdict(list)
+    for trial in sorted(ok, key=lambda trial: trial["seed"]):
+        if (run.path / "trials" / trial["trial"]).is_dir():
+            rows = run.predictions(trial["trial"])
+            rows = rows[rows["split"] == "test"].sort_values("slide_id")
+            by_split[trial["repeat"], trial["fold"]].append(rows)
+    sets = {}
+    for split, tables in sorted(by_split.items()):
+        first = tables[0]
+        probabilities = [table.filter(regex=r"^prob_\d+$").to_numpy(dtype=float) for table in tables]
+        patients = first["patient_id"].fillna("").where(lambda ids: ids != "", first["slide_id"])
+        labels = first["label"].to_numpy(dtype=np.int64)
+        sets[split] = TestSet(labels, np.stack(probabilities), patients.to_numpy(dtype=str))
+    return sets
 
 
 def skew_of_test_slides(skew: pd.DataFrame) -> pd.DataFrame:
@@ -133,13 +167,17 @@ def dataset_title(run: RunDirectory) -> str:
 def _interval_note(trials: list[dict[str, Any]]) -> str:
     splits = {(trial["repeat"], trial["fold"]) for trial in trials}
     seeds = {trial["seed"] for trial in trials}
+    boot = " Bootstrap (patients drawn again within classes, percentiles): the training is taken as it was."
     start = "Mean ± standard deviation [95 % interval] of test metrics over "
-    end = " Corrected resampled t interval (Nadeau & Bengio 2003), not clipped to [0, 1]."
+    end = (
+        " Corrected resampled t interval (Nadeau & Bengio 2003), shown within [0, 1], where metrics lie; table.csv "
+        "holds it uncut."
+    )
     if len(splits) > 1:
         return f"{start}{len(splits)} test folds{', seeds averaged within a fold' * (len(seeds) > 1)}.{end}"
     if len(seeds) > 1:
-        return f"{start}{len(seeds)} seeds of one split: it tells of the training, not of the choice of slides.{end}"
-    return "Test metrics of one trial a model: no spread and no interval can be given."
+        return f"{start}{len(seeds)} seeds of one split; the interval is over the choice of test patients.{boot}"
+    return f"Test metrics of one trial a model; the interval is over the choice of test patients.{boot}"
 
 
 def _sentence(text: str) -> str:

@@ -94,6 +94,7 @@ def fabricate(
 
     def write(row, folder):
         _write_epochs(folder, epochs, rng)
+        _write_predictions(folder, row["aggregator"], row["fold"], slides)
         _write_attention(folder, MODELS[row["aggregator"]], row["fold"], epochs, slides, side, labels, nuclei)
 
     rows = []
@@ -123,6 +124,18 @@ def _write_epochs(folder, epochs, rng):
         "selected": [0] * (epochs - 1) + [1],
     }
     pd.DataFrame(table).to_csv(folder / "epochs.csv", index=False)
+
+
+def _write_predictions(folder, model, fold, slides):
+    rng = np.random.default_rng([fold, list(MODELS).index(model)])
+    rows = []
+    for i, split in itertools.product(range(slides), ("val", "test")):
+        # A probability on the side of the class that is predicted, see _write_attention.
+        positive = rng.uniform(0.5, 1) if i % 2 and i != 1 else rng.uniform(0, 0.5)
+        name = f"slide/{100 * (fold + 1) + i if split == 'test' else 50 + i}"
+        rows.append((name, f"patient {i // 2}", split, i % 2, 1 - positive, positive))
+    columns = ["slide_id", "patient_id", "split", "label", "prob_0", "prob_1"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "predictions.csv", index=False)
 
 
 def _write_attention(folder, shape, fold, epochs, slides, side, labels, nuclei):

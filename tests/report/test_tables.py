@@ -8,7 +8,8 @@ import yaml
 from rich.console import Console
 
 from mil_zoo.report.results import notes, trials_by_aggregator
-from mil_zoo.report.tables import comparison_table, rich_table, table_skew, write_tables
+from mil_zoo.report.skew_table import table_skew
+from mil_zoo.report.tables import comparison_table, rich_table, write_tables
 
 FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty", metrics=None)
 
@@ -59,11 +60,11 @@ def test_seeds_of_a_single_split_are_the_values(write):
     assert any("3 seeds of one split" in note for note in notes(run))
 
 
-def test_one_trial_has_no_interval(write):
+def test_one_trial_without_files_has_no_interval(write):
     run = write.run([write.row("abmil", metrics=metrics(0.9))], ["abmil"])
     write_tables(run)
     assert "| abmil | 0.900 | 0.800 |" in read(run, "table.md")
-    assert any("no interval" in note for note in notes(run))
+    assert any("the interval is over the choice of test patients" in note for note in notes(run))
 
 
 def test_an_undefined_metric_is_left_out_and_said(write):
@@ -106,7 +107,8 @@ def test_latex_escapes_and_stays_a_table(write):
     write_tables(run)
     latex = read(run, "table.tex")
     assert r"clam\_sb & 0.900 $\pm$ 0.100 & " in latex
-    assert " & [0.55, 1.25] & " in latex
+    assert " & [0.55, 1.00] & " in latex  # where metrics lie; table.csv says 1.25
+    assert "1.25" in read(run, "table.csv")
     assert r"Demo\_slides \& 100 \% noise" in latex
     warning = r"50 \% of \{A\} \& B\_1 \# \$x\$ \textasciitilde{} \textasciicircum{} \textbackslash{}end."
     assert warning + r"\par" in latex
@@ -156,7 +158,8 @@ def printed(run):
 def test_the_same_results_give_the_same_bytes(make_run):
     run = make_run(models=("abmil", "srmil", "mean"))
     first = {path.name: path.read_bytes() for path in write_tables(run)}
-    assert set(first) == {"table.csv", "cost.csv", "table.md", "table.tex", "skew.csv", "skew.md"}
+    tables = {"table.csv", "cost.csv", "table.md", "table.tex", "comparisons.csv", "comparisons.md"}
+    assert set(first) == tables | {"diagnostics.csv", "skew.csv", "skew.md"}
     rows = (run.path / "trials.jsonl").read_text().splitlines()
     (run.path / "trials.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
     assert {path.name: path.read_bytes() for path in write_tables(run)} == first
@@ -184,6 +187,8 @@ def test_skew_table_by_hand(write):
         folder = run.path / "trials" / f"srmil-r0-f{fold}-s0"
         folder.mkdir(parents=True)
         (folder / "skew.csv").write_text("\n".join(lines) + "\n")
+        slides = "slide_id,patient_id,split,label,prob_0,prob_1\n007,,test,1,0.2,0.8\n8,,test,0,0.7,0.3\n"
+        (folder / "predictions.csv").write_text(slides)
     (row,) = table_skew(run).to_dict("records")
     assert (row["aggregator"], row["slides"], row["heads"], row["positive_slides"]) == ("srmil", 4, 2, 2)
     assert row["max_attention_median"] == pytest.approx(0.2)
@@ -192,7 +197,14 @@ def test_skew_table_by_hand(write):
     assert row["n_x_max_q3"] == pytest.approx(3)
     assert row["mass_ratio_median"] == 3
     write_tables(run)
-    assert "| srmil | 4 | 2 | 2 | 10 [10, 10] | 0.2 [0.1, 0.3] | 2 [1, 3] | 0.4 [0.3, 0.5] |" in read(run, "skew.md")
+    assert "| srmil | 4 | 2 | 10 [10, 10] | 0.2 [0.1, 0.3] | 2 [1, 3] | 0.4 [0.3, 0.5] |" in read(run, "skew.md")
+    assert "| srmil | 2 | 3 [3, 3] | 0.75 [0.75, 0.75] |" in read(run, "skew.md")
+    tidy = pd.read_csv(run.path / "diagnostics.csv", dtype={"slide_id": str})
+    assert list(tidy) == ["aggregator", "repeat", "fold", "seed", "epoch", "slide_id", "name", "value"]
+    row = tidy[(tidy["fold"] == 1) & (tidy["slide_id"] == "007") & (tidy["name"] == "head_max_1")]
+    assert row.to_dict("records") == [
+        dict(aggregator="srmil", repeat=0, fold=1, seed=0, epoch=2, slide_id="007", name="head_max_1", value=0.4)
+    ]
 
 
 def test_without_attention_there_is_no_skew_table(make_run):
@@ -200,10 +212,12 @@ def test_without_attention_there_is_no_skew_table(make_run):
     assert [path.name for path in write_tables(run)] == ["table.csv", "cost.csv", "table.md", "table.tex"]
 
 
-def test_without_instance_labels_alignment_is_a_dash(make_run):
+def test_without_instance_labels_there_is_no_alignment(make_run):
     run = make_run(models=("abmil",), labels=False)
     write_tables(run)
-    assert read(run, "skew.md").splitlines()[2].endswith("| - | - |")
+    assert "Entropy" in read(run, "skew.md")
+    assert "Mass ratio |" not in read(run, "skew.md")
+    assert table_skew(run)["mass_ratio_median"].isna().all()
 
 
 def test_notes_name_a_model_once_where_its_variants_agree(write):

@@ -1,0 +1,119 @@
+"""Paired comparisons of a run, what is bold because of them, and diagnostics over several slides and seeds."""
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from mil_zoo.bench.stats import corrected_t_test, delong_test, holm
+from mil_zoo.report.comparisons import best, comparisons
+from mil_zoo.report.pooled import diagnostics_table
+from mil_zoo.report.results import finished, test_sets, trials_by_aggregator
+from mil_zoo.report.skew_table import table_skew
+from mil_zoo.report.tables import comparison_table, write_tables
+
+sets_of = test_sets
+del test_sets  # pytest would collect it
+
+
+def row(write, model, fold, value, **changes):
+    scores = {"accuracy": value, "balanced_accuracy": value, "auc": value, "f1": value}
+    return write.row(model, fold, metrics=scores, **changes)
+
+
+def test_folds_are_compared_by_the_corrected_t_test(write):
+    values = {"abmil": [0.9, 0.92, 0.95, 0.91], "mean": [0.6, 0.61, 0.66, 0.62], "max": [0.88, 0.93, 0.94, 0.92]}
+    run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
+    pairs = comparisons(run)
+    auc = pairs[pairs["metric"] == "auc"].reset_index(drop=True)
+    assert list(zip(auc["a"], auc["b"], strict=True)) == [("abmil", "mean"), ("abmil", "max"), ("mean", "max")]
+    summary, p = corrected_t_test([0.3, 0.31, 0.29, 0.29], 60, 20)
+    assert auc.loc[0, ["difference", "low", "high", "p"]].tolist() == pytest.approx(
+        [summary.mean, summary.low, summary.high, p]
+    )
+    assert auc["p_holm"].tolist() == pytest.approx(holm(auc["p"]))
+    assert set(auc["test"]) == {"corrected t"}
+    marked = best(comparison_table(run), pairs)
+    assert marked["auc"] == {"abmil", "max"}
+    write_tables(run)
+    table = (run.path / "table.md").read_text()
+    assert "| abmil | **0.920** ± " in table
+    assert "| max | **0.917** ± " in table
+    assert "| mean | 0.623 ± " in table
+    assert "Bold: the best mean" in table
+    assert r"abmil & \textbf{0.920} $\pm$ " in (run.path / "table.tex").read_text()
+    assert "| AUC | abmil | mean | 0.298 [" in (run.path / "comparisons.md").read_text()
+
+
+def test_nothing_is_bold_without_a_difference(write):
+    values = {"abmil": [0.9, 0.7, 0.8], "mean": [0.8, 0.75, 0.7]}
+    run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
+    assert best(comparison_table(run), comparisons(run)) == {}
+    write_tables(run)
+    assert "**" not in (run.path / "table.md").read_text()
+    assert "Nothing is bold" in (run.path / "table.md").read_text()
+
+
+def test_a_single_split_is_compared_on_its_slides(make_run):
+    run = make_run(models=("abmil", "srmil"), folds=1, slides=12)
+    groups = {label: finished(trials) for label, trials in trials_by_aggregator(run).items()}
+    a, b = (list(sets_of(run, trials).values()) for trials in groups.values())
+    pairs = comparisons(run).set_index("metric")
+    assert pairs.loc["auc", "p"] == delong_test(a, b).p
+    assert (pairs.loc["auc", "test"], pairs.loc["accuracy", "test"]) == ("DeLong", "permutation")
+    assert pairs.loc["accuracy", "p"] == 1  # both err on the same slide
+    assert np.isnan(pairs.loc["f1", "p"])
+    table = comparison_table(run)
+    assert (table["accuracy_boot_low"] < 11 / 12).all()
+    write_tables(run)
+    shown = (run.path / "table.md").read_text().splitlines()[2]
+    low, high = table.loc[0, ["accuracy_boot_low", "accuracy_boot_high"]]
+    assert f"[{low:.2f}, {high:.2f}]" in shown
+
+
+def test_test_sets_keep_seeds_patients_and_slides(make_run):
+    run = make_run(models=("abmil",), folds=2, slides=6)
+    (trials,) = trials_by_aggregator(run).values()
+    sets = sets_of(run, trials)
+    assert list(sets) == [(0, 0), (0, 1)]
+    part = sets[0, 1]
+    assert part.probabilities.shape == (1, 6, 2)
+    assert part.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert part.patients.tolist() == ["patient 0", "patient 0", "patient 1", "patient 1", "patient 2", "patient 2"]
+
+
+def test_diagnostics_over_slides_and_seeds(make_run):
+    run = make_run(models=("abmil", "srmil"), folds=1, slides=6)
+    original = run.path / "trials" / "abmil-r0-f0-s0"
+    again = next(row for row in run.trials() if row["aggregator"] == "abmil") | {"seed": 1, "trial": "abmil-r0-f0-s1"}
+
+    def write(folder):
+        for path in original.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        with h5py.File(folder / "attention.h5", "a") as file:
+            for group in file.values():
+                group["attention"][:] = group["attention"][:][::-1]
+
+    run.add_trial(again, write)
+    numbers = diagnostics_table(run)
+    froc = numbers[numbers["name"] == "attention_froc"]
+    assert len(froc) == 3
+    assert froc["value"].between(0, 1).all()
+    single = numbers[(numbers["name"].str.startswith("attention_froc_")) & (numbers["aggregator"] == "srmil")]
+    assert single["value"].mean() == pytest.approx(froc[froc["aggregator"] == "srmil"]["value"].item())
+    agreement = numbers[numbers["name"] == "seed_spearman"]
+    assert set(agreement["aggregator"]) == {"abmil"}
+    assert len(agreement) == 6
+    assert agreement["seed"].isna().all()
+    table = table_skew(run, numbers).set_index("aggregator")
+    assert table.loc["abmil", "seed_spearman_median"] == pytest.approx(agreement["value"].median())
+    assert np.isnan(table.loc["srmil", "seed_spearman_median"])
+    write_tables(run)
+    text = (run.path / "skew.md").read_text()
+    for title in ("Attention FROC", "Spearman across seeds"):
+        assert title in text
+    assert len(pd.read_csv(run.path / "diagnostics.csv")) == len(numbers)
+
+
+def test_nuclei_have_no_froc(make_run):
+    assert not diagnostics_table(make_run(models=("abmil",), nuclei=True))["name"].str.contains("froc").any()
