@@ -181,3 +181,17 @@ def test_torch_keeps_its_threads_and_a_forked_process_gets_an_error():
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_gradients_of_nearly_flat_attention_keep_their_digits():
+    """They are differences of nearly equal numbers: what a value adds to the loss less what the mean adds."""
+    generator, offsets = torch.Generator().manual_seed(0), torch.tensor([0, 3, 40])
+    scores, values = (torch.randn(40, width, generator=generator) for width in (1, 6))
+
+    def gradient(dtype, backend):
+        inputs = (1e-2 * scores).to(dtype).requires_grad_()
+        pooled, _ = segment_attention_pool(inputs, (1 + 1e-3 * values).to(dtype), offsets, backend=backend)
+        return torch.autograd.grad(pooled.sum(), inputs)[0]
+
+    expected = gradient(torch.float64, "reference")
+    assert (gradient(torch.float32, "numba") - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -51,7 +51,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
         _attention(bounds, starts, scores_, lse[bag], dropout, attention, weight)
         pooled = torch.from_numpy(segment_weighted_sum(weight, array(values, values), offsets_))
         attention = torch.from_numpy(attention)
-        ctx.save_for_backward(values, pooled, attention)
+        ctx.save_for_backward(values, attention)
         ctx.offsets, ctx.dropout = offsets_, dropout
         ctx.set_materialize_grads(False)
         return pooled, attention
@@ -59,26 +59,24 @@ class _SegmentAttentionPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_pooled, grad_attention):
-        values, pooled, attention = ctx.saved_tensors
+        values, attention = ctx.saved_tensors
         attention_, heads = array(attention, attention), attention.shape[1]
         if grad_pooled is None:
-            grad_pooled = torch.zeros_like(pooled)
-        # The mean of the weights' gradients under the weights, without a pass over the values.
-        delta = array((grad_pooled * pooled).sum(2), pooled)
-        if grad_attention is not None:
-            product = array((attention * grad_attention)[:, :, None], attention)
-            delta = delta + segment_weighted_sum(np.ones_like(attention_), product, ctx.offsets)[:, :, 0]
+            grad_pooled = values.new_zeros(len(ctx.offsets) - 1, heads, values.shape[2])
         starts, first = pieces(ctx.offsets)
         bag = np.repeat(np.arange(len(ctx.offsets) - 1), np.diff(first))
-        grad_scores = np.empty_like(attention_)
+        grad_weights = np.empty_like(attention_)
         grad_values = torch.empty_like(values) if ctx.needs_input_grad[1] else None
         grad_values_ = array(grad_values, values, 0, *values.shape[1:])
+        sums = np.zeros((2, len(bag), heads))
         _backward(
             blocks(starts, heads * values.shape[2]), starts, bag, attention_, array(values, values),
-            array(grad_pooled, pooled), delta, array(grad_attention, attention, 0, heads), ctx.dropout, grad_scores,
-            grad_values_,
+            array(grad_pooled, attention), array(grad_attention, attention, 0, heads), ctx.dropout, grad_weights,
+            grad_values_, sums,
         )  # fmt: skip
-        return torch.from_numpy(grad_scores), grad_values, None, None, None
+        product, total = np.add.reduceat(sums, first[:-1], axis=1)
+        _centre(blocks(starts, heads), starts, bag, attention_, product / total, grad_weights)
+        return torch.from_numpy(grad_weights), grad_values, None, None, None
 
 
 @jit(parallel=True)
@@ -131,21 +129,21 @@ def _piece_attention(start, end, scores, lse, dropout, attention, weight):
 
 @jit(parallel=True)
 def _backward(
-    bounds, starts, bag, attention, values, grad_pooled, delta, grad_attention, dropout, grad_scores, grad_values
+    bounds, starts, bag, attention, values, grad_pooled, grad_attention, dropout, grad_weights, grad_values, sums
 ):  # fmt: skip
     for block in prange(len(bounds) - 1):
         for p in range(bounds[block], bounds[block + 1]):
-            b = bag[p]
             _piece_backward(
-                starts[p], starts[p + 1], attention, values, grad_pooled[b], delta[b], grad_attention, dropout,
-                grad_scores, grad_values,
+                starts[p], starts[p + 1], attention, values, grad_pooled[bag[p]], grad_attention, dropout,
+                grad_weights, grad_values, sums[:, p],
             )  # fmt: skip
 
 
 @jit()
 def _piece_backward(
-    start, end, attention, values, grad_pooled, delta, grad_attention, dropout, grad_scores, grad_values
+    start, end, attention, values, grad_pooled, grad_attention, dropout, grad_weights, grad_values, sums
 ):  # fmt: skip
+    """Gradients of the weights and values, and in float64 ``sums`` of (weight times its gradient, weight)."""
     heads, width = grad_pooled.shape
     rows = np.arange(start, end)
     flow, scale = np.empty((heads, len(rows)), attention.dtype), np.ones((heads, len(rows)), attention.dtype)
@@ -156,7 +154,9 @@ def _piece_backward(
             gradient = flow[k, n - start] * scale[k, n - start]
             if len(grad_attention):
                 gradient += grad_attention[n, k]
-            grad_scores[n, k] = attention[n, k] * (gradient - delta[k])
+            grad_weights[n, k] = gradient
+            sums[0, k] += np.float64(attention[n, k]) * np.float64(gradient)
+            sums[1, k] += attention[n, k]
     if len(grad_values) == 0:
         return
     for n in range(start, end):
@@ -165,3 +165,17 @@ def _piece_backward(
             weight, t = attention[n, k] * scale[k, n - start], 0 if grad_values.shape[1] == 1 else k
             for f in range(width):
                 grad_values[n, t, f] += weight * grad_pooled[k, f]
+
+
+@jit(parallel=True)
+def _centre(bounds, starts, bag, attention, mean, gradient):
+    """Gradients of weights to those of scores, ``a (g - mean)``, in place.
+
+    The mean is that of the very gradients it is taken from: where these hardly differ within a bag, as its attention
+    goes flat, one computed by another way would leave its rounding in every score.
+    """
+    for block in prange(len(bounds) - 1):
+        for p in range(bounds[block], bounds[block + 1]):
+            for n in range(starts[p], starts[p + 1]):
+                for k in range(attention.shape[1]):
+                    gradient[n, k] = attention[n, k] * (gradient[n, k] - mean[bag[p], k])
