@@ -6,12 +6,14 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mil_zoo.aggregators.published import flat_state_dict, read_checkpoint
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
@@ -67,6 +69,8 @@ class Aggregator(nn.Module):
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
+        published_renames: regular expressions and replacements that turn the authors' parameter names into those here.
+        published_unused: regular expressions of the names that the authors carry and do not use.
 
     Args:
         in_dim: feature dimension D.
@@ -114,31 +118,59 @@ class Aggregator(nn.Module):
             loss = loss * self.class_weights[labels]
         return loss.mean()
 
+    @classmethod
+    def loads_published(cls) -> bool:
+        """Whether there is an authors' implementation, whose weights then load."""
+        return cls.paper is not None and cls.paper.code is not None
+
+    def load_published(self, path: str | Path) -> None:
+        """Loads a checkpoint file of the authors' own implementation.
+
+        Args:
+            path: a ``.safetensors`` file, or one that ``torch.save`` wrote (read with ``weights_only=True``).
+
+        Raises:
+            InputError: the file cannot be read, or as :meth:`load_published_state_dict`.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            self.load_published_state_dict(checkpoint)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
     def load_published_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads the ``state_dict`` of the authors' own implementation (tensors or arrays by the authors' names).
 
-        Names are mapped, those the authors carry but do not use are dropped. It assigns tensors only, so gradients
-        keyed by the same names can be loaded in the same way.
+        Names are mapped, those the authors carry but do not use are dropped; :func:`.published.flat_state_dict` says
+        which wrappings are undone first. It assigns tensors only, so gradients keyed by the same names can be loaded
+        in the same way.
 
         Raises:
-            InputError: a name without a place here, a place without a name, or a shape that differs.
+            InputError: a name without a place here, a place without a name, a shape that differs, or two different
+                tensors for one place.
         """
+        if not self.loads_published():
+            raise InputError(f"no authors' implementation is known for {type(self).__name__}; use load_state_dict")
         mine = self.state_dict()
-        renamed = {}
-        for name, value in state_dict.items():
+        renamed: dict[str, Tensor] = {}
+        for name, value in flat_state_dict(state_dict).items():
             if any(re.fullmatch(pattern, name) for pattern in self.published_unused):
                 continue
             ours = name
             for pattern, replacement in self.published_renames:
                 ours = re.sub(pattern, replacement, ours)
             if ours not in mine:
-                raise InputError(f"{type(self).__name__} has no place for {name!r} of the published weights")
+                raise InputError(
+                    f"{type(self).__name__} with these options has no place for {name!r} of the published weights"
+                )
             value = torch.as_tensor(value)
             if value.shape != mine[ours].shape:
                 raise InputError(
                     f"{name!r} of the published weights has shape {list(value.shape)}, here {list(mine[ours].shape)}; "
                     "create the aggregator with the same options"
                 )
+            if ours in renamed and not torch.equal(renamed[ours], value):
+                raise InputError(f"the published weights hold two different tensors for {ours}, one as {name!r}")
             renamed[ours] = value
         missing = sorted(set(mine) - set(renamed))
         if missing:

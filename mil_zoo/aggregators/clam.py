@@ -41,6 +41,7 @@ class _CLAM(Aggregator):
         (r"^attention_net\.[23]\.attention_b\.0\.", "attention.U."),
         (r"^attention_net\.[23]\.attention_c\.", "attention.w."),
     )
+    published_unused = (r"instance_loss_fn\..*",)  # constants of their smooth SVM loss
 
     def __init__(
         self,

@@ -29,7 +29,9 @@ class DSMIL(Aggregator):
 
     Deviations: ``probabilities`` is the softmax of the bag logits; the authors take a sigmoid of each and a threshold
     of its own for each class. ``dropout`` also acts without a value layer (``passing_v=False``), where theirs is
-    ignored. ``num_classes=1`` is the authors' setting for positive against negative slides.
+    ignored. ``num_classes=1`` is the authors' setting for positive against negative slides. Weights from the first
+    version of their repository, whose values had a layer without ReLU, would load with ``nonlinear=False,
+    passing_v=True`` and mean something else here.
 
     Args:
         in_dim: feature dimension D.
@@ -47,11 +49,12 @@ class DSMIL(Aggregator):
         "https://github.com/binli123/dsmil-wsi",
     )
     published_renames = (
-        (r"^i_classifier\.fc\.0\.", "instance_classifier."),
+        (r"^i_classifier\.fc\.(0\.)?", "instance_classifier."),
         (r"^b_classifier\.q\.", "query."),
         (r"^b_classifier\.v\.", "value."),
         (r"^b_classifier\.fcc\.", "bag_classifier."),
     )
+    published_unused = (r"i_classifier\.feature_extractor\..*",)  # the patch encoder of end-to-end checkpoints
 
     def __init__(
         self,

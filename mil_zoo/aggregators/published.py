@@ -1,0 +1,78 @@
+"""Reads the checkpoint files of the authors' repositories."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mil_zoo.errors import InputError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Under these names training scripts store a state dict beside an epoch, an optimiser and the like."""
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """The content of a checkpoint file, without running any code that it may hold.
+
+    Args:
+        path: a ``.safetensors`` file, or one that ``torch.save`` wrote.
+
+    Raises:
+        InputError: the file is missing, is neither, or holds Python objects other than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is not a safetensors file ({error}); get it again") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, ...: whatever the bytes provoke
+        if "weights_only" in str(error).lower():
+            raise InputError(
+                f"{path} holds Python objects beside its tensors and loading those would run code; where you trust "
+                "it, save its state dict alone, with the authors' code at hand"
+            ) from error
+        raise InputError(f"{path} is not a checkpoint that torch.save wrote; get it again") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__} where a state dict was expected")
+    return content
+
+
+def flat_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a checkpoint by the names that the authors' model gives them.
+
+    - A state dict stored under "state_dict", "model_state_dict" or "model" is taken, and what is beside it is not
+      (PyTorch Lightning in TransMIL and ILRA, ACMIL, WiKG).
+    - State dicts of several modules are joined: ``{"attention": {"w": ...}}`` gives "attention.w" (DTFD-MIL).
+    - "module", which DataParallel puts into names, and a "model." in front of every name, which is the attribute of a
+      Lightning module, are removed.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), Mapping):
+            checkpoint = checkpoint[wrapper]
+            break
+    flat = {re.sub(r"(^|\.)module(?=\.)", "", name).lstrip("."): value for name, value in _joined(checkpoint)}
+    if flat and all(name.startswith("model.") for name in flat):
+        flat = {name.removeprefix("model."): value for name, value in flat.items()}
+    return flat
+
+
+def _joined(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            pairs += [(f"{name}.{inner}", tensor) for inner, tensor in _joined(value)]
+        else:
+            pairs.append((str(name), value))
+    return pairs
