@@ -14,8 +14,8 @@ from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
 
-CROSS_REGIONS, CROSS_HEADS = 8, 8
-"""Regions a side and heads of the cross-region layer: the authors' code fixes them whatever ``region_num`` is."""
+CROSS_REGIONS = 8
+"""Regions a side of the cross-region layer: the authors' code fixes them whatever ``region_num`` is."""
 
 
 class Regions:
@@ -111,14 +111,15 @@ class CrossRegionLayer(nn.Module):
 
     Args:
         dim: width.
+        heads: attention heads.
         prototypes: k.
         proj_drop: dropout rate of the attention's output.
     """
 
-    def __init__(self, dim: int, prototypes: int, proj_drop: float) -> None:
+    def __init__(self, dim: int, heads: int, prototypes: int, proj_drop: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.attn = SelfAttention(dim, CROSS_HEADS, proj_drop)
+        self.attn = SelfAttention(dim, heads, proj_drop)
         self.phi = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(dim, prototypes), a=math.sqrt(5)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,8 +148,8 @@ class RRT(Aggregator):
 
     Deviations: none in the numbers. The bias of the EPEG kernel is not created: a constant on all logits of a softmax
     has no effect. Kept as it is in the authors' code: empty cells of the grid are zeros that take part in the
-    attention, and the cross-region layer has 8 x 8 regions and 8 heads whatever the options say (in bags of up to 64
-    instances its regions hold one cell and it adds nothing).
+    attention, and the cross-region layer has 8 x 8 regions whatever ``region_num`` says (in bags of up to 64 instances
+    its regions hold one cell and it adds nothing).
 
     Args:
         in_dim: feature dimension D.
@@ -158,6 +159,8 @@ class RRT(Aggregator):
         region_num: regions a side.
         epeg_k: length of the EPEG kernel; odd.
         crmsa_k: prototypes of a region.
+        crmsa_heads: heads of the attention between regions.
+        all_shortcut: add the projected instances to the re-embedded ones (the authors' commands do for some datasets).
         pool_act: "relu" (default of the authors' code) or "tanh" (their training commands) in the pooling.
         dropout: rate after the projection.
         proj_drop: rate of the output of both attentions.
@@ -194,15 +197,18 @@ class RRT(Aggregator):
         region_num: int = 8,
         epeg_k: int = 15,
         crmsa_k: int = 3,
+        crmsa_heads: int = 8,
+        all_shortcut: bool = False,
         pool_act: Literal["relu", "tanh"] = "relu",
         dropout: float = 0.25,
         proj_drop: float = 0.1,
     ) -> None:
         super().__init__(in_dim, num_classes)
-        _check_options(embed_dim, n_heads, region_num, epeg_k, crmsa_k, pool_act)
+        _check_options(embed_dim, n_heads, crmsa_heads, region_num, epeg_k, crmsa_k, pool_act)
+        self.all_shortcut = all_shortcut
         self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
         self.region = RegionLayer(embed_dim, n_heads, region_num, epeg_k, proj_drop)
-        self.cross = CrossRegionLayer(embed_dim, crmsa_k, proj_drop)
+        self.cross = CrossRegionLayer(embed_dim, crmsa_heads, crmsa_k, proj_drop)
         self.norm = nn.LayerNorm(embed_dim)
         activation = nn.ReLU() if pool_act == "relu" else nn.Tanh()
         self.pool = nn.Sequential(nn.Linear(embed_dim, 128, bias=False), activation, nn.Linear(128, 1, bias=False))
@@ -217,18 +223,20 @@ class RRT(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
         h = self.embed(batch.features)
         # Bag by bag: each has a grid, and so regions, of its own size.
-        h = self.norm(torch.cat([self.cross(self.region(bag)) for bag in h.split(batch.sizes.tolist())]))
+        re_embedded = torch.cat([self.cross(self.region(bag)) for bag in h.split(batch.sizes.tolist())])
+        h = self.norm(re_embedded + h if self.all_shortcut else re_embedded)
         scores = self.pool(h)  # [ΣN, 1]
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
 
 
-def _check_options(embed_dim: int, n_heads: int, region_num: int, epeg_k: int, crmsa_k: int, pool_act: str) -> None:
-    if n_heads < 1 or embed_dim % n_heads or embed_dim % CROSS_HEADS:
+def _check_options(
+    embed_dim: int, n_heads: int, crmsa_heads: int, region_num: int, epeg_k: int, crmsa_k: int, pool_act: str
+) -> None:
+    if n_heads < 1 or crmsa_heads < 1 or embed_dim % n_heads or embed_dim % crmsa_heads:
         raise InputError(
-            f"rrt: embed_dim ({embed_dim}) must be a multiple of n_heads ({n_heads}) and of {CROSS_HEADS}, the heads "
-            "of the cross-region layer"
+            f"rrt: embed_dim ({embed_dim}) must be a multiple of n_heads ({n_heads}) and of crmsa_heads ({crmsa_heads})"
         )
     if epeg_k < 1 or epeg_k % 2 == 0:
         raise InputError(f"rrt: epeg_k must be odd and positive, not {epeg_k}")

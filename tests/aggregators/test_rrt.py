@@ -1,7 +1,7 @@
 """RRT against values computed with its authors' code, and both attentions against the formulas written out.
 
-The golden slide has 37 instances: its cross-region layer has one cell a region and adds nothing, so that layer is
-checked by the formulas alone.
+The 37 instances of the golden slide "rrt" leave one cell to each region of the cross-region layer, which then adds
+nothing; those of "rrt_regions" (300, a grid with empty cells) and "rrt_shortcut" (170) exercise it.
 """
 
 import math
@@ -13,28 +13,41 @@ from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
 from mil_zoo import BagBatch, InputError, create_aggregator
 
-GOLDEN = Golden("rrt")
 NO_DROPOUT = {"dropout": 0.0, "proj_drop": 0.0}
-OPTIONS = {"embed_dim": 32, "n_heads": 4, "region_num": 2, "epeg_k": 5, "crmsa_k": 3} | NO_DROPOUT
+CASES = {
+    "rrt": {"n_heads": 4, "region_num": 2, "epeg_k": 5},
+    "rrt_regions": {"n_heads": 4, "region_num": 3, "epeg_k": 5},
+    "rrt_shortcut": {"epeg_k": 3, "crmsa_k": 1, "crmsa_heads": 2, "all_shortcut": True, "pool_act": "tanh"},
+}
 
 
-def test_logits_alone_and_inside_a_batch():
-    aggregator = GOLDEN.create("rrt", **OPTIONS)
+@pytest.fixture(params=CASES)
+def case(request):
+    golden, options = Golden(request.param), CASES[request.param] | {"embed_dim": 32} | NO_DROPOUT
+    return golden, golden.create("rrt", **options), options
+
+
+def test_logits_and_attention_alone_and_inside_a_batch(case):
+    golden, aggregator, _ = case
     others = [make_bag(n, 24, seed=n) for n in (11, 90)]
     with torch.no_grad():
-        alone = aggregator(BagBatch.from_bags([GOLDEN.bag()]))
-        inside = aggregator(BagBatch.from_bags([others[0], GOLDEN.bag(), others[1]]))
-    assert_close(alone.logits, GOLDEN["logits_eval"], "logits")
-    assert_close(inside.logits[1:2], GOLDEN["logits_eval"], "logits in a batch")
-    assert_close(inside.attention[11 : 11 + 37], alone.attention, "attention in a batch")
+        alone = aggregator(BagBatch.from_bags([golden.bag()]))
+        inside = aggregator(BagBatch.from_bags([others[0], golden.bag(), others[1]]))
+    rows = slice(11, 11 + len(golden["feat"]))
+    assert_close(alone.logits, golden["logits_eval"], "logits")
+    assert_close(inside.logits[1:2], golden["logits_eval"], "logits in a batch")
+    if "attention_eval" in golden.arrays:
+        assert_close(alone.attention, golden["attention_eval"][0], "attention")
+        assert_close(inside.attention[rows], golden["attention_eval"][0], "attention in a batch")
+    assert_close(inside.attention[rows], alone.attention, "attention alone and in a batch")
 
 
-def test_loss_and_every_gradient():
-    aggregator = GOLDEN.create("rrt", **OPTIONS).train()
-    loss = aggregator.losses(BagBatch.from_bags([GOLDEN.bag()]))["loss"]
+def test_loss_and_every_gradient(case):
+    golden, aggregator, options = case
+    loss = aggregator.train().losses(BagBatch.from_bags([golden.bag()]))["loss"]
     loss.backward()
-    assert_close(loss.detach(), GOLDEN["loss"], "loss")
-    assert_gradients(aggregator, GOLDEN, "rrt", **OPTIONS)
+    assert_close(loss.detach(), golden["loss"], "loss")
+    assert_gradients(aggregator, golden, "rrt", **options)
 
 
 def region_of_cell(side, size):
@@ -126,6 +139,7 @@ def test_dropout_can_be_switched_off_afterwards(drop):
 def test_options_are_checked():
     for options, message in [
         ({"embed_dim": 20, "n_heads": 4}, "multiple of n_heads"),
+        ({"crmsa_heads": 7}, "crmsa_heads"),
         ({"epeg_k": 4}, "epeg_k must be odd"),
         ({"region_num": 0}, "region_num and crmsa_k must be positive"),
         ({"pool_act": "gelu"}, "pool_act must be"),
