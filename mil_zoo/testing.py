@@ -7,6 +7,7 @@ check_aggregator(MyMIL)
 from __future__ import annotations
 
 import copy
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.errors import InputError
 
 DIM = 16
 TOLERANCE = 1e-4  # relative to the largest entry, everywhere
@@ -73,6 +75,31 @@ def a_bag_gives_the_same_answer_alone_as_in_a_batch(cls: type[Aggregator], optio
                 _same(value, other[rows], f"{name} of a bag of {len(bag)}")
 
 
+def losses_of_a_batch_are_the_mean_over_its_bags(cls: type[Aggregator], options: Options) -> None:
+    """Every loss term, and every gradient of their total, is the mean of those of the bags alone, without dropout.
+
+    An aggregator whose loss draws at random in eval mode too (masked patches, say) is not checked.
+    """
+    aggregator, bags = _create(cls, options, num_classes=3), _bags((30, 4, 41), labels=(0, 1, 2))
+    aggregator.eval()
+
+    def losses_and_gradients(bags: list[Bag]) -> dict[str, Tensor]:
+        aggregator.zero_grad()
+        losses = aggregator.losses(BagBatch.from_bags(bags, graph=cls.graph))
+        losses["loss"].backward()
+        gradients = {f"the gradient of {n}": p.grad for n, p in aggregator.named_parameters() if p.grad is not None}
+        return {name: value.detach() for name, value in losses.items()} | gradients
+
+    together = losses_and_gradients(bags)
+    if not torch.equal(together["loss"], losses_and_gradients(bags)["loss"]):
+        return
+    alone = [losses_and_gradients([bag]) for bag in bags]
+    for name, value in together.items():
+        mean = sum(one.get(name, torch.zeros_like(value)) for one in alone) / 3
+        if mean.abs().max() > 1e-7:  # else it vanishes (the bias before a softmax), up to rounding
+            _same(value, mean, name)
+
+
 def the_order_of_instances_is_without_effect(cls: type[Aggregator], options: Options) -> None:
     """A permuted bag gives the same logits and permuted attention, unless ``permutation_invariant`` is False."""
     if not cls.permutation_invariant:
@@ -102,19 +129,83 @@ def a_bag_of_one_instance_works(cls: type[Aggregator], options: Options) -> None
     _finite_gradients(aggregator)
 
 
-def every_parameter_gets_a_gradient(cls: type[Aggregator], options: Options) -> None:
-    """Over a batch that holds all classes every parameter takes part in the loss."""
-    aggregator = _create(cls, options, num_classes=3)
+def a_bag_of_equal_instances_works(cls: type[Aggregator], options: Options) -> None:
+    """Where nothing tells instances apart (ties, no spread), prediction and a training step are finite."""
+    aggregator, bag = _create(cls, options), _bags((90,))[0]
+    batch = BagBatch.from_bags([bag.with_features(torch.zeros_like(bag.features))], graph=cls.graph)
+    output = _run(aggregator, batch)
+    for name, value in vars(output).items():
+        assert value is None or value.isfinite().all(), f"{name} is not finite"
     aggregator.train()
-    losses = aggregator.losses(_batch(cls, (40, 30, 50), labels=(0, 1, 2)))
-    assert "loss" in losses, f"losses() gives {sorted(losses)} without 'loss'"
-    for name, value in losses.items():
-        assert value.ndim == 0, f"{name} has shape {list(value.shape)}; losses are scalars"
-        assert value.isfinite(), f"{name} is not finite"
-    losses["loss"].backward()
+    loss = aggregator.losses(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite(), "the loss is not finite"
     _finite_gradients(aggregator)
-    unused = [name for name, parameter in aggregator.named_parameters() if parameter.grad is None]
-    assert not unused, f"no gradient for {', '.join(unused)}"
+
+
+def every_parameter_gets_a_gradient(cls: type[Aggregator], options: Options) -> None:
+    """Over a batch that holds all classes every parameter takes part in the loss, with three classes and with one."""
+    for num_classes, labels in ((3, (0, 1, 2)), (1, (0, 1, 1))):
+        aggregator = _create(cls, options, num_classes)
+        aggregator.train()
+        losses = aggregator.losses(_batch(cls, (40, 30, 50), labels=labels))
+        assert "loss" in losses, f"losses() gives {sorted(losses)} without 'loss'"
+        for name, value in losses.items():
+            assert value.ndim == 0, f"{name} has shape {list(value.shape)}; losses are scalars"
+            assert value.isfinite(), f"{name} is not finite"
+        losses["loss"].backward()
+        _finite_gradients(aggregator)
+        unused = [name for name, parameter in aggregator.named_parameters() if parameter.grad is None]
+        assert not unused, f"no gradient for {', '.join(unused)} with num_classes={num_classes}"
+
+
+def unlabelled_bags_are_scored_and_not_trained_on(cls: type[Aggregator], options: Options) -> None:
+    """Prediction needs no label; a loss without one is an ``InputError``."""
+    aggregator = _create(cls, options)
+    bags = [replace(bag, label=None) for bag in _bags((30, 12))]
+    batch = BagBatch.from_bags(bags, graph=cls.graph)
+    assert torch.equal(_run(aggregator, batch).logits, _run(aggregator, _batch(cls, (30, 12))).logits), (
+        "logits depend on the labels"
+    )
+    try:
+        aggregator.losses(batch)
+    except InputError:
+        return
+    raise AssertionError("losses() of bags without labels is no InputError")
+
+
+def single_precision_is_enough(cls: type[Aggregator], options: Options) -> None:
+    """Logits in float32 are those in float64, where instances are many and features far from zero mean."""
+    aggregator, bag = _create(cls, options), _bags((400,))[0]
+    bag = bag.with_features(3 + 2 * bag.features)
+    single = _run(aggregator, BagBatch.from_bags([bag], graph=cls.graph)).logits
+    double = _run(
+        aggregator.double(), BagBatch.from_bags([bag.with_features(bag.features.double())], graph=cls.graph)
+    ).logits
+    assert double.dtype == torch.float64, f"float64 features and weights give {double.dtype} logits"
+    _same(single.double(), double, "float32")
+
+
+def dropout_can_be_switched_off(cls: type[Aggregator], options: Options) -> None:
+    """Options ``*_drop`` and ``dropout`` of 0, ``nn.Dropout.p`` or an attribute of that name set to 0: all the same."""
+    names = [name for name in inspect.signature(cls).parameters if name.endswith("_drop") or name == "dropout"]
+    if not names:
+        return
+    without = _create(cls, {**options, **dict.fromkeys(names, 0.0)})
+    switched = _create(cls, {**options, **dict.fromkeys(names, 0.5)})
+    switched.load_state_dict(without.state_dict())
+    for module in switched.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in names:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    results = []
+    for aggregator in (without, switched):
+        aggregator.train()
+        torch.manual_seed(7)
+        results.append(aggregator.losses(_batch(cls, (40, 30)))["loss"].detach())
+    assert torch.equal(*results), "something is still dropped"
 
 
 def attention_sums_to_one_in_each_bag(cls: type[Aggregator], options: Options) -> None:
@@ -170,9 +261,14 @@ def training_is_repeatable(cls: type[Aggregator], options: Options) -> None:
 CHECKS: tuple[Callable[[type[Aggregator], Options], None], ...] = (
     gives_one_row_of_finite_logits_a_bag,
     a_bag_gives_the_same_answer_alone_as_in_a_batch,
+    losses_of_a_batch_are_the_mean_over_its_bags,
     the_order_of_instances_is_without_effect,
     a_bag_of_one_instance_works,
+    a_bag_of_equal_instances_works,
     every_parameter_gets_a_gradient,
+    unlabelled_bags_are_scored_and_not_trained_on,
+    single_precision_is_enough,
+    dropout_can_be_switched_off,
     attention_sums_to_one_in_each_bag,
     evaluation_changes_no_state,
     weights_survive_saving_and_loading,
