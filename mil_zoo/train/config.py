@@ -16,11 +16,17 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training slides.
-        optimizer: "adam" (L2 penalty), "adamw" (decoupled decay) or "sgd" (momentum 0.9).
+        optimizer: "adam" (L2 penalty), "adamw" (decoupled decay), "lookahead_radam" (TransMIL's: every 6 steps of RAdam
+            the weights go half the way back to where they were) or "sgd" (momentum 0.9).
         learning_rate: at the start.
         weight_decay: in the optimiser's own sense.
-        schedule: "constant", or "cosine" from the learning rate to 0 over the epochs.
+        betas: of the optimisers but "sgd": decay of the running means of gradients and of their squares.
+        schedule: "constant", "cosine" from the learning rate to 0 over the epochs, or "step": a fifth of it after half
+            of the epochs.
+        clip_norm: largest norm of the gradients of a step, which larger ones are scaled to; None for no limit.
         bags_per_step: bags packed into one optimiser step.
+        sampling: "shuffled" shows every training slide once an epoch; "balanced" draws as many with replacement, every
+            class as often as any other.
         select: validation score by which the checkpoint is chosen ("loss" is minimised).
         tie: validation score that decides between equal ones; then the earlier epoch wins.
         select_after: share of the epochs that must have passed before a checkpoint may be chosen, in [0, 1).
@@ -30,11 +36,14 @@ class TrainingConfig:
     """
 
     epochs: int = 100
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "lookahead_radam", "sgd"] = "adamw"
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
-    schedule: Literal["constant", "cosine"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    clip_norm: float | None = None
     bags_per_step: int = 1
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
     select: Criterion = "auc"
     tie: Criterion = "loss"
     select_after: float = 0.0
@@ -45,6 +54,10 @@ class TrainingConfig:
         for name in ("epochs", "bags_per_step", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"training.{name} must be positive, not {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"training.betas must be two numbers of at least 0 and below 1, not {list(self.betas)}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"training.clip_norm must be positive, not {self.clip_norm}")
         if not 0 <= self.select_after < 1:
             raise InputError(f"training.select_after must be at least 0 and below 1, not {self.select_after}")
         if self.max_instances is not None and self.max_instances < 1:

@@ -153,9 +153,9 @@ def _train_epoch(
 ) -> dict[str, float]:
     aggregator.train()
     totals: dict[str, float] = defaultdict(float)
-    shuffled = order.permutation(len(train))
+    drawn = _balanced_draw(train, order) if config.sampling == "balanced" else order.permutation(len(train))
     for start in range(0, len(train), config.bags_per_step):
-        bags = [train[i] for i in shuffled[start : start + config.bags_per_step]]
+        bags = [train[i] for i in drawn[start : start + config.bags_per_step]]
         if config.max_instances is not None:
             bags = [_subsample(bag, config.max_instances, order) for bag in bags]
         losses = aggregator.losses(BagBatch.from_bags(bags, graph=graph).to(device))
@@ -166,6 +166,8 @@ def _train_epoch(
             )
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(aggregator.parameters(), config.clip_norm)
         optimizer.step()
         for name, value in losses.items():
             totals[name if name == "loss" else f"loss_{name}"] += value.item() * len(bags)
@@ -202,16 +204,51 @@ def _rank(row: dict[str, Any], criterion: str) -> float:
     return float("-inf") if np.isnan(value) else float(value)
 
 
+class _LookaheadRAdam(torch.optim.RAdam):
+    """RAdam that every 6th step goes half the way back to where the weights were after the last such step.
+
+    Source: Zhang et al., Lookahead Optimizer, NeurIPS 2019; "lookahead_radam" of github szc19990412/TransMIL, with the
+    defaults of timm.
+    """
+
+    EVERY, TOWARDS = 6, 0.5
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if not hasattr(self, "slow"):
+            self.slow, self.count = [p.clone() for p in parameters], 0
+        loss = super().step(closure)
+        self.count += 1
+        if self.count % self.EVERY == 0:
+            for slow, parameter in zip(self.slow, parameters, strict=True):
+                slow.lerp_(parameter, self.TOWARDS)
+                parameter.copy_(slow)
+        return loss
+
+
 def _optimizer(aggregator: Aggregator, config: TrainingConfig) -> torch.optim.Optimizer:
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(aggregator.parameters(), momentum=0.9, **options)
+    options["betas"] = config.betas
+    if config.optimizer == "lookahead_radam":
+        return _LookaheadRAdam(aggregator.parameters(), decoupled_weight_decay=True, **options)
     cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return cls(aggregator.parameters(), fused=True, **options)
 
 
 def _decay(epoch: int, config: TrainingConfig) -> float:
+    if config.schedule == "step":
+        return 1.0 if 2 * epoch < config.epochs else 0.2
     return 1.0 if config.schedule == "constant" else 0.5 * (1 + np.cos(np.pi * epoch / config.epochs))
+
+
+def _balanced_draw(train: Sequence[Bag], order: np.random.Generator) -> np.ndarray:
+    """As many slides as there are, with replacement, each class with the same probability."""
+    labels = np.array(labels_of(train))
+    weights = 1 / np.bincount(labels)[labels]
+    return order.choice(len(train), len(train), p=weights / weights.sum())
 
 
 def _balanced_weights(train: Sequence[Bag], num_classes: int) -> Tensor:

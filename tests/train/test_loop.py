@@ -106,6 +106,66 @@ def test_balanced_weights_average_to_one_over_the_training_slides():
     assert float(weighted) == pytest.approx(float(low * 4 / 6 + high * 2) / 2)
 
 
+def test_balanced_sampling_shows_every_class_as_often():
+    labels = [0] * 90 + [2] * 10
+    drawn = loop._balanced_draw([make_bag(2, 4, label) for label in labels], np.random.default_rng(0))
+    assert len(drawn) == 100
+    assert 35 < sum(labels[i] == 2 for i in drawn) < 65
+    assert len({i for i in drawn if labels[i] == 2}) > 7, "of a class, every slide may come"
+    plain, balanced = (
+        train(TrainingConfig(epochs=1, sampling=way))[0].state_dict() for way in ("shuffled", "balanced")
+    )
+    assert not torch.equal(plain["classifier.weight"], balanced["classifier.weight"])
+
+
+def test_gradients_are_clipped_to_a_norm(monkeypatch):
+    norms = []
+    step = torch.optim.SGD.step
+
+    def spy(self, *args):
+        norms.append(float(torch.stack([p.grad.norm() for p in self.param_groups[0]["params"]]).norm()))
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    config = {"epochs": 1, "optimizer": "sgd", "learning_rate": 1e-3, "weight_decay": 0.0}
+    train(TrainingConfig(**config))
+    free, norms = norms, []
+    train(TrainingConfig(**config, clip_norm=0.1))
+    assert max(free) > 0.3, "there is something to clip"
+    assert max(norms) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_the_step_schedule_falls_to_a_fifth_after_half_of_the_epochs():
+    _, rows = train(TrainingConfig(epochs=4, learning_rate=0.5, schedule="step", optimizer="adamw"))
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.5, 0.5, 0.1, 0.1])
+
+
+def test_the_betas_reach_the_optimizer():
+    aggregator = create_aggregator("mean", in_dim=4)
+    for name in ("adam", "adamw", "lookahead_radam"):
+        optimizer = loop._optimizer(aggregator, TrainingConfig(optimizer=name, betas=(0.5, 0.9)))
+        assert optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_lookahead_goes_half_the_way_back_every_six_steps():
+    def weights(cls, steps):
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = cls([weight], lr=0.1, weight_decay=0.1, decoupled_weight_decay=True)
+        path = [weight.detach().clone()]
+        for i in range(steps):
+            weight.grad = torch.linspace(-1, 1, 3) + 0.1 * i
+            optimizer.step()
+            path.append(weight.detach().clone())
+        return path
+
+    plain, lookahead = weights(torch.optim.RAdam, 6), weights(loop._LookaheadRAdam, 7)
+    assert all(torch.equal(a, b) for a, b in zip(plain[:6], lookahead[:6], strict=True))
+    torch.testing.assert_close(lookahead[6], (plain[0] + plain[6]) / 2)
+    assert not torch.equal(lookahead[7], lookahead[6])
+    _, rows = train(TrainingConfig(epochs=20, learning_rate=0.05, weight_decay=0.0, optimizer="lookahead_radam"))
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
 def test_subsampling_is_of_training_steps_only(monkeypatch):
     seen = {"train": set(), "eval": set()}
     forward = create_aggregator("mean", in_dim=4).__class__.forward
@@ -149,7 +209,16 @@ def test_prediction_changes_nothing_and_packs_small_bags(monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": 0}, {"learning_rate": 0.0}, {"select_after": 1.0}, {"max_instances": 0}, {"bags_per_step": 0}],
+    [
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"select_after": 1.0},
+        {"max_instances": 0},
+        {"bags_per_step": 0},
+        {"clip_norm": 0.0},
+        {"betas": (0.9, 1.0)},
+        {"betas": (0.9,)},
+    ],
     ids=str,
 )
 def test_settings_outside_their_range_are_refused(change):
