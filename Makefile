@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test check benchmark clean
+.PHONY: bench test check benchmark parity clean
 
 # Installs into .venv; done again only when the package's metadata change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -29,6 +29,10 @@ check: $(VENV)/.installed
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks
+
+# How near every aggregator comes to its authors' code, as the tests compare it.
+parity: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/aggregators --parity benchmarks/results/parity.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

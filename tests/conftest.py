@@ -5,8 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import parity_table
 
 from mil_zoo.cli import main
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity", metavar="FILE.md", help="Write how near each comparison with golden values came.")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    path = session.config.getoption("--parity")
+    if path and exitstatus == 0:
+        Path(path).write_text(parity_table(), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
