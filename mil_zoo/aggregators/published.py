@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, ...: whatever the bytes provoke
-        if "weights_only" in str(error).lower():
+        if "Unsupported global" in str(error):
             raise InputError(
                 f"{path} holds Python objects beside its tensors and loading those would run code; where you trust "
                 "it, save its state dict alone, with the authors' code at hand"

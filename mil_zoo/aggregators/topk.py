@@ -58,9 +58,10 @@ class TopKPooling(Aggregator):
         instance_logits = self.classifier(h)
         taken = batch.sizes.clamp(max=self.k)
         rows = segment_topk(instance_logits, batch.offsets, taken)  # [M, C]
-        logits = segment_reduce(instance_logits.gather(0, rows), F.pad(taken.cumsum(0), (1, 0)), "mean")
+        chosen = F.pad(taken.cumsum(0), (1, 0))  # where the rows of each bag start
+        logits = segment_reduce(instance_logits.gather(0, rows), chosen, "mean")
         share = (1 / taken).to(h.dtype).index_select(0, batch.bag_index)[:, None].expand_as(instance_logits)
         attention = torch.zeros_like(instance_logits).scatter(0, rows, share.gather(0, rows))
-        weight = attention.mean(1, keepdim=True)
-        embedding = segment_reduce(weight * h, batch.offsets, "sum")
+        selected = h.index_select(0, rows.flatten()).view(*rows.shape, -1).mean(1)  # [M, E]
+        embedding = segment_reduce(selected, chosen, "mean")
         return AggregatorOutput(logits, embedding, attention, instance_logits=instance_logits)

@@ -17,7 +17,7 @@ _COMMANDS = {
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
     "embed": ("embed", "Embed slides with a pretrained encoder."),
     "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),
-    "models": ("lists", "List the aggregators."),
+    "models": ("models", "List the aggregators, or tell all about one."),
     "datasets": ("lists", "List the datasets that have a card."),
     "graphs": ("lists", "List the patch-graph builders."),
     "doctor": ("doctor", "Say what works on this machine, and why not."),

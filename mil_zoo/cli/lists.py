@@ -1,4 +1,4 @@
-"""``mil-zoo models``, ``mil-zoo datasets``, ``mil-zoo graphs``."""
+"""``mil-zoo datasets``, ``mil-zoo graphs``."""
 
 from __future__ import annotations
 
@@ -8,48 +8,6 @@ from pathlib import Path
 import click
 
 from mil_zoo.cli.options import plugin_option
-
-
-@click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n")
-@click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the README's is made so).")
-@plugin_option
-def models(name: str | None, markdown: bool, plugin: tuple[Path, ...]) -> None:
-    """List the aggregators, or tell all about the one called NAME: what it computes, its paper, its options."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options, create_aggregator
-
-    console = Console()
-    if name is not None:
-        cls = AGGREGATORS.get(name)
-        console.print(f"[bold]{name}[/]\n\n{escape(inspect.getdoc(cls) or '')}\n", highlight=False)
-        if cls.paper:
-            console.print(
-                f"{cls.paper.title}, {cls.paper.year}: {cls.paper.url} {cls.paper.code or ''}\n", soft_wrap=True
-            )
-        table = Table("option", "default", title=f"--set {name}.OPTION=VALUE")
-        for option, default in aggregator_options(name).items():
-            table.add_row(option, str(default))
-        console.print(table)
-        return
-    rows = []
-    for key in AGGREGATORS:
-        cls = AGGREGATORS.get(key)
-        parameters = sum(p.numel() for p in create_aggregator(key).parameters())
-        title, year, url = (cls.paper.title, str(cls.paper.year), cls.paper.url) if cls.paper else ("", "", "")
-        rows.append((key, f"[{title}]({url})" if markdown else title, year, cls.graph or "none", f"{parameters:,}"))
-    if markdown:
-        click.echo("| name | paper | year | graph | parameters |\n|---|---|---|---|---:|")
-        for key, *cells in rows:
-            click.echo(f"| {' | '.join([f'`{key}`', *cells])} |")
-        return
-    table = Table("name", "paper", "year", "graph", "parameters", title="Aggregators (1024 features, two classes)")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 @click.command()

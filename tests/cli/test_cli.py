@@ -50,6 +50,45 @@ def test_lists(run_cli):
     assert run_cli("models", "srml")[0] == 2
 
 
+def test_a_model_is_told_in_full(run_cli):
+    _, out, _ = run_cli("models", "dsmil")
+    for words in (
+        "critical instance of class k",
+        "https://github.com/binli123/dsmil-wsi",
+        "Deviations: probabilities is",
+        "Cost: 153,860 parameters, graph none. Eval",
+        "dropout rate of the features that become values",  # of an option, from the docstring
+        "betas [0.5, 0.9]",  # of the recipe
+        "train_tcga.py",  # its source
+        'load_published("checkpoint.pth")',
+    ):
+        assert words in out, words
+    assert "load_published" not in run_cli("models", "mean")[1]
+
+
+def test_measurements_are_kept_and_shown(run_cli, tmp_path, monkeypatch):
+    from mil_zoo.bench import cost
+
+    measured = []
+
+    def measure(name, threads, plugins):
+        measured.append(name)
+        return cost.Cost(name, 12.4, 34.0, 1567.0, 890.0, f"a machine, {threads} threads", "2026-01-01")
+
+    monkeypatch.setattr(cost, "measure", measure)
+    path = tmp_path / "costs.csv"
+    _, out, _ = run_cli("models", "mean", "--measure", path, "--threads", 3)
+    assert measured == list(cost.read_costs(path)) == ["mean"]
+    assert "Eval 12 ms, 34 MiB; training step 1,567 ms, 890 MiB" in out
+    assert "Measured on a machine, 3 threads, 2026-01-01" in out
+    run_cli("models", "abmil", "--measure", path)
+    assert list(cost.read_costs(path)) == ["abmil", "mean"], "other rows are kept"
+    measured.clear()
+    _, out, _ = run_cli("models", "--measure", path, "--markdown")
+    assert {"srmil", "transmil"} < set(measured)
+    assert "| window:2 | 12 ms, 34 MiB | 1,567 ms, 890 MiB | load |" in out
+
+
 def test_the_readme_lists_the_zoo_as_it_is():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     table, _ = modules_loaded_by("models", "--markdown")  # a fresh interpreter: no aggregators of other tests

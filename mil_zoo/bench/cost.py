@@ -1,0 +1,180 @@
+"""What an aggregator costs on one large bag: time and peak memory, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from importlib import resources
+from pathlib import Path
+
+from mil_zoo.config import from_mapping
+from mil_zoo.errors import InputError
+
+INSTANCES, FEATURES = 10_000, 1024
+SECONDS, AT_LEAST = 2.0, 3  # a step is repeated for so long, and so often
+STEPS = ("eval", "train")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one bag of ``INSTANCES`` x ``FEATURES`` with an aggregator's default options.
+
+    Attributes:
+        name: of the aggregator.
+        eval_ms: median time of ``forward`` in eval mode without gradients, its graph built before.
+        eval_mib: peak of resident memory during it, above the weights and the loaded bag.
+        train_ms: median time of a training step: losses, gradients and the update by AdamW.
+        train_mib: its peak of resident memory, above weights, optimiser state and bag.
+        machine: processor, threads and versions.
+        date: of the measurement, ISO.
+    """
+
+    name: str
+    eval_ms: float
+    eval_mib: float
+    train_ms: float
+    train_mib: float
+    machine: str
+    date: str
+
+
+def measure(name: str, threads: int = 2, plugins: Iterable[str | Path] = ()) -> Cost:
+    """Measures a registered aggregator on the CPU, in two fresh processes.
+
+    Args:
+        name: of the aggregator.
+        threads: of torch and Numba.
+        plugins: files that register aggregators.
+
+    Raises:
+        InputError: the aggregator failed in the process; its last line of output is the reason.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    numbers: dict[str, float] = {}
+    for step in STEPS:
+        command = [sys.executable, "-m", "mil_zoo.bench.cost", name, step, str(threads), *map(str, plugins)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise InputError(f"{name} could not be measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        numbers |= {f"{step}_ms": result["ms"], f"{step}_mib": result["mib"]}
+    return Cost(name=name, **numbers, machine=_machine(threads), date=date.today().isoformat())
+
+
+def read_costs(path: Path | None = None) -> dict[str, Cost]:
+    """Costs by aggregator, from a file of :func:`write_costs` or, by default, the one that ships with the package."""
+    if path is not None and not path.exists():
+        return {}
+    text = (resources.files("mil_zoo.bench") / "costs.csv" if path is None else path).read_text(encoding="utf-8")
+    try:
+        costs = [from_mapping(Cost, _numbers(row), str(path)) for row in csv.DictReader(text.splitlines())]
+    except ValueError as error:
+        raise InputError(f"{path} is not a table of costs ({error}); give --measure another file") from error
+    return {cost.name: cost for cost in costs}
+
+
+def _numbers(row: dict[str, str]) -> dict[str, str | float]:
+    return {key: float(value) if key.endswith(("_ms", "_mib")) else value for key, value in row.items()}
+
+
+def write_costs(costs: Iterable[Cost], path: Path) -> None:
+    """Writes ``costs`` as CSV, by name."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Cost)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(cost) for cost in sorted(costs, key=lambda cost: cost.name))
+
+
+def _machine(threads: int) -> str:
+    import numba
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        names = [row for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")]
+        processor = names[0].split(":", 1)[1].strip() if names else processor
+    python = platform.python_version()
+    torch_version = torch.__version__.split("+")[0]
+    return f"{processor}, {threads} threads, Python {python}, torch {torch_version}, numba {numba.__version__}"
+
+
+def _run(name: str, step: str, threads: int) -> dict[str, float]:
+    """Time in ms and memory in MiB of one kind of step, in this process."""
+    import torch
+
+    from mil_zoo.aggregators.base import create_aggregator
+    from mil_zoo.data.bag import BagBatch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    aggregator = create_aggregator(name, FEATURES, 2).train(step == "train")
+    optimizer = torch.optim.AdamW(aggregator.parameters(), lr=1e-5, fused=True)
+    graph = type(aggregator).graph
+
+    def run(batch: BagBatch) -> None:
+        if step == "eval":
+            with torch.inference_mode():
+                aggregator(batch)
+            return
+        optimizer.zero_grad(set_to_none=True)
+        aggregator.losses(batch)["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    run(BagBatch.from_bags([_bag(500)], graph=graph))  # compiles kernels and makes the optimiser's state
+    optimizer.zero_grad(set_to_none=True)
+    batch = BagBatch.from_bags([_bag(INSTANCES)], graph=graph)
+    before = _resident_mib(reset_peak=True)
+    run(batch)
+    mib = _peak_mib() - before
+    times: list[float] = []
+    while len(times) < AT_LEAST or sum(times) < SECONDS:
+        start = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - start)
+    return {"ms": round(1e3 * statistics.median(times), 1), "mib": round(mib, 1)}
+
+
+def _bag(n: int):  # type: ignore[no-untyped-def]  # Bag, whose module is imported by then
+    """A labelled bag of random features on a patch grid with a fifth of its sites empty."""
+    import torch
+
+    from mil_zoo.data.bag import Bag
+
+    side = int((1.25 * n) ** 0.5) + 1
+    site = torch.randperm(side * side)[:n]
+    coords = torch.stack([site % side, site // side], dim=1) * 256.0
+    return Bag(features=torch.randn(n, FEATURES), coords=coords, patch_size=256.0, label=1, slide_id="measured")
+
+
+def _resident_mib(reset_peak: bool) -> float:
+    if sys.platform != "linux":
+        return _peak_mib()
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _peak_mib() -> float:
+    if sys.platform == "linux":
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if __name__ == "__main__":
+    from mil_zoo.registry import load_plugin
+
+    for plugin in sys.argv[4:]:
+        load_plugin(plugin)
+    print(json.dumps(_run(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

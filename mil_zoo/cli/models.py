@@ -1,0 +1,200 @@
+"""``mil-zoo models``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mil_zoo.cli.options import plugin_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mil_zoo.bench.cost import Cost
+
+COLUMNS = ("name", "paper", "year", "parameters", "graph", "eval", "training step", "official weights")
+
+
+@click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n  mil-zoo models --measure here.csv")
+@click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the README's is made so).")
+@click.option(
+    "--measure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.csv",
+    help="Measure time and memory on this machine (of NAME, or of all) into FILE.csv, which keeps its other rows, and "
+    "show those. Without it, the measurements that the package ships are shown.",
+)
+@click.option("--threads", default=2, show_default=True, help="Threads to measure with.")
+@plugin_option
+def models(name: str | None, markdown: bool, measure: Path | None, threads: int, plugin: tuple[Path, ...]) -> None:
+    """List the aggregators, or tell all about the one called NAME: what it computes, its paper, its options."""
+    from rich.console import Console
+
+    from mil_zoo.aggregators.base import AGGREGATORS
+    from mil_zoo.bench.cost import read_costs
+
+    names = AGGREGATORS.names() if name is None else [name]
+    for key in names:
+        AGGREGATORS.get(key)  # an unknown name is an error before anything is measured
+    if measure is not None:
+        _measure(names, measure, threads, plugin)
+    costs = read_costs(measure)
+    if name is not None:
+        _show(Console(), name, costs.get(name))
+    elif markdown:
+        _print_markdown(costs)
+    else:
+        _print_table(Console(), costs)
+
+
+def _measure(names: list[str], path: Path, threads: int, plugins: tuple[Path, ...]) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from mil_zoo.bench import cost
+
+    costs = cost.read_costs(path)
+    for key in track(names, "measuring", console=Console(stderr=True)):
+        costs[key] = cost.measure(key, threads, plugins)
+        cost.write_costs(costs.values(), path)
+
+
+def _row(name: str, cost: Cost | None) -> tuple[str, ...]:
+    from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
+
+    cls = AGGREGATORS.get(name)
+    parameters = sum(p.numel() for p in create_aggregator(name).parameters())
+    title, year = (cls.paper.title, str(cls.paper.year)) if cls.paper else ("", "")
+    weights = "load" if cls.loads_published() else "none"
+    return (name, title, year, f"{parameters:,}", cls.graph or "none", *_measured(cost), weights)
+
+
+def _measured(cost: Cost | None) -> tuple[str, str]:
+    if cost is None:
+        return "not measured", "not measured"
+    pairs = ((cost.eval_ms, cost.eval_mib), (cost.train_ms, cost.train_mib))
+    evaluation, step = (f"{ms:,.0f} ms, {f'{mib:,.0f}' if mib >= 1 else '< 1'} MiB" for ms, mib in pairs)
+    return evaluation, step
+
+
+def _conditions(costs: dict[str, Cost]) -> str:
+    from mil_zoo.bench.cost import FEATURES, INSTANCES
+
+    dates: dict[str, list[str]] = {}
+    for cost in costs.values():
+        dates.setdefault(cost.machine, []).append(cost.date)
+    machines = [f"{machine}, {' to '.join(sorted({min(days), max(days)}))}" for machine, days in sorted(dates.items())]
+    return (
+        f"Default options, {FEATURES} features, two classes. Median time, and peak memory above weights, optimiser "
+        f"state and bag, for one bag of {INSTANCES:,} instances: a prediction, and a training step with its update. "
+        f"{'Measured on ' + '; '.join(machines) + '.' if machines else ''}"
+    ).strip()
+
+
+def _print_markdown(costs: dict[str, Cost]) -> None:
+    from mil_zoo.aggregators.base import AGGREGATORS
+
+    click.echo(f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---:|---|")
+    for key in AGGREGATORS:
+        paper = AGGREGATORS.get(key).paper
+        _, title, *cells = _row(key, costs.get(key))
+        click.echo(f"| {' | '.join([f'`{key}`', f'[{title}]({paper.url})' if paper else '', *cells])} |")
+    click.echo(f"\n({_conditions(costs)})")
+
+
+def _print_table(console: Console, costs: dict[str, Cost]) -> None:
+    from rich.table import Table
+
+    from mil_zoo.aggregators.base import AGGREGATORS
+
+    table = Table(title="Aggregators", caption=_conditions(costs), caption_justify="left")
+    for column in COLUMNS:
+        right = column in ("year", "parameters", "eval", "training step")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column in ("name", "parameters"))
+    for key in AGGREGATORS:
+        table.add_row(*_row(key, costs.get(key)))
+    console.print(table)
+    console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
+
+
+def _show(console: Console, name: str, cost: Cost | None) -> None:
+    from rich.markup import escape
+
+    from mil_zoo.aggregators.base import AGGREGATORS
+
+    cls = AGGREGATORS.get(name)
+    description, arguments = _split_docstring(inspect.getdoc(cls) or "")
+    _, title, year, parameters, graph, evaluation, step, _ = _row(name, cost)
+
+    def say(text: str = "") -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    say(f"[bold]{name}[/]  {escape(title)}{', ' + year if year else ''}")
+    if cls.paper:
+        say("  ".join(filter(None, (cls.paper.url, cls.paper.code))))
+    say()
+    say(re.sub(r"(?m)^(Source|Deviations):", r"[bold]\1:[/]", escape(description)))
+    say(f"\n[bold]Cost:[/] {parameters} parameters, graph {graph}. Eval {evaluation}; training step {step}.")
+    if cost is not None:
+        say(f"({_conditions({name: cost})})")
+    say()
+    _print_options(console, name, arguments)
+    _print_training(console, name)
+    say("[bold]Use it[/]")
+    first = next(iter(arguments), None)
+    setting = f" --set {name}.{first}=..." if first else ""
+    say(f"  mil-zoo bench --models {name}{setting}")
+    say(f'  aggregator = mil_zoo.create_aggregator("{name}", in_dim=1024, num_classes=2)')
+    if cls.loads_published():
+        say('  aggregator.load_published("checkpoint.pth")  # of the authors\' own code; .pth, .pt or .safetensors')
+
+
+def _print_options(console: Console, name: str, arguments: dict[str, str]) -> None:
+    from rich.table import Table
+
+    from mil_zoo.aggregators.base import aggregator_options
+
+    recipe = _recipe(name).get("options", {})
+    table = Table("option", "default", "in the benchmark", "what it is", title=f"--set {name}.OPTION=VALUE")
+    for option, default in aggregator_options(name).items():
+        benchmark = str(recipe[option]) if option in recipe and recipe[option] != default else ""
+        table.add_row(option, str(default), benchmark, arguments.get(option, ""))
+    console.print(table)
+
+
+def _print_training(console: Console, name: str) -> None:
+    import textwrap
+
+    from mil_zoo.config import read_shipped_text, shipped_names
+
+    training = ", ".join(f"{key} {value}" for key, value in _recipe(name).get("training", {}).items())
+    source = "the package's defaults; there is no recipe for it"
+    if name in shipped_names("aggregators"):
+        comments = [row for row in read_shipped_text("aggregators", f"{name}.yaml").splitlines() if row.startswith("#")]
+        source = " ".join(row.lstrip("# ") for row in comments)
+    console.print(f"[bold]Training[/] {training}".rstrip(), highlight=False, soft_wrap=True)
+    console.print(textwrap.fill(source, 100), highlight=False, markup=False, soft_wrap=True)
+    console.print()
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    from mil_zoo.config import read_shipped, shipped_names
+
+    return read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
+
+
+def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
+    """A Google docstring as its description, in plain text, and what it says of each argument."""
+    text = text.replace("``", "").replace("::\n", ":\n")
+    description, _, rest = text.partition("\nArgs:\n")
+    block = rest.partition("\nRaises:")[0]
+    entries = re.findall(r"(?m)^    (\w+): (.*(?:\n     +.*)*)", block)
+    arguments = {name: " ".join(what.split()) for name, what in entries}
+    return description.strip(), {
+        name: what for name, what in arguments.items() if name not in ("in_dim", "num_classes")
+    }
