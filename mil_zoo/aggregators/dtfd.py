@@ -168,7 +168,7 @@ class DTFD(Aggregator):
         order = pseudo_bag.argsort(stable=True)
         sizes = pseudo_bag[order].unique_consecutive(return_counts=True)[1]
         offsets = F.pad(sizes.cumsum(0), (1, 0))
-        h = F.relu(self.embed(batch.features.index_select(0, order)))
+        h = F.relu(self.embed(batch.features)).index_select(0, order)
         pooled, attention = segment_attention_pool(self.tier1_attention(h), h, offsets)
         return FirstTier(
             order=order,

@@ -68,6 +68,23 @@ def test_nystrom_attention_is_that_of_the_full_matrix(tokens, rows):
     assert_close(row, matrix[:, 0], "row")
 
 
+def test_at_full_size_both_layers_are_the_full_matrix():
+    """Width 512, 8 heads, 256 landmarks, the defaults: 300 instances on 18 x 18, 325 tokens padded to 512."""
+    torch.manual_seed(0)
+    aggregator = create_aggregator("transmil", in_dim=64, num_classes=3).eval()
+    assert aggregator.layer1.attn.heads == 8
+    assert aggregator.layer1.attn.landmarks == 256
+    bag = make_bag(300, 64)
+    with torch.no_grad():
+        h = aggregator.embed(bag.features)
+        tokens = torch.cat([aggregator.cls_token[0], h, h[:24]])
+        tokens = tokens + dense(aggregator.layer1.attn, aggregator.layer1.norm(tokens))[1]
+        tokens = torch.cat([tokens[:1], aggregator.ppeg(tokens[1:], 18)])
+        tokens = tokens + dense(aggregator.layer2.attn, aggregator.layer2.norm(tokens))[1]
+        output = aggregator(BagBatch.from_bags([make_bag(40, 64, seed=1), bag]))
+        assert_close(output.logits[1:], aggregator.classifier(aggregator.norm(tokens[:1])), "logits")
+
+
 def test_the_pseudo_inverse_inverts():
     torch.manual_seed(0)
     x = (4 * torch.eye(12) + torch.randn(3, 12, 12)).softmax(-1)
