@@ -15,7 +15,7 @@ from rich.markup import escape
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.errors import InputError
 
-EXECUTORS = ("local", "processes")
+EXECUTORS = ("local", "processes", "ray")
 
 
 @click.command(
@@ -29,6 +29,7 @@ Examples:
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8
+  mil-zoo bench --models srmil,abmil --executor ray --address head:6379 --trial-gpus 0.25
 Start the same command with the same --out again to continue an interrupted run.
 """
 )
@@ -89,6 +90,9 @@ Start the same command with the same --out again to continue an interrupted run.
     type=click.Choice(EXECUTORS),
     help="Where trials run; the tables do not depend on it.  [default: processes with --jobs, else local]",
 )
+@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster.  [default: start one on this machine]")
+@click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
+@click.option("--trial-gpus", type=float, default=0.0, help="GPUs that Ray reserves for a trial, 0.25 for a quarter.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
 def bench(
@@ -115,6 +119,9 @@ def bench(
     threads: int | None,
     jobs: int | None,
     executor: str | None,
+    address: str | None,
+    trial_cpus: float | None,
+    trial_gpus: float,
     out: Path | None,
     plugin: tuple[Path, ...],
 ) -> int:
@@ -158,7 +165,7 @@ def bench(
     failures = 0
     for plan in plans:
         folder = out if len(plans) == 1 else out / plan.dataset.card.name
-        rows = _run(plan, folder, console, _executor(executor, jobs))
+        rows = _run(plan, folder, console, _executor(executor, jobs, address, trial_cpus, trial_gpus))
         failed = [row for row in rows if row["status"] != "ok"]
         for row in failed:
             console.print(f"[red]failed[/] {row['trial']}: {escape(row['reason'])}", highlight=False)
@@ -168,10 +175,16 @@ def bench(
     return 1 if failures else 0
 
 
-def _executor(name: str | None, jobs: int | None) -> Any:
+def _executor(name: str | None, jobs: int | None, address: str | None, cpus: float | None, gpus: float) -> Any:
     """The executor asked for; None for this process."""
     from mil_zoo.bench.executors import Processes
 
+    if name != "ray" and (address is not None or cpus is not None or gpus):
+        raise InputError("--address, --trial-cpus and --trial-gpus are Ray's; add --executor ray")
+    if name == "ray":
+        from mil_zoo.bench.ray_executor import OnRay
+
+        return OnRay(address, jobs, cpus, gpus)
     if name == "local" and jobs not in (None, 1):
         raise InputError("--executor local runs one trial at a time; leave it out, or --jobs")
     if name == "processes" or (name is None and jobs not in (None, 1)):

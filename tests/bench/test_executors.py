@@ -15,6 +15,7 @@ import pytest
 from mil_zoo.bench import executors
 from mil_zoo.bench.executors import Processes
 from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.ray_executor import OnRay
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.registry import load_plugin
 from mil_zoo.report.tables import write_tables
@@ -175,3 +176,37 @@ def test_impossible_numbers(run_cli, bag_table):
         code, _, err = run_cli("bench", "--dataset", bag_table, "--models", "mean", *options)
         assert code == 2
         assert message in err
+
+
+@pytest.fixture
+def on_ray():
+    """One cluster for all runs of a test: starting it takes most of the time."""
+    import ray
+
+    yield OnRay(jobs=2)
+    ray.shutdown()
+
+
+def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp_path, on_ray):
+    plugin = tmp_path / "deadly_on_ray.py"
+    plugin.write_text(PLUGIN.format(marker=str(tmp_path / "marker")).replace("dies_", "dies_on_ray_"))
+    load_plugin(plugin)
+    plan = small_plan(bag_table, models=["dies_on_ray_once"], overrides={})
+    plan = dataclasses.replace(plan, drawn=dataclasses.replace(plan.drawn, splits=plan.splits[:1]))
+    killed = run_plan(plan, tmp_path / "killed", executor=on_ray)
+    assert (tmp_path / "marker").exists()
+    assert [row["status"] for row in killed.trials()] == ["ok"]
+    assert_same_results(run_plan(small_plan(bag_table), tmp_path / "run", executor=on_ray), in_process)
+
+
+def test_what_ray_cannot_do_is_one_sentence(run_cli, bag_table):
+    command = ("bench", "--dataset", bag_table, "--models", "mean", "--executor", "ray")
+    for address, message in {
+        "127.0.0.1:9": "nothing answers there",
+        "ray://127.0.0.1:9": "nothing answers there",
+        "here": "must be host:port",
+    }.items():
+        code, _, err = run_cli(*command, "--address", address)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
