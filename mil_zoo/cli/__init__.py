@@ -14,6 +14,7 @@ from mil_zoo.errors import InputError, did_you_mean
 _COMMANDS = {
     "bench": ("bench", "Compare aggregators by cross-validation: tables, figures, attention diagnostics."),
     "report": ("report", "Redraw the tables and figures of a run from its files."),
+    "data": ("data", "Datasets on disk: pack one into a store (import)."),
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
     "embed": ("embed", "Embed slides with a pretrained encoder."),
     "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class Bag:
     unit: Literal["px", "um", "tile"] = "px"
     layout: str = ""
     geometry: str = ""
-    _graphs: dict[str, CSR] = field(default_factory=dict, repr=False)
+    _graphs: MutableMapping[str, CSR] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         name = f"slide {self.slide_id!r}"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -93,7 +94,7 @@ def open_dataset(
     layout: str | None = None,
     allow_pickle: bool = False,
 ) -> Dataset:
-    """Opens a dataset by its card's name, or a bag table (``something.npz``) or a folder of slides by its path.
+    """Opens a dataset by its card's name, or a bag table (``something.npz``), a folder of slides or a packed store.
 
     Slides stay on disk: their names are listed, and each is read when it is needed.
 
@@ -112,6 +113,8 @@ def open_dataset(
     """
     if name.endswith(".npz"):
         return _checked(_open_table(Path(name), labels))
+    if _is_store(Path(name)):
+        return _open_store(Path(name), labels)
     if Path(name).is_dir():
         card = DataCard(Path(name).resolve().name, str(name), "real", "slides", [])
         return _checked(_open_slides(card, Path(name), labels, features, layout, allow_pickle))
@@ -150,6 +153,23 @@ def _open_table(path: Path, labels: Path | None) -> Dataset:
     )
     folds = read_published_folds(path)
     return Dataset(card, bags, () if folds is None else from_masks(folds, bags))
+
+
+def _is_store(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in ("store.json", ".store.json.partial"))
+
+
+def _open_store(path: Path, labels: Path | None) -> Dataset:
+    from mil_zoo.data.store import PackedStore  # which makes datasets
+
+    dataset = PackedStore.open(path).dataset
+    if labels is None:
+        return dataset
+    card = dataset.card
+    note = f"Labels were replaced by {labels}."
+    card = replace(card, bags=None, bags_per_class=None, warnings=[*card.warnings, note])
+    slides: Any = _relabelled(list(heads(dataset.bags)), labels, class_indices(card.classes))  # type: ignore[arg-type]
+    return _checked(replace(dataset, card=card, bags=SlideFiles(slides)))
 
 
 def _open_slides(

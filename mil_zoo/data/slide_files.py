@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
@@ -52,7 +53,7 @@ class SlideFiles(Sequence[Bag]):
     """
 
     slides: Sequence[SlideFile]
-    _graphs: dict[str, dict[str, CSR]] = field(default_factory=dict)
+    _graphs: dict[str, MutableMapping[str, CSR]] = field(default_factory=dict)
     _instance_labels: dict[str, Tensor | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -66,7 +67,9 @@ class SlideFiles(Sequence[Bag]):
         if isinstance(index, slice):
             return replace(self, slides=self.slides[index])
         slide = self.slides[index]
-        bag = replace(slide.read(), _graphs=self._graphs.setdefault(slide.slide_id, {}))
+        bag = slide.read()
+        # Graphs that are built are kept; those that came with the slide are read again, and need no memory.
+        bag = replace(bag, _graphs=ChainMap(self._graphs.setdefault(slide.slide_id, {}), bag._graphs))
         if slide.labeller is not None:
             if slide.slide_id not in self._instance_labels:
                 labels = slide.labeller(bag)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.prefetch import read_ahead
 from mil_zoo.data.slide_files import labels_of
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.metrics import score
@@ -43,7 +45,7 @@ def predict(
     was_training = aggregator.training
     aggregator.eval()
     try:
-        for packed in _packs(bags):
+        for packed in _packs(read_ahead(bags, graph=graph) if isinstance(bags, Sequence) else bags):
             with torch.inference_mode():
                 output = aggregator(BagBatch.from_bags(packed, graph=graph).to(device))
                 probabilities = aggregator.probabilities(output.logits).cpu()
@@ -154,8 +156,8 @@ def _train_epoch(
     aggregator.train()
     totals: dict[str, float] = defaultdict(float)
     drawn = _balanced_draw(train, order) if config.sampling == "balanced" else order.permutation(len(train))
-    for start in range(0, len(train), config.bags_per_step):
-        bags = [train[i] for i in drawn[start : start + config.bags_per_step]]
+    reader = read_ahead(train, drawn, None if config.max_instances is not None else graph)
+    while bags := list(islice(reader, config.bags_per_step)):
         if config.max_instances is not None:
             bags = [_subsample(bag, config.max_instances, order) for bag in bags]
         losses = aggregator.losses(BagBatch.from_bags(bags, graph=graph).to(device))

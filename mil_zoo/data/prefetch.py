@@ -1,0 +1,51 @@
+"""Reading ahead: the next bags are read while the present ones are computed with."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.slide_files import SlideFiles
+
+AHEAD = 2  # bags in memory besides the one in use: enough to hide a slow one behind two quick steps
+
+T = TypeVar("T")
+
+
+def read_ahead(bags: Sequence[Bag], order: Iterable[int] | None = None, graph: str | None = None) -> Iterator[Bag]:
+    """The bags in ``order``, each read in another thread, with its graph, while the one before is in use.
+
+    Bags that are in memory already are handed out as they are.
+
+    Args:
+        bags: a dataset's.
+        order: indices into them; None for all, in their order.
+        graph: spec of a graph that will be asked for, or None.
+    """
+    order = range(len(bags)) if order is None else order
+    if not isinstance(bags, SlideFiles):
+        return (bags[int(i)] for i in order)
+
+    def read(i: int) -> Bag:
+        bag = bags[i]
+        if graph is not None:
+            bag.graph(graph)
+        return bag
+
+    return _ahead(read, map(int, order))
+
+
+def _ahead(read: Callable[[int], T], order: Iterator[int]) -> Iterator[T]:
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        coming: deque[Future[T]] = deque(thread.submit(read, i) for i in islice(order, AHEAD))
+        try:
+            while coming:
+                bag = coming.popleft().result()
+                coming.extend(thread.submit(read, i) for i in islice(order, 1))
+                yield bag
+        finally:
+            thread.shutdown(cancel_futures=True)
