@@ -19,6 +19,7 @@ _COMMANDS = {
     "embed": ("embed", "Embed slides with a pretrained encoder."),
     "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),
     "models": ("models", "List the aggregators, or tell all about one."),
+    "data": ("data", "Show what a dataset is; check the files at hand slide by slide."),
     "datasets": ("lists", "List the datasets that have a card."),
     "graphs": ("lists", "List the patch-graph builders."),
     "doctor": ("doctor", "Say what works on this machine, and why not."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +26,16 @@ class DataCard:
         path: file or folder below the data root.
         bags: number of bags it must hold; None where not stated.
         bags_per_class: number of bags of each class; None where not stated.
+        patients: number of patients; None where not stated or not known.
+        split_counts: bags of each class in each published part.
+        counts: "exact" where other counts are an error; "published" where the sets in use differ, and a difference from
+            those published is a warning.
+        exclude: slides that are left out, and why.
+        label_of: whether a label is of the slide, or of the patient and so the same for all of a patient's slides.
+        label_column: column of the label table that holds the label; ``label`` where there is no such column.
+        label_rule: what makes a slide a member of its class, in words.
+        split_protocol: how the dataset is divided, in words.
+        known_leaks: patients that the published split has on two sides.
         graph: default graph spec where the grid graph of an aggregator does not fit; None for the aggregator's own.
         single_label: the table has several labels a bag (``bag_labels``); keep the bags that have exactly one, and the
             classes with at least this many of them.
@@ -52,6 +64,15 @@ class DataCard:
     path: str | None = None
     bags: int | None = None
     bags_per_class: list[int] | None = None
+    patients: int | None = None
+    split_counts: dict[str, list[int]] = field(default_factory=dict)
+    counts: Literal["exact", "published"] = "exact"
+    exclude: dict[str, str] = field(default_factory=dict)
+    label_of: Literal["slide", "patient"] = "slide"
+    label_column: str = "label"
+    label_rule: str = ""
+    split_protocol: str = ""
+    known_leaks: list[str] = field(default_factory=list)
     graph: str | None = None
     single_label: int | None = None
     patient_prefix: int | None = None
@@ -74,6 +95,33 @@ class DataCard:
         """The card's text (Markdown)."""
         return read_shipped_text("data_cards", f"{self.name}.md")
 
+    def facts(self) -> dict[str, str]:
+        """What the card states, as text by name, for people."""
+        counts = f"{self.bags} bags" if self.bags else "not stated"
+        if self.bags_per_class:
+            counts += f" ({', '.join(f'{n} {c}' for n, c in zip(self.bags_per_class, self.classes, strict=True))})"
+        counts += f", {self.patients} patients" if self.patients else ""
+        checked = "checked on loading" if self.counts == "exact" else "as published; sets in use differ"
+        parts = "; ".join(f"{part} {' + '.join(map(str, n))}" for part, n in self.split_counts.items())
+        facts = {
+            "kind": self.kind,
+            "classes": ", ".join(self.classes),
+            "counts": f"{counts}; {checked}" if self.bags else counts,
+            "label rule": self.label_rule,
+            "label of": f"the {self.label_of}",
+            "split": self.split_protocol + (f" ({parts} by class)" if parts else ""),
+            "on two sides": ", ".join(f"patient {patient}" for patient in self.known_leaks),
+            "left out": "; ".join(f"{slide}: {reason}" for slide, reason in self.exclude.items()),
+            "patients": f"the first {self.patient_prefix} characters of a slide id" if self.patient_prefix else "",
+            "instance labels": self.instance_labels or "",
+            "files": f"{self.path} below --root" if self.path else "none needed",
+            "source": self.source,
+            "licence": self.licence,
+            "citation": self.citation,
+        }
+        facts |= {f"warning {i + 1}": warning for i, warning in enumerate(self.warnings)}
+        return {name: value for name, value in facts.items() if value}
+
     def locate(self, root: Path | None) -> Path:
         """The dataset's file or folder below ``root``.
 
@@ -91,6 +139,30 @@ class DataCard:
                 f"dataset {self.name!r}: {path} does not exist; --root must be the folder that holds {self.path}"
             )
         return path
+
+
+def per_class(labels: Iterable[int | None], card: DataCard) -> list[int]:
+    """How many labels are of each class."""
+    count = Counter(labels)
+    return [count[label] for label in range(len(card.classes))]
+
+
+def count_differences(card: DataCard, labels: Sequence[int | None], patients: Sequence[str | None]) -> list[str]:
+    """Where the numbers of bags and patients differ from what a card states, as parts of a sentence.
+
+    Args:
+        card: what it states.
+        labels: class index of each bag.
+        patients: patient of each bag.
+    """
+    differences, found, known = [], per_class(labels, card), {patient for patient in patients if patient}
+    if card.bags not in (None, len(labels)) or card.bags_per_class not in (None, found):
+        differences.append(
+            f"{len(labels)} bags ({found} by class), its card states {card.bags} ({card.bags_per_class})"
+        )
+    if known and card.patients not in (None, len(known)):
+        differences.append(f"{len(known)} patients, its card states {card.patients}")
+    return differences
 
 
 def list_cards() -> list[str]:

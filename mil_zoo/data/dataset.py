@@ -15,15 +15,16 @@ from torch import Tensor
 
 from mil_zoo.data.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.card import DataCard, read_card
+from mil_zoo.data.card import DataCard, count_differences, per_class, read_card
 from mil_zoo.data.demo_cache import load_demo
-from mil_zoo.data.labels import class_indices, class_names, find_labels, labels_as_indices, read_labels
-from mil_zoo.data.readers.base import LAYOUTS, FeatureSet, TableLayout, find_features
+from mil_zoo.data.folder import choose_features, labels_of_bags, labels_of_folder, read_tables
+from mil_zoo.data.labels import class_indices, class_names, labels_as_indices, patients_of_two_labels, read_labels
+from mil_zoo.data.readers.base import FeatureSet, find_features
 from mil_zoo.data.readers.table import read_published_folds, read_table
 from mil_zoo.data.slide_files import SlideFiles, heads, slide_files
 from mil_zoo.data.split_files import published_split
 from mil_zoo.data.splits import Split, from_masks
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
 
@@ -72,17 +73,20 @@ class DatasetSource:
 
     def anywhere(self) -> DatasetSource:
         """The same, independent of the working directory and of the environment."""
-        name, root = self.name, self.root
+        name, root = self.name, data_root(self.root)
         if name.endswith(".npz") or Path(name).is_dir():
             name = str(Path(name).resolve())
-        if root is None and os.environ.get(ROOT_VARIABLE):
-            root = Path(os.environ[ROOT_VARIABLE])
         return replace(self, name=name, root=root and root.resolve(), labels=self.labels and self.labels.resolve())
 
     def open(self) -> Dataset:
         """See :func:`open_dataset`."""
         how = {"features": self.features, "layout": self.layout, "allow_pickle": self.allow_pickle}
         return open_dataset(self.name, self.root, self.labels, **how)  # type: ignore[arg-type]
+
+
+def data_root(root: Path | None) -> Path | None:
+    """``root``, or the folder in the variable ``MIL_ZOO_REAL_DATA``; None where neither is given."""
+    return root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
 
 
 def open_dataset(
@@ -119,8 +123,7 @@ def open_dataset(
         card = DataCard(Path(name).resolve().name, str(name), "real", "slides", [])
         return _checked(_open_slides(card, Path(name), labels, features, layout, allow_pickle))
     card = read_card(name)
-    if root is None and os.environ.get(ROOT_VARIABLE):
-        root = Path(os.environ[ROOT_VARIABLE])
+    root = data_root(root)
     if card.layout == "slides":
         return _checked(_open_slides(card, card.locate(root), labels, features, layout, allow_pickle))
     bags: list[Bag]
@@ -176,23 +179,19 @@ def _open_slides(
     card: DataCard, folder: Path, given: Path | None, features: str | None, layout: str | None, allow_pickle: bool
 ) -> Dataset:
     chosen = choose_features(find_features(folder, layout), features, folder)
-    found = LAYOUTS.get(chosen.layout)
-    tables = dict.fromkeys(chosen.files.values()) if isinstance(found, TableLayout) else {}
-    read = [bag for path in tables for bag in found.read_all(path, allow_pickle)]  # type: ignore[attr-defined]
-    table, path = _labels_of_folder(folder, given, chosen, read)
+    read = read_tables(chosen, allow_pickle)
+    table, path = labels_of_folder(folder, given, chosen, labels_of_bags(read or ()), card)
     if not card.classes:
         card = replace(card, classes=class_names(table))
     table["label"] = labels_as_indices(table, class_indices(card.classes), path)
-    if "patient_id" not in table and card.patient_prefix:
-        table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
-    known = {bag.slide_id for bag in read} if tables else set(chosen.files)
+    known = set(chosen.files) if read is None else {bag.slide_id for bag in read}
     missing = sorted(set(table["slide_id"]) - known)
     if missing:
         raise InputError(
             f"{path} names slides without features below {folder}: {', '.join(missing[:5])} ({len(missing)} in all); "
             "extract them or drop their rows"
         )
-    unlabelled = sorted(known - set(table["slide_id"]))
+    unlabelled = sorted(known - set(table["slide_id"]) - set(card.exclude))
     if unlabelled:
         note = f"{len(unlabelled)} slides with features have no label and are left out: {', '.join(unlabelled[:3])}"
         card = replace(card, warnings=[*card.warnings, note + (", ..." if len(unlabelled) > 3 else ".")])
@@ -201,7 +200,7 @@ def _open_slides(
         rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
         card = replace(card, instance_labels=card.instance_labels or rule)
     slides = slide_files(chosen, table, labellers)
-    bags = _labelled(read, slides) if tables else slides
+    bags = slides if read is None else _labelled(read, slides)
     site_of = {}
     if "site" not in table and card.site_prefix:
         table["site"] = table["slide_id"].str[: card.site_prefix]
@@ -233,35 +232,6 @@ def _labelled(bags: list[Bag], slides: SlideFiles) -> list[Bag]:
         bag = replace(by_id[head.slide_id], label=head.label, patient_id=head.patient_id)
         labelled.append(replace(bag, instance_labels=head.labeller(bag)) if head.labeller else bag)
     return labelled
-
-
-def _labels_of_folder(
-    folder: Path, given: Path | None, features: FeatureSet, bags: list[Bag]
-) -> tuple[pd.DataFrame, Path]:
-    """The label table and where it lies: the one given, ``labels.csv``, the features' own, or the only csv."""
-    if given is None and not (folder / "labels.csv").exists():
-        own = LAYOUTS.get(features.layout).labels(features)
-        if own is None and bags and all(bag.label is not None for bag in bags):
-            rows = [(bag.slide_id, str(bag.label), bag.patient_id) for bag in bags]
-            own = pd.DataFrame(rows, columns=["slide_id", "label", "patient_id"])
-        if own is not None:
-            return own, features.folder
-    path = given or find_labels(folder)
-    return read_labels(path), path
-
-
-def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:
-    """The set of features called ``name``, or the only one.
-
-    Raises:
-        InputError: there is none of that name, or several and none was named.
-    """
-    names = [features.name for features in found]
-    if name is None and len(found) > 1:
-        raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
-    if name is not None and name not in names:
-        raise InputError(f"{folder} holds no features called {name!r}{did_you_mean(name, names)}")
-    return found[0 if name is None else names.index(name)]
 
 
 def _relabelled(bags: list[Bag], path: Path, class_of: dict[str, int] | None) -> list[Bag]:
@@ -302,13 +272,29 @@ def _checked(dataset: Dataset) -> Dataset:
                 f"dataset {name!r}: slide {bag.slide_id!r} has label {bag.label}, the classes are "
                 f"0 to {dataset.num_classes - 1} ({', '.join(card.classes)})"
             )
-    per_class = [sum(slide.label == label for slide in slides) for label in range(dataset.num_classes)]
-    if card.bags not in (None, len(dataset.bags)) or card.bags_per_class not in (None, per_class):
+    differences = count_differences(card, [slide.label for slide in slides], [slide.patient_id for slide in slides])
+    for split in dataset.published_splits if card.split_counts else ():
+        label_of = {slide.slide_id: slide.label for slide in slides}
+        for part, counts in card.split_counts.items():
+            here = per_class([label_of[slide] for slide in getattr(split, part)], card)
+            if here != counts:
+                differences.append(
+                    f"{sum(here)} {part} bags ({here} by class), its card states {sum(counts)} ({counts})"
+                )
+    if differences and card.counts == "exact":
         raise InputError(
-            f"dataset {name!r} holds {len(dataset.bags)} bags ({per_class} by class), its card states {card.bags} "
-            f"({card.bags_per_class}); the files are incomplete or of another version"
+            f"dataset {name!r} holds {'; '.join(differences)}; the files are incomplete or of another version"
         )
-    return dataset
+    if card.label_of == "patient":
+        labels = pd.DataFrame([(slide.patient_id, slide.label) for slide in slides], columns=["patient_id", "label"])
+        both = patients_of_two_labels(labels)
+        if both:
+            raise InputError(
+                f"dataset {name!r}: patients with slides of different labels: {', '.join(both[:5])} ({len(both)} in "
+                "all), and a label here is the patient's; correct the label table"
+            )
+    note = [f"The dataset holds {difference}." for difference in differences]
+    return replace(dataset, card=replace(card, warnings=[*card.warnings, *note]))
 
 
 @dataclass(frozen=True, eq=False)

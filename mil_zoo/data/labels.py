@@ -27,7 +27,7 @@ def read_labels(path: Path, label_column: str = "label") -> pd.DataFrame:
     Args:
         path: columns slide_id (or slide, ID, bag_name), the label, and optionally patient_id (or case_id, patient) and
             split. A slide id may carry the suffix of its image, ``.svs`` for instance.
-        label_column: which column is the label.
+        label_column: which column is the label; ``label`` where there is no such column.
 
     Returns:
         Text columns ``slide_id``, ``label`` and, where the file has them, ``patient_id``, ``split`` and ``site``.
@@ -37,7 +37,7 @@ def read_labels(path: Path, label_column: str = "label") -> pd.DataFrame:
     """
     table = read_csv(path)
     columns = {name: next((c for c in known if c in table), None) for name, known in COLUMNS.items()}
-    columns["label"] = label_column if label_column in table else None
+    columns["label"] = next((c for c in (label_column, "label") if c in table), None)
     for name in ("slide_id", "label"):
         column = columns[name]
         if column is None:

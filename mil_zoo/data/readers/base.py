@@ -63,6 +63,10 @@ class Layout(ABC):
         """A name for the features in a folder that ``group`` gave."""
         return folder.name
 
+    def coordinates(self, path: Path) -> tuple[npt.NDArray[Any], float | None, str] | None:
+        """Coordinates, patch size and where it comes from, of a file whose features cannot be read; None if unknown."""
+        return None
+
     def labels(self, features: FeatureSet) -> pd.DataFrame | None:
         """The labels that lie with the features: text columns slide_id, label and maybe split; None without any."""
         return None

@@ -65,6 +65,12 @@ class Clam(Layout):
         step, why = (None, "") if coords is None else _step(path, coords, patches)
         return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)
 
+    def coordinates(self, path: Path) -> tuple[npt.NDArray[Any], float | None, str] | None:
+        """Those of a file of ``patches/``, which has no features."""
+        with opened(path) as file:
+            coords = read_coords(file, path)
+        return None if coords is None else (coords, *_step(path, coords, None))
+
 
 def _patches_of(path: Path) -> Path | None:
     """``patches/<slide>.h5``, beside the folder of the features or one above it."""
@@ -82,7 +88,7 @@ def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[f
     measured = grid_step(coords)
     if stated is None:
         return measured, "the coordinates' own step: no patches/<slide>.h5 states the patch size"
-    where = f"patch_size x downsample of {source.parent.name}/{source.name}"
+    where = f"patch_size x downsample of {source.parent.name}/<slide>.h5"
     return overlapping_step(path, measured, stated, where)
 
 
