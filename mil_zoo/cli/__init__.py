@@ -14,12 +14,11 @@ from mil_zoo.errors import InputError, did_you_mean
 _COMMANDS = {
     "bench": ("bench", "Compare aggregators by cross-validation: tables, figures, attention diagnostics."),
     "report": ("report", "Redraw the tables and figures of a run from its files."),
-    "data": ("data", "Datasets on disk: pack one into a store (import)."),
+    "data": ("data", "Show what a dataset is, check the files at hand, pack them for speed."),
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
     "embed": ("embed", "Embed slides with a pretrained encoder."),
     "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),
     "models": ("models", "List the aggregators, or tell all about one."),
-    "data": ("data", "Show what a dataset is; check the files at hand slide by slide."),
     "datasets": ("lists", "List the datasets that have a card."),
     "graphs": ("lists", "List the patch-graph builders."),
     "doctor": ("doctor", "Say what works on this machine, and why not."),

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import click
 
+from mil_zoo.cli.data_check import check, show
 from mil_zoo.cli.data_import import import_store
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  mil-zoo data show camelyon16
+  mil-zoo data check camelyon16 --root /data/camelyon16
+  mil-zoo data check tcga_nsclc --root /data/trident_processed --features uni_v1,conch_v15
+  mil-zoo data check /data/my_features --labels labels.csv --csv slides.csv
+  mil-zoo data check one_slide.h5
+Layouts that are told from the path (or named with --layout): arrays, clam, dsmil, gigassl, histossl, slideflow, srmil,
+stamp, torchmil, trident.
+"""
+)
 def data() -> None:
-    """Datasets on disk."""
+    """What a dataset is (show), whether the files at hand are it (check), and packing them for speed (import)."""
 
 
+data.add_command(show)
+data.add_command(check)
 data.add_command(import_store)

@@ -13,21 +13,7 @@ _SHOWN = 12  # findings and slides named on the screen; --csv has all
 _EXAMPLES = 5  # slides named with a finding
 
 
-@click.group(
-    epilog="""\b
-Examples:
-  mil-zoo data show camelyon16
-  mil-zoo data check camelyon16 --root /data/camelyon16
-  mil-zoo data check tcga_nsclc --root /data/trident_processed --features uni_v1,conch_v15
-  mil-zoo data check /data/my_features --labels labels.csv --csv slides.csv
-  mil-zoo data check one_slide.h5
-"""
-)
-def data() -> None:
-    """What a dataset is (show), and whether the files at hand are it (check)."""
-
-
-@data.command()
+@click.command()
 @click.argument("card")
 def show(card: str) -> None:
     """Tell all about the dataset called CARD: source, licence, counts, label rule, split, traps, how to obtain it."""
@@ -50,7 +36,7 @@ def show(card: str) -> None:
     console.print(Markdown(described.text.partition("\n")[2]))
 
 
-@data.command(
+@click.command(
     epilog="""\b
 What is checked, for every slide: that its file can be read and holds what it declares, the shape of features and
 coordinates, NaN, the step of the coordinates against the patch size, isolated and repeated patches, identical content
