@@ -15,10 +15,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
+from mil_zoo.aggregators.base import create_aggregator
+from mil_zoo.bench import memory
 from mil_zoo.config import from_mapping
+from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.errors import InputError
+from mil_zoo.registry import load_plugin
 
 INSTANCES, FEATURES = 10_000, 1024
 SECONDS, AT_LEAST = 2.0, 3  # a step is repeated for so long, and so often
@@ -65,7 +72,8 @@ def measure(name: str, threads: int = 2, plugins: Iterable[str | Path] = ()) -> 
         command = [sys.executable, "-m", "mil_zoo.bench.cost", name, step, str(threads), *map(str, plugins)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
-            raise InputError(f"{name} could not be measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+            raise InputError(f"{name} could not be measured on a bag of {INSTANCES:,} instances: {reason}")
         result = json.loads(done.stdout.splitlines()[-1])
         numbers |= {f"{step}_ms": result["ms"], f"{step}_mib": result["mib"]}
     return Cost(name=name, **numbers, machine=_machine(threads), date=date.today().isoformat())
@@ -96,25 +104,16 @@ def write_costs(costs: Iterable[Cost], path: Path) -> None:
 
 
 def _machine(threads: int) -> str:
-    import numba
-    import torch
-
     processor = platform.processor() or platform.machine()
     if sys.platform == "linux":
         names = [row for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")]
         processor = names[0].split(":", 1)[1].strip() if names else processor
-    python = platform.python_version()
-    torch_version = torch.__version__.split("+")[0]
-    return f"{processor}, {threads} threads, Python {python}, torch {torch_version}, numba {numba.__version__}"
+    versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in ("torch", "numba"))
+    return f"{processor}, {threads} threads, Python {platform.python_version()}, {versions}"
 
 
 def _run(name: str, step: str, threads: int) -> dict[str, float]:
     """Time in ms and memory in MiB of one kind of step, in this process."""
-    import torch
-
-    from mil_zoo.aggregators.base import create_aggregator
-    from mil_zoo.data.bag import BagBatch
-
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     aggregator = create_aggregator(name, FEATURES, 2).train(step == "train")
@@ -133,9 +132,9 @@ def _run(name: str, step: str, threads: int) -> dict[str, float]:
     run(BagBatch.from_bags([_bag(500)], graph=graph))  # compiles kernels and makes the optimiser's state
     optimizer.zero_grad(set_to_none=True)
     batch = BagBatch.from_bags([_bag(INSTANCES)], graph=graph)
-    before = _resident_mib(reset_peak=True)
+    before = memory.reset_peak()
     run(batch)
-    mib = _peak_mib() - before
+    mib = memory.peak_mib() - before
     times: list[float] = []
     while len(times) < AT_LEAST or sum(times) < SECONDS:
         start = time.perf_counter()
@@ -144,37 +143,15 @@ def _run(name: str, step: str, threads: int) -> dict[str, float]:
     return {"ms": round(1e3 * statistics.median(times), 1), "mib": round(mib, 1)}
 
 
-def _bag(n: int):  # type: ignore[no-untyped-def]  # Bag, whose module is imported by then
+def _bag(n: int) -> Bag:
     """A labelled bag of random features on a patch grid with a fifth of its sites empty."""
-    import torch
-
-    from mil_zoo.data.bag import Bag
-
     side = int((1.25 * n) ** 0.5) + 1
     site = torch.randperm(side * side)[:n]
     coords = torch.stack([site % side, site // side], dim=1) * 256.0
     return Bag(features=torch.randn(n, FEATURES), coords=coords, patch_size=256.0, label=1, slide_id="measured")
 
 
-def _resident_mib(reset_peak: bool) -> float:
-    if sys.platform != "linux":
-        return _peak_mib()
-    if reset_peak:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _peak_mib() -> float:
-    if sys.platform == "linux":
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 if __name__ == "__main__":
-    from mil_zoo.registry import load_plugin
-
     for plugin in sys.argv[4:]:
         load_plugin(plugin)
     print(json.dumps(_run(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import resource
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
+from mil_zoo.bench import memory
 from mil_zoo.bench.plan import Suite, Trial
 from mil_zoo.bench.store import empty_folder
 from mil_zoo.data.bag import Bag
@@ -227,16 +226,10 @@ def _threads(number: int) -> Iterator[None]:
 def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    else:
+        memory.reset_peak()
 
 
 def _peak_memory_mib() -> float:
     """Peak memory since the reset: of the GPU where one is used, else resident memory of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory.peak_mib()

@@ -40,7 +40,7 @@ def test_a_measurement_sees_the_memory_that_a_step_holds(tmp_path):
 
 def test_a_failure_in_the_process_is_told(tmp_path):
     (tmp_path / "broken.py").write_text(PLUGIN.replace("held[-1]", "held[held.numel()]"))
-    with pytest.raises(InputError, match="hungry could not be measured: IndexError"):
+    with pytest.raises(InputError, match="hungry could not be measured on a bag of 10,000 instances: IndexError"):
         cost.measure("hungry", threads=1, plugins=[tmp_path / "broken.py"])
 
 
