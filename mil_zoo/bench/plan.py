@@ -148,7 +148,7 @@ class Plan:
                 model.label: {
                     "options": dict(model.options),
                     "graph": model.graph,
-                    "training": dataclasses.asdict(model.training),
+                    "training": dataclasses.asdict(model.training) | {"betas": list(model.training.betas)},
                 }
                 for model in self.models
             },

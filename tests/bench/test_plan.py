@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 
 from mil_zoo import InputError
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
@@ -36,6 +37,7 @@ def test_overrides_reach_options_training_and_graph(bag_table):
     assert srmil.training.epochs == abmil.training.epochs == 7
     assert (srmil.graph, abmil.graph) == ("knn:3", None)
     assert made.settings()["model_settings"]["srmil"]["options"]["mask_rate"] == 0.5
+    assert yaml.safe_load(yaml.safe_dump(made.settings())) == made.settings(), "or a run could not be resumed"
 
 
 @pytest.mark.parametrize(
