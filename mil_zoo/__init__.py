@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         list_aggregators,
         register_aggregator,
     )
+    from mil_zoo.bench.predictor import Predictor
     from mil_zoo.data.bag import Bag, BagBatch
     from mil_zoo.errors import InputError
     from mil_zoo.graph import register_graph
@@ -31,6 +32,7 @@ _HOME = {
     "Bag": "mil_zoo.data.bag",
     "BagBatch": "mil_zoo.data.bag",
     "InputError": "mil_zoo.errors",
+    "Predictor": "mil_zoo.bench.predictor",
     "create_aggregator": "mil_zoo.aggregators.base",
     "list_aggregators": "mil_zoo.aggregators.base",
     "register_aggregator": "mil_zoo.aggregators.base",
@@ -44,6 +46,7 @@ __all__ = [
     "Bag",
     "BagBatch",
     "InputError",
+    "Predictor",
     "create_aggregator",
     "list_aggregators",
     "register_aggregator",

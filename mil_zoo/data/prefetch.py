@@ -13,6 +13,7 @@ from mil_zoo.data.slide_files import SlideFiles
 
 AHEAD = 2  # bags in memory besides the one in use: enough to hide a slow one behind two quick steps
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -36,16 +37,17 @@ def read_ahead(bags: Sequence[Bag], order: Iterable[int] | None = None, graph: s
             bag.graph(graph)
         return bag
 
-    return _ahead(read, map(int, order))
+    return ahead(read, map(int, order))
 
 
-def _ahead(read: Callable[[int], T], order: Iterator[int]) -> Iterator[T]:
+def ahead(read: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
+    """``map(read, items)`` that is up to ``AHEAD`` items ahead, in another thread."""
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
-        coming: deque[Future[T]] = deque(thread.submit(read, i) for i in islice(order, AHEAD))
+        coming: deque[Future[T]] = deque(thread.submit(read, item) for item in islice(items, AHEAD))
         try:
             while coming:
-                bag = coming.popleft().result()
-                coming.extend(thread.submit(read, i) for i in islice(order, 1))
-                yield bag
+                result = coming.popleft().result()
+                coming.extend(thread.submit(read, item) for item in islice(items, 1))
+                yield result
         finally:
             thread.shutdown(cancel_futures=True)

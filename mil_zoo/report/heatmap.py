@@ -141,7 +141,7 @@ def _figure(run: RunDirectory, slide: str, maps: dict[str, dict[str, Any]]) -> F
     cmap = mpl.colormaps["coolwarm"]
     for axes, (label, part) in zip(panels[1:], maps.items(), strict=False):
         relative = len(part["attention"]) * part["attention"].astype(np.float64)
-        _draw_patches(axes, coords, side, cmap(norm(np.clip(relative, 1 / SPAN, SPAN))), relative, figure)
+        draw_patches(axes, coords, side, cmap(norm(np.clip(relative, 1 / SPAN, SPAN))), relative, figure)
         top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
         axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
         axes.set_title(f"{label}: max {part['attention'].max():.2g}\npredicted {_name(part['predicted'], names)}")
@@ -167,12 +167,12 @@ def _figure(run: RunDirectory, slide: str, maps: dict[str, dict[str, Any]]) -> F
 def _draw_truth(axes: Axes, part: dict[str, Any], names: list[str], figure: Figure) -> None:
     labels = part.get("instance_labels")
     positive = np.zeros(len(part["coords"]), int) if labels is None else (labels > 0).astype(int)
-    _draw_patches(axes, part["coords"], float(part["patch_size"]), _TRUTH[positive], positive, figure)
+    draw_patches(axes, part["coords"], float(part["patch_size"]), _TRUTH[positive], positive, figure)
     truth = "no instance labels" if labels is None else f"{positive.mean():.1%} of {len(positive):,} positive"
     axes.set_title(f"truth: {_name(part['label'], names)}\n{truth}")
 
 
-def _draw_patches(
+def draw_patches(
     axes: Axes, coords: np.ndarray, side: float, colours: np.ndarray, height: np.ndarray, figure: Figure
 ) -> None:
     """Squares of ``side`` at ``coords``, or dots where it is NaN; higher ones over lower ones."""

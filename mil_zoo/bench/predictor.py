@@ -1,0 +1,162 @@
+"""Predicting slides with the aggregators of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mil_zoo.aggregators.base import Aggregator, create_aggregator
+from mil_zoo.bench.store import RunDirectory
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.dataset import Standardiser
+from mil_zoo.diagnostics.recorder import attention_of
+from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.train.loop import predict
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the members of a predictor say of one slide together.
+
+    Attributes:
+        bag: the slide; its features as they were given.
+        probabilities: float64 ``[C]``, the mean over members.
+        spread: float64 ``[C]``, the standard deviation over members (0 for a single one).
+        attention: float64 ``[N]``, of the predicted class where there is one for each, the mean over members (it sums
+            to 1); None for an aggregator without attention.
+        trained_on: how many members had the slide among their training or validation slides: such a prediction says
+            nothing of new slides.
+    """
+
+    bag: Bag
+    probabilities: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64]
+    attention: npt.NDArray[np.float64] | None
+    trained_on: int
+
+    @property
+    def predicted(self) -> int:
+        """Index of the most probable class."""
+        return int(self.probabilities.argmax())
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    aggregator: Aggregator
+    standardiser: Standardiser | None
+    seen: frozenset[str]
+
+
+class Predictor:
+    """The aggregators that the trials of one model of a run left, as an ensemble.
+
+    Probabilities and attention are the mean over the members. With one trial named, it is that trial alone.
+
+    Args:
+        run: a run directory.
+        model: ``aggregator`` or ``aggregator@grid``, as the run's tables name it.
+        trial: the only trial to use; None for all finished ones of the model.
+        device: where to compute; None for a GPU where there is one.
+
+    Raises:
+        InputError: no run, model or finished trial of that name, or its files are damaged.
+    """
+
+    def __init__(
+        self, run: Path | str | RunDirectory, model: str, trial: str | None = None, device: str | None = None
+    ) -> None:
+        run = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
+        config = run.config
+        if model not in config["model_settings"]:
+            raise InputError(f"{run.path} holds no model {model!r}{did_you_mean(model, config['model_settings'])}")
+        rows = [row for row in run.trials() if row["status"] == "ok" and _label(row) == model]
+        names = [row["trial"] for row in rows if trial in (None, row["trial"])]
+        if not names:
+            known = did_you_mean(trial or "", [row["trial"] for row in rows])
+            what = f"trial {trial!r} of {model}{known}" if trial else f"finished trial of {model}"
+            raise InputError(f"{run.path} holds no {what}")
+        settings = config["model_settings"][model]
+        self.classes: list[str] = list(config["dataset"]["classes"])
+        self.trials = names
+        self.in_dim = int(config["dataset"]["in_dim"])
+        self._graph: str | None = settings["graph"]
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        seen = _seen(run)
+        self._members = []
+        for row in rows:
+            if row["trial"] in names:
+                aggregator = create_aggregator(
+                    row["aggregator"], self.in_dim, len(self.classes), **settings["options"]
+                ).to(self._device)
+                standardiser = _load(run, row["trial"], aggregator)
+                column = f"r{row['repeat']}-f{row['fold']}"
+                self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))
+
+    def __call__(self, bags: Iterable[Bag]) -> Iterator[Prediction]:
+        """Predicts slides one after the other; each is let go of before the next is read.
+
+        Raises:
+            InputError: a bag of another feature dimension, or without what the graph needs.
+        """
+        for bag in bags:
+            yield self.predict(bag)
+
+    def predict(self, bag: Bag) -> Prediction:
+        """Predicts one slide, see :meth:`__call__`."""
+        if bag.features.shape[1] != self.in_dim:
+            raise InputError(
+                f"slide {bag.slide_id!r} has {bag.features.shape[1]} features a patch and the run was trained on "
+                f"{self.in_dim}; use the encoder of the run"
+            )
+        outputs, scores = [], []
+        for member in self._members:
+            given = bag if member.standardiser is None else member.standardiser(bag)
+            ((_, output, probabilities),) = predict(member.aggregator, [given], self._graph, self._device)
+            outputs.append(output)
+            scores.append(probabilities.double().numpy())
+        stacked = np.stack(scores)
+        mean = stacked.mean(0)
+        attention = None
+        if outputs[0].attention is not None:
+            maps: list[Any] = [attention_of(output, torch.from_numpy(mean)) for output in outputs]
+            attention = np.mean(maps, axis=0)
+        trained_on = sum(bag.slide_id in member.seen for member in self._members)
+        return Prediction(bag, mean, stacked.std(0), attention, trained_on)
+
+
+def _label(row: dict[str, Any]) -> str:
+    return f"{row['aggregator']}@{row['grid']}" if row["grid"] else str(row["aggregator"])
+
+
+def _seen(run: RunDirectory) -> dict[str, frozenset[str]]:
+    """For each column of the run's ``splits.csv`` the slides that are not in its test part."""
+    table = pd.read_csv(run.path / "splits.csv", dtype=str)
+    return {
+        str(column): frozenset(table["slide_id"][table[column].isin(["train", "val"])])
+        for column in table.columns
+        if column not in ("slide_id", "patient_id", "label")
+    }
+
+
+def _load(run: RunDirectory, trial: str, aggregator: Aggregator) -> Standardiser | None:
+    """Loads a trial's weights; its standardiser, or None where features are used as they are."""
+    folder = run.path / "trials" / trial
+    try:
+        aggregator.load_state_dict(load_file(folder / "weights.safetensors"))
+        if not run.config["dataset"]["standardised"]:
+            return None
+        return Standardiser(**load_file(folder / "standardiser.safetensors"))
+    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{folder}: the weights cannot be loaded ({first}); delete the trial's row in trials.jsonl and run again"
+        ) from error

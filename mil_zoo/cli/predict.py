@@ -1,0 +1,209 @@
+"""``mil-zoo predict``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.errors import InputError
+
+FILES = ("csv", "png", "geojson")
+Slide = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mil-zoo predict --run runs/c16 --model srmil slide_001.h5 slide_002.h5
+  mil-zoo predict --run runs/c16 --model srmil /data/trident_processed --features uni_v1 --write geojson
+  mil-zoo predict --run runs/c16 --model abmil --trial abmil-r0-f2-s0 my.store --write none
+"""
+)
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Run directory of a bench.")
+@click.option("--model", required=True, help="Which of its models: aggregator or aggregator@grid.")
+@click.option("--trial", help="One trial alone.  [default: the mean over all finished trials of the model]")
+@click.option("--features", help="Which set of features, where a folder holds those of several encoders.")
+@click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
+@click.option(
+    "--write", default="csv,png,geojson", show_default=True, callback=comma_list(), help="Attention files, or none."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
+@plugin_option
+def predict(
+    slides: tuple[str, ...],
+    run: Path,
+    model: str,
+    trial: str | None,
+    features: str | None,
+    layout: str | None,
+    write: list[str],
+    out: Path,
+    plugin: tuple[Path, ...],
+) -> int:
+    """Predict SLIDEs (feature files, folders of them, packed stores, bag tables) with a model of a run.
+
+    Writes OUT/probabilities.csv and, for each slide, its attention as csv, as a png map, and as GeoJSON that QuPath
+    opens on the slide. A slide that cannot be read is a row with its reason. Slides pass one at a time.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    wanted = [] if write == ["none"] else write
+    if unknown := sorted(set(wanted) - set(FILES)):
+        raise InputError(f"--write takes {', '.join(FILES)} or none, not {', '.join(unknown)}")
+    console = Console()
+    with console.status("Loading torch, DGL and the weights"):
+        from mil_zoo.bench.predictor import Predictor
+        from mil_zoo.data.prefetch import ahead
+
+        predictor = Predictor(run, model, trial)
+    found = list(_slides(slides, features, layout))
+    out.mkdir(parents=True, exist_ok=True)
+    failures, trained_on = 0, 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with (
+            Progress(*columns, console=console) as progress,
+            (out / "probabilities.csv").open("w", newline="", encoding="utf-8") as file,
+        ):
+            task = progress.add_task("predicting", total=len(found))
+            rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
+            rows.writeheader()
+            for name, bag in zip((name for name, _ in found), ahead(_reading, iter(found)), strict=True):
+                row = _row(name, bag, predictor, wanted, out)
+                rows.writerow(row)
+                file.flush()
+                failures += row["status"] != "ok"
+                trained_on += bool(row.get("trained_on"))
+                progress.advance(task)
+    except OSError as error:
+        raise InputError(
+            f"writing to {out} failed ({error}); the rows so far are in {out / 'probabilities.csv'}"
+        ) from error
+    console.print(
+        f"{len(found) - failures} of {len(found)} slides predicted by {len(predictor.trials)} trials of {model}: "
+        f"{escape(str(out / 'probabilities.csv'))}",
+        highlight=False,
+    )
+    if trained_on:
+        console.print(
+            f"[yellow]{trained_on} slides were training or validation slides of some of these trials: their "
+            "predictions say nothing of new slides (column trained_on)[/]"
+        )
+    return 1 if failures else 0
+
+
+def _columns(predictor: Any) -> list[str]:
+    classes = range(len(predictor.classes))
+    return [
+        "slide_id", "source", "status", "reason", "predicted", *(f"prob_{i}" for i in classes),
+        *(f"sd_{i}" for i in classes), "members", "trained_on", "instances",
+    ]  # fmt: skip
+
+
+def _slides(
+    texts: tuple[str, ...], features: str | None, layout: str | None
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every slide: where it comes from, and how to read it. Only names are listed."""
+    from functools import partial
+
+    from mil_zoo.data.dataset import choose_features
+    from mil_zoo.data.readers.base import LAYOUTS, TableLayout, find_features, layout_of
+    from mil_zoo.data.store import PackedStore, is_complete
+
+    for text in texts:
+        path = Path(text)
+        if is_complete(path):
+            bags = PackedStore.open(path).dataset.bags
+            yield from ((f"{text}#{slide.slide_id}", slide.read) for slide in bags.slides)
+            continue
+        files = {path.stem: path}
+        if path.is_dir():
+            chosen = choose_features(find_features(path, layout), features, path)
+            reader, files = LAYOUTS.get(chosen.layout), chosen.files
+        elif path.exists():
+            reader = layout_of(path, layout)
+        else:
+            yield text, partial(_missing, path)
+            continue
+        if isinstance(reader, TableLayout):
+            bags = [bag for file in dict.fromkeys(files.values()) for bag in reader.read_all(file)]
+            yield from ((f"{text}#{bag.slide_id}", partial(_same, bag)) for bag in bags)
+        else:
+            yield from ((str(file), partial(reader.read, file)) for file in files.values())
+
+
+def _missing(path: Path) -> Any:
+    raise InputError(f"{path}: no such file")
+
+
+def _same(bag: Any) -> Any:
+    return bag
+
+
+def _reading(slide: Slide) -> Any:
+    """The bag, or what is wrong with it."""
+    try:
+        return slide[1]()
+    except InputError as error:
+        return error
+    except OSError as error:
+        return InputError(f"{slide[0]} cannot be read ({error})")
+
+
+def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path) -> dict[str, Any]:
+    if isinstance(bag, InputError):
+        return {"slide_id": Path(name).stem, "source": name, "status": "failed", "reason": str(bag)}
+    try:
+        prediction = predictor.predict(bag)
+    except (InputError, RuntimeError, MemoryError) as error:  # an isolated or giant slide costs itself alone
+        return {"slide_id": bag.slide_id, "source": name, "status": "failed", "reason": str(error)}
+    row = {
+        "slide_id": bag.slide_id,
+        "source": name,
+        "status": "ok",
+        "predicted": predictor.classes[prediction.predicted],
+        "members": len(predictor.trials),
+        "trained_on": prediction.trained_on,
+        "instances": len(bag),
+    }
+    for i, (mean, sd) in enumerate(zip(prediction.probabilities, prediction.spread, strict=True)):
+        row |= {f"prob_{i}": f"{mean:.6g}", f"sd_{i}": f"{sd:.3g}"}
+    if prediction.attention is not None:
+        skipped = _write(prediction, predictor.classes[prediction.predicted], wanted, out)
+        row["reason"] = "; ".join(skipped)
+    elif wanted:
+        row["reason"] = "the model has no attention"
+    return row
+
+
+def _write(prediction: Any, predicted: str, wanted: list[str], out: Path) -> list[str]:
+    """Writes the attention files of a slide; says which cannot be, and why."""
+    from mil_zoo.report.attention_files import write_csv, write_geojson, write_png
+
+    bag, attention = prediction.bag, prediction.attention
+    coords = None if bag.coords is None else bag.coords.double().numpy()
+    skipped = []
+    for kind in wanted:
+        path = out / "attention" / f"{quote(bag.slide_id, safe='')}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        if kind == "csv":
+            write_csv(path, attention, coords)
+        elif coords is None:
+            skipped.append(f"no {kind}: the slide has no coordinates")
+        elif kind == "png":
+            title = f"{bag.slide_id}: {predicted}, probability {prediction.probabilities.max():.3f}"
+            write_png(path, attention, coords, bag.patch_size, title)
+        elif bag.unit != "px":
+            skipped.append(f"no geojson: coordinates are in {bag.unit}, QuPath needs level-0 pixels")
+        else:
+            write_geojson(path, attention, coords, bag.patch_size, bag.slide_id)
+    return skipped

@@ -1,0 +1,105 @@
+"""The attention of one slide as files for other programs: CSV, a PNG map, and GeoJSON for QuPath."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from mil_zoo.report.heatmap import SPAN, draw_patches
+
+# Upper ends of the classes of N x attention, which is 1 for uniform attention.
+_STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
+_NAMES = ("below 0.1", "0.1 to 0.3", "0.3 to 1", "1 to 3", "3 to 10", "10 and more")
+
+
+def write_csv(path: Path, attention: np.ndarray, coords: np.ndarray | None) -> None:
+    """One row a patch: x and y (where known), attention, and N x attention.
+
+    Args:
+        path: file to write.
+        attention: float ``[N]``, sums to 1.
+        coords: float ``[N, 2]`` in the bag's unit, or None.
+    """
+    columns = {} if coords is None else {"x": coords[:, 0], "y": coords[:, 1]}
+    table = pd.DataFrame(columns | {"attention": attention, "n_x_attention": len(attention) * attention})
+    table.to_csv(path, index_label="patch", float_format="%.6g", lineterminator="\n")
+
+
+def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size: float | None, title: str) -> None:
+    """A map of N x attention on the logarithmic scale that the maps of a run have, blue below and red above uniform.
+
+    Args:
+        path: file to write.
+        attention: float ``[N]``.
+        coords: float ``[N, 2]``, top-left corners.
+        patch_size: in the unit of the coordinates; None draws dots.
+        title: plain text.
+    """
+    width, height = np.ptp(coords, axis=0) + (patch_size or 0)
+    figure = Figure(figsize=(6, 5 * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.7), layout="constrained")
+    axes = figure.add_subplot()
+    norm, cmap = LogNorm(1 / SPAN, SPAN), mpl.colormaps["coolwarm"]
+    relative = len(attention) * attention
+    colours = cmap(norm(np.clip(relative, 1 / SPAN, SPAN)))
+    draw_patches(axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure)
+    axes.set_title(title, fontsize=9, parse_math=False)
+    figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
+    figure.savefig(path, dpi=150)
+
+
+def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size: float | None, slide: str) -> None:
+    """Patches as tile objects that QuPath (0.4 and later) opens on the slide: File, Import objects from file.
+
+    Each is classified by its N x attention, in six steps with a colour each, and carries attention and N x attention
+    as measurements, for QuPath's measurement maps. A patch without a size is a point.
+
+    Args:
+        path: file to write.
+        attention: float ``[N]``.
+        coords: float ``[N, 2]``, top-left corners in level-0 pixels.
+        patch_size: in level-0 pixels, or None.
+        slide: its id: object ids depend on it and the patch, so that writing again gives the same file.
+
+    Source:
+        RFC 7946; the properties are those that QuPath's own export writes.
+    """
+    relative = len(attention) * attention
+    steps = np.searchsorted(_STEPS, relative, side="right").clip(max=len(_STEPS) - 1)
+    colours = (255 * mpl.colormaps["coolwarm"](np.linspace(0, 1, len(_STEPS)))[:, :3]).round().astype(int).tolist()
+    classes = [{"name": f"N x attention {n}", "color": c} for n, c in zip(_NAMES, colours, strict=True)]
+    space = uuid.uuid5(uuid.NAMESPACE_URL, f"mil-zoo:{slide}")
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for i, (x, y) in enumerate(coords.tolist()):
+            feature = {
+                "type": "Feature",
+                "id": str(uuid.uuid5(space, str(i))),
+                "geometry": _geometry(x, y, patch_size),
+                "properties": {
+                    "objectType": "tile" if patch_size else "detection",
+                    "classification": classes[steps[i]],
+                    "measurements": {
+                        "attention": float(f"{attention[i]:.6g}"),
+                        "N x attention": float(f"{relative[i]:.6g}"),
+                    },
+                },
+            }
+            file.write((",\n" if i else "\n") + json.dumps(feature))
+        file.write("\n]}\n")
+
+
+def _geometry(x: float, y: float, side: float | None) -> dict[str, Any]:
+    if not side:
+        return {"type": "Point", "coordinates": [x, y]}
+    # Counter-clockwise where y points up, as RFC 7946 asks of an outer ring.
+    ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+    return {"type": "Polygon", "coordinates": [ring]}
