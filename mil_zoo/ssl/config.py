@@ -24,7 +24,7 @@ class PretrainConfig:
         views: R, random views whose mean embeds a slide.
         epochs: passes over the slides (the authors' released configuration has 3000).
         batch_size: slides of a step, all processes together; the last steps of an epoch are as large as the others.
-        learning_rate: of a batch of 256; it is scaled by batch_size / 256.
+        learning_rate: of a step of 256 slides; a step of fewer has a rate in proportion.
         warmup_epochs: of a linear rise from 0, at most half of all epochs; then a cosine to 0.
         weight_decay: L2 penalty of Adam.
         temperature: of NT-Xent.

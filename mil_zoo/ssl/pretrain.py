@@ -131,15 +131,16 @@ def build(
     return Contrast(encoder, embedding_dim).train()
 
 
-def learning_rate(config: PretrainConfig, step: int, steps: int) -> float:
+def learning_rate(config: PretrainConfig, step: int, steps: int, slides: int) -> float:
     """The rate of a step: linear from 0 over the warm-up, then a cosine to 0.
 
     Args:
-        config: rate, batch size, warm-up and epochs.
+        config: rate, warm-up and epochs.
         step: number of the step, from 0.
         steps: steps of an epoch.
+        slides: slides of an epoch; the rate is in proportion to the slides of a step.
     """
-    top = config.learning_rate * config.batch_size / 256
+    top = config.learning_rate * slides / steps / 256
     warmup = min(config.warmup_epochs, config.epochs // 2) * steps
     if step < warmup:
         return top * step / max(1, warmup - 1)
@@ -163,7 +164,7 @@ def _epoch(
     low = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
     totals = np.zeros(2)
     for number, batch in enumerate(np.array_split(order, steps)):
-        rate = learning_rate(config, (epoch - 1) * steps + number, steps)
+        rate = learning_rate(config, (epoch - 1) * steps + number, steps, len(order))
         for group in optimizer.param_groups:
             group["lr"] = rate
         own = np.array_split(batch, size)[rank]

@@ -25,7 +25,7 @@ SMALL = {
     "views": 4,
     "batch_size": 16,
     "warmup_epochs": 1,
-    "learning_rate": 0.2,
+    "learning_rate": 0.3,
 }
 
 
@@ -112,15 +112,15 @@ def test_the_standardiser_belongs_to_the_encoder(tmp_path):
 
 
 def test_the_rate_rises_and_falls():
-    config = PretrainConfig(epochs=30, batch_size=64, learning_rate=0.04, warmup_epochs=10)
-    rates = [learning_rate(config, step, 3) for step in range(90)]
+    config = PretrainConfig(epochs=30, learning_rate=0.04, warmup_epochs=10)
+    rates = [learning_rate(config, step, 3, 192) for step in range(90)]
     assert rates[0] == 0
     assert rates[29:31] == pytest.approx([0.01, 0.01])
     assert np.all(np.diff(rates[:30]) > 0)
     assert np.all(np.diff(rates[30:]) < 0)
     assert rates[60] == pytest.approx(0.005)
     assert rates[-1] < 1e-4
-    assert learning_rate(PretrainConfig(epochs=1), 0, 1) == 0.03  # no room for a warm-up
+    assert learning_rate(PretrainConfig(epochs=1), 0, 1, 256) == 0.03  # no room for a warm-up
 
 
 def test_mixed_precision_learns_too():
