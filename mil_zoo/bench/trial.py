@@ -20,8 +20,9 @@ from mil_zoo.bench.plan import Suite, Trial
 from mil_zoo.bench.store import empty_folder
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Dataset, DatasetSource, Standardiser
+from mil_zoo.data.few_labels import choose_labelled
 from mil_zoo.data.slide_files import heads, labels_of, pick, relabel
-from mil_zoo.data.splits import Split
+from mil_zoo.data.splits import Split, patient_key
 from mil_zoo.registry import load_plugin
 from mil_zoo.train.metrics import score
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
@@ -103,11 +104,14 @@ class Worker:
             for plugin in job.plugins:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
+            bags = few_labels(bags, job.trial)
             _reset_peak_memory()
             with _threads(job.suite.threads):
                 result = run_protocol(_context(job, dataset, bags, on_epoch))
             predictions = _predictions(bags, result)
             row = job.row(
+                n_train=len(bags["train"]),
+                n_val=len(bags["val"]),
                 metrics=_score(predictions, "test"),
                 val_metrics=_score(predictions, "val"),
                 epochs=len(result.epochs),
@@ -136,18 +140,41 @@ class Worker:
 
 
 def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> tuple[Parts, Standardiser | None]:
-    """The bags of "train", "val" and "test", standardised where the card says so, and what standardised them."""
-    parts: Parts = {part: pick(dataset.bags, getattr(split, part)) for part in ("train", "val", "test")}
-    standardiser = None
+    """The bags of "train", "val", "test" and "unlabelled", and what standardised them where the card says so.
+
+    "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
+    """
+    slides = {part: getattr(split, part) for part in ("train", "val", "test")}
+    tested = {patient_key(slide) for slide in heads(pick(dataset.bags, split.test))}
+    slides["unlabelled"] = [slide.slide_id for slide in heads(dataset.bags) if patient_key(slide) not in tested]
+    bags, standardiser = dataset.bags, None
     if dataset.card.standardise:
-        standardiser = Standardiser.fit(parts["train"])
-        parts = {part: [standardiser(bag) for bag in bags] for part, bags in parts.items()}
+        standardiser = Standardiser.fit(pick(bags, split.train))
+        bags = [standardiser(bag) for bag in bags]
+    parts: Parts = {part: pick(bags, ids) for part, ids in slides.items()}
     if permute_labels:
         for number, part in enumerate(("train", "val")):
             rng = np.random.default_rng([number, split.repeat, split.fold])
             shuffled = shuffled_labels(np.array(labels_of(parts[part])), rng)
             parts[part] = relabel(parts[part], shuffled.tolist())
     return parts, standardiser
+
+
+def few_labels(bags: Parts, trial: Trial) -> Parts:
+    """The same parts with the share of training and validation slides whose labels the trial may use.
+
+    The choice is the same for all models, and nested: fewer labels are a part of more labels.
+    """
+    labelled = trial.model.training.labelled
+    if labelled == 1:
+        return bags
+    split, thinned = trial.split, dict(bags)
+    shares = (labelled, min(1.0, labelled if labelled <= 1 else labelled / len(bags["train"])))
+    for number, (part, share) in enumerate(zip(("train", "val"), shares, strict=True)):
+        slides = heads(bags[part])
+        chosen = choose_labelled(labels_of(bags[part]), share, [trial.seed, split.repeat, split.fold, number])
+        thinned[part] = pick(bags[part], [slides[i].slide_id for i in chosen])
+    return thinned
 
 
 def shuffled_labels(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -22,12 +22,16 @@ def show(path: Path, console: Any) -> None:
     with console.status("Drawing tables and figures"):
         from mil_zoo.bench.store import RunDirectory
         from mil_zoo.report.heatmap import draw_attention_maps
+        from mil_zoo.report.learning_curve import write_learning_curve
         from mil_zoo.report.plots import draw_figures
+        from mil_zoo.report.pretraining import draw_pretrainings
         from mil_zoo.report.tables import rich_table, write_tables
 
         run = RunDirectory.open(path)
         tables = write_tables(run)
-        figures = draw_figures(run) + draw_attention_maps(run)
+        figures = draw_figures(run) + draw_attention_maps(run) + draw_pretrainings(run)
+        for path_ in write_learning_curve(run):
+            (figures if path_.suffix == ".png" else tables).append(path_)
     console.print(rich_table(run))
     console.print(f"Tables:  {', '.join(str(table) for table in tables)}", highlight=False, soft_wrap=True)
     console.print(

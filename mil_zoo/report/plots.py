@@ -269,7 +269,8 @@ def _training(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, 
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     for axes, (name, ylabel) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for label, part in curves.items():
-            _band(axes, part.epochs.groupby("epoch")[name], colours[label])
+            if name in part.epochs:  # a pretraining without labels is not validated
+                _band(axes, part.epochs.groupby("epoch")[name], colours[label])
         axes.set(title=ylabel, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(title(run, "Training"))

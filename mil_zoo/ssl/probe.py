@@ -38,6 +38,11 @@ class LinearProbe:
         self.regression.fit(np.asarray(embeddings, np.float64), labels)
         return self
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What was fitted: "coefficients" ``[C', E]``, "intercepts" ``[C']``, and the "classes" they are of."""
+        fitted = self.regression
+        return {"coefficients": fitted.coef_, "intercepts": fitted.intercept_, "classes": fitted.classes_}
+
     def predict(self, embeddings: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Class probabilities ``[n, C]``."""
         probabilities = np.zeros((len(embeddings), self.num_classes))

@@ -27,11 +27,14 @@ class TrainingConfig:
         bags_per_step: bags packed into one optimiser step.
         sampling: "shuffled" shows every training slide once an epoch; "balanced" draws as many with replacement, every
             class as often as any other.
-        select: validation score by which the checkpoint is chosen ("loss" is minimised).
+        select: validation score by which the checkpoint is chosen ("loss" is minimised); "last" chooses nothing and
+            keeps the last epoch.
         tie: validation score that decides between equal ones; then the earlier epoch wins.
         select_after: share of the epochs that must have passed before a checkpoint may be chosen, in [0, 1).
         class_weights: "balanced" weighs the loss of a slide by the inverse frequency of its class among the training
             slides (mean weight 1).
+        labelled: share (at most 1) or number (above 1) of the training slides whose labels are used, see
+            ``mil_zoo.data.few_labels``; of the validation slides the same share.
         max_instances: random instances of each bag seen in a training step; None for all. Evaluation always sees all.
     """
 
@@ -44,11 +47,12 @@ class TrainingConfig:
     clip_norm: float | None = None
     bags_per_step: int = 1
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    select: Criterion = "auc"
+    select: Criterion | Literal["last"] = "auc"
     tie: Criterion = "loss"
     select_after: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     max_instances: int | None = None
+    labelled: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "bags_per_step", "learning_rate"):
@@ -60,12 +64,16 @@ class TrainingConfig:
             raise InputError(f"training.clip_norm must be positive, not {self.clip_norm}")
         if not 0 <= self.select_after < 1:
             raise InputError(f"training.select_after must be at least 0 and below 1, not {self.select_after}")
+        if not self.labelled > 0:
+            raise InputError(f"training.labelled must be a positive share or number of slides, not {self.labelled}")
         if self.max_instances is not None and self.max_instances < 1:
             raise InputError(f"training.max_instances must be positive, not {self.max_instances}")
 
     @property
     def selection_rule(self) -> str:
         """The rule in words, for tables."""
+        if self.select == "last":
+            return "the last epoch; nothing is chosen on validation slides"
         after = f" after {self.select_after:.0%} of the epochs" if self.select_after else ""
         direction = "lowest" if self.select == "loss" else "highest"
         return f"{direction} validation {self.select}{after} (ties: {self.tie}, then the earlier epoch)"

@@ -200,6 +200,8 @@ def _evaluate(
 
 
 def _rank(row: dict[str, Any], criterion: str) -> float:
+    if criterion == "last":
+        return float(row["epoch"])
     value = row[f"val_{criterion}"]
     if criterion == "loss":
         value = -value

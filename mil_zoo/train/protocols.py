@@ -30,7 +30,8 @@ class TrialContext:
         training: optimiser, schedule, budget, selection rule.
         in_dim: feature dimension D.
         num_classes: number of classes C.
-        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training.
+        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training. Besides,
+            "unlabelled": every slide whose patient is not tested, to be used without its label.
         seed: of everything random; torch's own generator is seeded with it already.
         device: where to compute.
         on_epoch: to be called with the row of every finished epoch.
@@ -70,7 +71,7 @@ class TrialResult:
 
 
 Protocol = Callable[..., TrialResult]
-PROTOCOLS: Registry[Protocol] = Registry("protocol")
+PROTOCOLS: Registry[Protocol] = Registry("protocol", package="mil_zoo.ssl")
 
 
 def register_protocol(name: str) -> Callable[[Protocol], Protocol]:

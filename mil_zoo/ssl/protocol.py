@@ -1,0 +1,120 @@
+"""Giga-SSL as a protocol of the benchmark: pretraining without labels, then a linear probe on few or many labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.slide_files import heads, labels_of
+from mil_zoo.errors import InputError
+from mil_zoo.ssl.config import SPARSE, PretrainConfig
+from mil_zoo.ssl.embed import embed_slides
+from mil_zoo.ssl.model import SlideEncoder
+from mil_zoo.ssl.pretrain import Row, pretrain
+from mil_zoo.ssl.probe import LinearProbe
+from mil_zoo.ssl.views import BagSource
+from mil_zoo.train.protocols import TrialContext, TrialResult, register_protocol
+
+
+@register_protocol("gigassl")
+def gigassl(
+    context: TrialContext,
+    backbone: str = SPARSE,
+    backbone_options: dict[str, Any] | None = None,
+    out_dim: int = 512,
+    downsample: float | None = None,
+    instances: int = 5,
+    views: int = 50,
+    warmup_epochs: int = 10,
+    temperature: float = 0.05,
+    projection_dim: int = 256,
+) -> TrialResult:
+    """Giga-SSL: slide embeddings learned without labels, classified by a logistic regression.
+
+    Pretrains on every slide whose patient is not tested, without labels, embeds the slides, and fits a logistic
+    regression (C = 10, balanced) on the labelled training slides. Validation slides choose nothing. Of the training
+    settings, epochs, learning_rate (for 256 slides a step), weight_decay and bags_per_step (the batch) count.
+
+    Source: Lazard et al., Giga-SSL, CVPRW 2023, arXiv 2212.03273; github trislaz/gigassl.
+
+    Args:
+        context: slides and settings of the trial.
+        backbone: "sparse", or a registered aggregator.
+        backbone_options: its options, for an aggregator.
+        out_dim: dimension of the sparse encoder's embedding.
+        downsample: size of a site of the sparse encoder; None for the patch size.
+        instances: T, instances of a view.
+        views: R, views whose mean embeds a slide.
+        warmup_epochs: epochs of rising learning rate.
+        temperature: of NT-Xent.
+        projection_dim: width of what the loss compares.
+
+    Raises:
+        InputError: an optimiser or schedule other than Giga-SSL's, or see ``pretrain``.
+    """
+    training = context.training
+    if (training.optimizer, training.schedule, training.select) != ("adam", "cosine", "last"):
+        raise InputError("gigassl trains with optimizer adam, schedule cosine and select last; leave them as they are")
+    config = PretrainConfig(
+        backbone=backbone,
+        options=backbone_options or {},
+        out_dim=out_dim,
+        downsample=downsample,
+        instances=instances,
+        views=views,
+        epochs=training.epochs,
+        batch_size=training.bags_per_step,
+        learning_rate=training.learning_rate,
+        warmup_epochs=warmup_epochs,
+        weight_decay=training.weight_decay,
+        temperature=temperature,
+        projection_dim=projection_dim,
+        seed=context.seed,
+    )
+    encoder, rows, embeddings = _PRETRAINED.get(context, config)
+    for row in rows:
+        context.on_epoch(row)
+
+    def embedded(bags: Sequence[Bag]) -> np.ndarray:
+        return torch.stack([embeddings[slide.slide_id] for slide in heads(bags)]).numpy()
+
+    train = context.bags["train"]
+    probe = LinearProbe(max(2, context.num_classes)).fit(embedded(train), np.array(labels_of(train)))
+    probabilities = {part: torch.from_numpy(probe.predict(embedded(context.bags[part]))) for part in ("val", "test")}
+    weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    weights |= {f"probe.{name}": torch.from_numpy(value) for name, value in probe.arrays().items()}
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    parameters += sum(probe.arrays()[name].size for name in ("coefficients", "intercepts"))
+    epochs = [row | {"selected": int(row is rows[-1])} for row in rows]
+    return TrialResult(probabilities, epochs, weights, parameters)
+
+
+class _LastPretraining:
+    """Keeps the last pretraining: trials that differ in the number of labels alone share it."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._kept: tuple[SlideEncoder, list[Row], dict[str, Tensor]] | None = None
+
+    def get(self, context: TrialContext, config: PretrainConfig) -> tuple[SlideEncoder, list[Row], dict[str, Tensor]]:
+        """Encoder, its curve, and the embeddings of all slides, tested ones too, by slide id."""
+        pool, test = context.bags["unlabelled"], context.bags["test"]
+        ids = [slide.slide_id for part in (pool, test) for slide in heads(part)]
+        first = hashlib.sha256(pool[0].features.float().numpy().tobytes()).hexdigest()
+        key = (ids, first, dataclasses.asdict(config), context.device)
+        if self._kept is None or key != self._key:
+            self._kept = None  # not two at a time
+            encoder, rows = pretrain(BagSource(pool), context.in_dim, config, device=context.device)
+            found = torch.cat([embed_slides(encoder, BagSource(part), device=context.device) for part in (pool, test)])
+            self._key, self._kept = key, (encoder, rows, dict(zip(ids, found, strict=True)))
+        return self._kept
+
+
+_PRETRAINED = _LastPretraining()
