@@ -110,7 +110,7 @@ class Worker:
                 result = run_protocol(_context(job, dataset, bags, on_epoch))
             predictions = _predictions(bags, result)
             row = job.row(
-                n_train=len(bags["train"]),
+                n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
                 metrics=_score(predictions, "test"),
                 val_metrics=_score(predictions, "val"),

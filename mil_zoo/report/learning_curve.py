@@ -27,7 +27,7 @@ _LABELLED = re.compile(r"(^|,)labelled=([^,]+)")
 def learning_curve(run: RunDirectory, metric: str = "auc") -> pd.DataFrame:
     """One row an aggregator and number of labels; empty where the run's grid does not vary ``labelled``.
 
-    Columns: ``aggregator`` (with what else its grid varies), ``labelled`` as in the grid, ``n_train`` (labelled
+    Columns: ``aggregator`` (with what else its grid varies), ``labelled`` as in the grid, ``slides`` (labelled
     training slides, mean over splits), the test score's ``mean``, ``sd``, ``low``, ``high`` and ``n`` (see
     :func:`mil_zoo.bench.stats.summarise`), and with ``gain_`` in front the same of its paired difference to ABMIL.
     """
@@ -42,8 +42,10 @@ def learning_curve(run: RunDirectory, metric: str = "auc") -> pd.DataFrame:
     for name, budgets in series.items():
         for labelled, trials in sorted(budgets.items(), key=lambda item: float(item[0])):
             scores = _by_split(trials, metric)
-            sizes = np.mean([[trial["n_train"], trial["n_test"]] for trial in trials], axis=0).tolist()
-            row: dict[str, Any] = {"aggregator": name, "labelled": labelled, "n_train": sizes[0]}
+            # How much two splits overlap, which the interval corrects for, goes by whole training sides.
+            sizes = [float(np.mean([trial[side] for trial in trials])) for side in ("n_train", "n_test")]
+            slides = float(np.mean([trial["n_labelled"] for trial in trials]))
+            row: dict[str, Any] = {"aggregator": name, "labelled": labelled, "slides": slides}
             row |= vars(summarise(list(scores.values()), *sizes))
             baseline = _by_split(series.get(BASELINE, {}).get(labelled, []), metric)
             gains = [scores[split] - baseline[split] for split in scores if split in baseline]
@@ -63,7 +65,7 @@ def write_learning_curve(run: RunDirectory, metric: str = "auc") -> list[Path]:
     lines = ["| Aggregator | Labels | Labelled slides | AUC | Gain over ABMIL |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in table.to_dict("records"):
         gain = _cell(row, "gain_", "+.3f") if row.get("gain_n", 0) > 0 else "-"
-        cells = [row["aggregator"], _share(row["labelled"]), f"{row['n_train']:.0f}", _cell(row, "", ".3f"), gain]
+        cells = [row["aggregator"], _share(row["labelled"]), f"{row['slides']:.0f}", _cell(row, "", ".3f"), gain]
         lines.append(f"| {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in [_NOTE, *notes(run)])
     (folder / "learning_curve.md").write_text(text, encoding="utf-8")
@@ -97,11 +99,11 @@ def _figure(run: RunDirectory, table: pd.DataFrame) -> Figure:
     for i, name in enumerate(names):
         part = table[table["aggregator"] == name]
         # Side by side, so that intervals at one number of labels do not cover each other.
-        x = part["n_train"] * 1.03 ** (i - (len(names) - 1) / 2)
+        x = part["slides"] * 1.03 ** (i - (len(names) - 1) / 2)
         axes.plot(x, part["mean"], color=colours[name], marker="o", markersize=4, label=name)
         axes.vlines(x, part["low"], part["high"], color=colours[name], linewidth=1.2, alpha=0.6)
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    ticks = sorted({round(n) for n in table["n_train"]})
+    ticks = sorted({round(n) for n in table["slides"]})
     axes.set(xscale="log", xlabel="labelled training slides", ylabel="test AUC")
     axes.set_ylim(max(0, min(0.4, table["low"].min()) - 0.02), min(1.1, max(1.0, table["high"].max()) + 0.02))
     axes.xaxis.set_major_locator(FixedLocator(ticks))

@@ -18,7 +18,7 @@ def rows(write, extra=""):
             model,
             fold,
             grid=f"labelled={labelled}{extra}",
-            n_train=round(60 * labelled),
+            n_labelled=round(60 * labelled),
             metrics={"accuracy": 0.5, "balanced_accuracy": 0.5, "auc": score, "f1": 0.5},
         )
         for model, budgets in SCORES.items()
@@ -29,13 +29,13 @@ def rows(write, extra=""):
 
 def test_scores_and_gains_by_number_of_labels(write):
     table = learning_curve(write.run(rows(write), SCORES)).set_index(["aggregator", "labelled"])
-    assert table["n_train"].to_dict() == {
+    assert table["slides"].to_dict() == {
         ("abmil", "0.1"): 6,
         ("abmil", "1"): 60,
         ("gigassl", "0.1"): 6,
         ("gigassl", "1"): 60,
     }
-    expected = summarise([0.7, 0.75, 0.8], 6, 20)
+    expected = summarise([0.7, 0.75, 0.8], 60, 20)
     row = table.loc[("gigassl", "0.1")]
     assert [row[name] for name in ("mean", "sd", "low", "high", "n")] == pytest.approx(list(vars(expected).values()))
     assert row["gain_mean"] == pytest.approx(np.mean([0.1, 0.05, 0.15]))
