@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import parity_table
 
 from mil_zoo.cli import main
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its kernels run here under its interpreter
 
 
 def pytest_addoption(parser):

@@ -29,10 +29,33 @@ def _numba() -> str | None:
     return None
 
 
-_CHECKS: dict[str, Callable[[], str | None]] = {"reference": _reference, "dgl": _dgl, "numba": _numba}
+def _triton() -> str | None:
+    try:
+        tools = importlib.import_module("mil_zoo.kernels.triton_tools")
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); it comes with CUDA builds of torch, or: pip install triton"
+    if tools.INTERPRETED:
+        return None
+    if not torch.cuda.is_available():
+        return (
+            "torch sees no CUDA device (Triton's interpreter, slow and made for tests, takes CPU tensors: set "
+            "TRITON_INTERPRET=1 before Python starts)"
+        )
+    capability = torch.cuda.get_device_capability()
+    if torch.version.cuda and capability < (8, 0):
+        return f"the CUDA device has compute capability {'.'.join(map(str, capability))}, and Triton needs 8.0"
+    return None
+
+
+_CHECKS: dict[str, Callable[[], str | None]] = {
+    "reference": _reference,
+    "dgl": _dgl,
+    "numba": _numba,
+    "triton": _triton,
+}
 
 # What "auto" prefers on each kind of device, best first. DGL's own wheels hold no CUDA code.
-_PREFERENCE = {"cpu": ("numba", "dgl", "reference"), "cuda": ("reference",)}
+_PREFERENCE = {"cpu": ("numba", "dgl", "reference"), "cuda": ("triton", "reference")}
 _CPU_ONLY = ("dgl", "numba")
 
 
@@ -46,9 +69,13 @@ def lazy(module: str) -> Callable[..., Any]:
 
 
 @functools.cache
+def _reason(name: str) -> str | None:
+    return _CHECKS[name]()
+
+
 def backend_status() -> dict[str, str | None]:
     """Every backend by name: None where it runs on this machine, else the reason why it does not."""
-    return {name: check() for name, check in _CHECKS.items()}
+    return {name: _reason(name) for name in _CHECKS}
 
 
 def available_backends() -> list[str]:
@@ -56,7 +83,13 @@ def available_backends() -> list[str]:
     return [name for name, reason in backend_status().items() if reason is None]
 
 
-def choose_backend(op: str, implementations: Mapping[str, Any], requested: str, device: torch.device) -> str:
+def choose_backend(
+    op: str,
+    implementations: Mapping[str, Any],
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """The backend that a call of ``op`` runs on. An explicit request never falls back to another one.
 
     Args:
@@ -64,20 +97,34 @@ def choose_backend(op: str, implementations: Mapping[str, Any], requested: str, 
         implementations: the backends that ``op`` has.
         requested: a backend's name, or "auto".
         device: where the call's tensors lie.
+        dtype: of the call's tensors.
 
     Raises:
-        InputError: an unknown backend, one that ``op`` does not have, or one that cannot run here.
+        InputError: an unknown backend, one that ``op`` does not have, or one that cannot run here or on such tensors.
     """
-    status = backend_status()
     if requested == "auto":
         preferred = _PREFERENCE.get(device.type, ("reference",))
-        return next(name for name in preferred if name in implementations and status[name] is None)
-    if requested not in status:
-        raise InputError(f"unknown backend {requested!r}{did_you_mean(requested, [*status, 'auto'])}")
+        able = (name for name in preferred if name in implementations and _reason(name) is None)
+        return next(name for name in able if not _unfit(name, op, device, dtype))
+    if requested not in _CHECKS:
+        raise InputError(f"unknown backend {requested!r}{did_you_mean(requested, [*_CHECKS, 'auto'])}")
     if requested not in implementations:
         raise InputError(f"{op} has no {requested!r} backend; it has {', '.join(implementations)}")
-    if status[requested] is not None:
-        raise InputError(f"backend {requested!r} cannot run here: {status[requested]}")
-    if requested in _CPU_ONLY and device.type != "cpu":
-        raise InputError(f"backend {requested!r} works on CPU tensors, and {op} was given {device.type} tensors")
+    if _reason(requested) is not None:
+        raise InputError(f"backend {requested!r} cannot run here: {_reason(requested)}")
+    if unfit := _unfit(requested, op, device, dtype):
+        raise InputError(unfit)
     return requested
+
+
+def _unfit(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend does not take tensors of ``dtype`` on ``device``; None where it does."""
+    if name in _CPU_ONLY and device.type != "cpu":
+        return f"backend {name!r} works on CPU tensors, and {op} was given {device.type} tensors"
+    if name == "triton":
+        interpreted = importlib.import_module("mil_zoo.kernels.triton_tools").INTERPRETED
+        if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+            return f"backend 'triton' works on CUDA tensors, and {op} was given {device.type} tensors; move them"
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return f"backend 'triton' takes float16, bfloat16 and float32, not {dtype}; use backend='reference'"
+    return None

@@ -149,7 +149,7 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
 
 def test_a_numba_that_cannot_be_imported_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    backend_status.cache_clear()
+    backends._reason.cache_clear()
     try:
         assert "numba cannot be imported" in backend_status()["numba"]
         assert (
@@ -157,7 +157,7 @@ def test_a_numba_that_cannot_be_imported_says_why(monkeypatch):
         )
     finally:
         monkeypatch.undo()
-        backend_status.cache_clear()
+        backends._reason.cache_clear()
 
 
 def test_torch_keeps_its_threads_and_a_forked_process_gets_an_error():

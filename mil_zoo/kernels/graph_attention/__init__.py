@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     "reference": reference.forward,
     "dgl": dgl_ops.forward,
     "numba": lazy("mil_zoo.kernels.graph_attention.numba_cpu"),
+    "triton": lazy("mil_zoo.kernels.graph_attention.triton_gpu"),
 }
 
 
@@ -88,7 +89,7 @@ def graph_attention(
             raise InputError(f"global_key.bag must be [{len(dst_score)}], not {list(global_key.bag.shape)}")
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
-    name = choose_backend("graph_attention", IMPLEMENTATIONS, backend, feat.device)
+    name = choose_backend("graph_attention", IMPLEMENTATIONS, backend, feat.device, feat.dtype)
     out, attention, global_attention = IMPLEMENTATIONS[name](
         feat, src_score, dst_score, graph, negative_slope, dropout_p, seed or 0, global_key, return_attention
     )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mil_zoo.kernels.backends import choose_backend
+from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.graph_dot_attention import dgl_ops, reference
 
-IMPLEMENTATIONS = {"reference": reference.forward, "dgl": dgl_ops.forward}
+IMPLEMENTATIONS = {
+    "reference": reference.forward,
+    "dgl": dgl_ops.forward,
+    "triton": lazy("mil_zoo.kernels.graph_dot_attention.triton_gpu"),
+}
 
 
 def graph_dot_attention(
@@ -60,6 +64,6 @@ def graph_dot_attention(
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     scale = width**-0.5 if scale is None else scale
-    name = choose_backend("graph_dot_attention", IMPLEMENTATIONS, backend, q.device)
-    out, attention = IMPLEMENTATIONS[name](q, k, v, graph, scale, bias, dropout_p, seed or 0)
+    name = choose_backend("graph_dot_attention", IMPLEMENTATIONS, backend, q.device, q.dtype)
+    out, attention = IMPLEMENTATIONS[name](q, k, v, graph, scale, bias, dropout_p, seed or 0, return_attention)
     return (out, attention) if return_attention else out

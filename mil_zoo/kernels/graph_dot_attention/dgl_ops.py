@@ -7,7 +7,7 @@ from mil_zoo.kernels.dgl_graph import dgl_graph
 from mil_zoo.kernels.dropout import dropout_scale
 
 
-def forward(q, k, v, graph, scale, bias, dropout_p, seed):
+def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
     """See ``graph_dot_attention``. Returns out ``[Nd, H, Fv]`` and attention ``[E, H]``."""
     g = dgl_graph(graph)
     scores = scale * ops.u_dot_v(g, k, q).squeeze(-1)  # [E, H]

@@ -13,6 +13,7 @@ IMPLEMENTATIONS = {
     "reference": reference.forward,
     "dgl": dgl_ops.forward,
     "numba": lazy("mil_zoo.kernels.segment_attention_pool.numba_cpu"),
+    "triton": lazy("mil_zoo.kernels.segment_attention_pool.triton_gpu"),
 }
 
 
@@ -51,5 +52,5 @@ def segment_attention_pool(
     check_dropout(dropout_p)
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
-    name = choose_backend("segment_attention_pool", IMPLEMENTATIONS, backend, scores.device)
+    name = choose_backend("segment_attention_pool", IMPLEMENTATIONS, backend, scores.device, scores.dtype)
     return IMPLEMENTATIONS[name](scores, values, offsets, dropout_p, seed or 0)

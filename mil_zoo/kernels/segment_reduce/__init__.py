@@ -7,11 +7,14 @@ from typing import Literal
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.kernels.backends import choose_backend
+from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_offsets, check_tensor
 from mil_zoo.kernels.segment_reduce import reference
 
-IMPLEMENTATIONS = {"reference": reference.forward}
+IMPLEMENTATIONS = {
+    "reference": reference.forward,
+    "triton": lazy("mil_zoo.kernels.segment_reduce.triton_gpu"),
+}
 
 
 def segment_reduce(
@@ -43,6 +46,6 @@ def segment_reduce(
         raise InputError(f"reduce must be sum, mean, max or logsumexp, not {reduce!r}")
     if return_argmax and reduce != "max":
         raise InputError(f"return_argmax needs reduce='max', not {reduce!r}")
-    name = choose_backend("segment_reduce", IMPLEMENTATIONS, backend, values.device)
+    name = choose_backend("segment_reduce", IMPLEMENTATIONS, backend, values.device, values.dtype)
     reduced, argmax = IMPLEMENTATIONS[name](values, offsets, reduce)
     return (reduced, argmax) if return_argmax else reduced

@@ -1,0 +1,36 @@
+"""Inputs, gradients and the tolerance that the tests of the kernels share."""
+
+import torch
+
+from mil_zoo.kernels import CSR
+
+
+def random_csr(num_src, num_dst, seed=0, degree=6):
+    """Random edges with repeats, isolated destinations, and (over 60 rows) one hub that all sources point at."""
+    generator = torch.Generator().manual_seed(seed)
+    count = degree * num_dst
+    src = torch.randint(num_src, (count,), generator=generator)
+    dst = torch.randint(max(1, num_dst - 3), (count,), generator=generator)
+    if num_dst > 60:
+        src, dst = torch.cat([src, torch.arange(num_src)]), torch.cat([dst, torch.full((num_src,), 5)])
+    return CSR.from_edges(src, dst, num_src, num_dst)
+
+
+def draw(*shape, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def outputs_and_gradients(function, inputs):
+    outputs = [output for output in function(*inputs) if output is not None]
+    weights = [draw(*output.shape, seed=100 + i, dtype=output.dtype).detach() for i, output in enumerate(outputs)]
+    sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True)).backward()
+    return outputs + [tensor.grad for tensor in inputs]
+
+
+def assert_close(got, expected, dtype):
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        # Relative to the largest entry, or to 1 (the scale of the inputs) where a gradient cancels to nothing.
+        error = (a.double() - b.double()).abs().max() / b.abs().max().clamp(min=1)
+        assert error < tolerance, f"tensor {i} differs by {error:.2g}"

@@ -1,0 +1,315 @@
+"""The Triton kernels against the float64 reference: on the GPU where there is one, else under Triton's interpreter."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from kernel_cases import assert_close, draw, outputs_and_gradients, random_csr
+
+from mil_zoo import InputError
+from mil_zoo.kernels import (
+    CSR,
+    GlobalKey,
+    backend_status,
+    graph_attention,
+    graph_dot_attention,
+    segment_attention_pool,
+    segment_reduce,
+    triton_tools,
+)
+from mil_zoo.kernels.dropout import dropout_scale
+from mil_zoo.kernels.triton_tools import Dropout, keep
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+REDUCTIONS = ["sum", "mean", "max", "logsumexp"]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Memory holds NaN before it is written: with deterministic mode torch.empty fills it."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels that ran, in order."""
+    names, run = [], triton.runtime.Autotuner.run
+
+    def recorded(self, *args, **kwargs):
+        names.append(self.base_fn.__name__)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(triton.runtime.Autotuner, "run", recorded)
+    return names
+
+
+def on_device(tensors):
+    return [tensor.detach().to(DEVICE).requires_grad_() for tensor in tensors]
+
+
+def compare(function, make_inputs, dtype=torch.float32):
+    """Outputs and gradients of ``function(backend, *inputs)`` by Triton against the float64 reference."""
+    expected = outputs_and_gradients(lambda *x: function("reference", *x), make_inputs(torch.float64))
+    got = outputs_and_gradients(lambda *x: function("triton", *x), on_device(make_inputs(dtype)))
+    assert_close([tensor.cpu() for tensor in got], expected, dtype)
+
+
+def attend(graph, bag=None, **options):
+    def function(backend, feat, src_score, dst_score, *key):
+        key = GlobalKey(*key, bag.to(feat.device)) if key else None
+        return graph_attention(
+            feat, src_score, dst_score, graph.to(feat.device), global_key=key, backend=backend, **options
+        )
+
+    return function
+
+
+def attention_inputs(n, heads, width, with_global, bags=2):
+    shapes = [(n, heads, width), (n, heads), (n, heads)] + [(bags, heads, width), (bags, heads)] * with_global
+    return lambda dtype: [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+
+
+def test_it_is_triton_that_runs(launches):
+    assert backend_status()["triton"] is None
+    assert (DEVICE.type == "cpu") == triton_tools.INTERPRETED
+    x = on_device(attention_inputs(5, 2, 3, False)(torch.float32))
+    graph = random_csr(5, 5)
+    attend(graph)("triton", *x).sum().backward()
+    assert launches == ["_forward", "_backward_dst", "_backward_src"]
+    attend(graph)("reference", *x)
+    assert len(launches) == 3
+    attend(graph)("auto", *x)
+    assert len(launches) == 3 + (DEVICE.type == "cuda")  # on a CPU "auto" is numba
+
+
+@pytest.mark.parametrize(("n", "heads", "width"), [(1, 3, 5), (63, 1, 1), (1000, 3, 5)])
+@pytest.mark.parametrize(("with_global", "dropout_p"), [(False, 0.0), (True, 0.3)])
+def test_graph_attention(n, heads, width, with_global, dropout_p):
+    bag = torch.arange(n) // max(1, n // 2) % 2  # not sorted where n is odd
+    options = {"dropout_p": dropout_p, "seed": 2**61 + 11, "return_attention": with_global}
+    function = attend(random_csr(n, n), bag, **options)
+    compare(lambda *x: as_list(function(*x)), attention_inputs(n, heads, width, with_global))
+
+
+def as_list(outputs):
+    return [outputs] if isinstance(outputs, torch.Tensor) else outputs
+
+
+@pytest.mark.parametrize("with_global", [False, True])
+def test_rows_in_pieces(with_global, launches):
+    n = 2 * triton_tools.LONG.value + 77
+    src = torch.cat([torch.arange(n), torch.full((n,), 3), torch.tensor([1, 1, 2])])
+    dst = torch.cat([torch.full((n,), 2), torch.arange(n), torch.tensor([0, 0, 0])])  # a hub on each side, a repeat
+    keep = dst != 7  # which is left without sources
+    graph = CSR.from_edges(src[keep], dst[keep], n)
+    function = attend(graph, torch.zeros(n, dtype=torch.long), dropout_p=0.2, seed=1, return_attention=with_global)
+    compare(lambda *x: as_list(function(*x)), attention_inputs(n, 2, 3, with_global, bags=1))
+    assert launches.count("_forward") == launches.count("_backward_dst") == launches.count("_backward_src") == 2
+
+
+@pytest.mark.parametrize(("n", "biased"), [(1, True), (63, False), (1000, True)])
+def test_graph_dot_attention(n, biased):
+    graph = random_csr(n + 2, n)
+
+    def inputs(dtype):
+        shapes = [(n, 2, 6), (n + 2, 2, 6), (n + 2, 2, 3)] + [(graph.num_edges, 2)] * biased
+        return [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+
+    def function(backend, q, k, v, bias=None):
+        return as_list(
+            graph_dot_attention(
+                q, k, v, graph.to(q.device), bias=bias, dropout_p=0.2 * biased, seed=5, return_attention=biased,
+                backend=backend,
+            )
+        )  # fmt: skip
+
+    compare(function, inputs)
+
+
+def test_graph_dot_attention_of_rows_in_pieces():
+    n = triton_tools.LONG.value + 5
+    hub = torch.zeros(n, dtype=torch.long)
+    graph = CSR.from_edges(torch.cat([torch.arange(n), hub]), torch.cat([hub, torch.arange(n)]), n)
+    compare(
+        lambda backend, *x: [graph_dot_attention(*x, graph.to(x[0].device), backend=backend)],
+        lambda dtype: [draw(n, 1, width, seed=i, dtype=dtype) for i, width in enumerate((2, 2, 3))],
+    )
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 62), (1000, 1, 3), (70_000, 2)], ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+def test_segment_attention_pool(sizes, shared):
+    n, offsets = sum(sizes), torch.tensor([0, *sizes]).cumsum(0)
+
+    def function(backend, scores, values):
+        return segment_attention_pool(
+            scores, values, offsets.to(scores.device), dropout_p=0.25 * shared, seed=2, backend=backend
+        )
+
+    def inputs(dtype):
+        return [draw(n, 3, seed=0, dtype=dtype), draw(*((n, 5) if shared else (n, 3, 5)), seed=1, dtype=dtype)]
+
+    compare(function, inputs)
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_segment_reduce(reduce):
+    sizes = (1, 62, 70_000, 3)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+
+    def function(backend, values):
+        return [segment_reduce(values, offsets.to(values.device), reduce, backend=backend)]
+
+    compare(function, lambda dtype: [draw(sum(sizes), 5, seed=0, dtype=dtype)])
+
+
+def test_argmax_is_the_first_of_equal_instances():
+    values = torch.tensor([[1.0, 5], [2, 5], [2, -torch.inf], [-torch.inf] * 2], device=DEVICE, requires_grad=True)
+    offsets = torch.tensor([0, 3, 4], device=DEVICE)
+    top, argmax = segment_reduce(values, offsets, "max", return_argmax=True, backend="triton")
+    assert argmax.tolist() == [[1, 0], [3, 3]]
+    top.sum().backward()
+    assert values.grad.tolist() == [[0, 1], [1, 0], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_stored_and_float32_computed(dtype):
+    """Against float32 from the same rounded inputs: results are rounded, and backward starts from rounded outputs.
+
+    Backward takes each row's product of output and gradient, here of 8 or 9 terms, so that 4 roundings bound the error.
+    """
+    n, offsets = 100, torch.tensor([0, 30, 100], device=DEVICE)
+    graph, bag = random_csr(n, n).to(DEVICE), (torch.arange(n, device=DEVICE) > 40).long()
+    attention = attention_inputs(n, 2, 8, True)
+
+    def reduced(reduce, x):
+        return [segment_reduce(x, offsets, reduce, backend="triton")]
+
+    def one(dtype):
+        return [draw(n, 9, seed=0, dtype=dtype)]
+
+    cases = [
+        (lambda *x: attend(graph, bag, dropout_p=0.2, seed=1, return_attention=True)("triton", *x), attention),
+        (
+            lambda *x: graph_dot_attention(*x, graph, return_attention=True, backend="triton"),
+            lambda dtype: [draw(n, 2, 8, seed=i, dtype=dtype) for i in range(3)],
+        ),
+        (
+            lambda *x: segment_attention_pool(*x, offsets, backend="triton"),
+            lambda dtype: [draw(n, 2, seed=0, dtype=dtype), draw(n, 9, seed=1, dtype=dtype)],
+        ),
+        *((partial(reduced, reduce), one) for reduce in REDUCTIONS),
+    ]
+    step = torch.finfo(dtype).eps
+    for function, make_inputs in cases:
+        half = on_device(make_inputs(dtype))
+        same = on_device(x.float() for x in half)
+        outputs, expected = function(*half), function(*same)
+        weights = [draw(*output.shape, seed=100 + i, dtype=dtype).to(DEVICE) for i, output in enumerate(outputs)]
+        torch.autograd.backward(outputs, weights)
+        torch.autograd.backward(expected, [weight.float() for weight in weights])
+        for a, b in zip([*outputs, *(x.grad for x in half)], [*expected, *(x.grad for x in same)], strict=True):
+            assert a.dtype == dtype
+            assert (a.float() - b).abs().max() <= 4 * step * b.abs().max().clamp(min=1)
+
+
+def test_the_same_elements_are_dropped_as_in_the_other_backends():
+    n, graph = 64, random_csr(64, 64, degree=2)
+    feat = torch.eye(n).view(n, 1, n)  # so that an output is the weights that dropout left
+    scores = draw(n, 1, seed=1, dtype=torch.float32).detach()
+    results = []
+    for backend in ("triton", "numba", "reference"):
+        device = DEVICE if backend == "triton" else torch.device("cpu")
+        inputs = [tensor.to(device) for tensor in (feat, scores, scores)]
+        results.append(graph_attention(*inputs, graph.to(device), dropout_p=0.5, seed=2**40 + 3, backend=backend).cpu())
+    assert ((results[0] == 0) == (results[1] == 0)).all()
+    assert ((results[0] == 0) == (results[2] == 0)).all()
+    assert 0 < int((results[0][5] == 0).sum()) < n  # the hub, whose sources are all of them
+
+
+@triton.jit
+def _scales(counter, threshold, low, high, kept, out, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    tl.store(out + n, keep(tl.load(counter + n), threshold, low, high, kept))
+
+
+@pytest.mark.parametrize("first", [0, 2**31 - 100, 2**32 - 100, 2**33 + 17])
+def test_dropout_in_kernels_is_that_of_tensors(first):
+    seed, out = 2**61 + 12345, torch.empty(256, device=DEVICE)
+    counter = torch.arange(first, first + 256, device=DEVICE)
+    _scales[1,](counter, *Dropout.of(0.3, seed), out, BLOCK=256)
+    assert out.equal(dropout_scale(256, 0.3, seed, DEVICE, torch.float32, start=first))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is reserved and never touched")
+def test_offsets_beyond_32_bits():
+    rows, width = 2**24 + 2, 128
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    feat = torch.empty(rows, 1, width, dtype=torch.bfloat16)  # 4 GiB of addresses
+    feat[0], feat[-1] = 1.0, 3.0
+    scores = torch.zeros(rows, 1, dtype=torch.bfloat16)
+    graph = CSR(torch.tensor([0, 2], dtype=torch.int32), torch.tensor([0, rows - 1], dtype=torch.int32), rows)
+    assert graph_attention(feat, scores, scores[:1], graph, backend="triton").eq(2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_more_rows_than_a_grid_axis_has(dtype):
+    n = 66_000
+    graph = CSR.from_edges(torch.tensor([0, 5, n - 1, 7]), torch.tensor([n - 1, 2, 65_536, n - 1]), n)
+    if dtype == torch.float64:
+        with pytest.raises(InputError, match=r"takes float16, bfloat16 and float32, not torch\.float64"):
+            attend(graph)("triton", *on_device(attention_inputs(n, 1, 2, False)(dtype)))
+    else:
+        compare(lambda *x: [attend(graph)(*x)], attention_inputs(n, 1, 2, False))
+
+
+def test_bags_of_the_global_key_are_checked():
+    n = 6
+    x = on_device(attention_inputs(n, 1, 2, True)(torch.float32))
+    for wrong in (-1, 2):
+        bag = torch.tensor([0, 0, 1, 1, 1, wrong])
+        with pytest.raises(InputError, match=r"global_key.bag must lie in 0\.\.1"):
+            attend(random_csr(n, n), bag)("triton", *x)
+
+
+def test_infinite_scores_and_nan_do_what_they_do_in_the_reference():
+    n, graph = 70, random_csr(70, 70)
+    feat, src, dst = (x.detach() for x in attention_inputs(n, 2, 3, False)(torch.float32))
+    src[::3] = -torch.inf  # a source that nobody sees
+    src[10], dst[50], feat[20] = torch.nan, -torch.inf, torch.nan
+    function = attend(graph, return_attention=True)
+    got, expected = function("triton", *(x.to(DEVICE) for x in (feat, src, dst))), function("reference", feat, src, dst)
+    torch.testing.assert_close([x.cpu() for x in got], list(expected), equal_nan=True)
+    scores, offsets, values = torch.randn(30, 1), torch.tensor([0, 10, 20, 30]), torch.ones(30, 2)
+    scores[:10], scores[10], scores[25] = -torch.inf, -torch.inf, torch.nan
+    got = segment_attention_pool(*(x.to(DEVICE) for x in (scores, values, offsets)), backend="triton")
+    expected = segment_attention_pool(scores, values, offsets, backend="reference")
+    torch.testing.assert_close([x.cpu() for x in got], list(expected), equal_nan=True)
+
+
+def test_every_kernel_compiles_for_sm_90():
+    """Without a GPU: a process of its own, for here the kernels belong to the interpreter."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    script = Path(__file__).parent.parent / "compile_triton.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    defined = {
+        f"{file.parent.name}/{name}"
+        for file in Path(triton_tools.__file__).parent.rglob("triton_*.py")
+        for name in re.findall(r"^@tuned\(.*\)\ndef (\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert len(defined) == 12
+    for case in ("bf16, all options", "fp32, no option"):
+        assert {kernel for compiled_case, kernel in compiled if compiled_case == case} == defined
