@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mil_zoo.config import from_mapping, read_shipped, read_shipped_text, shipped_names
+from mil_zoo.config import from_mapping, read_shipped, read_shipped_text, read_yaml, shipped_names
 from mil_zoo.errors import InputError
 
 
@@ -121,6 +121,13 @@ class DataCard:
         }
         facts |= {f"warning {i + 1}": warning for i, warning in enumerate(self.warnings)}
         return {name: value for name, value in facts.items() if value}
+
+    def beside(self, folder: Path) -> DataCard:
+        """This card with what a ``card.yaml`` in the dataset's own folder says differently: its title, for instance."""
+        path = folder / "card.yaml"
+        if not path.is_file():
+            return self
+        return from_mapping(DataCard, {**vars(self), **read_yaml(path), "name": self.name}, str(path))
 
     def locate(self, root: Path | None) -> Path:
         """The dataset's file or folder below ``root``.

@@ -178,6 +178,7 @@ def _open_store(path: Path, labels: Path | None) -> Dataset:
 def _open_slides(
     card: DataCard, folder: Path, given: Path | None, features: str | None, layout: str | None, allow_pickle: bool
 ) -> Dataset:
+    card = card.beside(folder)
     chosen = choose_features(find_features(folder, layout), features, folder)
     read = read_tables(chosen, allow_pickle)
     table, path = labels_of_folder(folder, given, chosen, labels_of_bags(read or ()), card)

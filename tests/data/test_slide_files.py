@@ -138,3 +138,13 @@ def test_opening_a_large_folder_reads_no_features(tmp_path, monkeypatch):
     dataset = open_dataset(str(tmp_path))
     assert (len(dataset.bags), dataset.in_dim) == (2000, 3)
     assert len(opened) < 10
+
+
+def test_a_folder_may_bring_its_own_card(folder):
+    (folder / "card.yaml").write_text("title: Mine, simulated\nkind: simulated\nwarnings: [made up]\n")
+    card = open_dataset("mine", folder).card
+    assert (card.title, card.kind, card.warnings, card.bags) == ("Mine, simulated", "simulated", ["made up"], 24)
+    assert open_dataset(str(folder)).card.title == "Mine, simulated"
+    (folder / "card.yaml").write_text("titel: Mine\n")
+    with pytest.raises(InputError, match=r"card.yaml: unknown key 'titel'; did you mean 'title'"):
+        open_dataset("mine", folder)
