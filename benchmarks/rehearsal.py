@@ -77,7 +77,7 @@ def field(cells: np.ndarray, extent: float, rng: np.random.Generator) -> np.ndar
 
 
 def turned(points: np.ndarray, turn: int, middle: np.ndarray) -> np.ndarray:
-    """Points ``[n, 2]`` mirrored and turned by quarters about ``middle``; the 8 values of ``turn`` are all symmetries."""
+    """Points ``[n, 2]`` mirrored and turned by quarters about ``middle``: ``turn`` is one of the 8 symmetries."""
     x, y = (points - middle).T
     if turn >= 4:
         x = -x
@@ -102,11 +102,13 @@ def camelyon16(data: Path, out: Path, dim: int, seed: int) -> None:
     for number, slide in enumerate(track(slides.to_dict("records"), "CAMELYON16")):
         rng = np.random.default_rng([seed, number])
         name = slide["slide_id"]
+        if (out / "clam" / "patches" / f"{name}.h5").exists():
+            continue  # of an interrupted start of the same command
         if name in real:
             cells = real[name]
         else:
             donor = name if name in outlines else str(rng.choice(sorted(outlines)))
-            cells = cells_of(outlines[donor])
+            cells = cells_of(outline(outlines[donor]))
             if donor != name:
                 cells = turned(cells, int(rng.integers(8)), cells.min(0)).astype(int)
         cells = cells - np.minimum(cells.min(0), 0)
@@ -153,9 +155,13 @@ def real_cells(path: Path) -> dict[str, np.ndarray]:
         return {name: file[f"{name}__coords"] // STEP for name in names if not name.endswith("_grid")}
 
 
-def cells_of(rings: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Grid cells whose centre lies in the union of the rings."""
-    region = shapely.union_all([shapely.make_valid(shapely.Polygon(ring)) for _, ring in rings if len(ring) > 2])
+def outline(rings: Sequence[tuple[str, np.ndarray]]) -> shapely.Geometry:
+    """The union of the rings."""
+    return shapely.union_all([shapely.make_valid(shapely.Polygon(ring)) for _, ring in rings if len(ring) > 2])
+
+
+def cells_of(region: shapely.Geometry) -> np.ndarray:
+    """Grid cells whose centre lies in the region."""
     low, high = np.array(region.bounds).reshape(2, 2) // STEP
     columns, rows = np.meshgrid(np.arange(low[0], high[0] + 1), np.arange(low[1], high[1] + 1))
     cells = np.column_stack([columns.ravel(), rows.ravel()])
@@ -180,9 +186,7 @@ def with_lesions(cells: np.ndarray, region: shapely.Geometry, in_place: bool) ->
         middle = np.array(region.point_on_surface().coords[0]) // STEP
         cells = cells - cells[np.argmin(np.abs(cells - np.median(cells, axis=0)).sum(1))] + middle.astype(int)
         cells = cells[(cells >= 0).all(1)]
-    around = cells_of(
-        [("", np.array(part.buffer(2 * STEP, quad_segs=2).exterior.coords)) for part in shapely.get_parts(region)]
-    )
+    around = cells_of(region.simplify(STEP / 8).buffer(2 * STEP, quad_segs=2))
     return np.unique(np.concatenate([cells, around[(around >= 0).all(1)]]), axis=0)
 
 
@@ -230,10 +234,12 @@ def tcga_nsclc(data: Path, out: Path, dim: int, seed: int) -> None:
     for number, slide in enumerate(track(slides.to_dict("records"), "TCGA-NSCLC")):
         rng = np.random.default_rng([seed, number])
         name = slide["slide_id"]
+        if (folder / "patches" / f"{name}_patches.h5").exists():
+            continue
         cells = tissues[rng.integers(len(tissues))]
         cells = turned(cells, int(rng.integers(8)), cells.min(0)).astype(int)
         axis = int(rng.integers(2))
-        cells = cells[np.argsort(cells[:, axis], kind="stable")][: max(200, int(len(cells) * rng.uniform(0.3, 1)))]
+        cells = cells[np.argsort(cells[:, axis], kind="stable")][: max(200, int(len(cells) * rng.uniform(0.2, 0.6)))]
         cells = np.unique(cells - cells.min(0) + 10, axis=0)
         share = 0.4 * (field(cells, 8, rng) > 0.5)  # about a third of the tissue is tumour
         sign = 1 if slide["label"] == "LUSC" else -1

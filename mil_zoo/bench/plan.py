@@ -12,10 +12,11 @@ from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
-from mil_zoo.data.dataset import Dataset, DatasetSource, open_dataset
-from mil_zoo.data.slide_files import count_instances
+from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.slide_files import count_instances, heads
+from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.split_schemes import DrawnSplits, draw_splits
-from mil_zoo.data.splits import Split, split_hash
+from mil_zoo.data.splits import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options
@@ -32,6 +33,8 @@ class Suite:
         models: aggregators to compare.
         split: how the slides are divided, see ``mil_zoo.data.split_schemes.draw_splits``.
         allow_leaky_splits: run published splits that share patients between train and test, with a warning.
+        test_on: card name or path of another dataset, all of whose slides are tested; ``folds`` then plays no part.
+        patients: how patients of several slides are scored, see ``mil_zoo.data.DatasetSource``.
         folds: number of test parts of the cross-validation, or "published" for those that come with the dataset.
         repeats: repetitions of it.
         seeds: seeds of each fold.
@@ -50,6 +53,8 @@ class Suite:
     models: list[str] = field(default_factory=lambda: ["srmil", "abmil"])
     split: str = "kfold"
     allow_leaky_splits: bool = False
+    test_on: str | None = None
+    patients: Literal["mean", "max", "packed"] | None = None
     folds: int | Literal["published"] = 5
     repeats: int = 1
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -123,6 +128,12 @@ class Plan:
             Trial(model, split, seed) for split in self.splits for seed in self.suite.seeds for model in self.models
         ]
 
+    def _patients(self) -> dict[str, Any]:
+        if self.dataset.patient_rule is None:
+            return {}
+        count = len({patient_key(slide) for slide in heads(self.dataset.bags)})
+        return {"patient_rule": self.dataset.patient_rule, "patients": count}
+
     def settings(self) -> dict[str, Any]:
         """What ``config.yaml`` of the run directory holds: all that the results depend on, as plain values."""
         card, suite = self.dataset.card, self.suite
@@ -140,6 +151,7 @@ class Plan:
                 "in_dim": self.dataset.in_dim,
                 "standardised": card.standardise,
                 "instance_labels": card.instance_labels,
+                **self._patients(),
                 **({"mpp": card.mpp} if card.mpp else {}),
                 "warnings": [*card.warnings, *self.drawn.warnings, *[PERMUTED] * suite.permute_labels],
             },
@@ -214,6 +226,7 @@ def make_plan(
     features: str | None = None,
     layout: str | None = None,
     allow_pickle: bool = False,
+    test_root: Path | None = None,
 ) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
@@ -225,6 +238,7 @@ def make_plan(
         features: which set of features, see ``open_dataset``.
         layout: how the files are laid out, see ``open_dataset``.
         allow_pickle: see ``open_dataset``.
+        test_root: folder of the files of ``suite.test_on``; None for ``root``.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -240,8 +254,10 @@ def make_plan(
     for name in suite.models:
         model_options(name)  # an unknown name is told before the data are read
     _check_targets(suite)
-    dataset = open_dataset(dataset_name, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
-    source = DatasetSource(dataset_name, root, labels, features, layout, allow_pickle).anywhere()
+    how = {"features": features, "layout": layout, "allow_pickle": allow_pickle}
+    other = suite.test_on and DatasetSource(suite.test_on, test_root or root, **how)  # type: ignore[arg-type]
+    source = DatasetSource(dataset_name, root, labels, **how, patients=suite.patients, test_on=other or None).anywhere()  # type: ignore[arg-type]
+    dataset = source.open()
     drawn = draw_splits(
         dataset,
         suite.split,

@@ -19,12 +19,13 @@ from mil_zoo.bench import memory
 from mil_zoo.bench.plan import Suite, Trial
 from mil_zoo.bench.store import empty_folder
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.dataset import Dataset, DatasetSource, Standardiser
+from mil_zoo.data.dataset import Dataset, Standardiser
 from mil_zoo.data.few_labels import choose_labelled
 from mil_zoo.data.slide_files import heads, labels_of, pick, relabel
+from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits import Split, patient_key
 from mil_zoo.registry import load_plugin
-from mil_zoo.train.metrics import score
+from mil_zoo.train.metrics import patient_predictions, score
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 Row = dict[str, Any]
@@ -114,6 +115,7 @@ class Worker:
                 n_val=len(bags["val"]),
                 metrics=_score(predictions, "test"),
                 val_metrics=_score(predictions, "val"),
+                **_patient_level(predictions, dataset.patient_rule),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
@@ -238,6 +240,13 @@ def _score(predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
     probabilities = rows.filter(regex=r"^prob_\d+$").astype(float).to_numpy()
     scores = score(rows["label"].to_numpy(), probabilities)
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
+
+
+def _patient_level(predictions: pd.DataFrame, rule: str | None) -> Row:
+    """What a trial's row says of patients; nothing where slides are not combined."""
+    if rule not in ("mean", "max"):
+        return {}
+    return {"patient_metrics": _score(patient_predictions(predictions[predictions["split"] == "test"], rule), "test")}
 
 
 @contextlib.contextmanager

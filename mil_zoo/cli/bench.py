@@ -25,6 +25,7 @@ Examples:
   mil-zoo bench --models srmil,abmil --dataset crchisto --root DATA
   mil-zoo bench --models abmil,mean --dataset bags.npz --folds 5 --epochs 30
   mil-zoo bench --dataset tcga_nsclc --root DATA --split site --folds 5
+  mil-zoo bench --dataset slides_of_a --test-on slides_of_b --repeats 3
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
@@ -60,6 +61,13 @@ Start the same command with the same --out again to continue an interrupted run.
     is_flag=True,
     default=None,
     help="Run a published split that shares patients between train and test; every table says so.",
+)
+@click.option("--test-on", metavar="CARD|PATH", help="Train and validate on --dataset, test on all slides of this one.")
+@click.option("--test-root", type=click.Path(path_type=Path), help="Folder of its files.  [default: --root]")
+@click.option(
+    "--patients",
+    type=click.Choice(["mean", "max", "packed"]),
+    help="Score patients by the mean or max of their slides, or pack their slides in one bag.  [default: the card's]",
 )
 @click.option("--folds", metavar="K|published", help="Parts of the cross-validation, or those that come with the data.")
 @click.option("--repeats", type=int, help="Repetitions of it.")
@@ -106,6 +114,9 @@ def bench(
     allow_pickle: bool,
     split: str | None,
     allow_leaky_splits: bool | None,
+    test_on: str | None,
+    test_root: Path | None,
+    patients: str | None,
     folds: str | None,
     repeats: int | None,
     seeds: list[int] | None,
@@ -146,6 +157,8 @@ def bench(
         models=models,
         split=split,
         allow_leaky_splits=allow_leaky_splits,
+        test_on=test_on,
+        patients=patients,
         folds=_folds(folds),
         repeats=repeats,
         seeds=seeds,
@@ -157,7 +170,7 @@ def bench(
         grid=parse_grids(grid),
     )
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
-        where = {"features": features, "layout": layout, "allow_pickle": allow_pickle}
+        where = {"features": features, "layout": layout, "allow_pickle": allow_pickle, "test_root": test_root}
         plans = [make_plan(chosen, name, root, labels, **where) for name in chosen.datasets]
     if out is None:
         name = Path(suite or "-".join(plan.dataset.card.name for plan in plans)).stem

@@ -4,9 +4,10 @@ from mil_zoo.data import splits
 from mil_zoo.data.annotations import Annotations, label_instances, read_annotations
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.card import DataCard, list_cards, read_card
-from mil_zoo.data.dataset import Dataset, DatasetSource, Standardiser, open_dataset
+from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
 from mil_zoo.data.readers.base import find_features, read_bag
 from mil_zoo.data.readers.table import read_table
+from mil_zoo.data.source import DatasetSource
 
 __all__ = [
     "Annotations",

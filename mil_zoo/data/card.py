@@ -40,6 +40,8 @@ class DataCard:
         single_label: the table has several labels a bag (``bag_labels``); keep the bags that have exactly one, and the
             classes with at least this many of them.
         patient_prefix: how many first characters of a slide id name its patient; None where ids do not tell.
+        patient_level: how a patient of several slides is scored: "mean" or "max" of their slides' probabilities, or
+            "packed", all slides in one bag; None for the mean where every patient has one label.
         site_prefix: how many first characters of a slide id name its site (TCGA: 7); None where ids do not tell.
         standardise: scale every feature to mean 0 and standard deviation 1 on the training instances of a split.
         mpp: micrometres in a unit of the coordinates, for lesion sizes; None where unknown.
@@ -76,6 +78,7 @@ class DataCard:
     graph: str | None = None
     single_label: int | None = None
     patient_prefix: int | None = None
+    patient_level: Literal["mean", "max", "packed"] | None = None
     site_prefix: int | None = None
     standardise: bool = False
     mpp: float | None = None

@@ -19,6 +19,7 @@ from mil_zoo.data.card import DataCard, count_differences, per_class, read_card
 from mil_zoo.data.demo_cache import load_demo
 from mil_zoo.data.folder import choose_features, labels_of_bags, labels_of_folder, read_tables
 from mil_zoo.data.labels import class_indices, class_names, labels_as_indices, patients_of_two_labels, read_labels
+from mil_zoo.data.patients import PatientRule
 from mil_zoo.data.readers.base import FeatureSet, find_features
 from mil_zoo.data.readers.table import read_published_folds, read_table
 from mil_zoo.data.slide_files import SlideFiles, heads, slide_files
@@ -38,6 +39,8 @@ class Dataset:
         bags: one a slide, in the dataset's order.
         published_splits: the splits that come with it, without validation parts where none are published; or empty.
         site_of: the site that each slide comes from; empty where unknown.
+        test_ids: slides of another dataset, on all of which training on the others is tested; or empty.
+        patient_rule: how a patient of several slides is scored; None where patients are not.
         features: the files that the bags are read from; None for bags in memory.
     """
 
@@ -45,6 +48,8 @@ class Dataset:
     bags: Sequence[Bag]
     published_splits: Sequence[Split] = ()
     site_of: Mapping[str, str] = field(default_factory=dict)
+    test_ids: Sequence[str] = ()
+    patient_rule: PatientRule | None = None
     features: FeatureSet | None = None
 
     @property
@@ -58,30 +63,6 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes C."""
         return len(self.card.classes)
-
-
-@dataclass(frozen=True)
-class DatasetSource:
-    """The arguments of :func:`open_dataset`, to open a dataset again in another process."""
-
-    name: str
-    root: Path | None = None
-    labels: Path | None = None
-    features: str | None = None
-    layout: str | None = None
-    allow_pickle: bool = False
-
-    def anywhere(self) -> DatasetSource:
-        """The same, independent of the working directory and of the environment."""
-        name, root = self.name, data_root(self.root)
-        if name.endswith(".npz") or Path(name).is_dir():
-            name = str(Path(name).resolve())
-        return replace(self, name=name, root=root and root.resolve(), labels=self.labels and self.labels.resolve())
-
-    def open(self) -> Dataset:
-        """See :func:`open_dataset`."""
-        how = {"features": self.features, "layout": self.layout, "allow_pickle": self.allow_pickle}
-        return open_dataset(self.name, self.root, self.labels, **how)  # type: ignore[arg-type]
 
 
 def data_root(root: Path | None) -> Path | None:

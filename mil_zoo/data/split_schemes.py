@@ -54,7 +54,8 @@ def draw_splits(
     """Divides a dataset.
 
     Args:
-        dataset: its bags, published splits and sites.
+        dataset: its bags, published splits and sites; where it joins two, all slides of the second are tested, and
+            ``repeats`` divisions of the first into train and val are made.
         scheme: "kfold"; "official", the splits that come with the dataset (also meant by ``folds="published"``);
             "monte-carlo", ``folds`` independent draws with a fifth of the slides for test; "site", k-fold in which no
             site is on two sides; "low-label:50" or "low-label:25%", k-fold with that number or share of training
@@ -69,6 +70,11 @@ def draw_splits(
         InputError: an unknown scheme, a dataset without what the scheme needs, or splits that leak.
     """
     bags = dataset.bags
+    if dataset.test_ids:
+        if scheme != "kfold":
+            raise InputError(f"--test-on tests on all slides of the other dataset; leave out --split {scheme}")
+        splits = train_elsewhere(bags, dataset.test_ids, repeats, validation_fraction, seed)
+        return DrawnSplits(splits, f"all {len(dataset.test_ids)} slides of the other dataset are tested", [])
     name, _, labelled = scheme.partition(":")
     if is_split_file(scheme):
         splits = completed(read_splits(scheme), bags, validation_fraction, seed, allow_leaks)

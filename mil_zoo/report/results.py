@@ -11,6 +11,8 @@ import pandas as pd
 
 from mil_zoo.bench.stats import TestSet
 
+from mil_zoo.train.metrics import patient_predictions
+
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory
 
@@ -19,6 +21,13 @@ _KINDS = {
     "real": "real slides",
     "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
     "table": "bags from a feature table, not slides",
+}
+_PATIENTS = {
+    "mean": "Rows (patients): a patient's prediction is the mean of its slides' probabilities ({patients} patients, "
+    "{bags} slides).",
+    "max": "Rows (patients): a patient's prediction is the largest of its slides' probabilities ({patients} patients, "
+    "{bags} slides).",
+    "packed": "All slides of a patient are one bag: every number is of patients ({patients}).",
 }
 
 
@@ -67,16 +76,21 @@ def values_by_split(ok: list[dict[str, Any]], metric: str) -> dict[tuple[int, in
     return {split: float(np.mean(by_split[split])) for split in sorted(by_split)}
 
 
-def test_sets(run: RunDirectory, ok: list[dict[str, Any]]) -> dict[tuple[int, int], TestSet]:
+def test_sets(
+    run: RunDirectory, ok: list[dict[str, Any]], patient_rule: str | None = None
+) -> dict[tuple[int, int], TestSet]:
     """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
 
-    Where patients are unknown, each slide is one of its own. Trials without files are left out.
+    Where patients are unknown, each slide is one of its own. Trials without files are left out. With a patient rule the
+    predictions are of patients, see :func:`mil_zoo.train.metrics.patient_predictions`.
     """
     by_split = defaultdict(list)
     for trial in sorted(ok, key=lambda trial: trial["seed"]):
         if (run.path / "trials" / trial["trial"]).is_dir():
             rows = run.predictions(trial["trial"])
             rows = rows[rows["split"] == "test"].sort_values("slide_id")
+            if patient_rule is not None:
+                rows = patient_predictions(rows, patient_rule)
             by_split[trial["repeat"], trial["fold"]].append(rows)
     sets = {}
     for split, tables in sorted(by_split.items()):
@@ -114,6 +128,8 @@ def notes(run: RunDirectory) -> list[str]:
     lines += [_sentence(warning) for warning in dataset["warnings"]]
     if dataset["instance_labels"]:
         lines.append(f"Instance labels: {_sentence(dataset['instance_labels'])}")
+    if rule := dataset.get("patient_rule"):
+        lines.append(_PATIENTS[rule].format(patients=f"{dataset['patients']:,}", bags=f"{dataset['bags']:,}"))
     lines.append(
         f"Split: {split['kind']}, {_count(split['folds'], 'fold')}, {_count(split['repeats'], 'repeat')}, "
         f"validation fraction {split['validation_fraction']}, hash {split['hash']}; seeds "

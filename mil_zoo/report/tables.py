@@ -44,9 +44,27 @@ def comparison_table(run: RunDirectory) -> pd.DataFrame:
     return pd.DataFrame([_comparison_row(run, label, trials) for label, trials in trials_by_aggregator(run).items()])
 
 
+def patient_table(run: RunDirectory) -> pd.DataFrame:
+    """As :func:`comparison_table`, of patients; empty where slides are not combined into patients."""
+    rule = run.config["dataset"].get("patient_rule")
+    if rule not in ("mean", "max"):  # packed: the bags are patients
+        return pd.DataFrame()
+    groups = trials_by_aggregator(run).items()
+    return pd.DataFrame([_comparison_row(run, label, trials, rule) for label, trials in groups])
+
+
+def _all_levels(run: RunDirectory) -> pd.DataFrame:
+    """The comparison table, and below it the rows of the patients where there are any."""
+    slides, patients = comparison_table(run), patient_table(run)
+    if patients.empty:
+        return slides
+    patients["aggregator"] += " (patients)"
+    return pd.concat([slides, patients], ignore_index=True)
+
+
 def rich_table(run: RunDirectory) -> Table:
     """The comparison table for the terminal (80 columns hold it), with the notes as its caption."""
-    _, rows = _cells(comparison_table(run), {}, "±", "\n")
+    _, rows = _cells(_all_levels(run), {}, "±", "\n")
     caption = "\n" + "\n".join(escape_markup(note) for note in notes(run))
     table = Table(box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style="")
     table.add_column("Aggregator", overflow="fold", min_width=10)
@@ -63,13 +81,13 @@ def write_tables(run: RunDirectory) -> list[Path]:
 
     ``table.csv`` holds no measured time or memory (they are in ``cost.csv``): repeating a run gives it byte by byte.
     """
-    table, pairs, lines = comparison_table(run), comparisons(run), notes(run)
-    marked = best(table, pairs)
+    slides, table, pairs, lines = comparison_table(run), _all_levels(run), comparisons(run), notes(run)
+    marked = best(slides, pairs)
     if len(pairs):
         lines.append(_BOLD_NOTE if marked else _NO_BOLD_NOTE)
     written = {
         "table.csv": csv(table.drop(columns=MEASURED)),
-        "cost.csv": csv(table[["aggregator", *COSTS]]),
+        "cost.csv": csv(slides[["aggregator", *COSTS]]),
         "table.md": markdown(*_cells(table, marked, " ± ", " ")) + "\n" + bullets(lines),
         "table.tex": _latex(run, table, marked, lines),
     }
@@ -89,10 +107,14 @@ _NO_BOLD_NOTE = (
 )
 
 
-def _comparison_row(run: RunDirectory, label: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
+def _comparison_row(
+    run: RunDirectory, label: str, trials: list[dict[str, Any]], patient_rule: str | None = None
+) -> dict[str, Any]:
     ok = finished(trials)
+    if patient_rule is not None:
+        ok = [trial | {"metrics": trial["patient_metrics"]} for trial in ok]
     row: dict[str, Any] = {"aggregator": label}
-    sets = list(test_sets(run, ok).values())
+    sets = list(test_sets(run, ok, patient_rule).values())
     intervals = bootstrap(sets) if sets else {}
     row["splits"] = len({(trial["repeat"], trial["fold"]) for trial in ok})
     for metric in METRICS:

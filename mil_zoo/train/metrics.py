@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
@@ -65,3 +67,26 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     return {name: function(labels, probabilities) for name, function in METRICS.items()}
+
+
+def patient_predictions(predictions: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Predictions of patients from those of their slides.
+
+    Args:
+        predictions: a row a slide: slide_id, patient_id (empty: a patient of its own), split, label, prob_0 ....
+        rule: "mean" of the slides' probabilities, or "max": with two classes the largest probability of class 1, with
+            more the largest of each class, scaled to sum 1.
+
+    Returns:
+        The same columns, a row a patient, slide_id being the patient.
+    """
+    columns = [name for name in predictions if re.fullmatch(r"prob_\d+", name)]
+    table = predictions.astype(dict.fromkeys(columns, float))
+    patient = table["patient_id"].fillna("").astype(str).where(lambda known: known != "", table["slide_id"])
+    groups = table.groupby(patient.rename("patient"), sort=True)
+    probabilities = groups[columns].mean() if rule == "mean" else groups[columns].max()
+    if rule == "max" and len(columns) == 2:
+        probabilities["prob_0"] = 1 - probabilities["prob_1"]
+    probabilities = probabilities.div(probabilities.sum(axis=1), axis=0)
+    combined = pd.concat([groups[["patient_id", "split", "label"]].first(), probabilities], axis=1)
+    return combined.reset_index(names="slide_id")

@@ -1,0 +1,123 @@
+"""Patients of several slides: how their prediction comes about, and their slides packed as one bag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.slide_files import SlideFile, SlideFiles, heads
+from mil_zoo.data.splits import Split, patient_key
+from mil_zoo.errors import InputError
+
+PatientRule = Literal["mean", "max", "packed"]
+_GAP = 1000  # patches between two slides of a packed bag: no graph over neighbours reaches across
+
+
+@dataclass(frozen=True)
+class PatientFile:
+    """The slides of a patient as one labelled bag on disk; stands where a ``SlideFile`` does."""
+
+    slide_id: str
+    label: int
+    patient_id: str | None
+    slides: tuple[SlideFile, ...]
+    labeller: None = None
+
+    def read(self) -> Bag:
+        """All slides in one bag, with their instance labels."""
+        bags = [SlideFiles([slide])[0] for slide in self.slides]
+        return merged(bags, self.slide_id, self.label)
+
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)`` without reading the features."""
+        shapes = [slide.shape() for slide in self.slides]
+        return sum(n for n, _ in shapes), shapes[0][1]
+
+
+def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule | None:
+    """The rule by which patients are scored; None where there is nothing to do: no patient has several slides.
+
+    Args:
+        bags: labelled bags.
+        wanted: the rule asked for; None for "mean" where every patient has one label.
+
+    Raises:
+        InputError: a rule was asked for, and a patient has slides of different labels.
+    """
+    labels: dict[str, set[int | None]] = {}
+    for slide in heads(bags):
+        labels.setdefault(patient_key(slide), set()).add(slide.label)
+    torn = sorted(patient for patient, found in labels.items() if len(found) > 1)
+    if torn and wanted is not None:
+        raise InputError(
+            f"patients with slides of different labels have none of their own: {', '.join(torn[:10])} ({len(torn)} in "
+            "all); correct the label table or leave out the patient level"
+        )
+    if torn or len(labels) == len(heads(bags)):
+        return None
+    return wanted or "mean"
+
+
+def pack_patients(bags: Sequence[Bag]) -> Sequence[Bag]:
+    """One bag a patient, called by the patient's name, in the order of their first slides; labels must agree."""
+    rows: dict[str, list[int]] = {}
+    for i, slide in enumerate(heads(bags)):
+        rows.setdefault(patient_key(slide), []).append(i)
+    if isinstance(bags, SlideFiles):
+        packed = []
+        for patient, members in rows.items():
+            slides = tuple(bags.slides[i] for i in members)
+            packed.append(PatientFile(patient, slides[0].label, patient, slides))
+        return SlideFiles(packed)  # type: ignore[arg-type]
+    return [merged([bags[i] for i in members], patient, bags[members[0]].label) for patient, members in rows.items()]
+
+
+def pack_splits(splits: Sequence[Split], bags: Sequence[Bag]) -> list[Split]:
+    """The same divisions by patient instead of slide id."""
+    patient_of = {slide.slide_id: patient_key(slide) for slide in heads(bags)}
+
+    def patients(part: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(patient_of[slide] for slide in part))
+
+    return [
+        Split(split.repeat, split.fold, patients(split.train), patients(split.val), patients(split.test))
+        for split in splits
+    ]
+
+
+def merged(bags: Sequence[Bag], slide_id: str, label: int | None) -> Bag:
+    """The instances of several bags as one bag. Slides lie side by side, in patches of the first one's size.
+
+    Args:
+        bags: of one feature dimension.
+        slide_id: name of the merged bag, and its patient.
+        label: its label.
+    """
+    known = [bag.instance_labels for bag in bags if bag.instance_labels is not None]
+    return replace(
+        bags[0],
+        features=torch.cat([bag.features for bag in bags]),
+        coords=_side_by_side(bags),
+        label=label,
+        instance_labels=torch.cat(known) if len(known) == len(bags) else None,
+        slide_id=slide_id,
+        patient_id=slide_id,
+        _graphs={},
+    )
+
+
+def _side_by_side(bags: Sequence[Bag]) -> Tensor | None:
+    """Coordinates of all bags, float ``[ΣN, 2]``; None where a bag has none, or no patch size to scale them by."""
+    step, placed, begin = bags[0].patch_size, [], 0.0
+    for bag in bags:
+        if bag.coords is None or bag.patch_size is None or step is None:
+            return None
+        coords = (bag.coords - bag.coords.amin(0)) * (step / bag.patch_size)
+        placed.append(coords + torch.tensor([begin, 0.0]))
+        begin = float(placed[-1][:, 0].max()) + _GAP * step
+    return torch.cat(placed)

@@ -1,0 +1,66 @@
+"""Training on one dataset and testing on another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.slide_files import SlideFiles, heads
+from mil_zoo.data.splits import find_leaks, patient_key
+from mil_zoo.errors import InputError
+
+
+def joined(train: Dataset, test: Dataset) -> Dataset:
+    """The bags of both, to be divided by ``train_elsewhere``.
+
+    Args:
+        train: the dataset to train and validate on; its card's graph and scaling apply.
+        test: the dataset all of whose slides are tested.
+
+    Returns:
+        A dataset whose ``test_ids`` are the slides of ``test``.
+
+    Raises:
+        InputError: other classes, another feature dimension, or patients (or slides) in both; all are named.
+    """
+    a, b = train.card, test.card
+    if a.classes != b.classes:
+        raise InputError(
+            f"{a.name!r} has the classes {', '.join(a.classes)} and {b.name!r} {', '.join(b.classes)}; --test-on needs "
+            "the same ones in the same order"
+        )
+    if train.in_dim != test.in_dim:
+        raise InputError(
+            f"{a.name!r} has {train.in_dim} features a patch and {b.name!r} {test.in_dim}; use one encoder for both"
+        )
+    ours, theirs = ([slide.slide_id for slide in heads(dataset.bags)] for dataset in (train, test))
+    patient_of = {slide.slide_id: patient_key(slide) for d in (train, test) for slide in heads(d.bags)}
+    shared = sorted({*find_leaks(ours, theirs, patient_of), *(set(ours) & set(theirs))})
+    if shared:
+        raise InputError(f"patients are in both {a.name!r} and {b.name!r}: {', '.join(shared)}; drop them from one")
+    kinds = [card.kind for card in (a, b)]
+    card = replace(
+        a,
+        name=f"{a.name}-to-{b.name}",
+        title=f"{a.title}, tested on {b.title}",
+        kind="simulated" if "simulated" in kinds else a.kind,
+        bags=None,
+        bags_per_class=None,
+        instance_labels=_both(a.instance_labels, b.instance_labels),
+        warnings=list(dict.fromkeys([*a.warnings, *b.warnings])),
+    )
+    return Dataset(card, _concatenated(train.bags, test.bags), test_ids=tuple(theirs), features=train.features)
+
+
+def _both(train: str | None, test: str | None) -> str | None:
+    if train == test or train is None or test is None:
+        return train or test
+    return f"{train} (training); {test} (test)"
+
+
+def _concatenated(train: Sequence[Bag], test: Sequence[Bag]) -> Sequence[Bag]:
+    if isinstance(train, SlideFiles) and isinstance(test, SlideFiles):
+        return SlideFiles([*train.slides, *test.slides])
+    return [*train, *test]
