@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.stats import TestSet
-
 from mil_zoo.train.metrics import patient_predictions
 
 if TYPE_CHECKING:
@@ -77,7 +76,9 @@ def values_by_split(ok: list[dict[str, Any]], metric: str) -> dict[tuple[int, in
 
 
 def test_sets(
-    run: RunDirectory, ok: list[dict[str, Any]], patient_rule: str | None = None
+    run: RunDirectory,
+    ok: list[dict[str, Any]],
+    patient_rule: str | None = None,  # noqa: PT028 (no test)
 ) -> dict[tuple[int, int], TestSet]:
     """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
 

@@ -104,7 +104,7 @@ def run_small(out, folder, **given):
 
 
 def test_a_bench_tells_of_slides_and_patients(folder):
-    run, text = run_small(folder.parent / "run", folder, models=["srmil", "mean"], overrides={"srmil.hidden": 8})
+    run, text = run_small(folder.parent / "run", folder, models=["abmil", "mean"])
     rows = run.trials()
     predictions = run.predictions(rows[0]["trial"]).query("split == 'test'")
     by_patient = patient_predictions(predictions, "mean")
@@ -112,7 +112,7 @@ def test_a_bench_tells_of_slides_and_patients(folder):
     assert rows[0]["patient_metrics"] == pytest.approx(expected)
     assert len(by_patient) == 5
     table = pd.read_csv(run.path / "table.csv")
-    assert list(table["aggregator"]) == ["srmil", "mean", "srmil (patients)", "mean (patients)"]
+    assert list(table["aggregator"]) == ["abmil", "mean", "abmil (patients)", "mean (patients)"]
     assert table["auc_mean"][2] == pytest.approx(np.mean([row["patient_metrics"]["auc"] for row in rows[::2]]))
     assert "mean of its slides' probabilities (15 patients, 30 slides)" in text
     splits = pd.read_csv(run.path / "splits.csv")
@@ -121,7 +121,9 @@ def test_a_bench_tells_of_slides_and_patients(folder):
 
 
 def test_a_bench_on_packed_patients(folder):
-    run, text = run_small(folder.parent / "run", folder, patients="packed", models=["srmil"], overrides={"srmil.hidden": 8})
+    run, text = run_small(
+        folder.parent / "run", folder, patients="packed", models=["srmil"], overrides={"srmil.hidden": 8}
+    )
     predictions = run.predictions("srmil-r0-f0-s0")
     assert list(predictions["slide_id"]) == list(predictions["patient_id"])
     assert list(pd.read_csv(run.path / "table.csv")["aggregator"]) == ["srmil"]
