@@ -91,8 +91,8 @@ def _conditions(costs: dict[str, Cost]) -> str:
     machines = [f"{machine}, {' to '.join(sorted({min(days), max(days)}))}" for machine, days in sorted(dates.items())]
     return (
         f"Default options, {FEATURES} features, two classes. Median time, and peak memory above weights, optimiser "
-        f"state and bag, for one bag of {INSTANCES:,} instances: a prediction, and a training step with its update. "
-        f"{'Measured on ' + '; '.join(machines) + '.' if machines else ''}"
+        f"state, bag and graph, for one bag of {INSTANCES:,} instances: a prediction, and a training step with its "
+        f"update. {'Measured on ' + '; '.join(machines) + '.' if machines else ''}"
     ).strip()
 
 
@@ -155,6 +155,7 @@ def _show(console: Console, name: str, cost: Cost | None) -> None:
 
 
 def _print_options(console: Console, name: str, arguments: dict[str, str]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from mil_zoo.aggregators.base import aggregator_options
@@ -163,7 +164,7 @@ def _print_options(console: Console, name: str, arguments: dict[str, str]) -> No
     table = Table("option", "default", "in the benchmark", "what it is", title=f"--set {name}.OPTION=VALUE")
     for option, default in aggregator_options(name).items():
         benchmark = str(recipe[option]) if option in recipe and recipe[option] != default else ""
-        table.add_row(option, str(default), benchmark, arguments.get(option, ""))
+        table.add_row(*map(escape, (option, str(default), benchmark, arguments.get(option, ""))))
     console.print(table)
 
 
