@@ -6,6 +6,7 @@ import click
 
 from mil_zoo.cli.data_check import check, show
 from mil_zoo.cli.data_import import import_store
+from mil_zoo.cli.data_leaks import leaks
 
 
 @click.group(
@@ -16,14 +17,16 @@ Examples:
   mil-zoo data check tcga_nsclc --root /data/trident_processed --features uni_v1,conch_v15
   mil-zoo data check /data/my_features --labels labels.csv --csv slides.csv
   mil-zoo data check one_slide.h5
+  mil-zoo data leaks splits/
 Layouts that are told from the path (or named with --layout): arrays, clam, dsmil, gigassl, histossl, slideflow, srmil,
 stamp, torchmil, trident.
 """
 )
 def data() -> None:
-    """What a dataset is (show), whether the files at hand are it (check), and packing them for speed (import)."""
+    """What a dataset is (show), whether files are it (check), packing (import), patients on two sides (leaks)."""
 
 
 data.add_command(show)
 data.add_command(check)
 data.add_command(import_store)
+data.add_command(leaks)

@@ -123,3 +123,13 @@ def patients_of_two_labels(table: pd.DataFrame) -> list[str]:
     known = table.dropna(subset=["patient_id"])
     labels = known.groupby("patient_id")["label"].nunique()
     return sorted(labels.index[labels > 1])
+
+
+def patients_in(path: Path) -> dict[str, str]:
+    """The patient of each slide that a csv names one for; an ``InputError`` where it lacks slide_id or patient_id."""
+    table = read_csv(path)
+    columns = [next((c for c in COLUMNS[name] if c in table), None) for name in ("slide_id", "patient_id")]
+    if None in columns:
+        raise InputError(f"{path}: the column slide_id or patient_id (case_id) is missing")
+    known = table[columns].dropna()
+    return {slide_name(slide): patient for slide, patient in known.itertuples(index=False)}

@@ -8,6 +8,7 @@ import torch
 from mil_zoo import Bag, InputError
 from mil_zoo.data.card import DataCard
 from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.leaks import report_leaks
 from mil_zoo.data.split_files import read_split_file, read_splits, splits_csv
 from mil_zoo.data.split_schemes import draw_splits, low_label, monte_carlo, train_elsewhere
 from mil_zoo.data.splits import Split, kfold, leaks_of, split_hash
@@ -200,3 +201,27 @@ def test_real_published_splits(real_data):
     nsclc = read_split_file(folder / "tcga_nsclc_slides.csv.gz")
     assert leaks_of(nsclc.splits["panther_split"], nsclc.patient_of) == {}
     assert isinstance(nsclc.splits["zhao_fold0"][0], Split)
+
+
+def test_leaks_are_reported_by_the_command(tmp_path, run_cli):
+    ids = list(PATIENTS)
+    columns(train=ids[:61], test=ids[61:]).to_csv(tmp_path / "splits_0.csv", index=False)
+    columns(train=ids[:60], test=ids[60:]).to_csv(tmp_path / "splits_1.csv", index=False)
+    pd.DataFrame({"slide_id": ids, "case_id": list(PATIENTS.values())}).to_csv(tmp_path / "p.csv", index=False)
+    code, out, _ = run_cli("data", "leaks", tmp_path, "--patients", tmp_path / "p.csv", "--markdown")
+    assert code == 1
+    assert "| 2 | 61 / 0 / 59 | case_id | 1 of 2, 1 patients each | 1 (TCGA-03-0030) | 0 |" in out
+    code, out, _ = run_cli("data", "leaks", tmp_path / "splits_0.csv")  # no patients: every slide is one
+    assert code == 0
+    assert "unknown" in out
+    code, _, err = run_cli("data", "leaks", tmp_path / "splits_0.csv", "--patients", tmp_path / "splits_1.csv")
+    assert code == 2
+    assert "slide_id or patient_id (case_id) is missing" in err
+
+
+def test_leaks_of_the_published_splits(real_data):
+    folder = real_data / "labels_splits"
+    (lung,) = [r for r in report_leaks(folder / "gigassl_lung_splits.npz") if r.name.endswith(":split_full")]
+    assert (lung.leaky, len(lung.shared)) == (10, 28)
+    bracs = {r.name: r.shared + r.with_val for r in report_leaks(folder / "bracs_slides.csv")}
+    assert set(map(tuple, bracs.values())) == {("67",)}
