@@ -70,6 +70,12 @@ def draw_splits(
         InputError: an unknown scheme, a dataset without what the scheme needs, or splits that leak.
     """
     bags = dataset.bags
+    present = {slide.label for slide in heads(bags)}
+    for label, class_name in enumerate(dataset.card.classes):
+        if label not in present:
+            raise InputError(
+                f"no slide of {dataset.card.title} has the label {class_name!r}; drop the class or add slides"
+            )
     if dataset.test_ids:
         if scheme != "kfold":
             raise InputError(f"--test-on tests on all slides of the other dataset; leave out --split {scheme}")

@@ -1,5 +1,7 @@
 """Ways to split by name, split files of other tools, and what the real published splits share."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,6 +103,12 @@ def test_schemes_that_cannot_be_are_refused(dataset, given, message):
 def test_a_dataset_without_sites(dataset, slides):
     with pytest.raises(InputError, match="add a column 'site'"):
         draw_splits(Dataset(dataset.card, slides), "site")
+
+
+def test_a_class_without_slides(dataset, slides):
+    empty = replace(dataset, card=replace(dataset.card, classes=["a", "b", "c"]))
+    with pytest.raises(InputError, match="no slide of Mine has the label 'c'"):
+        draw_splits(empty)
 
 
 @pytest.fixture
