@@ -107,7 +107,7 @@ class Worker:
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial)
             _reset_peak_memory()
-            with _threads(job.suite.threads):
+            with trial_threads(job.suite.threads):
                 result = run_protocol(_context(job, dataset, bags, on_epoch))
             predictions = _predictions(bags, result)
             row = job.row(
@@ -204,7 +204,7 @@ def _context(job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], 
         num_classes=dataset.num_classes,
         bags=bags,
         seed=int(np.random.SeedSequence([seed, split.repeat, split.fold]).generate_state(1)[0]),
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=trial_device(),
         on_epoch=on_epoch,
         faithfulness=job.suite.faithfulness,
     )
@@ -249,8 +249,14 @@ def _patient_level(predictions: pd.DataFrame, rule: str | None) -> Row:
     return {"patient_metrics": _score(patient_predictions(predictions[predictions["split"] == "test"], rule), "test")}
 
 
+def trial_device() -> str:
+    """Where trials compute: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
+def trial_threads(number: int) -> Iterator[None]:
+    """Sets how many CPU threads torch and the kernels use."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)  # the Numba kernels follow torch
     try:

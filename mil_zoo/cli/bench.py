@@ -29,7 +29,7 @@ Examples:
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
-  mil-zoo bench --models srmil,abmil --jobs 8
+  mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
   mil-zoo bench --models srmil,abmil --executor ray --address head:6379 --trial-gpus 0.25
 Start the same command with the same --out again to continue an interrupted run.
 """
@@ -101,6 +101,7 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster.  [default: start one on this machine]")
 @click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
 @click.option("--trial-gpus", type=float, default=0.0, help="GPUs that Ray reserves for a trial, 0.25 for a quarter.")
+@click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
 def bench(
@@ -133,6 +134,7 @@ def bench(
     address: str | None,
     trial_cpus: float | None,
     trial_gpus: float,
+    dry_run: bool,
     out: Path | None,
     plugin: tuple[Path, ...],
 ) -> int:
@@ -175,6 +177,10 @@ def bench(
     if out is None:
         name = Path(suite or "-".join(plan.dataset.card.name for plan in plans)).stem
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if dry_run:
+        for plan in plans:
+            _dry_run(plan, out if len(plans) == 1 else out / plan.dataset.card.name, jobs or 1, console)
+        return 0
     failures = 0
     for plan in plans:
         folder = out if len(plans) == 1 else out / plan.dataset.card.name
@@ -212,6 +218,43 @@ def _folds(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         raise InputError(f"--folds must be a number or 'published', not {text!r}") from None
+
+
+def _dry_run(plan: Any, out: Path, jobs: int, console: Any) -> None:
+    """Lists the trials that ``out`` does not hold, and what they would take."""
+    from rich.table import Table
+
+    from mil_zoo.bench.estimate import SAMPLE, estimate
+    from mil_zoo.bench.store import RunDirectory
+
+    done = {row["trial"] for row in RunDirectory(out).trials() if row["status"] == "ok"}
+    left = [trial.id for trial in plan.trials if trial.id not in done]
+    with console.status("Measuring a few steps"):
+        estimates = estimate(plan, done)
+    for trial in left:
+        click.echo(trial)
+    table = Table("model", "trials to run", "epochs", "a trial", "together", title=plan.dataset.card.title)
+    for found in estimates:
+        a_trial, together = (_duration(found.seconds * number) for number in (1, found.trials))
+        table.add_row(found.label, str(found.trials), str(found.epochs), escape(found.reason) or a_trial, together)
+    console.print(table)
+    known = [found for found in estimates if found.trials and found.seconds == found.seconds]
+    whole = sum(found.seconds * found.trials for found in known) / jobs
+    least = max((found.seconds for found in known), default=0.0)
+    console.print(
+        f"{len(left)} trials to run, {len(done)} done. About {_duration(max(whole, least))} with --jobs {jobs}, from "
+        f"one step and one evaluation of {SAMPLE} slides a model on {plan.suite.threads} threads: expect it within a "
+        "factor of two, more where the trials get in each other's way.",
+        highlight=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds != seconds:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

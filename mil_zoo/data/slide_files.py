@@ -108,11 +108,16 @@ def relabel(bags: Sequence[Bag], labels: Sequence[int | None]) -> Sequence[Bag]:
     return [replace(bag, label=label) for bag, label in zip(bags, labels, strict=True)]
 
 
+def sizes_of(bags: Sequence[Bag]) -> list[int]:
+    """Instances of each bag, without reading features."""
+    if isinstance(bags, SlideFiles):
+        return [slide.shape()[0] for slide in bags.slides]
+    return [len(bag) for bag in bags]
+
+
 def count_instances(bags: Sequence[Bag]) -> int:
     """Instances of all bags together."""
-    if isinstance(bags, SlideFiles):
-        return sum(slide.shape()[0] for slide in bags.slides)
-    return sum(len(bag) for bag in bags)
+    return sum(sizes_of(bags))
 
 
 def slide_files(features: FeatureSet, labels: pd.DataFrame, labellers: Mapping[str, InstanceLabeller]) -> SlideFiles:

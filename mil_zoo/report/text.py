@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,3 +66,32 @@ def escape_latex(text: str) -> str:
 def escape_markdown(text: str) -> str:
     """``text`` with Markdown's own characters escaped."""
     return re.sub(r"([|<*`\\])", r"\\\1", text).replace(BOLD, "**").replace(END, "**")
+
+
+def read_markdown(text: str) -> list[dict[str, Any]]:
+    """The tables of a text that :func:`markdown` and :func:`bullets` made, with what stands above and below each.
+
+    Returns:
+        one a table: ``heading`` (the text above it, or ""), ``header`` and ``rows`` (text cells) and ``notes`` (the
+        list items below it). What is bold is between :data:`BOLD` and :data:`END`.
+    """
+    parts: list[dict[str, Any]] = []
+    heading = ""
+    for line in text.splitlines():
+        if line.startswith("| "):
+            cells = [_unescape(cell) for cell in re.split(r"(?<!\\) \| ", line[2:].removesuffix(" |"))]
+            if not parts or parts[-1]["notes"] or heading:
+                parts.append({"heading": heading, "header": cells, "rows": [], "notes": []})
+                heading = ""
+            elif not set("".join(cells)) <= set("-: "):
+                parts[-1]["rows"].append(cells)
+        elif line.startswith("- ") and parts:
+            parts[-1]["notes"].append(_unescape(line[2:]))
+        elif line.strip():
+            heading = _unescape(line.strip().lstrip("# "))
+    return parts
+
+
+def _unescape(text: str) -> str:
+    text = re.sub(r"(?<!\\)\*\*(.+?)(?<!\\)\*\*", rf"{BOLD}\1{END}", text)
+    return re.sub(r"\\([|<*`\\])", r"\1", text)

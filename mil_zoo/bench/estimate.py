@@ -1,0 +1,85 @@
+"""How long a plan will take on this machine: measured on a few of its slides before anything is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from mil_zoo.aggregators.base import create_aggregator
+from mil_zoo.bench.plan import ModelPlan, Plan
+from mil_zoo.bench.trial import split_bags, trial_device, trial_threads
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.slide_files import sizes_of
+from mil_zoo.train.loop import fit
+from mil_zoo.train.protocols import PROTOCOLS
+
+SAMPLE = 4  # slides
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the trials of one model will take.
+
+    Attributes:
+        label: ``aggregator[@grid]``.
+        trials: how many are still to run.
+        epochs: budget of each.
+        seconds: of one trial; NaN for a model that is no supervised aggregator, or one that failed when measured.
+        reason: why there is no number.
+    """
+
+    label: str
+    trials: int
+    epochs: int
+    seconds: float
+    reason: str = ""
+
+
+def estimate(plan: Plan, done: Collection[str] = ()) -> list[Estimate]:
+    """Measures one short epoch of every model on ``SAMPLE`` training slides of evenly spread sizes.
+
+    A trial is taken to cost, every epoch, a training step and an evaluation of each training slide and an evaluation
+    of each validation slide, all as long as those of the sample; reading slides is in it, scoring test slides is not.
+
+    Args:
+        plan: what would be run.
+        done: ids of trials that a run directory holds already.
+    """
+    bags, _ = split_bags(plan.dataset, plan.splits[0])
+    sizes = sizes_of(bags["train"])
+    spread = np.linspace(0, len(sizes) - 1, min(SAMPLE + 2, len(sizes))).round().astype(int)
+    chosen = np.argsort(sizes, kind="stable")[spread[1:-1] if len(spread) > 2 else spread]
+    sample = [bags["train"][int(i)] for i in chosen]
+    estimates = []
+    for model in plan.models:
+        left = sum(trial.model is model and trial.id not in done for trial in plan.trials)
+        found = Estimate(model.label, left, model.training.epochs, float("nan"))
+        if model.name in PROTOCOLS:
+            found = dataclasses.replace(found, reason="not a supervised aggregator: its steps differ")
+        elif left:
+            try:
+                step, evaluation = _measure(plan, model, sample)
+                n_train, n_val = len(bags["train"]), len(bags["val"])
+                seconds = model.training.epochs * (n_train * (step + evaluation) + n_val * evaluation)
+                found = dataclasses.replace(found, seconds=seconds)
+            except Exception as error:  # the trials would fail so too, and each say why
+                found = dataclasses.replace(found, reason=f"{type(error).__name__}: {error}")
+        estimates.append(found)
+    return estimates
+
+
+def _measure(plan: Plan, model: ModelPlan, sample: list[Bag]) -> tuple[float, float]:
+    """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted."""
+    device = trial_device()
+    aggregator = create_aggregator(model.name, plan.dataset.in_dim, plan.dataset.num_classes, **model.options)
+    training = dataclasses.replace(model.training, epochs=1, select_after=0.0)
+    with trial_threads(plan.suite.threads):
+        fit(aggregator, sample[:1], sample[:1], training, graph=model.graph, device=device)
+        start = time.perf_counter()
+        (row,) = fit(aggregator, sample, sample, training, graph=model.graph, device=device)
+        whole = time.perf_counter() - start
+    return row["seconds"] / len(sample), (whole - row["seconds"]) / (2 * len(sample))

@@ -1,0 +1,38 @@
+"""Dry runs: the trials that are left, and an estimate that follows what is asked for."""
+
+import numpy as np
+
+from mil_zoo.bench.estimate import estimate
+from mil_zoo.bench.plan import make_plan, read_suite
+
+
+def plan_of(table, **given):
+    base = {"datasets": [str(table)], "models": ["abmil", "mean"], "folds": 4, "epochs": 3, "overrides": {}}
+    return make_plan(read_suite(None, **base | given), str(table))
+
+
+def test_an_estimate_grows_with_the_budget_and_knows_what_is_done(bag_table):
+    short, long = estimate(plan_of(bag_table)), estimate(plan_of(bag_table, epochs=300))
+    for few, many in zip(short, long, strict=True):
+        assert (few.trials, few.epochs, many.epochs) == (4, 3, 300)
+        assert 10 < many.seconds / few.seconds < 1000  # 100, but for the noise of single steps
+    left = estimate(plan_of(bag_table), done={"abmil-r0-f0-s0", "abmil-r0-f1-s0"})
+    assert [found.trials for found in left] == [2, 4]
+
+
+def test_a_model_that_cannot_be_measured_says_why(bag_table):
+    found = estimate(plan_of(bag_table, models=["srmil", "mean"], overrides={"srmil.heads": 3, "srmil.hidden": 8}))
+    assert np.isnan(found[0].seconds)
+    assert found[0].reason
+    assert found[1].seconds > 0
+
+
+def test_the_command_lists_and_runs_nothing(run_cli, bag_table, tmp_path):
+    command = ("bench", "--dataset", bag_table, "--models", "abmil,mean", "--folds", 2, "--epochs", 2, "--dry-run")
+    code, out, err = run_cli(*command, "--jobs", 2, "--out", tmp_path / "r")
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if line.endswith("-s0")] == [
+        "abmil-r0-f0-s0", "mean-r0-f0-s0", "abmil-r0-f1-s0", "mean-r0-f1-s0",
+    ]  # fmt: skip
+    assert "4 trials to run, 0 done" in out
+    assert not (tmp_path / "r").exists()

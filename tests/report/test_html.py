@@ -1,0 +1,216 @@
+"""The page of a run: well-formed, complete, self-contained, and deaf to markup in names."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from urllib.parse import quote
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mil_zoo import InputError
+from mil_zoo.report.html import write_html
+from mil_zoo.report.plots import draw_figures
+from mil_zoo.report.tables import write_tables
+from mil_zoo.report.text import bold, bullets, markdown, read_markdown
+
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced and collects what the tests ask for."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.texts, self.tables, self.scripts = [], [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append((tag, attributes))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] == "script":
+            self.scripts[self.open[-1][1].get("id")] = data
+        else:
+            self.texts.append(data)
+        if any(tag in ("td", "th") for tag, _ in self.open):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def table(self, *header):
+        return next(table for table in self.tables if set(header) <= set(table[0]))
+
+    def map(self, index):
+        facts = json.loads(self.scripts["meta"])["maps"][index]
+        data = zlib.decompress(base64.b64decode(self.scripts[f"map-{index}"]))
+        n = facts["n"]
+        coords = np.frombuffer(data[: 4 * n], "<u2").reshape(2, n).T * facts["unit"] + facts["origin"]
+        layers = np.frombuffer(data[4 * n :], "u1").reshape(-1, n)
+        return facts, coords, dict(zip([layer["name"] for layer in facts["layers"]], layers, strict=True))
+
+
+def make_page(run, **options):
+    write_tables(run)
+    path = write_html(run, **options)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_and_loads_nothing(make_run):
+    run = make_run(models=("abmil", "srmil", "mean"))
+    draw_figures(run)
+    page = make_page(run)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base"), tag
+        for name in ("src", "href", "action", "data", "srcset"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/")), (tag, attributes[name][:80])
+    assert not any("http" in text and "://" in text for text in page.scripts.values())
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    images = [base64.b64decode(a["src"].split(",")[1]) for tag, a in page.tags if tag == "img" and "src" in a]
+    assert sorted(images) == sorted(path.read_bytes() for path in run.path.glob("figures/*.png"))
+    assert "Labels of 3 slides are disputed" in page.text
+    comparison = page.table("Aggregator", "AUC", "Parameters")
+    assert [row[0] for row in comparison[1:]] == ["abmil", "srmil", "mean"]
+    assert {row["trial"] for row in run.trials()} == {row[0] for row in page.table("Trial", "Status")[1:]}
+    assert "hash: a1b2c3" in page.text
+
+
+def test_slides_come_worst_first_and_maps_hold_what_was_stored(make_run):
+    run = make_run(models=("abmil", "srmil", "mean"))
+    page = make_page(run)
+    rows = page.table("Slide", "Patient", "Wrong")
+    expected = pd.concat(
+        [run.predictions(row["trial"]).query("split == 'test'") for row in run.trials()], ignore_index=True
+    )
+    truth = np.where(expected["label"] == 1, expected["prob_1"], expected["prob_0"]).clip(1e-12)
+    loss = pd.Series(-np.log(truth)).groupby(expected["slide_id"]).mean()
+    order = sorted(loss.index, key=lambda slide: (-loss[slide], slide))
+    assert [row[0] for row in rows[1:]] == order
+    for index, slide in enumerate(order):
+        facts, coords, layers = page.map(index)
+        assert facts["slide_id"] == slide
+        assert [name.split(" ")[0] for name in layers] == ["abmil", "srmil", "truth"]
+        for name, values in layers.items():
+            trial = name.split("(")[-1].rstrip(")") if name != "truth" else next(iter(layers)).split("(")[-1][:-1]
+            with h5py.File(run.attention(trial)) as file:
+                group = file[quote(slide, safe="")]
+                np.testing.assert_array_equal(coords, group["coords"][:])
+                if name == "truth":
+                    np.testing.assert_array_equal(values, group["instance_labels"][:])
+                    continue
+                relative = len(coords) * group["attention"][:].astype(float)
+                shown = 10 ** (4 * values.astype(float) / 255 - 2)
+                np.testing.assert_allclose(shown, relative.clip(0.01, 100), rtol=0.02)
+
+
+def test_maps_stop_at_their_size_and_the_page_says_so(make_run):
+    page = make_page(make_run(slides=6), maps_mib=0.002)
+    maps = json.loads(page.scripts["meta"])["maps"]
+    slides = page.table("Slide", "Patient", "Wrong")[1:]
+    assert 0 < len(maps) < len(slides)
+    assert f"{len(maps)} of the {len(slides)} slides" in page.text
+    assert [facts["slide_id"] for facts in maps] == [row[0] for row in slides[: len(maps)]]
+
+
+NASTY = ["<script>alert(1)</script>", "../../etc/passwd", "\"quoted\" & 'single'", "</table><b>", "{{ 7 * 7 }}"]
+
+
+def nasty_run(write):
+    def files(row, folder):
+        rows = [(slide, f"<i>{slide}", "test", i % 2, 0.7, 0.3) for i, slide in enumerate(NASTY)]
+        columns = ["slide_id", "patient_id", "split", "label", "prob_0", "prob_1"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "predictions.csv", index=False)
+        pd.DataFrame({"epoch": [1], "seconds": [1.0], "selected": [1]}).to_csv(folder / "epochs.csv", index=False)
+        with h5py.File(folder / "attention.h5", "w") as file:
+            for i, slide in enumerate(NASTY):
+                group = file.create_group(quote(slide, safe=""))
+                group.attrs.update(slide_id=slide, label=i % 2, predicted=0, patch_size=np.nan)
+                group["attention"] = np.full(3, 1 / 3, "f4")
+                group["coords"] = np.array([[0.5, 1], [2, 3.25], [5, 7]], "f4")
+
+    rows = [write.row("abmil"), write.row("srmil", status="failed", reason="<img src=x onerror=alert(2)>")]
+    return write.run(rows, ["abmil", "srmil"], files, title="<h1>title", classes=["<u>normal", "tumour"])
+
+
+def test_names_with_markup_and_paths_are_text(write):
+    run = nasty_run(write)
+    path = write_html(run)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path.parent == run.path
+    assert {row[0] for row in page.table("Slide", "Patient")[1:]} == set(NASTY)
+    assert "<img src=x onerror=alert(2)>" in page.text
+    assert "1 of 1 trials of srmil failed." in page.text
+    assert sum(tag == "script" for tag, _ in page.tags) == 2 + len(NASTY)
+    assert not {"b", "i", "u"} & {tag for tag, _ in page.tags}
+    assert not any(attribute.startswith("on") for _, attributes in page.tags for attribute in attributes)
+    assert [facts["slide_id"] for facts in json.loads(page.scripts["meta"])["maps"]] == [
+        row[0] for row in page.table("Slide", "Patient")[1:]
+    ]
+    np.testing.assert_allclose(page.map(0)[1], [[0.5, 1], [2, 3.25], [5, 7]], atol=1e-4)
+
+
+def test_thumbnails_lie_below_their_maps(make_run, tmp_path):
+    run, images = make_run(), tmp_path / "images"
+    images.mkdir()
+    slides = [facts["slide_id"] for facts in json.loads(make_page(run).scripts["meta"])["maps"]]
+    Image.new("RGB", (3000, 2000), "pink").save(images / f"{quote(slides[1], safe='')}.png")  # the id holds a slash
+    (images / "thesis.tex").write_text("")
+    (images / "broken.svs").write_bytes(b"")  # of no slide of the run: it is not opened
+    maps = json.loads(make_page(run, slide_images=images).scripts["meta"])["maps"]
+    assert [facts["slide_id"] for facts in maps if "thumbnail" in facts] == [slides[1]]
+    thumbnail = maps[1]["thumbnail"]
+    assert (thumbnail["width"], thumbnail["height"]) == (3000, 2000)
+    assert Image.open(io.BytesIO(base64.b64decode(thumbnail["data"]))).size == (1024, 683)
+    with pytest.raises(InputError, match="no such folder"):
+        write_html(run, slide_images=tmp_path / "nowhere")
+
+
+def test_a_run_without_results_has_a_page(write):
+    run = write.run([write.row("abmil", status="failed", reason="broken")], ["abmil"])
+    write_tables(run)
+    page = Page(write_html(run).read_text(encoding="utf-8"))
+    assert "0 of 1 finished" in page.text
+    assert "broken" in page.text
+
+
+def test_the_page_needs_no_torch(make_run):
+    run = make_run()
+    code = (
+        "import sys\nfrom mil_zoo.bench.store import RunDirectory\nfrom mil_zoo.report.html import write_html\n"
+        f"write_html(RunDirectory({str(run.path)!r}))\nassert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_markdown_tables_come_back():
+    header = ["Aggregator", "A - B", "p < 0.05"]
+    rows = [["a*b", bold("0.9"), r"x\y"], ["`c`", "", "1 | 2"]]
+    text = markdown(header, rows) + "\n" + bullets(["One *note*.", "Two."]) + "\n" + markdown(["x", "y"], [["1", "2"]])
+    first, second = read_markdown(text)
+    assert (first["header"], first["rows"]) == (header, rows)
+    assert first["notes"] == ["One *note*.", "Two."]
+    assert (second["header"], second["rows"]) == (["x", "y"], [["1", "2"]])
