@@ -58,8 +58,8 @@ def draw_splits(
             ``repeats`` divisions of the first into train and val are made.
         scheme: "kfold"; "official", the splits that come with the dataset (also meant by ``folds="published"``);
             "monte-carlo", ``folds`` independent draws with a fifth of the slides for test; "site", k-fold in which no
-            site is on two sides; "low-label:50" or "low-label:25%", k-fold with that number or share of training
-            slides; or a split file, see :func:`mil_zoo.data.split_files.read_splits`.
+            site is on two sides; "low-label:50" or "low-label:25%", k-fold (or the published splits) with that number
+            or share of training slides; or a split file, see :func:`mil_zoo.data.split_files.read_splits`.
         folds: number of test parts a repetition.
         repeats: repetitions; of a split file all are used.
         validation_fraction: share of the training slides on which checkpoints are chosen.
@@ -90,11 +90,12 @@ def draw_splits(
             f"--split {scheme!r} is no way to split{did_you_mean(name, SCHEMES)} (low-label:50, or a file)"
         )
     if name == "official" or folds == "published":
-        if name not in ("official", "kfold"):
+        if name not in ("official", "kfold", "low-label"):
             raise InputError(f"--split {scheme} draws its own folds; give their number with --folds, not 'published'")
         splits = completed(_first(dataset, repeats), bags, validation_fraction, seed, allow_leaks)
         kind = "published folds" if len(splits) > 1 else "official split"
-        return DrawnSplits(splits, kind, _leak_warnings(splits, bags))
+        drawn = DrawnSplits(splits, kind, _leak_warnings(splits, bags))
+        return _thinned(drawn, bags, labelled, seed, allow_leaks)
     unit = "patient" if all(slide.patient_id for slide in heads(bags)) else "slide (patients unknown)"
     if name == "site":
         if not dataset.site_of:
@@ -109,11 +110,8 @@ def draw_splits(
             raise InputError("--split monte-carlo makes --folds independent draws; leave --repeats out")
         splits = monte_carlo(bags, folds, 0.2, validation_fraction, seed)
         return DrawnSplits(splits, f"stratified Monte-Carlo draws by {unit}, 20 % for test", [])
-    splits, kind = kfold(bags, folds, repeats, validation_fraction, seed), f"stratified k-fold by {unit}"
-    if name == "low-label":
-        splits = low_label(splits, bags, _labelled(scheme, labelled), seed)
-        kind += f", {labelled} of the training slides" if labelled.endswith("%") else f", {labelled} training slides"
-    return DrawnSplits(splits, kind, [])
+    splits = kfold(bags, folds, repeats, validation_fraction, seed)
+    return _thinned(DrawnSplits(splits, f"stratified k-fold by {unit}", []), bags, labelled, seed)
 
 
 def monte_carlo(
@@ -140,7 +138,9 @@ def monte_carlo(
     return [replace(split, fold=draw) for draw, split in enumerate(first)]
 
 
-def low_label(splits: Sequence[Split], bags: Sequence[Bag], labelled: float, seed: int = 0) -> list[Split]:
+def low_label(
+    splits: Sequence[Split], bags: Sequence[Bag], labelled: float, seed: int = 0, allow_leaks: bool = False
+) -> list[Split]:
     """The same test parts with few training slides, stratified by class.
 
     The validation part shrinks in proportion: a checkpoint chosen on more labels than it was trained on would use them.
@@ -150,6 +150,7 @@ def low_label(splits: Sequence[Split], bags: Sequence[Bag], labelled: float, see
         bags: labelled bags.
         labelled: a share of the training slides, in (0, 1], or their number, above 1.
         seed: of the choice; the parts of one seed are nested.
+        allow_leaks: see :func:`mil_zoo.data.splits.completed`.
 
     Raises:
         InputError: more slides than a training part holds.
@@ -164,7 +165,7 @@ def low_label(splits: Sequence[Split], bags: Sequence[Bag], labelled: float, see
             chosen = choose_labelled(labels, wanted, [seed, split.repeat, split.fold, number])
             parts.append(tuple(part[i] for i in chosen))
         thinned.append(replace(split, train=parts[0], val=parts[1]))
-    check_splits(thinned, bags)
+    check_splits(thinned, bags, allow_leaks)
     return thinned
 
 
@@ -198,14 +199,22 @@ def _first(dataset: Dataset, repeats: int) -> list[Split]:
     return [split for split in dataset.published_splits if split.repeat < repeats]
 
 
-def _labelled(scheme: str, text: str) -> float:
+def _thinned(
+    drawn: DrawnSplits, bags: Sequence[Bag], labelled: str, seed: int, allow_leaks: bool = False
+) -> DrawnSplits:
+    """The splits with as few training slides as "50" or "25%" says; as they are where it says nothing."""
+    if not labelled:
+        return drawn
     try:
-        labelled = float(text[:-1]) / 100 if text.endswith("%") else float(int(text))
+        share = float(labelled[:-1]) / 100 if labelled.endswith("%") else float(int(labelled))
     except ValueError:
-        labelled = 0
-    if labelled <= 0 or (text.endswith("%") and labelled > 1) or text == "1":
-        raise InputError(f"--split {scheme!r}: write low-label:50 (training slides) or low-label:25% (of them)")
-    return labelled
+        share = 0
+    if share <= 0 or (labelled.endswith("%") and share > 1) or labelled == "1":
+        raise InputError(
+            f"--split low-label:{labelled}: write low-label:50 (training slides) or low-label:25% (of them)"
+        )
+    kind = f"{drawn.kind}, {labelled} {'of the ' if labelled.endswith('%') else ''}training slides"
+    return DrawnSplits(low_label(drawn.splits, bags, share, seed, allow_leaks), kind, drawn.warnings)
 
 
 def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:

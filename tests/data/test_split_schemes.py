@@ -47,6 +47,13 @@ def test_schemes_by_name(dataset):
     assert len(draw_splits(dataset, "kfold", folds=4, repeats=3).splits) == 12
 
 
+def test_few_labels_of_a_published_split(dataset, slides):
+    (whole,) = draw_splits(replace(dataset, published_splits=kfold(slides, 4)[:1]), "official").splits
+    drawn = draw_splits(replace(dataset, published_splits=[whole]), "low-label:20", folds="published")
+    (few,) = drawn.splits
+    assert (few.test, len(few.train), drawn.kind) == (whole.test, 20, "official split, 20 training slides")
+
+
 def test_monte_carlo_draws_are_independent(slides):
     splits = monte_carlo(slides, 6)
     assert [(split.repeat, split.fold) for split in splits] == [(0, fold) for fold in range(6)]
