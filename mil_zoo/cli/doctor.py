@@ -17,14 +17,17 @@ def doctor() -> None:
     from rich.table import Table
 
     from mil_zoo import __version__
-    from mil_zoo.kernels import backend_status
+    from mil_zoo.kernels.backends import backend_status, ops_of
 
     console = Console()
     versions = Table("package", "version", title="Versions")
     versions.add_row("mil-zoo", __version__)
     versions.add_row("python", platform.python_version())
-    for package in ("torch", "dgl", "numpy", "pandas", "scikit-learn"):
-        versions.add_row(package, importlib.metadata.version(package))
+    for package in ("torch", "dgl", "numba", "triton", "numpy", "pandas", "scikit-learn"):
+        try:
+            versions.add_row(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            versions.add_row(package, "not installed")
     console.print(versions)
     machine = Table("what", "found", title="Machine")
     machine.add_row("platform", platform.platform())
@@ -33,7 +36,7 @@ def doctor() -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     machine.add_row("CUDA devices", ", ".join(gpus) or "none (torch sees no CUDA device)")
     console.print(machine)
-    backends = Table("kernel backend", "runs here", title="Backends")
+    backends = Table("kernel backend", "runs here", "ops", title="Backends")
     for name, reason in backend_status().items():
-        backends.add_row(name, "yes" if reason is None else f"no: {reason}")
+        backends.add_row(name, "yes" if reason is None else f"no: {reason}", ", ".join(ops_of(name)))
     console.print(backends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,6 +82,13 @@ def backend_status() -> dict[str, str | None]:
 def available_backends() -> list[str]:
     """Names of the backends that run on this machine."""
     return [name for name, reason in backend_status().items() if reason is None]
+
+
+def ops_of(backend: str) -> list[str]:
+    """Names of the ops that a backend has."""
+    package = importlib.import_module("mil_zoo.kernels")
+    modules = {name: sys.modules.get(f"{package.__name__}.{name}") for name in package.__all__}
+    return [name for name, module in modules.items() if backend in getattr(module, "IMPLEMENTATIONS", ())]
 
 
 def choose_backend(

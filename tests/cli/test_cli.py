@@ -37,7 +37,7 @@ def test_lists(run_cli):
         "models": ["abmil", "srmil", "window:2"],
         "datasets": ["demo", "crchisto", "simulated", "histology/crchisto_nuclei.npz"],
         "graphs": ["window:w", "feature_knn:k", "delaunay"],
-        "doctor": ["torch", "reference", "dgl", "threads"],
+        "doctor": ["torch", "reference", "dgl", "numba", "triton", "graph_attention", "threads"],
     }.items():
         code, out, _ = run_cli(command)
         assert code == 0

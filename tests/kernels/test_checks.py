@@ -1,5 +1,7 @@
 """Wrong arguments are refused with one sentence, and a call runs on the backend that was asked for."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -16,6 +18,22 @@ from mil_zoo.kernels import (
     segment_reduce,
 )
 from mil_zoo.kernels import backends as backends_module
+
+BACKENDS = ["reference", "dgl", "numba", "triton"]
+
+
+def device_of(backend):
+    """Where a backend is tested: Triton on the GPU where there is one, else under its interpreter."""
+    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+
+
+def csr(indptr, indices, num_src, backend):
+    return CSR(indptr.to(device_of(backend)), indices.to(device_of(backend)), num_src)
+
+
+def implementations_of(op):
+    # The package's attribute of this name is the function, so the module is taken from sys.modules.
+    return sys.modules[f"mil_zoo.kernels.{op}"].IMPLEMENTATIONS
 
 
 @pytest.fixture
@@ -54,10 +72,52 @@ def test_graph_attention_refuses_wrong_tensors(graph, change, message):
         (torch.tensor([0, 1, 2, 3]).int(), torch.tensor([0, -1, 2]).int(), r"must lie in 0..2"),
     ],
 )
-@pytest.mark.parametrize("backend", ["reference", "dgl", "numba"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_malformed_graph_is_an_error_and_no_crash(indptr, indices, message, backend):
     with pytest.raises(InputError, match=message):
-        graph_attention(*arguments(), CSR(indptr, indices, 3), backend=backend)
+        graph_attention(*arguments(device=device_of(backend)), csr(indptr, indices, 3, backend), backend=backend)
+    if backend in implementations_of("graph_dot_attention"):
+        q = arguments(device=device_of(backend))[0]
+        with pytest.raises(InputError, match=message):
+            graph_dot_attention(q, q, q, csr(indptr, indices, 3, backend), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_on_several_devices_or_of_several_dtypes_are_an_error(backend):
+    device = device_of(backend)
+    graph = csr(torch.tensor([0, 1, 2, 3]).int(), torch.tensor([0, 1, 2]).int(), 3, backend)
+    feat, src, dst = arguments(device=device)
+    offsets = torch.tensor([0, 3], device=device)
+    for call, message in [
+        (lambda: graph_attention(feat, src.to("meta"), dst, graph, backend=backend), "src_score is .* on meta"),
+        (lambda: graph_attention(*arguments(device="meta"), graph, backend=backend), "the graph is on .* on meta"),
+        (lambda: graph_attention(feat, src, dst.half(), graph, backend=backend), "dst_score is torch.float16"),
+        (lambda: graph_attention(feat.int(), src, dst, graph, backend=backend), "feat must be floating point"),
+        (lambda: segment_attention_pool(src, feat.to("meta"), offsets, backend=backend), "values is .* on meta"),
+        (lambda: segment_attention_pool(src, feat, offsets.to("meta"), backend=backend), "offsets are on meta"),
+        (lambda: segment_attention_pool(src, feat, offsets.float(), backend=backend), "offsets must be integer"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_sources_get_zeros_and_empty_bags_are_an_error(backend):
+    device = device_of(backend)
+    graph = csr(torch.tensor([0, 0, 2, 2]).int(), torch.tensor([0, 0]).int(), 3, backend)  # a repeated edge
+    feat, src, dst = (x.requires_grad_() for x in arguments(device=device))
+    out = graph_attention(feat + 1, src, dst, graph, backend=backend)
+    out.sum().backward()
+    assert out[[0, 2]].eq(0).all()
+    assert out[1].eq(1).all()
+    assert feat.grad[:, 0, 0].tolist() == [1, 0, 0]
+    if backend in implementations_of("graph_dot_attention"):
+        assert graph_dot_attention(feat, feat, feat + 1, graph, backend=backend)[:, 0, 0].tolist() == [0, 1, 0]
+    for op in (segment_attention_pool, segment_reduce):
+        if backend in implementations_of(op.__name__):
+            values = (src, feat) if op is segment_attention_pool else (src,)
+            with pytest.raises(InputError, match="bag 1 is empty"):
+                op(*values, torch.tensor([0, 2, 2, 3], device=device), *["sum"] * (len(values) == 1), backend=backend)
 
 
 def test_unsorted_rows_and_strided_tensors_are_fine():
@@ -65,10 +125,10 @@ def test_unsorted_rows_and_strided_tensors_are_fine():
     unsorted = CSR(torch.tensor([0, 3], dtype=torch.int32), torch.tensor([2, 0, 1], dtype=torch.int32), 3)
     feat = torch.randn(4, 2, 3).permute(2, 1, 0)
     score = torch.randn(2, 3).T
-    for backend in ("reference", "dgl", "numba"):
-        one, other = (
-            graph_attention(feat, score, torch.zeros(1, 2), g, backend=backend) for g in (sorted_graph, unsorted)
-        )
+    for backend in BACKENDS:
+        device = device_of(backend)
+        inputs = feat.to(device), score.to(device), torch.zeros(1, 2, device=device)
+        one, other = (graph_attention(*inputs, g.to(device), backend=backend).cpu() for g in (sorted_graph, unsorted))
         torch.testing.assert_close(one, other)
         torch.testing.assert_close(
             one, graph_attention(feat.contiguous(), score.contiguous(), torch.zeros(1, 2), sorted_graph)
@@ -119,8 +179,7 @@ def test_other_ops_check_their_arguments(graph):
 
 
 def test_a_call_runs_on_the_backend_it_asks_for(graph, monkeypatch):
-    # The package's attribute of this name is the function, so the module is taken from sys.modules.
-    implementations = sys.modules["mil_zoo.kernels.graph_attention"].IMPLEMENTATIONS
+    implementations = implementations_of("graph_attention")
     ran = []
     for name, function in list(implementations.items()):
         monkeypatch.setitem(implementations, name, lambda *a, n=name, f=function: (ran.append(n), f(*a))[1])
@@ -145,6 +204,24 @@ def test_an_explicit_backend_never_falls_back(graph, monkeypatch):
         graph_attention(*arguments(), graph)  # "auto" may choose another
     finally:
         backends_module._reason.cache_clear()
+
+
+def test_triton_takes_cpu_tensors_under_its_interpreter_only():
+    script = """if True:
+        import torch
+        from mil_zoo import InputError
+        from mil_zoo.kernels import backend_status, segment_reduce
+        assert "torch sees no CUDA device" in backend_status()["triton"] or torch.cuda.is_available()
+        segment_reduce(torch.zeros(3, 2), torch.tensor([0, 3]), "sum")
+        try:
+            segment_reduce(torch.zeros(3, 2), torch.tensor([0, 3]), "sum", backend="triton")
+        except InputError as error:
+            print(error)
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert "CUDA" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_csr_from_edges_transposed_and_concat():
