@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test check benchmark parity clean
+.PHONY: bench test check benchmark benchmark-gpu parity clean
 
 # Installs into .venv; done again only when the package's metadata change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -27,8 +27,13 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_wheel.py
 
+# Speed and memory of kernels, graphs and steps: a table and plots under benchmarks/results/<cpu|gpu>-<machine>/.
 benchmark: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python benchmarks/run.py
+
+# The same for a CUDA device. Builds and installs nothing: the packages of $(PYTHON) (mil-zoo[benchmark] and its torch).
+benchmark-gpu:
+	$(PYTHON) benchmarks/run.py --device cuda
 
 # How near every aggregator comes to its authors' code, as the tests compare it.
 parity: $(VENV)/.installed

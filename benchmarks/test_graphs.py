@@ -1,6 +1,6 @@
-"""Time to build patch graphs, self-loops and symmetrisation included: ``pytest benchmarks/test_graphs.py``.
+"""Time and memory to build patch graphs, self-loops and symmetrisation included: ``pytest benchmarks/test_graphs.py``.
 
-``extra_info`` holds N, E and the memory floor: the bytes of reading the coordinates once and writing the CSR once.
+The floor reads the coordinates once and writes the CSR once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from mil_zoo._dgl import DGLGraph, dgl
 from mil_zoo.graph import build
 
 STEP = 256
@@ -22,35 +21,32 @@ def tissue(num_patches: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).permutation(np.stack([x, y], axis=1) * STEP))
 
 
-def note(benchmark, coords: torch.Tensor, graph: DGLGraph) -> None:
-    nodes, edges = graph.num_nodes(), graph.num_edges()
-    floor = coords.nbytes + 4 * (nodes + 1 + edges)
-    benchmark.extra_info.update(num_nodes=nodes, num_edges=edges, memory_floor_bytes=floor)
+def run(measure, function, side: str, coords: torch.Tensor, **options) -> None:
+    graph = function()
+    floor = coords.nbytes + 4 * (graph.num_nodes() + 1 + graph.num_edges())
+    measure(function, side, floor_bytes=floor, size=len(coords), **options)
 
 
 @pytest.mark.parametrize("side", ["mil_zoo", "dgl"])
-@pytest.mark.benchmark(group="window:2, 10 000 patches")
-def test_window_against_dgl(benchmark, side):
-    coords = tissue(10_000)
+@pytest.mark.parametrize("num_patches", [1_000, 10_000, 100_000, 1_000_000])
+def test_window(benchmark, measure, tiny, num_patches, side):
+    if side == "dgl" and num_patches > 10_000:
+        pytest.skip("an N x N matrix: 40 GB and more")
+    coords = tissue(100 if tiny else num_patches)
+    benchmark.group = f"window:2, N = {len(coords)}"
     if side == "mil_zoo":
-        graph = benchmark(build, coords, "window:2", STEP)
+        run(measure, lambda: build(coords, "window:2", STEP), side, coords, rounds=3)
     else:  # DGL's radius graph is symmetric; its self-loops are wanted too. Its N x N matrix takes float.
-        graph = benchmark.pedantic(
-            dgl.radius_graph, (coords.float(), 2.84 * STEP), {"self_loop": True}, rounds=3, warmup_rounds=1
-        )
-    assert graph.num_edges() == 10_000 + 2 * (2 * 99 * 100 + 2 * 98 * 100 + 2 * 99**2 + 2 * 98**2 + 4 * 99 * 98)
-    note(benchmark, coords, graph)
+        dgl = pytest.importorskip("mil_zoo._dgl").dgl
+        points = coords.float()
+        run(
+            measure, lambda: dgl.radius_graph(points, 2.84 * STEP, self_loop=True), side, coords, baseline=True,
+            rounds=3,
+        )  # fmt: skip
 
 
-@pytest.mark.benchmark(group="window:2, 1 000 000 patches")
-def test_window_of_a_million_patches(benchmark):
-    coords = tissue(1_000_000)
-    graph = benchmark.pedantic(build, (coords, "window:2", STEP), rounds=3, warmup_rounds=1)
-    note(benchmark, coords, graph)
-
-
-@pytest.mark.benchmark(group="knn:8, 100 000 patches")
-def test_knn_of_a_hundred_thousand_patches(benchmark):
-    coords = tissue(100_000)
-    graph = benchmark.pedantic(build, (coords, "knn:8"), rounds=3, warmup_rounds=1)
-    note(benchmark, coords, graph)
+@pytest.mark.parametrize("num_patches", [10_000, 100_000])
+def test_knn(benchmark, measure, tiny, num_patches):
+    coords = tissue(100 if tiny else num_patches)
+    benchmark.group = f"knn:8, N = {len(coords)}"
+    run(measure, lambda: build(coords, "knn:8"), "mil_zoo", coords, rounds=3)

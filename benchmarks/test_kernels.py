@@ -1,113 +1,168 @@
-"""Time of the kernels, forward and backward, each backend in one run: ``pytest benchmarks/test_kernels.py``.
+"""Time and memory of kernels, forward and backward, beside what others offer: ``pytest benchmarks/test_kernels.py``.
 
-``extra_info`` holds the memory floor (every input read once, every output and gradient written once), the bandwidth of
-a copy between two large tensors in this run, and how many times the fastest round took what that bandwidth would need
-for the floor. Caches can beat the floor of a small problem.
+The floor of an op reads every input and writes every output once, and for backward reads values and gradients of the
+outputs and writes gradients of the inputs once. Caches can beat the floor of a small problem.
 """
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mil_zoo.graph import build
-from mil_zoo.kernels import CSR, graph_attention, segment_attention_pool
+from mil_zoo.kernels import CSR, graph_attention, graph_dot_attention, segment_attention_pool, segment_reduce
+from mil_zoo.kernels.backends import ops_of
 
-STEP, HEADS, WIDTH = 256, 4, 64
-
-
-@pytest.fixture(scope="module")
-def bandwidth() -> float:
-    """Bytes a second, read and written, of a copy."""
-    source = torch.ones(2**26)
-    target, seconds = torch.empty_like(source), []
-    for _ in range(8):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
-    return 2 * source.nbytes / min(seconds)
+HEADS, WIDTH = 4, 64
 
 
-def window_graph(side: int) -> CSR:
-    """Square of ``side`` x ``side`` patches, row after row."""
-    coords = torch.cartesian_prod(torch.arange(side), torch.arange(side)) * STEP
-    graph = CSR.from_edges(*build(coords, "window:2", STEP).edges(), len(coords))
+def fused(op: str, device: torch.device) -> str:
+    """The fused backend of an op on a device."""
+    name = "triton" if device.type == "cuda" else "numba"
+    if op not in ops_of(name):
+        pytest.skip(f"{op} has no {name} backend")
+    return name
+
+
+def window_graph(side: int, device: torch.device) -> CSR:
+    """5 x 5 windows on a square of ``side`` x ``side`` patches, row after row."""
+    step, y, x = torch.arange(-2, 3), torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+    row = (y[:, None, None] + step[None, :, None]).expand(-1, 5, 5).reshape(-1, 25)
+    column = (x[:, None, None] + step[None, None, :]).expand(-1, 5, 5).reshape(-1, 25)
+    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), inside.sum(1).cumsum(0)])
+    graph = CSR(indptr.int(), (row * side + column)[inside].int(), side * side).to(device)
     graph.transposed  # noqa: B018  made once for a graph, not at each step
     return graph
 
 
-def run(benchmark, bandwidth: float, function, inputs: list[Tensor], constants: list[Tensor], rounds: int) -> None:
-    """Times ``function(*inputs)`` with its gradients and notes the floor."""
-    out = function(*inputs)
-    grad = torch.randn_like(out)
-    floor = 2 * sum(x.nbytes for x in [*inputs, out]) + sum(x.nbytes for x in constants)  # values and gradients
-
-    def step():
-        torch.autograd.grad(function(*inputs), inputs, grad)
-
-    benchmark.pedantic(step, rounds=rounds, warmup_rounds=2)
-    ratio = benchmark.stats.stats.min / (floor / bandwidth)
-    benchmark.extra_info.update(
-        threads=torch.get_num_threads(),
-        memory_floor_bytes=floor,
-        copy_bytes_per_second=bandwidth,
-        times_the_floor=round(ratio, 2),
-    )
+def random_inputs(device, dtype, *shapes) -> list[Tensor]:
+    return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
 
 
-def attend(benchmark, bandwidth: float, side: int, backend: str, dropout_p: float, rounds: int) -> None:
-    graph = window_graph(side)
-    n = graph.num_dst
-    inputs = [torch.randn(shape, requires_grad=True) for shape in [(n, HEADS, WIDTH), (n, HEADS), (n, HEADS)]]
-    run(
-        benchmark,
-        bandwidth,
-        lambda *x: graph_attention(*x, graph, dropout_p=dropout_p, seed=1, backend=backend),
-        inputs,
-        [graph.indptr, graph.indices],
-        rounds,
-    )
+def floor_of(inputs: list[Tensor], out: Tensor, *constants: Tensor) -> int:
+    return 2 * sum(x.nbytes for x in [*inputs, out]) + sum(x.nbytes for x in constants)
 
 
-@pytest.mark.parametrize("backend", ["numba", "dgl", "reference"])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.15])
-@pytest.mark.benchmark(group="graph_attention, 10 000 patches, window:2, 4 x 64")
-def test_graph_attention(benchmark, bandwidth, backend, dropout_p):
-    attend(benchmark, bandwidth, 100, backend, dropout_p, rounds=4 if backend == "reference" else 20)
+def run(measure, side: str, function, inputs: list[Tensor], constants: list[Tensor], size: int, **options) -> None:
+    """Times ``function(*inputs)`` with its gradients."""
+    with torch.no_grad():
+        out = function(*inputs)
+    grad, floor = torch.randn_like(out), floor_of(inputs, out, *constants)
+    del out
+    measure(lambda: torch.autograd.grad(function(*inputs), inputs, grad), side, floor_bytes=floor, size=size, **options)
 
 
-@pytest.mark.benchmark(group="graph_attention, 1 000 000 patches, window:2, 4 x 64")
-def test_graph_attention_of_a_million_patches(benchmark, bandwidth):
-    attend(benchmark, bandwidth, 1000, "numba", 0.0, rounds=3)
+def pyg_attention(graph: CSR):
+    """The sparse part of PyTorch Geometric's layer: what follows its linear maps."""
+    gat = pytest.importorskip("torch_geometric.nn").GATConv(1, WIDTH, HEADS, add_self_loops=False, bias=False)
+    edges = torch.stack([graph.indices.long(), graph.destinations])
+
+    def function(feat, src_score, dst_score):
+        alpha = gat.edge_updater(edges, alpha=(src_score, dst_score), edge_attr=None, size=None)
+        return gat.propagate(edges, x=(feat, feat), alpha=alpha, size=None)
+
+    return function
 
 
-def pool_padded(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """What MIL libraries do: a batch padded to its longest bag, ``[B, L, K]`` and ``[B, L, F]``."""
-    attention = scores.masked_fill(mask[:, :, None], -torch.inf).softmax(1)
-    return attention.transpose(1, 2) @ values
-
-
-@pytest.mark.parametrize("side", ["numba", "dgl", "padded"])
-@pytest.mark.benchmark(group="segment_attention_pool, 64 bags of 100 to 30 000, 512 features")
-def test_segment_attention_pool(benchmark, bandwidth, side):
-    sizes = torch.from_numpy(np.geomspace(100, 30_000, 64).astype(np.int64))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    if side == "padded":
-        longest = int(sizes.max())
-        mask = torch.arange(longest) >= sizes[:, None]
-        shapes, constants = [(64, longest, 1), (64, longest, 512)], [mask]
-
-        def function(scores, values):
-            return pool_padded(scores, values, mask)
+@pytest.mark.parametrize(
+    "case", ["fused", "fused, dropout", "fused, bfloat16", "dgl", "dgl, dropout", "pyg", "reference"]
+)
+@pytest.mark.parametrize("grid", [32, 100, 316, 1000])
+def test_graph_attention(benchmark, measure, device, tiny, grid, case):
+    others = case.startswith(("dgl", "pyg", "reference"))
+    if case.startswith("dgl") and device.type == "cuda":
+        pytest.skip("DGL's wheels hold no CUDA code")
+    if (others and device.type == "cpu" and grid > 100) or (device.type == "cpu" and grid > 316 and case != "fused"):
+        pytest.skip("takes minutes and many GB on a CPU")
+    if others and grid > 316:
+        pytest.skip("tensors of all edges and features: 25 GB each")
+    grid = 8 if tiny else grid
+    size, graph = grid * grid, window_graph(grid, device)
+    benchmark.group = f"graph_attention, N = {size}, window:2, {HEADS} x {WIDTH}"
+    name = fused("graph_attention", device) if case.startswith("fused") else case.partition(",")[0]
+    if name == "pyg":
+        function = pyg_attention(graph)
     else:
-        shapes, constants = [(int(sizes.sum()), 1), (int(sizes.sum()), 512)], [offsets]
+        p = 0.15 if "dropout" in case else 0.0
 
-        def function(scores, values):
-            return segment_attention_pool(scores, values, offsets, backend=side)[0]
+        def function(*x):
+            return graph_attention(*x, graph, dropout_p=p, seed=1, backend=name)
 
-    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    run(benchmark, bandwidth, function, inputs, constants, rounds=4)
+    dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
+    inputs = random_inputs(device, dtype, (size, HEADS, WIDTH), (size, HEADS), (size, HEADS))
+    side = name + case[len(case.partition(",")[0]) :]
+    few = size > 50_000 or name in ("pyg", "reference")
+    run(measure, side, function, inputs, [graph.indptr, graph.indices], size, baseline=others, rounds=3 if few else 10)
+
+
+@pytest.mark.parametrize("case", ["fused", "dgl", "reference"])
+def test_graph_dot_attention(benchmark, measure, device, tiny, case):
+    if case == "dgl" and device.type == "cuda":
+        pytest.skip("DGL's wheels hold no CUDA code")
+    grid = 8 if tiny else 100
+    size, graph = grid * grid, window_graph(grid, device)
+    benchmark.group = f"graph_dot_attention, N = {size}, window:2, {HEADS} x {WIDTH}"
+    name = fused("graph_dot_attention", device) if case == "fused" else case
+    inputs = random_inputs(device, torch.float32, *[(size, HEADS, WIDTH)] * 3)
+
+    def function(*x):
+        return graph_dot_attention(*x, graph, backend=name)
+
+    run(measure, name, function, inputs, [graph.indptr, graph.indices], size, baseline=case != "fused", rounds=4)
+
+
+def bags(tiny: bool) -> Tensor:
+    """64 sizes, 100 to 30 000 instances, evenly on a logarithmic scale."""
+    return torch.from_numpy(np.geomspace(10 if tiny else 100, 20 if tiny else 30_000, 64).astype(np.int64))
+
+
+@pytest.mark.parametrize("case", ["fused", "fused, bfloat16", "dgl", "torchmil, padded"])
+def test_segment_attention_pool(benchmark, measure, device, tiny, case):
+    if case == "dgl" and device.type == "cuda":
+        pytest.skip("DGL's wheels hold no CUDA code")
+    sizes, width = bags(tiny), 512
+    size = int(sizes.sum())
+    benchmark.group = f"segment_attention_pool, 64 bags, {size} instances, {width} features"
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
+    if "padded" in case:
+        masked_softmax = pytest.importorskip("torchmil.nn").masked_softmax
+        longest = int(sizes.max())
+        mask = (torch.arange(longest) < sizes[:, None])[:, :, None].to(device)
+        inputs = random_inputs(device, torch.float32, (64, longest, 1), (64, longest, width))
+
+        def function(scores, values):  # as torchmil.nn.AttentionPool does with its scores
+            return torch.bmm(values.transpose(1, 2), masked_softmax(scores, mask))
+
+        packed = 2 * 4 * (size * (1 + width) + 64 * width) + offsets.nbytes  # the floor is that of packed bags
+        with torch.no_grad():
+            grad = torch.randn_like(function(*inputs))
+        step = lambda: torch.autograd.grad(function(*inputs), inputs, grad)  # noqa: E731
+        measure(step, case, floor_bytes=packed, size=size, baseline=True, rounds=3)
+        return
+    dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
+    inputs = random_inputs(device, dtype, (size, 1), (size, width))
+    name = fused("segment_attention_pool", device) if case.startswith("fused") else case
+
+    def function(scores, values):
+        return segment_attention_pool(scores, values, offsets, backend=name)[0]
+
+    side = name + case[len(case.partition(",")[0]) :]
+    run(measure, side, function, inputs, [offsets], size, baseline=case == "dgl", rounds=4)
+
+
+@pytest.mark.parametrize("case", ["fused", "reference"])
+@pytest.mark.parametrize("reduce", ["mean", "max", "logsumexp"])
+def test_segment_reduce(benchmark, measure, device, tiny, reduce, case):
+    sizes, width = bags(tiny)[::4], 512
+    size = int(sizes.sum())
+    benchmark.group = f"segment_reduce {reduce}, 16 bags, {size} instances, {width} features"
+    name = fused("segment_reduce", device) if case == "fused" else case
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
+    inputs = random_inputs(device, torch.float32, (size, width))
+
+    def function(values):
+        return segment_reduce(values, offsets, reduce, backend=name)
+
+    run(measure, name, function, inputs, [offsets], size, baseline=case == "reference", rounds=4)

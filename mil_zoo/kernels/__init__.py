@@ -1,7 +1,7 @@
 """Sparse attention and convolution over bags and patch graphs: one public function an op, checked arguments, backends.
 
 ``reference`` is plain PyTorch (float64-capable, the oracle), ``dgl`` DGL's message-passing ops, ``numba`` fused CPU
-kernels, compiled on first use and kept on disk.
+kernels, compiled on first use and kept on disk, ``triton`` fused CUDA kernels, compiled and tuned on first use.
 """
 
 from mil_zoo.kernels.backends import available_backends, backend_status
