@@ -17,7 +17,7 @@ from pathlib import Path
 import render
 
 HERE = Path(__file__).parent
-ON_GPU = ["test_kernels", "test_steps"]
+ON_GPU = ["test_kernels", "test_segments", "test_steps"]
 
 
 def folder_of(document: dict, results: Path) -> Path:

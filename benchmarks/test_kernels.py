@@ -1,4 +1,4 @@
-"""Time and memory of kernels, forward and backward, beside what others offer: ``pytest benchmarks/test_kernels.py``.
+"""Time and memory of attention over graphs, forward and backward: ``pytest benchmarks/test_kernels.py``.
 
 The floor of an op reads every input and writes every output once, and for backward reads values and gradients of the
 outputs and writes gradients of the inputs once. Caches can beat the floor of a small problem.
@@ -6,23 +6,13 @@ outputs and writes gradients of the inputs once. Caches can beat the floor of a 
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from kernel_steps import fused, random_inputs, run
 
-from mil_zoo.kernels import CSR, graph_attention, graph_dot_attention, segment_attention_pool, segment_reduce
-from mil_zoo.kernels.backends import ops_of
+from mil_zoo.kernels import CSR, graph_attention, graph_dot_attention
 
 HEADS, WIDTH = 4, 64
-
-
-def fused(op: str, device: torch.device) -> str:
-    """The fused backend of an op on a device."""
-    name = "triton" if device.type == "cuda" else "numba"
-    if op not in ops_of(name):
-        pytest.skip(f"{op} has no {name} backend")
-    return name
 
 
 def window_graph(side: int, device: torch.device) -> CSR:
@@ -35,23 +25,6 @@ def window_graph(side: int, device: torch.device) -> CSR:
     graph = CSR(indptr.int(), (row * side + column)[inside].int(), side * side).to(device)
     graph.transposed  # noqa: B018  made once for a graph, not at each step
     return graph
-
-
-def random_inputs(device, dtype, *shapes) -> list[Tensor]:
-    return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
-
-
-def floor_of(inputs: list[Tensor], out: Tensor, *constants: Tensor) -> int:
-    return 2 * sum(x.nbytes for x in [*inputs, out]) + sum(x.nbytes for x in constants)
-
-
-def run(measure, side: str, function, inputs: list[Tensor], constants: list[Tensor], size: int, **options) -> None:
-    """Times ``function(*inputs)`` with its gradients."""
-    with torch.no_grad():
-        out = function(*inputs)
-    grad, floor = torch.randn_like(out), floor_of(inputs, out, *constants)
-    del out
-    measure(lambda: torch.autograd.grad(function(*inputs), inputs, grad), side, floor_bytes=floor, size=size, **options)
 
 
 def pyg_attention(graph: CSR):
@@ -111,58 +84,3 @@ def test_graph_dot_attention(benchmark, measure, device, tiny, case):
         return graph_dot_attention(*x, graph, backend=name)
 
     run(measure, name, function, inputs, [graph.indptr, graph.indices], size, baseline=case != "fused", rounds=4)
-
-
-def bags(tiny: bool) -> Tensor:
-    """64 sizes, 100 to 30 000 instances, evenly on a logarithmic scale."""
-    return torch.from_numpy(np.geomspace(10 if tiny else 100, 20 if tiny else 30_000, 64).astype(np.int64))
-
-
-@pytest.mark.parametrize("case", ["fused", "fused, bfloat16", "dgl", "torchmil, padded"])
-def test_segment_attention_pool(benchmark, measure, device, tiny, case):
-    if case == "dgl" and device.type == "cuda":
-        pytest.skip("DGL's wheels hold no CUDA code")
-    sizes, width = bags(tiny), 512
-    size = int(sizes.sum())
-    benchmark.group = f"segment_attention_pool, 64 bags, {size} instances, {width} features"
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
-    if "padded" in case:
-        masked_softmax = pytest.importorskip("torchmil.nn").masked_softmax
-        longest = int(sizes.max())
-        mask = (torch.arange(longest) < sizes[:, None])[:, :, None].to(device)
-        inputs = random_inputs(device, torch.float32, (64, longest, 1), (64, longest, width))
-
-        def function(scores, values):  # as torchmil.nn.AttentionPool does with its scores
-            return torch.bmm(values.transpose(1, 2), masked_softmax(scores, mask))
-
-        packed = 2 * 4 * (size * (1 + width) + 64 * width) + offsets.nbytes  # the floor is that of packed bags
-        with torch.no_grad():
-            grad = torch.randn_like(function(*inputs))
-        step = lambda: torch.autograd.grad(function(*inputs), inputs, grad)  # noqa: E731
-        measure(step, case, floor_bytes=packed, size=size, baseline=True, rounds=3)
-        return
-    dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
-    inputs = random_inputs(device, dtype, (size, 1), (size, width))
-    name = fused("segment_attention_pool", device) if case.startswith("fused") else case
-
-    def function(scores, values):
-        return segment_attention_pool(scores, values, offsets, backend=name)[0]
-
-    side = name + case[len(case.partition(",")[0]) :]
-    run(measure, side, function, inputs, [offsets], size, baseline=case == "dgl", rounds=4)
-
-
-@pytest.mark.parametrize("case", ["fused", "reference"])
-@pytest.mark.parametrize("reduce", ["mean", "max", "logsumexp"])
-def test_segment_reduce(benchmark, measure, device, tiny, reduce, case):
-    sizes, width = bags(tiny)[::4], 512
-    size = int(sizes.sum())
-    benchmark.group = f"segment_reduce {reduce}, 16 bags, {size} instances, {width} features"
-    name = fused("segment_reduce", device) if case == "fused" else case
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
-    inputs = random_inputs(device, torch.float32, (size, width))
-
-    def function(values):
-        return segment_reduce(values, offsets, reduce, backend=name)
-
-    run(measure, name, function, inputs, [offsets], size, baseline=case == "reference", rounds=4)

@@ -6,6 +6,7 @@ bfloat16, float32) and computes in float32.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -107,8 +108,7 @@ def _prune(configs: list[triton.Config], arguments: dict[str, Any], **constants:
     width = constants["BLOCK_F"]
 
     def tile(config: triton.Config) -> int:
-        sizes = [size for name, size in config.kwargs.items() if name.startswith("BLOCK")]
-        return width * int(torch.tensor(sizes).prod())
+        return width * math.prod(config.kwargs.values())
 
     return [config for config in configs if tile(config) <= _LARGEST_TILE] or [min(configs, key=tile)]
 

@@ -78,7 +78,7 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
     key_feat = key_score = bags = None
     if global_key is not None:
         key_feat, key_score, bags = global_key.feat, global_key.score, _Bags.of(global_key.bag, len(global_key.feat))
-    settings = _Settings(graph, negative_slope, Dropout.of(dropout_p, seed), bags, return_attention)
+    settings = _Settings(graph, float(negative_slope), Dropout.of(dropout_p, seed), bags, return_attention)
     return _GraphAttention.apply(feat, src_score, dst_score, key_feat, key_score, settings)
 
 

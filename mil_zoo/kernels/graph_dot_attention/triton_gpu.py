@@ -38,7 +38,7 @@ class _Settings(NamedTuple):
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
     """See ``graph_dot_attention``. Returns out ``[Nd, H, Fv]`` and, where it is asked for, attention ``[E, H]``."""
-    settings = _Settings(graph, scale, Dropout.of(dropout_p, seed), return_attention)
+    settings = _Settings(graph, float(scale), Dropout.of(dropout_p, seed), return_attention)
     return _GraphDotAttention.apply(q, k, v, bias, settings)
 
 
