@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS
@@ -78,6 +79,7 @@ class ModelPlan:
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection rule.
         grid: the variant's name, "" without a grid.
+        features: which set of features it reads; None for the dataset's only one.
     """
 
     name: str
@@ -85,6 +87,7 @@ class ModelPlan:
     graph: str | None
     training: TrainingConfig
     grid: str = ""
+    features: str | None = None
 
     @property
     def label(self) -> str:
@@ -121,6 +124,12 @@ class Plan:
         """The divisions that the trials run on."""
         return self.drawn.splits
 
+    def _files(self) -> dict[str, Any]:
+        found, several = self.dataset.features, [model.features for model in self.models if model.features]
+        if found is None:
+            return {}
+        return {"layout": found.layout, "features": list(dict.fromkeys(several)) or found.name}
+
     @property
     def trials(self) -> list[Trial]:
         """Every trial, folds outermost: an interrupted run has compared all aggregators on the folds it did."""
@@ -133,6 +142,11 @@ class Plan:
             return {}
         count = len({patient_key(slide) for slide in heads(self.dataset.bags)})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
+
+    def source_of(self, trial: Trial) -> DatasetSource:
+        """How to open the dataset with the features that a trial reads."""
+        features = trial.model.features
+        return self.source if features is None else self.source.with_features(features)
 
     def settings(self) -> dict[str, Any]:
         """What ``config.yaml`` of the run directory holds: all that the results depend on, as plain values."""
@@ -149,6 +163,7 @@ class Plan:
                 "bags": len(self.dataset.bags),
                 "instances": count_instances(self.dataset.bags),
                 "in_dim": self.dataset.in_dim,
+                **self._files(),
                 "standardised": card.standardise,
                 "instance_labels": card.instance_labels,
                 **self._patients(),
@@ -223,7 +238,7 @@ def make_plan(
     root: Path | None = None,
     labels: Path | None = None,
     *,
-    features: str | None = None,
+    features: Sequence[str] | None = None,
     layout: str | None = None,
     allow_pickle: bool = False,
     test_root: Path | None = None,
@@ -235,7 +250,7 @@ def make_plan(
         dataset_name: which of the suite's datasets.
         root: folder of the dataset's files, see ``open_dataset``.
         labels: csv of other labels, see ``open_dataset``.
-        features: which set of features, see ``open_dataset``.
+        features: which sets of features (encoders), see ``open_dataset``; several are compared, each with every model.
         layout: how the files are laid out, see ``open_dataset``.
         allow_pickle: see ``open_dataset``.
         test_root: folder of the files of ``suite.test_on``; None for ``root``.
@@ -254,10 +269,13 @@ def make_plan(
     for name in suite.models:
         model_options(name)  # an unknown name is told before the data are read
     _check_targets(suite)
-    how = {"features": features, "layout": layout, "allow_pickle": allow_pickle}
+    wanted: list[str | None] = [*features] if features else [None]
+    how = {"features": wanted[0], "layout": layout, "allow_pickle": allow_pickle}
     other = suite.test_on and DatasetSource(suite.test_on, test_root or root, **how)  # type: ignore[arg-type]
     source = DatasetSource(dataset_name, root, labels, **how, patients=suite.patients, test_on=other or None).anywhere()  # type: ignore[arg-type]
     dataset = source.open()
+    for each in wanted[1:]:  # all of them now: a missing slide costs no training
+        source.with_features(str(each)).open()
     drawn = draw_splits(
         dataset,
         suite.split,
@@ -268,6 +286,8 @@ def make_plan(
         suite.allow_leaky_splits,
     )
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
+    if len(wanted) > 1:
+        models = [_with_features(model, str(each)) for model in models for each in wanted]
     return Plan(suite, source, dataset, models, drawn)
 
 
@@ -306,6 +326,12 @@ def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: di
         elif model == name:
             raise InputError(f"{flag} {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
     return ModelPlan(name, options, graph, from_mapping(TrainingConfig, training, f"training of {name}"), grid)
+
+
+def _with_features(model: ModelPlan, features: str) -> ModelPlan:
+    """The model reading one of several sets of features, as a variant of it."""
+    grid = ",".join(filter(None, [f"features={quote(features, safe='')}", model.grid]))
+    return dataclasses.replace(model, grid=grid, features=features)
 
 
 def _known(name: str) -> set[str]:

@@ -50,7 +50,7 @@ def run_plan(
                 on_result(done[trial.id])
             else:
                 folder = run.staging(trial.id).resolve()
-                jobs.append(Job(trial, plan.source, folder, plan.suite, loaded_plugins()))
+                jobs.append(Job(trial, plan.source_of(trial), folder, plan.suite, loaded_plugins()))
         with closing(executor.run(jobs, on_trial, on_epoch)) as rows:
             for row in rows:
                 run.add_trial(row)

@@ -57,6 +57,7 @@ class Job:
             "trial": self.trial.id,
             "aggregator": self.trial.model.name,
             "grid": self.trial.model.grid,
+            "features": self.trial.model.features,
             "repeat": split.repeat,
             "fold": split.fold,
             "seed": self.trial.seed,
@@ -74,7 +75,7 @@ class Job:
 
 
 class Worker:
-    """Runs trials one after the other and keeps the dataset, and the bags of the last split, for the next.
+    """Runs trials one after the other and keeps the datasets, and the bags of the last split, for the next.
 
     Args:
         source: a dataset that is open already,
@@ -82,8 +83,8 @@ class Worker:
     """
 
     def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
-        self._source, self._dataset = source, dataset
-        self._split: Split | None = None
+        self._datasets = {} if source is None or dataset is None else {source: dataset}
+        self._last: tuple[DatasetSource, Split] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
     def run(self, job: Job, on_epoch: Callable[[Row], None] = lambda row: None) -> Row:
@@ -133,12 +134,12 @@ class Worker:
         return row
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
-        if self._dataset is None or job.source != self._source:
-            self._source, self._dataset, self._bags = job.source, job.source.open(), None
-        if self._bags is None or self._split != job.trial.split:
-            self._split = job.trial.split
-            self._bags = split_bags(self._dataset, self._split, job.suite.permute_labels)
-        return self._dataset, self._bags
+        if job.source not in self._datasets:
+            self._datasets[job.source] = job.source.open()
+        dataset, wanted = self._datasets[job.source], (job.source, job.trial.split)
+        if self._bags is None or self._last != wanted:
+            self._last, self._bags = wanted, split_bags(dataset, job.trial.split, job.suite.permute_labels)
+        return dataset, self._bags
 
 
 def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> tuple[Parts, Standardiser | None]:

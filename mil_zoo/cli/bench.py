@@ -47,7 +47,12 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
-@click.option("--features", metavar="NAME", help="Which features, where the folder holds those of several encoders.")
+@click.option(
+    "--features",
+    callback=comma_list(),
+    metavar="NAME",
+    help="Which features, where the folder holds those of several encoders; several are compared, comma-separated.",
+)
 @click.option("--layout", metavar="NAME", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
 @click.option(
@@ -110,7 +115,7 @@ def bench(
     datasets: list[str] | None,
     labels: Path | None,
     root: Path | None,
-    features: str | None,
+    features: list[str] | None,
     layout: str | None,
     allow_pickle: bool,
     split: str | None,

@@ -50,6 +50,10 @@ class DatasetSource:
             test_on=self.test_on and self.test_on.anywhere(),
         )
 
+    def with_features(self, features: str) -> DatasetSource:
+        """The same with another set of features, also of the dataset that is tested on."""
+        return replace(self, features=features, test_on=self.test_on and self.test_on.with_features(features))
+
     def open(self) -> Dataset:
         """The dataset, or both datasets joined.
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mil_zoo.bench.stats import TestSet, bootstrap, calibration, summarise
 from mil_zoo.report.comparisons import LEVEL, best, comparisons, write_comparisons
+from mil_zoo.report.encoders import PATIENTS, without_encoder, write_encoders
 from mil_zoo.report.results import (
     METRICS,
     dataset_title,
@@ -35,11 +36,12 @@ MEASURED = ["seconds_per_epoch", "peak_mem_mib"]
 def comparison_table(run: RunDirectory) -> pd.DataFrame:
     """One row an ``aggregator[@grid]``.
 
-    Columns: ``aggregator``; ``splits``; for each metric on the test slides ``<metric>_mean``, ``_sd``, ``_low``,
-    ``_high`` and ``_n`` as :func:`mil_zoo.bench.stats.summarise` gives them (one value a split, its seeds averaged
-    first; of a single split, one value a seed), and ``_boot_low`` and ``_boot_high`` (bootstrap over test patients);
-    ``brier`` and ``ece`` (calibration of all test predictions together); ``trials_ok``, ``trials_failed``;
-    ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib`` (largest). NaN where undefined.
+    Columns: ``aggregator``; ``encoder`` where several sets of features are compared; ``splits``; for each metric on the
+    test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as :func:`mil_zoo.bench.stats.summarise`
+    gives them (one value a split, its seeds averaged first; of a single split, one value a seed), and ``_boot_low`` and
+    ``_boot_high`` (bootstrap over test patients); ``brier`` and ``ece`` (calibration of all test predictions together);
+    ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib`` (largest). NaN
+    where undefined.
     """
     return pd.DataFrame([_comparison_row(run, label, trials) for label, trials in trials_by_aggregator(run).items()])
 
@@ -58,26 +60,29 @@ def _all_levels(run: RunDirectory) -> pd.DataFrame:
     slides, patients = comparison_table(run), patient_table(run)
     if patients.empty:
         return slides
-    patients["aggregator"] += " (patients)"
+    patients["aggregator"] += PATIENTS
     return pd.concat([slides, patients], ignore_index=True)
 
 
 def rich_table(run: RunDirectory) -> Table:
     """The comparison table for the terminal (80 columns hold it), with the notes as its caption."""
-    _, rows = _cells(_all_levels(run), {}, "±", "\n")
+    table = _all_levels(run).drop(columns="encoder", errors="ignore")  # its name is in the aggregator's
+    _, rows = _cells(table, {}, "±", "\n")
     caption = "\n" + "\n".join(escape_markup(note) for note in notes(run))
-    table = Table(box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style="")
-    table.add_column("Aggregator", overflow="fold", min_width=10)
+    shown = Table(box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style="")
+    shown.add_column("Aggregator", overflow="fold", min_width=10)
     for name in ("Accuracy", "Balanced\naccuracy", "AUC", "F1", "Trials\nparams", "s/epoch\nMiB"):
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for name, *metrics, trials, parameters, seconds, memory in rows:
         ran = trials.replace(" (", "\n").rstrip(")")
-        table.add_row(*map(escape_markup, [name, *metrics, f"{ran}\n{parameters}", f"{seconds}\n{memory}"]))
-    return table
+        shown.add_row(*map(escape_markup, [name, *metrics, f"{ran}\n{parameters}", f"{seconds}\n{memory}"]))
+    return shown
 
 
 def write_tables(run: RunDirectory) -> list[Path]:
     """Writes ``table.csv|md|tex``, ``comparisons.csv|md``, ``cost.csv`` and, with attention, ``skew.csv|md``.
+
+    Where several sets of features are compared, ``encoders.csv|md`` sets aggregators against encoders.
 
     ``table.csv`` holds no measured time or memory (they are in ``cost.csv``): repeating a run gives it byte by byte.
     """
@@ -93,6 +98,7 @@ def write_tables(run: RunDirectory) -> list[Path]:
     }
     if len(pairs):
         written |= write_comparisons(run, pairs)
+    written |= write_encoders(slides, notes(run))
     written |= write_skew(run, notes(run))
     for name, text in written.items():
         (Path(run.path) / name).write_text(text, encoding="utf-8", newline="\n")
@@ -114,6 +120,8 @@ def _comparison_row(
     if patient_rule is not None:
         ok = [trial | {"metrics": trial["patient_metrics"]} for trial in ok]
     row: dict[str, Any] = {"aggregator": label}
+    if isinstance(run.config["dataset"].get("features"), list):
+        row["encoder"] = trials[0]["features"] if trials else ""
     sets = list(test_sets(run, ok, patient_rule).values())
     intervals = bootstrap(sets) if sets else {}
     row["splits"] = len({(trial["repeat"], trial["fold"]) for trial in ok})
@@ -155,7 +163,8 @@ def _cells(
     """
     rows = []
     for _, row in table.iterrows():
-        cells = [row["aggregator"]]
+        encoder = [row["encoder"]] if "encoder" in table else []
+        cells = [without_encoder(row["aggregator"], *encoder) if encoder else row["aggregator"], *encoder]
         for metric in METRICS:
             mean, sd, n = (row[f"{metric}_{part}"] for part in ("mean", "sd", "n"))
             prefix = "boot_" if row["splits"] == 1 else ""
@@ -174,7 +183,8 @@ def _cells(
         cells.append("-" if np.isnan(row["parameters"]) else f"{row['parameters']:,.0f}")
         cells += [short(row["seconds_per_epoch"]), short(row["peak_mem_mib"])]
         rows.append(cells)
-    return ["Aggregator", *METRICS.values(), "Trials", *COSTS.values()], rows
+    encoder = ["Encoder"] if "encoder" in table else []
+    return ["Aggregator", *encoder, *METRICS.values(), "Trials", *COSTS.values()], rows
 
 
 def _latex(run: RunDirectory, table: pd.DataFrame, marked: dict[str, set[str]], lines: list[str]) -> str:
