@@ -5,6 +5,12 @@ import pandas as pd
 import pytest
 from layouts import GRID, write_trident
 
+from mil_zoo import InputError
+from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.runner import run_plan
+from mil_zoo.report.encoders import without_encoder
+from mil_zoo.report.tables import write_tables
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -18,39 +24,35 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_encoder_against_aggregator(folder, run_cli):
-    arguments = ("bench", "--dataset", folder, "--models", "mean,abmil", "--folds", 2, "--epochs", 3)
-    arguments += ("--set", "learning_rate=0.05", "--out", folder / "run")
-    code, _, err = run_cli(*arguments)
-    assert code == 2
-    assert "holds 2 sets of features; choose with --features: good, noise" in err
-    code, _, err = run_cli(*arguments, "--features", "good,noise")
-    assert (code, err) == (0, "")
-    run = folder / "run"
-    table = pd.read_csv(run / "table.csv")
+def test_encoder_against_aggregator(folder):
+    name = str(folder)
+    suite = read_suite(datasets=[name], models=["mean"], folds=2, epochs=3, overrides={"learning_rate": 0.05})
+    with pytest.raises(InputError, match="holds 2 sets of features; choose with --features: good, noise"):
+        make_plan(suite, name)
+    with pytest.raises(InputError, match="no features called 'nois'; did you mean 'noise'"):
+        make_plan(suite, name, features=["good", "nois"])
+    assert make_plan(suite, name, features=["good"]).settings()["dataset"]["features"] == "good"
+    run = run_plan(make_plan(suite, name, features=["good", "noise"]), folder / "run")
+    write_tables(run)
+    table = pd.read_csv(run.path / "table.csv")
     assert table[["aggregator", "encoder"]].to_numpy().tolist() == [
         ["mean@features=good", "good"],
         ["mean@features=noise", "noise"],
-        ["abmil@features=good", "good"],
-        ["abmil@features=noise", "noise"],
     ]
     assert (table["trials_ok"] == 2).all()
     auc = table.groupby("encoder")["auc_mean"].mean()
     assert auc["good"] > 0.9 > auc["noise"]
-    wide = pd.read_csv(run / "encoders.csv")
+    wide = pd.read_csv(run.path / "encoders.csv")
     assert list(wide.columns) == ["metric", "aggregator", "good_mean", "good_sd", "noise_mean", "noise_sd"]
-    assert wide["aggregator"].tolist() == ["mean", "abmil"] * 4
-    assert "| Aggregator | Encoder |" in (run / "table.md").read_text()
-    assert "| AUC | abmil |" in (run / "encoders.md").read_text()
-    rows = {path.name for path in (run / "trials").iterdir()}
-    assert "abmil@features=good-r0-f0-s0" in rows
-    predicted = [
-        pd.read_csv(run / "trials" / f"abmil@features={name}-r0-f0-s0" / "predictions.csv")
-        for name in ("good", "noise")
-    ]
-    assert predicted[0]["slide_id"].tolist() == predicted[1]["slide_id"].tolist()  # the same split
-    assert run_cli(*arguments, "--features", "good,noise")[0] == 0  # continues
-    code, _, err = run_cli(*arguments[:-1], folder / "one", "--features", "good")
-    assert (code, err) == (0, "")
-    assert "encoder" not in pd.read_csv(folder / "one" / "table.csv").columns
-    assert "features: good" in (folder / "one" / "config.yaml").read_text()
+    assert wide["aggregator"].tolist() == ["mean"] * 4
+    assert "| Aggregator | Encoder |" in (run.path / "table.md").read_text()
+    assert "| AUC | mean |" in (run.path / "encoders.md").read_text()
+    trials = [run.path / "trials" / f"mean@features={encoder}-r0-f0-s0" for encoder in ("good", "noise")]
+    good, noise = (pd.read_csv(trial / "predictions.csv")["slide_id"].tolist() for trial in trials)
+    assert good == noise  # the same split
+
+
+def test_labels_without_the_encoder():
+    assert without_encoder("abmil@features=uni", "uni") == "abmil"
+    assert without_encoder("abmil@features=uni%2Fv1,dim=64", "uni/v1") == "abmil@dim=64"
+    assert without_encoder("abmil@features=uni (patients)", "uni") == "abmil (patients)"
