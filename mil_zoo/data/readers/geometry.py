@@ -26,7 +26,10 @@ def nearest_distances(coords: npt.NDArray[Any], sample: int | None = None) -> np
     Returns:
         ``[min(N, sample)]``; empty where all patches lie at one place.
     """
-    points = np.unique(np.asarray(coords, dtype=np.float64), axis=0)
+    # As complex numbers: their order is that of rows, and sorting them is many times faster than np.unique(axis=0).
+    points = (
+        np.unique(np.ascontiguousarray(coords, dtype=np.float64).view(np.complex128)).view(np.float64).reshape(-1, 2)
+    )
     if len(points) < 2:
         return np.empty(0)
     asked = points if sample is None else points[:: max(1, len(points) // sample)]
