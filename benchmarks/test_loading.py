@@ -89,7 +89,7 @@ def test_read_with_graph(benchmark, folders, side):
         read = lambda: [dataset[i]["adj"] for i in range(SLIDES)]  # noqa: E731
     else:  # opened anew every round: graphs that were built would be kept
         read = lambda: [bag.graph(GRAPH) for bag in open_dataset(str(folders / side)).bags]  # noqa: E731
-    benchmark.pedantic(read, rounds=2, warmup_rounds=1)
+    benchmark.pedantic(read, rounds=2)
     note(benchmark)
 
 

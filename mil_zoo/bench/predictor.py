@@ -21,6 +21,7 @@ from mil_zoo.data.dataset import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.loop import predict
+from mil_zoo.train.protocols import PROTOCOLS
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,8 @@ class Predictor:
             known = did_you_mean(trial or "", [row["trial"] for row in rows])
             what = f"trial {trial!r} of {model}{known}" if trial else f"finished trial of {model}"
             raise InputError(f"{run.path} holds no {what}")
+        if rows[0]["aggregator"] in PROTOCOLS:
+            raise InputError(f"{model} is no aggregator that predicts features; embed the slides with mil-zoo embed")
         settings = config["model_settings"][model]
         self.classes: list[str] = list(config["dataset"]["classes"])
         self.trials = names
