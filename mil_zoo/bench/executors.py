@@ -54,7 +54,8 @@ class Processes:
     """Several trials at a time, each in a process of its own, on this machine.
 
     A process that is killed costs the attempt it was at: the trial is tried again after the others, ``ATTEMPTS`` times
-    in all. GPUs are dealt to the processes in turn. The processes end with this one, however it ends.
+    in all. GPUs are dealt to the processes in turn. The processes end with this one, however it ends. They are fresh
+    interpreters, so a script of one's own that uses them must keep its work under ``if __name__ == "__main__":``.
 
     Args:
         number: of processes.
@@ -167,7 +168,7 @@ def _answer(worker: Worker, connection: Connection) -> tuple[str, Any]:
     try:
         return "row", worker.run(job, lambda row: connection.send(("epoch", row)))
     except OSError as error:  # a full disk ends the run: the parent raises it
-        return "error", OSError(error.errno, str(error))
+        return "error", OSError(error.errno, error.strerror or str(error))
 
 
 def _end_with_parent() -> None:

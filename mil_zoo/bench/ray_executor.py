@@ -45,6 +45,7 @@ class OnRay:
         self._jobs, self._cpus, self._gpus = jobs, cpus, gpus
         self._address = address
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless it is told not to
+        # Without this, a trial that reserves no GPU would not see any, and run on the CPU without a word.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
@@ -111,7 +112,7 @@ class OnRay:
             row, files = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, OSError):  # a full disk there ends the run
-                raise OSError(error.cause.errno, f"on a node of Ray: {error.cause}") from error
+                raise OSError(error.cause.errno, f"on a node of Ray: {error.cause.strerror or error.cause}") from error
             return job.failed(f"{type(error.cause).__name__}: {error.cause}")
         except self._ray.exceptions.RayError as error:  # the process or node was lost, again and again
             first = str(error).strip().splitlines()[0]
