@@ -67,7 +67,7 @@ def test_graph_attention(benchmark, measure, device, tiny, grid, case):
     inputs = random_inputs(device, dtype, (size, HEADS, WIDTH), (size, HEADS), (size, HEADS))
     side = name + case[len(case.partition(",")[0]) :]
     few = size > 50_000 or name in ("pyg", "reference")
-    run(measure, side, function, inputs, [graph.indptr, graph.indices], size, baseline=others, rounds=3 if few else 10)
+    run(measure, side, function, inputs, [graph.indptr, graph.indices], size, baseline=others, rounds=2 if few else 10)
 
 
 @pytest.mark.parametrize("case", ["fused", "dgl", "reference"])

@@ -163,7 +163,8 @@ class LongRows(NamedTuple):
 
 def all_rows(graph: CSR | Transposed) -> Rows:
     """All rows of a graph; kernels leave out the edges of the long ones."""
-    return Rows(graph.indptr, graph.indptr[1:], None, len(graph.indptr) - 1)
+    indptr = graph.indptr.contiguous()
+    return Rows(indptr, indptr[1:], None, len(indptr) - 1)
 
 
 def long_rows(graph: CSR | Transposed) -> LongRows | None:

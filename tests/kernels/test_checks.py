@@ -123,6 +123,7 @@ def test_rows_without_sources_get_zeros_and_empty_bags_are_an_error(backend):
 def test_unsorted_rows_and_strided_tensors_are_fine():
     sorted_graph = CSR(torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.int32), 3)
     unsorted = CSR(torch.tensor([0, 3], dtype=torch.int32), torch.tensor([2, 0, 1], dtype=torch.int32), 3)
+    table = torch.tensor([[0, 2, 0], [3, 0, 0], [9, 1, 0]], dtype=torch.int32)
     feat = torch.randn(4, 2, 3).permute(2, 1, 0)
     score = torch.randn(2, 3).T
     for backend in BACKENDS:
@@ -130,6 +131,9 @@ def test_unsorted_rows_and_strided_tensors_are_fine():
         inputs = feat.to(device), score.to(device), torch.zeros(1, 2, device=device)
         one, other = (graph_attention(*inputs, g.to(device), backend=backend).cpu() for g in (sorted_graph, unsorted))
         torch.testing.assert_close(one, other)
+        columns = table.to(device)
+        strided = CSR(columns[:2, 0], columns[:, 1], 3)
+        torch.testing.assert_close(one, graph_attention(*inputs, strided, backend=backend).cpu())
         torch.testing.assert_close(
             one, graph_attention(feat.contiguous(), score.contiguous(), torch.zeros(1, 2), sorted_graph)
         )
@@ -145,6 +149,9 @@ def test_the_global_key_is_checked(graph):
     key = GlobalKey(torch.zeros(1, 2, 4), torch.zeros(1, 2), torch.zeros(2, dtype=torch.long))
     with pytest.raises(InputError, match=r"global_key.bag must be \[3\]"):
         graph_attention(*arguments(), graph, global_key=key)
+    for bag in (torch.zeros(3), torch.zeros(3, dtype=torch.long, device="meta")):
+        with pytest.raises(InputError, match=r"global_key\.bag must be integer on cpu"):
+            graph_attention(*arguments(), graph, global_key=GlobalKey(key.feat, key.score, bag))
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,9 @@ def graph_attention(
         check_tensor("global_key.score", global_key.score, (len(global_key.feat), heads), like=feat)
         if global_key.bag.shape != (len(dst_score),):
             raise InputError(f"global_key.bag must be [{len(dst_score)}], not {list(global_key.bag.shape)}")
+        if global_key.bag.is_floating_point() or global_key.bag.device != feat.device:
+            bag = global_key.bag
+            raise InputError(f"global_key.bag must be integer on {feat.device}, not {bag.dtype} on {bag.device}")
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("graph_attention", IMPLEMENTATIONS, backend, feat.device, feat.dtype)

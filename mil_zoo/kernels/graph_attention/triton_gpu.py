@@ -145,7 +145,8 @@ def _walk(kernel, graph, rows: Rows, inputs, settings: _Settings, *arrays) -> No
     _, heads, width = inputs[0].shape
     bag, dropout = None if settings.bags is None else settings.bags.bag, settings.dropout
     kernel[lambda meta: (triton.cdiv(rows.count, meta["BLOCK_R"]) * heads,)](
-        *rows, graph.indptr, graph.indices, *inputs, bag, len(graph.indices), *dropout, settings.slope, *arrays,
+        *rows, graph.indptr.contiguous(), graph.indices.contiguous(), *inputs, bag, len(graph.indices), *dropout,
+        settings.slope, *arrays,
         DROPOUT=dropout.threshold != 0, H=heads, F=width, BLOCK_F=block(width),
     )  # fmt: skip
 

@@ -99,7 +99,7 @@ def _walk(kernel, graph, rows: Rows, inputs: list[Tensor | None], settings: _Set
     q, _, v, _ = inputs
     heads, width, dropout = q.shape[1], max(q.shape[2], v.shape[2]), settings.dropout
     kernel[lambda meta: (triton.cdiv(rows.count, meta["BLOCK_R"]) * heads,)](
-        *rows, graph.indices, *inputs, *dropout, settings.scale, *arrays,
+        *rows, graph.indices.contiguous(), *inputs, *dropout, settings.scale, *arrays,
         DROPOUT=dropout.threshold != 0, H=heads, F=q.shape[2], FV=v.shape[2], BLOCK_F=block(width),
     )  # fmt: skip
 
