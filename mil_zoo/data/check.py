@@ -79,6 +79,7 @@ def _check_folder(
     allow_pickle: bool,
     on_slide: OnSlide | None,
 ) -> list[Report]:
+    card = card.beside(folder)
     found = find_features(folder, layout)
     chosen = found if names is None else [choose_features(found, name, folder) for name in names]
     return [_check_set(features, card, folder, labels, allow_pickle, on_slide) for features in chosen]
