@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -57,19 +56,24 @@ def probe(
     from mil_zoo.report.probing import HEADER, cells, markdown, notes, summary
     from mil_zoo.ssl.embed import read_embeddings
     from mil_zoo.ssl.probe import probe as run
-    from mil_zoo.ssl.probe_splits import REGIMES, own_splits, read_bundle, read_label_table, read_split_folder
+    from mil_zoo.ssl.probe_splits import (
+        REGIMES,
+        own_splits,
+        read_bundle_labels,
+        read_label_table,
+        read_probe_splits,
+    )
 
     console = Console()
     values, slide_ids = read_embeddings(embeddings)
-    table = None if labels is None else read_label_table(labels)
-    chosen: list[Any]
-    if splits is not None and splits.suffix == ".npz":
-        bundled, chosen = read_bundle(splits)
-        table = table or bundled
-    elif table is None:
+    if labels is not None:
+        table = read_label_table(labels)
+    elif splits is not None and splits.suffix == ".npz":
+        table = read_bundle_labels(splits)
+    else:
         raise InputError("pass --labels, a csv with the columns ID and label (a bundle .npz of --splits has its own)")
-    elif splits is not None:
-        chosen = read_split_folder(splits)
+    if splits is not None:
+        chosen = read_probe_splits(splits)
     else:
         known = [slide_id for slide_id in slide_ids if slide_id in table.labels]
         if not known:

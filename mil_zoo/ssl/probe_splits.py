@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.few_labels import choose_labelled
+from mil_zoo.data.labels import read_labels
+from mil_zoo.data.readers.base import slide_name
 from mil_zoo.data.readers.table import load_arrays
+from mil_zoo.data.split_files import read_split_file
 from mil_zoo.data.splits import kfold
 from mil_zoo.errors import InputError
 from mil_zoo.ssl.probe import ProbeSplit
 
 REGIMES = ("full", "25%", "100", "50")
-_TRAIN, _TEST = 1, 2  # codes of a bundle
 
 
 @dataclass(frozen=True)
@@ -46,83 +48,44 @@ class ProbeTable:
 
 
 def read_label_table(path: Path) -> ProbeTable:
-    """A csv with the columns ID (or slide_id), label and, optionally, case_id (or patient_id).
-
-    Raises:
-        InputError: the file cannot be read, a column or label is missing, or a slide occurs twice.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a label table is a csv with the columns ID and label") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable csv ({error}); it needs the columns ID and label") from error
-    table = table.rename(columns={"ID": "slide_id", "case_id": "patient_id"})
-    for column in ("slide_id", "label"):
-        if column not in table or table[column].isna().any():
-            raise InputError(f"{path}: the column {column!r} is missing or has empty rows; it needs ID and label")
-    if table["slide_id"].duplicated().any():
-        repeated = table["slide_id"][table["slide_id"].duplicated()].iloc[0]
-        raise InputError(f"{path} names slide {repeated!r} twice; keep one row")
+    """A csv with the columns ID (or slide_id), label and, optionally, case_id (or patient_id); see ``read_labels``."""
+    table = read_labels(path)
     patients = table.get("patient_id", pd.Series(index=table.index, dtype=object))
     known = [None if pd.isna(patient) else str(patient) for patient in patients]
     return ProbeTable.of(table["slide_id"].tolist(), table["label"].tolist(), known)
 
 
-def read_bundle(path: Path) -> tuple[ProbeTable, list[ProbeSplit]]:
-    """Labels and splits in one ``.npz``: slide_id, label, case_id and ``split_<regime>`` int8 ``[splits, n]``.
-
-    A split holds 1 for training and 2 for test slides, 0 for others.
+def read_bundle_labels(path: Path) -> ProbeTable:
+    """The labels that lie beside the splits of a bundle: arrays slide_id, label and, optionally, case_id of a ``.npz``.
 
     Raises:
-        InputError: the file cannot be read, or an array is missing or of another shape.
+        InputError: the file cannot be read, or an array is missing.
     """
     arrays = load_arrays(path)
     for name in ("slide_id", "label"):
         if name not in arrays:
             raise InputError(
-                f"{path}: the array {name!r} is missing; a bundle needs slide_id, label and split_<regime>"
+                f"{path}: the array {name!r} is missing; pass --labels, or a bundle with slide_id and label"
             )
-    slides = arrays["slide_id"].astype(str)
-    patients = arrays.get("case_id", np.full(len(slides), "")).astype(str)
-    splits = []
-    for name, codes in arrays.items():
-        if not name.startswith("split_"):
-            continue
-        if codes.ndim != 2 or codes.shape[1] != len(slides) or not np.isin(codes, (0, _TRAIN, _TEST)).all():
-            raise InputError(f"{path}: {name} must hold 0, 1 (train) or 2 (test) for each of the {len(slides)} slides")
-        splits += [
-            ProbeSplit(
-                name.removeprefix("split_"),
-                number,
-                tuple(slides[row == _TRAIN].tolist()),
-                tuple(slides[row == _TEST].tolist()),
-            )
-            for number, row in enumerate(codes)
-        ]
-    if not splits:
-        raise InputError(f"{path}: there is no split_<regime> in it")
-    table = ProbeTable.of(slides.tolist(), arrays["label"].astype(str).tolist(), [p or None for p in patients.tolist()])
-    return table, splits
+    slides = [slide_name(slide) for slide in arrays["slide_id"].astype(str).tolist()]
+    patients = arrays.get("case_id", np.full(len(slides), "")).astype(str).tolist()
+    return ProbeTable.of(slides, arrays["label"].astype(str).tolist(), [patient or None for patient in patients])
 
 
-def read_split_folder(folder: Path) -> list[ProbeSplit]:
-    """The authors' split files: ``split_<k>.csv`` (columns train, test) in ``folder``, or in one folder a regime below.
+def read_probe_splits(path: Path) -> list[ProbeSplit]:
+    """Published splits: a bundle ``.npz``, a folder of split files, or a folder with one such folder a regime.
 
     Raises:
-        InputError: no split files, or one that cannot be read.
+        InputError: see ``read_split_file``.
     """
-    splits = []
-    for path in sorted([*folder.glob("split_*.csv"), *folder.glob("*/split_*.csv")]):
-        try:
-            table = pd.read_csv(path, dtype=str)
-            sides = [tuple(table[side].dropna()) for side in ("train", "test")]
-            splits.append(ProbeSplit(path.parent.name, int(path.stem.removeprefix("split_")), *sides))
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is not a split file ({error}); it needs the columns train and test") from error
-    if not splits:
-        raise InputError(f"{folder}: no split_0.csv, split_1.csv, ... in it or in its folders")
-    return splits
+    folders = sorted(sub for sub in path.iterdir() if any(sub.glob("split*_0.csv"))) if path.is_dir() else []
+    found = [read_split_file(place) for place in folders or [path]]
+    return [
+        ProbeSplit(name.removeprefix("split_"), split.fold, (*split.train, *split.val), split.test)
+        for file in found
+        for name, splits in file.splits.items()
+        for split in splits
+    ]
 
 
 def own_splits(

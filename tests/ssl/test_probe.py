@@ -11,7 +11,7 @@ from mil_zoo.data.few_labels import choose_labelled
 from mil_zoo.data.splits import find_leaks
 from mil_zoo.report.probing import markdown, notes, summary
 from mil_zoo.ssl.probe import LinearProbe, ProbeSplit, knn_accuracy, probe
-from mil_zoo.ssl.probe_splits import ProbeTable, own_splits, read_bundle, read_label_table, read_split_folder
+from mil_zoo.ssl.probe_splits import ProbeTable, own_splits, read_bundle_labels, read_label_table, read_probe_splits
 
 
 def cohort(number=60, classes=2, seed=0):
@@ -104,25 +104,17 @@ def test_tables_and_split_files(tmp_path):
         {"a": 0, "b": 1},
         {"a": "P1", "b": None},
     )
-    for name, text, message in (
-        ("1", "ID\na\n", "the column 'label' is missing"),
-        ("2", "ID,label\na,x\na,y\n", "names slide 'a' twice"),
-        ("3", "ID,label\na,\n", "'label' is missing or has empty rows"),
-    ):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(InputError, match=message):
-            read_label_table(tmp_path / name)
-    folder = tmp_path / "splits" / "50"
-    folder.mkdir(parents=True)
-    (folder / "split_0.csv").write_text("train,test\na,c\nb,\n")
-    (folder / "split_1.csv").write_text("train,test\nc,a\n")
+    for regime in ("50", "full"):
+        folder = tmp_path / "splits" / regime
+        folder.mkdir(parents=True)
+        (folder / "split_0.csv").write_text("train,test\na,c\nb,\n")
+        (folder / "split_1.csv").write_text("train,test\nc,a\n")
     expected = [ProbeSplit("50", 0, ("a", "b"), ("c",)), ProbeSplit("50", 1, ("c",), ("a",))]
-    assert read_split_folder(folder) == read_split_folder(tmp_path / "splits") == expected
-    (folder / "split_2.csv").write_text("train\na\n")
-    with pytest.raises(InputError, match=r"split_2\.csv is not a split file"):
-        read_split_folder(folder)
-    with pytest.raises(InputError, match=r"no split_0\.csv"):
-        read_split_folder(tmp_path)
+    assert read_probe_splits(tmp_path / "splits" / "50") == expected
+    assert read_probe_splits(tmp_path / "splits")[:2] == expected
+    assert {split.regime for split in read_probe_splits(tmp_path / "splits")} == {"50", "full"}
+    with pytest.raises(InputError, match=r"no splits_0\.csv"):
+        read_probe_splits(tmp_path)
 
 
 def test_a_bundle(tmp_path):
@@ -132,12 +124,12 @@ def test_a_bundle(tmp_path):
         "split_full": np.array([[1, 1, 2]], np.int8),
     }
     np.savez(tmp_path / "ok.npz", **arrays)
-    table, splits = read_bundle(tmp_path / "ok.npz")
-    assert splits == [ProbeSplit("full", 0, ("a", "b"), ("c",))]
-    assert table.patients == {"a": None, "b": None, "c": None}
-    np.savez(tmp_path / "bad.npz", **arrays | {"split_full": np.array([[1, 3, 2]])})
-    with pytest.raises(InputError, match="split_full must hold 0, 1"):
-        read_bundle(tmp_path / "bad.npz")
+    assert read_probe_splits(tmp_path / "ok.npz") == [ProbeSplit("full", 0, ("a", "b"), ("c",))]
+    assert read_bundle_labels(tmp_path / "ok.npz").patients == {"a": None, "b": None, "c": None}
+    del arrays["label"]
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(InputError, match="the array 'label' is missing"):
+        read_bundle_labels(tmp_path / "bad.npz")
 
 
 def test_published_splits_leak_and_it_is_reported(real_data):
@@ -146,7 +138,8 @@ def test_published_splits_leak_and_it_is_reported(real_data):
         ("lung", {"full": 10, "25p": 10, "100": 9, "50": 9}),
         ("tnbc", {"full": 0, "25p": 0, "250": 0}),
     ):
-        table, splits = read_bundle(real_data / "labels_splits" / f"gigassl_{name}_splits.npz")
+        path = real_data / "labels_splits" / f"gigassl_{name}_splits.npz"
+        table, splits = read_bundle_labels(path), read_probe_splits(path)
         rng = np.random.default_rng(0)
         embeddings = rng.normal(size=(len(table.labels), 4))
         rows = probe(embeddings, list(table.labels), table.labels, table.patients, splits)
