@@ -28,7 +28,7 @@ from mil_zoo.ssl.views import ViewSource, draw_views
 from mil_zoo.train.loop import Diverged
 
 Row = dict[str, Any]
-MONITORED = 20  # how often embeddings are looked at during a pretraining
+MONITORED = 10  # how often embeddings are looked at during a pretraining
 MONITOR_VIEWS = 8
 
 

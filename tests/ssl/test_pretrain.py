@@ -45,7 +45,7 @@ def test_it_learns_to_tell_slides_apart():
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
     assert [row["epoch"] for row in rows] == list(range(1, 41))
     looked = [row["epoch"] for row in rows if "embedding_spread" in row]
-    assert looked == list(range(2, 41, 2))
+    assert looked == list(range(4, 41, 4))
     assert all(0 <= row["knn_accuracy"] <= 1 for row in rows if "knn_accuracy" in row)
     embeddings = embed_slides(encoder, BagSource(bags))
     assert embeddings.shape == (12, 16)
@@ -138,7 +138,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(InputError, match="needs coordinates for every slide"):
         pretrain(BagSource(bare), 6, config)
     pretrain(BagSource(bare), 6, PretrainConfig(backbone="mean", epochs=1, **SMALL))  # an aggregator does without
-    wild = PretrainConfig(**vars(config) | {"epochs": 60, "warmup_epochs": 0, "learning_rate": 1e37})
+    wild = PretrainConfig(**vars(config) | {"epochs": 30, "warmup_epochs": 0, "learning_rate": 1e37})
     with pytest.raises(Diverged, match="the loss became nan in epoch 2; lower learning_rate"):
         pretrain(BagSource(bags), 6, wild)
     with pytest.raises(InputError, match="batch_size must be at least 2"):
