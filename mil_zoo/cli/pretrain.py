@@ -23,7 +23,7 @@ Examples:
   mil-zoo pretrain --dataset camelyon16 --root DATA --slides train.txt
   mil-zoo pretrain --store AUGMENTATIONS --weights resnet18.pth
   mil-zoo pretrain --dataset demo --backbone abmil --set abmil.embed_dim=256
-  torchrun --nproc_per_node 4 -m mil_zoo.cli pretrain --store AUGMENTATIONS --out RUN
+  torchrun --no-python --nproc_per_node 4 mil-zoo pretrain --store AUGMENTATIONS --out RUN
 Start the same command with the same --out again to continue an interrupted pretraining.
 """
 )
