@@ -64,9 +64,12 @@ class SparseSlideEncoder(nn.Module):
         counts = torch.bincount(site_of_instance, minlength=len(sites))
         x = batch.features.new_zeros(len(sites), batch.features.shape[1])
         x = x.index_add(0, site_of_instance, batch.features) / counts[:, None].to(batch.features.dtype)
-        out, strided = sites.strided(_grid_size(all_max(sites.extent)))
+        # In evaluation a process may be alone with its slides.
+        extent = all_max(sites.extent) if self.training else sites.extent
+        out, strided = sites.strided(_grid_size(extent))
         neighbours = out.neighbours()
         x = self.block1(self.block0(x, strided, neighbours), neighbours)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums over many sites, also under autocast
         return segment_reduce(x, out.offsets, "mean"), out.offsets.diff()
 
     def _coords(self, batch: BagBatch) -> Tensor:

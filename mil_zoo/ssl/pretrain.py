@@ -87,7 +87,7 @@ def pretrain(
     """
     rank, size = world()
     slides = len(source.slide_ids)
-    steps = math.ceil(slides / config.batch_size)
+    steps = max(1, min(math.ceil(slides / config.batch_size), slides // 2))  # no step of a single slide
     if slides < 2:
         raise InputError(f"pretraining tells slides apart, so it needs at least two, not {slides}")
     if slides // steps < size:

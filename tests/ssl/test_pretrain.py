@@ -132,6 +132,8 @@ def test_mixed_precision_learns_too():
 def test_what_is_wrong_is_said():
     bags = kinds_of_slides(3)
     config = PretrainConfig(epochs=1, **SMALL)
+    three, _ = pretrain(BagSource(bags), 6, PretrainConfig(**vars(config) | {"batch_size": 2}))  # not 2 and 1
+    assert embed_slides(three, BagSource(bags)).shape == (3, 16)
     with pytest.raises(InputError, match="at least two, not 1"):
         pretrain(BagSource(bags[:1]), 6, config)
     bare = [Bag(features=bag.features, slide_id=bag.slide_id) for bag in bags]
