@@ -8,6 +8,7 @@ from layouts import FEATURES, GRID, write_clam, write_h5, write_srmil, write_tri
 from mil_zoo import InputError
 from mil_zoo.data import open_dataset, read_card
 from mil_zoo.data.check import check_dataset
+from mil_zoo.data.readers.base import LAYOUTS
 
 
 def features(number):
@@ -181,5 +182,7 @@ def test_show(run_cli):
     assert code == 0
     for words in ("CC0 1.0", "239 normal, 160 tumour", "test_049", "159 + 111", "micro", "Traps"):
         assert words in out, words
-    assert "Examples" in run_cli("data", "--help")[1]
+    text = run_cli("data", "--help")[1]
+    assert "Examples" in text
+    assert all(f" {layout}" in text.replace("\n", " ") for layout in LAYOUTS)
     assert "did you mean 'camelyon16'" in run_cli("data", "show", "camelyon")[2]
