@@ -14,6 +14,7 @@ from mil_zoo.errors import InputError, did_you_mean
 _COMMANDS = {
     "bench": ("bench", "Compare aggregators by cross-validation: tables, figures, attention diagnostics."),
     "report": ("report", "Redraw the tables and figures of a run from its files."),
+    "compare": ("compare", "Rank aggregators over several runs: critical-difference diagram, paired tests."),
     "predict": ("predict", "Predict slides with a model of a run; attention for QuPath."),
     "data": ("data", "Show what a dataset is, check the files at hand, pack them for speed."),
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),

@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
+from mil_zoo.cli.options import comma_list
 
-@click.command(epilog="\b\nExample:\n  mil-zoo report runs/demo-20260102-030405\n")
+
+@click.command(
+    epilog="""\b
+Examples:
+  mil-zoo report runs/demo-20260102-030405
+  mil-zoo report runs/mine --slides tumor_001,normal_017
+"""
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--slide-images",
@@ -22,7 +30,8 @@ import click
     show_default=True,
     help="Size of the attention maps in the page, worst first.",
 )
-def report(run: Path, slide_images: Path | None, maps_mib: float) -> None:
+@click.option("--slides", callback=comma_list(), help="Test slides of the attention maps.  [default: two typical ones]")
+def report(run: Path, slide_images: Path | None, maps_mib: float, slides: list[str] | None) -> None:
     """Redraw all tables and figures of RUN from its files alone, and the page report.html that holds them all.
 
     The page opens from disk in any browser: tables that sort and copy as LaTeX, figures, every test slide, worst
@@ -30,10 +39,16 @@ def report(run: Path, slide_images: Path | None, maps_mib: float) -> None:
     """
     from rich.console import Console
 
-    show(run, Console(), slide_images, maps_mib)
+    show(run, Console(), slide_images, maps_mib, slides)
 
 
-def show(path: Path, console: Any, slide_images: Path | None = None, maps_mib: float = 24.0) -> None:
+def show(
+    path: Path,
+    console: Any,
+    slide_images: Path | None = None,
+    maps_mib: float = 24.0,
+    slides: list[str] | None = None,
+) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
     with console.status("Drawing tables and figures"):
         from mil_zoo.bench.store import RunDirectory
@@ -46,7 +61,7 @@ def show(path: Path, console: Any, slide_images: Path | None = None, maps_mib: f
 
         run = RunDirectory.open(path)
         tables = write_tables(run)
-        figures = draw_figures(run) + draw_attention_maps(run) + draw_pretrainings(run)
+        figures = draw_figures(run) + draw_attention_maps(run, slides) + draw_pretrainings(run)
         for path_ in write_learning_curve(run):
             (figures if path_.suffix == ".png" else tables).append(path_)
         page = write_html(run, slide_images, maps_mib)

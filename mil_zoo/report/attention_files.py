@@ -50,7 +50,9 @@ def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size:
     norm, cmap = LogNorm(1 / SPAN, SPAN), mpl.colormaps["coolwarm"]
     relative = len(attention) * attention
     colours = cmap(norm(np.clip(relative, 1 / SPAN, SPAN)))
-    draw_patches(axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure)
+    draw_patches(
+        axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure.get_figwidth()
+    )
     axes.set_title(title, fontsize=9, parse_math=False)
     figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
     figure.savefig(path, dpi=150)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from mil_zoo.bench.stats import summarise
-from mil_zoo.report.plots import STYLE, WIDTH, palette, save, title
 from mil_zoo.report.results import finished, notes, trials_by_aggregator
+from mil_zoo.report.style import STYLE, WIDTH, palette, save, title
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory

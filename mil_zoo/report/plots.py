@@ -18,34 +18,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mil_zoo.report.results import METRICS, dataset_title, finished, skew_of_test_slides, trials_by_aggregator
+from mil_zoo.report.ablation import ablation_figure, ablation_table, axes_of
+from mil_zoo.report.curves import calibration_figure, curve_figure, sets_by_aggregator
+from mil_zoo.report.results import METRICS, finished, skew_of_test_slides, trials_by_aggregator
+from mil_zoo.report.style import STYLE, WIDTH, below, palette, save, title
 from mil_zoo.report.tables import comparison_table
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory
 
-DPI = 200
-WIDTH = 7.2  # inches: the text width of a page, so that the 8 pt letters stay 8 pt
 POSITIVES = {
     "top1_positive": ("top-1", "-"),
     "top5_positive": ("top-5", "--"),
     "high_positive": ("attention ≥ 0.5", ":"),
 }
-STYLE = (
-    sns.axes_style("ticks")
-    | {"axes.spines.right": False, "axes.spines.top": False}
-    | {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "axes.labelsize": 8,
-        "figure.titlesize": 9,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "legend.fontsize": 7,
-        "lines.linewidth": 1.4,
-        "axes.linewidth": 0.8,
-    }
-)
 
 
 @dataclass
@@ -68,8 +54,9 @@ def draw_figures(run: RunDirectory) -> list[Path]:
     """Draws every figure of a run that its results allow, into ``figures/`` of the run directory.
 
     ``figure3.png`` and ``figure3-<aggregator>.png`` (attention skew while training), ``skew.png`` (on the test
-    slides), ``metrics.png`` and ``training.png``. Models without attention are left out of the attention figures,
-    and the figure says so. Without a finished trial nothing is drawn.
+    slides), ``metrics.png``, ``training.png``, ``roc.png``, ``pr.png``, ``calibration.png``, and for each grid
+    ``ablation-<aggregator>-<option>.png``; that of a mask ratio is ``figure5.png``. Models without attention are left
+    out of the attention figures, and the figure says so. Without a finished trial nothing is drawn.
 
     Returns:
         The files written.
@@ -91,30 +78,18 @@ def draw_figures(run: RunDirectory) -> list[Path]:
     if trained:
         figures["metrics"] = lambda: _metrics(run, colours)
         figures["training"] = lambda: _training(run, trained, colours)
+    sets, classes = sets_by_aggregator(run), run.config["dataset"]["classes"]
+    if sets:
+        figures["roc"] = lambda: _titled(run, "ROC", curve_figure("roc", sets, colours, classes))
+        figures["pr"] = lambda: _titled(run, "Precision-recall", curve_figure("pr", sets, colours, classes))
+        figures["calibration"] = lambda: _titled(run, "Calibration", calibration_figure(sets, colours, classes))
+    for axis in axes_of(ablation_table(run)):
+        name = "figure5" if axis.option == "mask_rate" else f"ablation-{quote(axis.model)}-{quote(axis.option)}"
+        figures[name] = lambda axis=axis: _titled(
+            run, f"{axis.model} against {axis.option.replace('_', ' ')}", ablation_figure(axis)
+        )
     with mpl.rc_context(STYLE):
         return [save(run, name, draw()) for name, draw in figures.items()]
-
-
-def palette(labels: list[str]) -> dict[str, Any]:
-    """A colour for every aggregator of the run, the same in all figures, told apart by colour-blind readers too."""
-    # seaborn's colour-blind palette, the pairs that are close on white paper put last.
-    colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]
-    if len(labels) > len(colours):
-        colours = sns.color_palette("viridis", len(labels))
-    return dict(zip(labels, colours, strict=False))
-
-
-def title(run: RunDirectory, what: str) -> str:
-    """``what`` and the dataset, marked where the slides are simulated."""
-    return textwrap.fill(f"{what}: {dataset_title(run)}", 100)
-
-
-def save(run: RunDirectory, name: str, figure: Figure) -> Path:
-    """Writes ``figures/<name>.png`` of the run."""
-    path = Path(run.path) / "figures" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=DPI)
-    return path
 
 
 def _read(run: RunDirectory, trials: list[dict[str, Any]]) -> _Curves:
@@ -248,7 +223,7 @@ def _metrics(run: RunDirectory, colours: dict[str, Any]) -> Figure:
             offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
             axes.scatter(values, row + offsets, s=10, color=colours[label], alpha=0.8, linewidths=0)
             mean, low, high = (table.loc[row, f"{metric}_{part}"] for part in ("mean", "low", "high"))
-            axes.hlines(row, low, high, color="0.1", linewidth=1.2)
+            axes.hlines(row, *np.clip([low, high], 0, 1), color="0.1", linewidth=1.2)
             axes.plot(mean, row, marker="D", markersize=3.5, color="white", markeredgecolor="0.1", markeredgewidth=1)
         axes.set(title=name)
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -259,7 +234,7 @@ def _metrics(run: RunDirectory, colours: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(table)), table["aggregator"])
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(run, "Test metrics"))
-    note = "One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t), which may leave [0, 1]."
+    note = "One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t, cut to [0, 1])."
     figure.supxlabel(note, fontsize=7)
     return figure
 
@@ -275,6 +250,11 @@ def _training(run: RunDirectory, curves: dict[str, _Curves], colours: dict[str, 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(title(run, "Training"))
     _legend(figure, curves, colours, _band_note(curves, "") + "Losses of different models sum different terms.")
+    return figure
+
+
+def _titled(run: RunDirectory, what: str, figure: Figure) -> Figure:
+    figure.suptitle(title(run, what, int(14 * figure.get_figwidth())))
     return figure
 
 
@@ -296,11 +276,5 @@ def _band_note(curves: dict[str, _Curves], panels: str) -> str:
 
 
 def _legend(figure: Figure, curves: dict[str, _Curves], colours: dict[str, Any], note: str) -> None:
-    """Colours of the aggregators and the note, below the panels: one legend, since two things there would overlap."""
-    note = textwrap.fill(note, 120)
-    if len(curves) == 1:
-        figure.supxlabel(note, fontsize=7)
-        return
-    lines = [Line2D([], [], color=colours[label], label=label) for label in curves]
-    columns = min(len(lines), 4 if len(lines) in (7, 8) else 5)
-    figure.legend(handles=lines, title=note, loc="outside lower center", ncols=columns, frameon=False, title_fontsize=7)
+    lines = [Line2D([], [], color=colours[label], label=label) for label in curves] if len(curves) > 1 else []
+    below(figure, lines, note, min(len(lines), 4 if len(lines) in (7, 8) else 5))

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.plots import DPI, STYLE, WIDTH, save, title
 from mil_zoo.report.results import finished, trials_by_aggregator
+from mil_zoo.report.style import DPI, STYLE, WIDTH, save, title
 
 if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory

@@ -12,6 +12,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from mil_zoo.bench.stats import TestSet, bootstrap, calibration, summarise
+from mil_zoo.report.ablation import ablation_table
 from mil_zoo.report.comparisons import LEVEL, best, comparisons, write_comparisons
 from mil_zoo.report.encoders import PATIENTS, without_encoder, write_encoders
 from mil_zoo.report.results import (
@@ -80,7 +81,8 @@ def rich_table(run: RunDirectory) -> Table:
 
 
 def write_tables(run: RunDirectory) -> list[Path]:
-    """Writes ``table.csv|md|tex``, ``comparisons.csv|md``, ``cost.csv`` and, with attention, ``skew.csv|md``.
+    """Writes ``table.csv|md|tex``, ``comparisons.csv|md``, ``cost.csv``; with attention, ``diagnostics.csv`` and
+    ``skew.csv|md``; with a grid, ``ablation.csv``.
 
     Where several sets of features are compared, ``encoders.csv|md`` sets aggregators against encoders.
 
@@ -100,6 +102,9 @@ def write_tables(run: RunDirectory) -> list[Path]:
         written |= write_comparisons(run, pairs)
     written |= write_encoders(slides, notes(run))
     written |= write_skew(run, notes(run))
+    ablation = ablation_table(run)
+    if len(ablation):
+        written["ablation.csv"] = csv(ablation)
     for name, text in written.items():
         (Path(run.path) / name).write_text(text, encoding="utf-8", newline="\n")
     return [Path(run.path) / name for name in written]

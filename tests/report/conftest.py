@@ -189,5 +189,10 @@ def _attention(rng, tumour, sharpness, heads):
 
 @pytest.fixture
 def write(tmp_path):
-    """``write.run(rows, models, ...)``: a run directory without trial files, of rows from ``write.row(...)``."""
-    return SimpleNamespace(run=lambda *given, **options: write_run(tmp_path / "run", *given, **options), row=trial_row)
+    """``write.run(rows, models, ...)``: a run directory without trial files, of rows from ``write.row(...)``.
+
+    ``write.run_at(path, rows, models, ...)``: the same elsewhere.
+    """
+    return SimpleNamespace(
+        run=lambda *given, **options: write_run(tmp_path / "run", *given, **options), row=trial_row, run_at=write_run
+    )

@@ -3,7 +3,8 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from mil_zoo.report import plots
-from mil_zoo.report.plots import draw_figures, palette
+from mil_zoo.report.plots import draw_figures
+from mil_zoo.report.style import palette
 
 
 @pytest.fixture
@@ -40,10 +41,13 @@ def texts(figure):
 
 def test_every_figure_of_a_run(make_run, draw):
     figures = draw(make_run(models=("abmil", "srmil", "mean"), simulated=True))
-    assert list(figures) == ["figure3", "figure3-abmil", "figure3-srmil", "skew", "metrics", "training"]
+    own = ["figure3", "figure3-abmil", "figure3-srmil", "skew", "metrics", "training"]
+    assert list(figures) == [*own, "roc", "pr", "calibration"]
     axes = {name: len(figure.axes) for name, figure in figures.items()}
     # Panel (c) has a second part, which says how many slides count.
-    assert axes == {"figure3": 5, "figure3-abmil": 5, "figure3-srmil": 5, "skew": 3, "metrics": 4, "training": 3}
+    assert axes == {"figure3": 5, "figure3-abmil": 5, "figure3-srmil": 5, "skew": 3, "metrics": 4, "training": 3} | {
+        "roc": 1, "pr": 1, "calibration": 2,
+    }  # fmt: skip
     for figure in figures.values():
         assert "(simulated slides)" in figure.get_suptitle()
     assert "Without attention, so not shown: mean." in texts(figures["figure3"])
@@ -123,7 +127,8 @@ def test_seven_aggregators(make_run, draw):
 
 
 def test_without_attention_only_metrics_and_training(make_run, draw):
-    assert list(draw(make_run(models=("mean",), folds=1))) == ["metrics", "training"]
+    figures = draw(make_run(models=("mean",), folds=1))
+    assert list(figures) == ["metrics", "training", "roc", "pr", "calibration"]
 
 
 def test_without_a_finished_trial_nothing_is_drawn(write, draw):
@@ -155,3 +160,61 @@ def test_pictures_are_reproducible(make_run):
     run = make_run(folds=1)
     first = [path.read_bytes() for path in draw_figures(run)]
     assert [path.read_bytes() for path in draw_figures(run)] == first
+
+
+def grid_run(make_run, grids, folds=2):
+    run = make_run(models=("srmil",), folds=folds)
+    rows = run.trials()
+    (run.path / "trials.jsonl").unlink()
+    for row in rows:
+        for value, grid in enumerate(grids):
+            scores = {"accuracy": 0.5 + 0.1 * value, "balanced_accuracy": 0.5, "auc": 0.7, "f1": 0.5}
+            name = f"srmil@{grid}-r0-f{row['fold']}-s0"
+            run.add_trial(
+                row | {"grid": grid, "trial": name, "metrics": scores},
+                lambda folder, row=row: copy_files(run.path / "trials" / row["trial"], folder),
+            )
+    return run
+
+
+def copy_files(source, folder):
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+def test_figure_5_draws_the_numbers_against_the_mask_rate(make_run, draw):
+    run = grid_run(make_run, ["mask_rate=0.5", "mask_rate=0", "mask_rate=0.9"])
+    figure = draw(run)["figure5"]
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == [
+        "accuracy", "AUC", "maximum attention", "N x maximum", "effective share of instances",
+        "mass ratio on positives",
+    ]  # fmt: skip
+    (line,) = panels["accuracy"].lines
+    assert line.get_xdata().tolist() == [0, 0.5, 0.9]
+    assert line.get_ydata() == pytest.approx([0.6, 0.5, 0.7])
+    skew = [run.skew(f"srmil@mask_rate=0-r0-f{fold}-s0") for fold in range(2)]
+    drawn = np.concatenate([s.loc[(s["split"] == "test") & (s["name"] == "max_attention"), "value"] for s in skew])
+    assert panels["maximum attention"].lines[0].get_ydata() == pytest.approx([np.median(drawn)] * 3)
+
+
+def test_several_grids_have_a_figure_each(make_run, draw):
+    grids = [f"graph={graph},terms={terms}" for graph in ("window:2", "knn:8") for terms in ("both", "none")]
+    figures = draw(grid_run(make_run, grids, folds=1))
+    assert {"ablation-srmil-graph", "ablation-srmil-terms"} <= set(figures)
+    axes = figures["ablation-srmil-graph"].axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["knn:8", "window:2"]
+    (legend,) = figures["ablation-srmil-graph"].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["terms=both", "terms=none"]
+
+
+def test_bands_of_many_curves_are_left_out(make_run, draw):
+    few = draw(make_run(models=("abmil", "srmil"), slides=8))["roc"]
+    assert len(few.axes[0].collections) == 2
+    assert "Band: 95 %" in texts(few)
+
+
+def test_calibration_shows_every_prediction(make_run, draw):
+    upper, lower = draw(make_run(models=("abmil",), folds=2, slides=6))["calibration"].axes
+    assert lower.lines[0].get_ydata().sum() == 12
+    assert "Brier" in texts(upper.figure)

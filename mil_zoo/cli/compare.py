@@ -1,0 +1,45 @@
+"""``mil-zoo compare``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from mil_zoo.cli.options import comma_list
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mil-zoo compare runs/musk1 runs/elephant runs/tiger runs/crchisto
+  mil-zoo compare runs/classic/* --metric accuracy --models abmil,srmil,mean --out ranking
+"""
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--metric",
+    type=click.Choice(["auc", "accuracy", "balanced_accuracy", "f1"]),
+    default="auc",
+    show_default=True,
+    help="What ranks the aggregators.",
+)
+@click.option("--models", callback=comma_list(), help="Aggregators to rank.  [default: those on every dataset]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write into.  [default: runs/compare-<time>]")
+def compare(runs: tuple[Path, ...], metric: str, models: list[str] | None, out: Path | None) -> None:
+    """Rank aggregators over the datasets of several RUNS.
+
+    Writes the table of scores and mean ranks, Friedman's test, the critical-difference diagram (Nemenyi) and Wilcoxon's
+    test of every pair, Holm-adjusted (Demsar 2006). Needs two datasets or more; runs of one dataset add up.
+    """
+    from rich.console import Console
+
+    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.report.ranking import write_ranking
+
+    console = Console()
+    out = out or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    paths = write_ranking([RunDirectory.open(run) for run in runs], out, metric, models)
+    console.print((out / "ranking.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)

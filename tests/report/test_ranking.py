@@ -1,0 +1,89 @@
+"""Ranks over datasets: the numbers, the diagram, and what is refused."""
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from mil_zoo import InputError
+from mil_zoo.bench.stats import friedman_nemenyi
+from mil_zoo.bench.store import RunDirectory
+from mil_zoo.report.ranking import diagram, scores_by_dataset, write_ranking
+
+SCORES = {
+    "one": {"abmil": 0.9, "srmil": 0.8, "mean": 0.7},
+    "two": {"abmil": 0.8, "srmil": 0.9, "mean": 0.6},
+    "three": {"abmil": 0.9, "srmil": 0.85, "mean": 0.5},
+}
+
+
+@pytest.fixture
+def runs(tmp_path, write):
+    made = []
+    for title, values in SCORES.items():
+        rows = [
+            write.row(model, fold, metrics={"accuracy": 0.5, "balanced_accuracy": 0.5, "auc": value + d, "f1": 0.5})
+            for model, value in values.items()
+            for fold, d in enumerate((-0.05, 0.05))
+        ]
+        made.append(write.run_at(tmp_path / title, rows, list(values), title=title))
+    return made
+
+
+def test_ranking_by_hand(runs, tmp_path):
+    paths = write_ranking(runs, tmp_path / "out")
+    names = ["ranking.csv", "ranking.md", "ranking.tex", "differences.csv", "critical_difference.png"]
+    assert [path.name for path in paths] == names
+    assert scores_by_dataset(runs, "auc").loc["two"].to_dict() == pytest.approx(SCORES["two"])
+    text = paths[1].read_text()
+    assert "| Dataset | abmil | srmil | mean |" in text
+    assert "| Mean rank | 1.33 | 1.67 | 3.00 |" in text
+    result = friedman_nemenyi([[0.9, 0.8, 0.7], [0.8, 0.9, 0.6], [0.9, 0.85, 0.5]])
+    assert f"chi2 = {result.chi2:.2f}" in text
+    assert f"critical difference {result.critical_difference:.2f}" in text
+    assert "3 datasets are few" in text
+    pairs = pd.read_csv(paths[3])
+    assert pairs["mean_difference"].tolist() == pytest.approx([0.05 / 3, 0.8 / 3, 0.75 / 3])
+    assert (pairs["p_holm"] >= pairs["p_wilcoxon"]).all()
+    assert paths[4].stat().st_size > 10_000
+
+
+def test_runs_of_one_dataset_add_up(runs, tmp_path, write):
+    more = write.run([write.row("max", fold) for fold in range(2)], ["max"], title="one")
+    assert scores_by_dataset([*runs, more], "auc").loc["one", "max"] == pytest.approx(0.95)
+    text = write_ranking([*runs, more], tmp_path / "out")[1].read_text()
+    assert "Left out, since a dataset has no score of them: max." in text
+    with pytest.raises(InputError, match="is in two runs of one"):
+        scores_by_dataset([*runs, runs[0]], "auc")
+    config = (more.path / "config.yaml").read_text()
+    (more.path / "config.yaml").write_text(config.replace("a1b2c3", "d4e5f6"))
+    with pytest.raises(InputError, match="split one differently"):
+        scores_by_dataset([*runs, RunDirectory(more.path)], "auc")
+
+
+def test_what_cannot_be_ranked(runs, tmp_path):
+    with pytest.raises(InputError, match="at least 2 datasets"):
+        write_ranking(runs[:1], tmp_path)
+    with pytest.raises(InputError, match="max has no score on one, two, three"):
+        write_ranking(runs, tmp_path, models=["abmil", "max"])
+    two = write_ranking(runs, tmp_path, models=["abmil", "mean"])
+    assert "critical_difference.png" not in [path.name for path in two]
+
+
+def test_the_diagram_joins_what_does_not_differ():
+    result = friedman_nemenyi([[9, 8, 7, 1], [9, 8, 6, 1], [9, 7, 8, 1], [8, 9, 7, 1]] * 3)
+    figure = diagram(result, ["a", "b", "c", "d"], "AUC", "note")
+    assert isinstance(figure, Figure)
+    bars = [part for part in figure.axes[0].collections if part.get_linewidth()[0] == 3.5]
+    assert len(bars) == len(result.groups()) > 0
+    texts = [text.get_text().split()[0] for text in figure.axes[0].texts]
+    assert {"a", "b"} <= set(texts)
+
+
+def test_compare_on_the_command_line(runs, tmp_path, run_cli):
+    code, out, _ = run_cli("compare", *(run.path for run in runs), "--out", tmp_path / "out")
+    assert code == 0
+    assert "Mean rank" in out
+    code, _, err = run_cli("compare", runs[0].path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "at least 2 datasets" in err
+    assert run_cli("compare", tmp_path / "nowhere")[0] == 2
