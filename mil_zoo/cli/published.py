@@ -1,0 +1,25 @@
+"""``mil-zoo published``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(epilog="\b\nExample:\n  mil-zoo published runs/musk1 runs/tiger --out published\n")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
+def published(runs: tuple[Path, ...], out: Path) -> None:
+    """Set published numbers beside those of RUNS.
+
+    Writes a page and a csv: each published number that can be recomputed from the data of this repository, with its
+    protocol and source, and ours with its interval.
+    """
+    from rich.console import Console
+
+    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.report.published import write_published
+
+    paths = write_published([RunDirectory.open(run) for run in runs], out)
+    Console().print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
