@@ -139,7 +139,8 @@ def _figure(run: RunDirectory, slides: dict[str, dict[str, dict[str, Any]]]) -> 
     note = "Ring: the most attended patch."
     missing = [label for label in trials_by_aggregator(run) if label not in next(iter(slides.values()))]
     if missing:
-        note += f" Without a stored attention here: {', '.join(missing)}."
+        where = "this slide" if len(slides) == 1 else "these slides"
+        note += f" Without a stored attention on {where}: {', '.join(missing)}."
     figure.supxlabel(textwrap.fill(note, 130), fontsize=7)
     return figure
 

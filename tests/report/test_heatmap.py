@@ -11,9 +11,9 @@ from mil_zoo.report.heatmap import draw_attention_maps
 
 @pytest.fixture
 def draw(monkeypatch):
-    """Draws maps and returns the figures by name, having checked that each file is a picture."""
+    """Draws maps and returns those of single slides by name, having checked that each file is a picture."""
 
-    def draw(run, slides=None):
+    def draw(run, slides=None, figure4=False):
         figures, save = {}, heatmap.save
 
         def keep(run, name, figure):
@@ -27,7 +27,8 @@ def draw(monkeypatch):
         for path in paths:
             assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
             assert path.stat().st_size > 10_000
-        return figures
+        both = figures.pop("figure4", None)
+        return both if figure4 else figures
 
     return draw
 
@@ -52,9 +53,18 @@ def test_one_positive_and_one_negative_slide(make_run, draw):
             assert axes.yaxis_inverted()
             assert axes.get_aspect() == 1
     assert [figure.axes[0].get_title().split("\n")[0] for figure in figures.values()] == [
-        "truth: tumour",
         "truth: normal",
+        "truth: tumour",
     ]
+
+
+def test_figure_4_sets_a_negative_slide_above_a_positive_one(make_run, draw):
+    figure = draw(make_run(models=("abmil", "mean", "srmil"), slides=8, simulated=True), figure4=True)
+    assert "(simulated slides)" in figure.get_suptitle()
+    truths = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.get_title().startswith("truth")]
+    assert truths == ["truth: normal", "truth: tumour"]
+    assert sum(axes.get_title().startswith("srmil: max") for axes in figure.axes) == 2
+    assert "on these slides: mean." in figure.get_supxlabel().replace("\n", " ")
 
 
 def test_the_typical_slides_by_hand(make_run, draw):
