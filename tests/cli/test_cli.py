@@ -28,7 +28,7 @@ def modules_loaded_by(*arguments):
 def test_help_names_every_command_and_loads_nothing_heavy():
     output, modules = modules_loaded_by("--help")
     assert modules == []  # so it answers at once
-    for command in ("bench", "report", "data", "models", "datasets", "graphs", "doctor"):
+    for command in ("bench", "report", "compare", "published", "data", "models", "datasets", "graphs", "doctor"):
         assert command in output
 
 

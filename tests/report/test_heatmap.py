@@ -82,7 +82,7 @@ def test_the_typical_slides_by_hand(make_run, draw):
         edit(run, trial, change)
     with h5py.File(run.attention("abmil-r0-f0-s0")) as file:
         sizes = sorted((len(file[f"slide%2F{name}"]["attention"]), name) for name in (100, 102, 104, 106, 108))
-    assert list(draw(run)) == ["attention-slide%2F105", f"attention-slide%2F{sizes[2][1]}"]
+    assert list(draw(run)) == [f"attention-slide%2F{sizes[2][1]}", "attention-slide%2F105"]
 
 
 def test_patches_are_squares_coloured_by_n_times_attention(make_run, draw):
