@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.layers import Attention, GatedAttention, feature_layer, segment_topk
+from mil_zoo.aggregators.layers import Attention, GatedAttention, feature_layer, instance_clustering_loss, segment_topk
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
@@ -23,13 +23,16 @@ class ABMIL(Aggregator):
     fully connected layer is ``embed_dim``. The official one-logit binary head is ``num_classes=1`` (its probability
     clamp to [1e-5, 1 - 1e-5] is replaced by the numerically stable cross-entropy of the logit).
 
-    Two regularisers of other papers can be switched on to set against spatial ones. Both act in training only:
+    Three regularisers of other papers can be switched on to set against spatial ones. They act in training only:
 
     - attention entropy maximisation: the loss becomes ``cross_entropy + entropy_weight * negative_entropy`` with the
       mean over bags of ``sum_k a_k log a_k`` (Zhang et al., AEM, 2024, arXiv 2406.15303; github dazhangyu123/AEM)
     - stochastic top-k masking: of the ``topk_mask`` most attended instances of a bag, int(mask_drop * topk_mask) drawn
       at random get no attention (Zhang et al., ACMIL, ECCV 2024, arXiv 2311.07125; github dazhangyu123/ACMIL). A bag
       always keeps an instance.
+    - label consistency of instances: ``instance_weight`` times CLAM's instance loss is added, which asks that a bag's
+      ``k_sample`` most attended instances belong to its class and the least attended do not (Lu et al., 2021; github
+      mahmoodlab/CLAM, whose weights 0.7 and 0.3 are an ``instance_weight`` of 0.43)
 
     Args:
         in_dim: feature dimension D.
@@ -40,6 +43,8 @@ class ABMIL(Aggregator):
         entropy_weight: weight of the negative entropy of the attention; 0 switches it off.
         topk_mask: number of most attended instances of a bag among which some are masked; 0 switches it off.
         mask_drop: share of those that is masked, in [0, 1].
+        instance_weight: weight of the instance loss; 0 switches it off.
+        k_sample: instances on either end that it looks at.
 
     Raises:
         InputError: an option outside its range.
@@ -69,40 +74,53 @@ class ABMIL(Aggregator):
         entropy_weight: float = 0.0,
         topk_mask: int = 0,
         mask_drop: float = 0.6,
+        instance_weight: float = 0.0,
+        k_sample: int = 8,
     ) -> None:
         super().__init__(in_dim, num_classes)
-        if entropy_weight < 0 or topk_mask < 0 or not 0 <= mask_drop <= 1:
+        if min(entropy_weight, topk_mask, instance_weight) < 0 or not 0 <= mask_drop <= 1 or k_sample < 1:
             raise InputError(
-                f"abmil: entropy_weight ({entropy_weight}) and topk_mask ({topk_mask}) must not be negative, and "
-                f"mask_drop ({mask_drop}) must lie between 0 and 1"
+                f"abmil: entropy_weight ({entropy_weight}), topk_mask ({topk_mask}) and instance_weight "
+                f"({instance_weight}) must not be negative, mask_drop ({mask_drop}) must lie between 0 and 1, and "
+                f"k_sample ({k_sample}) be at least 1"
             )
         self.entropy_weight, self.topk_mask, self.mask_drop = entropy_weight, topk_mask, mask_drop
         self.embed, width = feature_layer(in_dim, embed_dim)
         self.attention = (GatedAttention if gated else Attention)(width, attention_dim)
         self.classifier = nn.Linear(width, num_classes)
+        self.instance_weight, self.k_sample = instance_weight, k_sample
+        if instance_weight:
+            self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(num_classes))
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
+        return self._score(batch)[0]
+
+    def _score(self, batch: BagBatch) -> tuple[AggregatorOutput, Tensor]:
         h = self.embed(batch.features)  # [ΣN, E]
         scores = self.attention(h)  # [ΣN, 1]
         if self.training and self.topk_mask:
             scores = scores.index_fill(0, self._draw_mask(scores, batch), -torch.inf)
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)
         embedding = pooled[:, 0]
-        return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
+        return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0]), h
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """Cross-entropy, and with ``entropy_weight`` also the terms "cross_entropy" and "negative_entropy"."""
-        if not self.entropy_weight:
-            return super().losses(batch)
-        output = self(batch)
-        a = output.attention[:, None]
-        # 0 log 0 = 0, also in the gradient: masked instances, and those whose attention underflows.
-        terms = a * a.clamp(min=torch.finfo(a.dtype).tiny).log()
-        negative_entropy = segment_reduce(terms, batch.offsets, "sum").mean()
-        cross_entropy = self.bag_loss(output.logits, batch.labels)
-        loss = cross_entropy + self.entropy_weight * negative_entropy
-        return {"loss": loss, "cross_entropy": cross_entropy, "negative_entropy": negative_entropy}
+        """Cross-entropy; with a regulariser "cross_entropy", and "negative_entropy" or "instance" as it is on."""
+        output, h = self._score(batch)
+        loss = cross_entropy = self.bag_loss(output.logits, batch.labels)
+        terms = {}
+        if self.entropy_weight:
+            a = output.attention[:, None]
+            # 0 log 0 = 0, also in the gradient: masked instances, and those whose attention underflows.
+            parts = a * a.clamp(min=torch.finfo(a.dtype).tiny).log()
+            terms["negative_entropy"] = segment_reduce(parts, batch.offsets, "sum").mean()
+            loss = loss + self.entropy_weight * terms["negative_entropy"]
+        if self.instance_weight:
+            scores = output.attention_logits.detach()[:, None]
+            terms["instance"] = instance_clustering_loss(h, scores, self.instance_classifiers, batch, self.k_sample)
+            loss = loss + self.instance_weight * terms["instance"]
+        return {"loss": loss} | ({"cross_entropy": cross_entropy, **terms} if terms else {})
 
     def _draw_mask(self, scores: Tensor, batch: BagBatch) -> Tensor:
         """Rows to mask, int64."""

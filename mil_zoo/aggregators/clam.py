@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.layers import GatedAttention, segment_topk
+from mil_zoo.aggregators.layers import GatedAttention, instance_clustering_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import segment_attention_pool, segment_reduce
+from mil_zoo.kernels import segment_attention_pool
 
 
 class _DropoutGatedAttention(GatedAttention):
@@ -78,7 +77,8 @@ class _CLAM(Aggregator):
         """The terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
         output, h = self._score(batch)
         bag = self.bag_loss(output.logits, batch.labels)
-        instance = self._instance_loss(h, output.attention_logits.detach().view(len(h), -1), batch)
+        scores = output.attention_logits.detach().view(len(h), -1)
+        instance = instance_clustering_loss(h, scores, self.instance_classifiers, batch, self.k_sample, self.subtyping)
         return {"loss": self.bag_weight * bag + (1 - self.bag_weight) * instance, "bag": bag, "instance": instance}
 
     def _score(self, batch: BagBatch) -> tuple[AggregatorOutput, Tensor]:
@@ -90,24 +90,6 @@ class _CLAM(Aggregator):
             return AggregatorOutput(logits, pooled.flatten(1), attention, scores), h
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifiers(embedding), embedding, attention[:, 0], scores[:, 0]), h
-
-    def _instance_loss(self, h: Tensor, scores: Tensor, batch: BagBatch) -> Tensor:
-        k = batch.sizes.clamp(max=self.k_sample)
-        top = self._instance_log_probabilities(h, segment_topk(scores, batch.offsets, k))  # [sum k, C, 2]
-        bottom = self._instance_log_probabilities(h, segment_topk(-scores, batch.offsets, k))
-        inside = -(top[..., 1] + bottom[..., 0]) / 2
-        outside = -top[..., 0] if self.subtyping else torch.zeros_like(inside)
-        classes = torch.arange(self.num_classes, device=h.device) + (self.num_classes == 1)
-        own = batch.labels[:, None] == classes  # [B, C]
-        error = torch.where(own.repeat_interleave(k, dim=0), inside, outside)
-        total = segment_reduce(error, F.pad(k.cumsum(0), (1, 0)), "mean").sum(1)  # [B]
-        return total.mean() / (self.num_classes if self.subtyping else 1)
-
-    def _instance_log_probabilities(self, h: Tensor, rows: Tensor) -> Tensor:
-        """Of instances ``rows`` ``[M, K]`` under each class's instance classifier, ``[M, C, 2]``."""
-        rows = rows.expand(-1, self.num_classes)
-        logits = [head(h.index_select(0, rows[:, c])) for c, head in enumerate(self.instance_classifiers)]
-        return torch.stack(logits, dim=1).log_softmax(-1)
 
 
 @register_aggregator("clam_sb")

@@ -108,3 +108,29 @@ def test_options_are_checked():
     for options in ({"entropy_weight": -1.0}, {"topk_mask": -1}, {"mask_drop": 1.5}):
         with pytest.raises(InputError, match=next(iter(options))):
             create_aggregator("abmil", in_dim=8, **options)
+
+
+def test_instance_loss_is_clams_on_abmils_attention():
+    """With the same weights, ABMIL's term is what CLAM_SB's losses give, and it pulls on the embedding."""
+    torch.manual_seed(0)
+    clam = create_aggregator("clam_sb", in_dim=6, embed_dim=8, attention_dim=4, k_sample=3, dropout=0.0)
+    abmil = created(gated=True, instance_weight=0.5, k_sample=3)
+    theirs = clam.state_dict()
+    mine = set(abmil.state_dict())
+    renamed = {name.replace("classifiers.weight", "classifier.weight").replace("classifiers.bias", "classifier.bias"): v
+               for name, v in theirs.items() if not name.startswith("instance_")}  # fmt: skip
+    renamed |= {name: value for name, value in theirs.items() if name.startswith("instance_")}
+    assert set(renamed) == mine
+    abmil.load_state_dict(renamed)
+    got, expected = abmil.losses(batch()), clam.train().losses(batch())
+    assert_close(got["instance"], expected["instance"])
+    assert_close(got["cross_entropy"], expected["bag"])
+    assert_close(got["loss"], expected["bag"] + 0.5 * expected["instance"])
+    assert abmil.embed[0].weight.grad is None
+    got["instance"].backward()
+    assert abmil.embed[0].weight.grad.abs().max() > 0
+    assert abmil.attention.w.weight.grad is None  # which instances are asked is not differentiated
+
+
+def test_instance_loss_passes_the_contract():
+    check_aggregator(ABMIL, {"embed_dim": 8, "instance_weight": 0.3, "entropy_weight": 0.1, "topk_mask": 3})
