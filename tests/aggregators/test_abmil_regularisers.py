@@ -133,4 +133,4 @@ def test_instance_loss_is_clams_on_abmils_attention():
 
 
 def test_instance_loss_passes_the_contract():
-    check_aggregator(ABMIL, {"embed_dim": 8, "instance_weight": 0.3, "entropy_weight": 0.1, "topk_mask": 3})
+    check_aggregator(ABMIL, embed_dim=8, instance_weight=0.3, entropy_weight=0.1)
