@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mil_zoo.bench.stats import Calibration, TestSet, calibration, mean_curve
+from mil_zoo.bench.stats import TestSet, calibration, mean_curve
 from mil_zoo.report.results import finished, test_sets, trials_by_aggregator
 from mil_zoo.report.style import WIDTH, below
 
@@ -68,27 +68,30 @@ def curve_figure(kind: str, sets: _Sets, colours: dict[str, Any], classes: list[
 
 def calibration_figure(sets: _Sets, colours: dict[str, Any], classes: list[str]) -> Figure:
     """Reliability of all test predictions of each model: what was predicted against what came true, and how often."""
-    figure = Figure(figsize=(4.6, 5.6 + 0.1 * len(sets)), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    labels = {}
-    for label, (_, parts) in sets.items():
+    columns = min(len(sets), 4)
+    rows = -(-len(sets) // columns)
+    figure = Figure(figsize=(max(1.8 * columns, 3.6), 2.4 * rows + 0.9), layout="constrained")
+    blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
+    for i, (block, (label, (_, parts))) in enumerate(zip(blocks, sets.items(), strict=False)):
         truth = np.concatenate([part.labels for part in parts for _ in part.probabilities])
         result = calibration(truth, np.concatenate([seed for part in parts for seed in part.probabilities]))
+        upper, lower = block.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         upper.plot(result.predicted, result.observed, color=colours[label], marker="o", markersize=3.5)
-        _counts(lower, result, colours[label])
-        labels[label] = f"{label}: Brier {result.brier:.3f}, ECE {result.ece:.3f}"
+        lower.bar(result.predicted, result.counts, width=0.06, color=colours[label])
+        upper.set(
+            title=f"{label}\nBrier {result.brier:.3f}, ECE {result.ece:.3f}", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05)
+        )
+        lower.set_ylim(0, None)
+        if i % columns == 0:
+            upper.set_ylabel("came true")
+            lower.set_ylabel("slides")
     what = f"probability of {classes[1]}" if len(classes) == 2 else "probability of the predicted class"
-    upper.set(ylabel="came true", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    lower.set(xlabel=what, ylabel="slides", ylim=(0, None))
-    keys = [
-        Line2D([], [], color=colours[label], marker="o", markersize=3.5, label=text) for label, text in labels.items()
-    ]
     note = (
-        "All test predictions together, in ten bins; a point at the mean probability of its bin. Dashed: calibrated. "
-        "ECE: expected calibration error."
+        f"x: {what}; all test predictions together, in ten bins, a point at the mean probability of its bin. Dashed: "
+        "calibrated. ECE: expected calibration error."
     )
-    below(figure, keys, note, 1 if len(keys) < 5 else 2)
+    below(figure, [], note, 1)
     return figure
 
 
@@ -115,7 +118,3 @@ def _dress(axes: Axes, kind: str, name: str) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=name)
     if kind == "roc":
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-
-
-def _counts(axes: Axes, result: Calibration, colour: Any) -> None:
-    axes.plot(result.predicted, result.counts, color=colour, marker="o", markersize=2.5, linewidth=0.9)

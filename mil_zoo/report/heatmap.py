@@ -172,7 +172,8 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
         draw_patches(axes, coords, side, cmap(norm(np.clip(relative, 1 / SPAN, SPAN))), relative)
         top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
         axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
-        axes.set_title(f"{label}: max {part['attention'].max():.2g}\npredicted {_name(part['predicted'], names)}")
+        predicted = textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24)
+        axes.set_title(f"{label}: max {part['attention'].max():.2g}\n{predicted}")
     for axes in panels[1 + len(maps) :]:
         axes.set_axis_off()
     block.colorbar(
@@ -190,7 +191,7 @@ def _draw_truth(axes: Axes, part: dict[str, Any], names: list[str]) -> None:
     positive = np.zeros(len(part["coords"]), int) if labels is None else (labels > 0).astype(int)
     draw_patches(axes, part["coords"], float(part["patch_size"]), _TRUTH[positive], positive)
     truth = "no instance labels" if labels is None else f"{positive.mean():.1%} of {len(positive):,} positive"
-    axes.set_title(f"truth: {_name(part['label'], names)}\n{truth}")
+    axes.set_title(textwrap.fill(f"truth: {_name(part['label'], names)}", 24) + f"\n{truth}")
 
 
 def draw_patches(

@@ -46,7 +46,7 @@ def test_every_figure_of_a_run(make_run, draw):
     axes = {name: len(figure.axes) for name, figure in figures.items()}
     # Panel (c) has a second part, which says how many slides count.
     assert axes == {"figure3": 5, "figure3-abmil": 5, "figure3-srmil": 5, "skew": 3, "metrics": 4, "training": 3} | {
-        "roc": 1, "pr": 1, "calibration": 2,
+        "roc": 1, "pr": 1, "calibration": 6,
     }  # fmt: skip
     for figure in figures.values():
         assert "(simulated slides)" in figure.get_suptitle()
@@ -216,5 +216,5 @@ def test_bands_of_many_curves_are_left_out(make_run, draw):
 
 def test_calibration_shows_every_prediction(make_run, draw):
     upper, lower = draw(make_run(models=("abmil",), folds=2, slides=6))["calibration"].axes
-    assert lower.lines[0].get_ydata().sum() == 12
-    assert "Brier" in texts(upper.figure)
+    assert sum(bar.get_height() for bar in lower.patches) == 12
+    assert "Brier" in upper.get_title()
