@@ -31,7 +31,8 @@ def compare(runs: tuple[Path, ...], metric: str, models: list[str] | None, out: 
     """Rank aggregators over the datasets of several RUNS.
 
     Writes the table of scores and mean ranks, Friedman's test, the critical-difference diagram (Nemenyi) and Wilcoxon's
-    test of every pair, Holm-adjusted (Demsar 2006). Needs two datasets or more; runs of one dataset add up.
+    test of every pair, Holm-adjusted (Demsar 2006). Needs two datasets or more; runs of one dataset add up. A folder
+    that holds a run's config.yaml and table.csv only will do.
     """
     from rich.console import Console
 

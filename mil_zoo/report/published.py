@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.bench.stats import summarise
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
-from mil_zoo.report.results import METRICS, finished, trials_by_aggregator, values_by_split
+from mil_zoo.report.results import METRICS, summaries
 from mil_zoo.report.text import bullets, csv, markdown
 
 if TYPE_CHECKING:
@@ -132,16 +131,12 @@ def _ours(run: RunDirectory, number: Published) -> list[dict[str, Any]]:
     if config["dataset"]["name"] != number.dataset:
         return []
     found = []
-    for label, trials in trials_by_aggregator(run).items():
-        ok = finished(trials)
+    split = config["split"]
+    for label, summary in summaries(run, number.metric).items():
         settings = config["model_settings"].get(label, {})
         same = all(settings.get("options", {}).get(key) == value for key, value in number.options.items())
-        if not ok or ok[0]["aggregator"] != number.aggregator or not same:
+        if label.partition("@")[0] != number.aggregator or not same:
             continue
-        values = list(values_by_split(ok, number.metric).values())
-        n_train, n_test = (float(np.mean([trial[name] for trial in ok])) for name in ("n_train", "n_test"))
-        summary = summarise(values, n_train, n_test)
-        split = config["split"]
         found.append(
             {name: getattr(summary, name) for name in ("mean", "sd", "low", "high")}
             | {

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mil_zoo.bench.stats import FriedmanNemenyi, friedman_nemenyi, holm, wilcoxon_test
 from mil_zoo.errors import InputError
-from mil_zoo.report.results import METRICS, dataset_title, finished, trials_by_aggregator, values_by_split
+from mil_zoo.report.results import METRICS, dataset_title, summaries
 from mil_zoo.report.style import DPI, STYLE, WIDTH
 from mil_zoo.report.text import bullets, csv, escape_latex, markdown, p_value
 
@@ -39,11 +39,10 @@ def scores_by_dataset(runs: Sequence[RunDirectory], metric: str) -> pd.DataFrame
             raise InputError(
                 f"{known[1].path} and {run.path} split {name} differently; compare runs of the same splits"
             )
-        for label, trials in trials_by_aggregator(run).items():
-            values = values_by_split(finished(trials), metric)
+        for label, summary in summaries(run, metric).items():
             if label in rows.setdefault(name, {}):
                 raise InputError(f"{label} is in two runs of {name} ({run.path} is one); name one of them")
-            rows[name][label] = float(np.mean(list(values.values()))) if values else np.nan
+            rows[name][label] = summary.mean
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -191,8 +190,8 @@ def _notes(
     for run in runs:
         budgets = sorted({model["training"]["epochs"] for model in run.config["model_settings"].values()})
         lines.append(
-            f"{dataset_title(run)}: {run.config['split']['kind']}, {run.config['split']['folds']} folds, "
-            f"{run.config['split']['repeats']} repeats; epochs {', '.join(map(str, budgets))}."
+            f"{dataset_title(run)}: {run.config['split']['kind']}, {run.config['split']['repeats']} x "
+            f"{run.config['split']['folds']} folds; epochs {', '.join(map(str, budgets))}."
         )
         lines += [" ".join(str(warning).split()) for warning in run.config["dataset"]["warnings"]]
     return lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.bench.stats import TestSet
+from mil_zoo.bench.stats import Summary, TestSet, summarise
 from mil_zoo.train.metrics import patient_predictions
 
 if TYPE_CHECKING:
@@ -73,6 +73,27 @@ def values_by_split(ok: list[dict[str, Any]], metric: str) -> dict[tuple[int, in
         if trial["metrics"][metric] is not None:
             by_split[trial["repeat"], trial["fold"]].append(trial["metrics"][metric])
     return {split: float(np.mean(by_split[split])) for split in sorted(by_split)}
+
+
+def summaries(run: RunDirectory, metric: str) -> dict[str, Summary]:
+    """Summary of a test metric over splits by ``aggregator[@grid]``, of those that have one.
+
+    From the trials, or where a folder holds a run's tables only (as ``benchmarks/results`` does), from ``table.csv``.
+    """
+    if not (run.path / "trials.jsonl").exists() and (run.path / "table.csv").exists():
+        table = pd.read_csv(run.path / "table.csv").set_index("aggregator")
+        rows = table[[f"{metric}_{part}" for part in ("mean", "sd", "low", "high", "n")]].dropna(
+            subset=f"{metric}_mean"
+        )
+        return {str(row[0]): Summary(*row[1:5], int(row[5])) for row in rows.itertuples()}
+    found = {}
+    for label, trials in trials_by_aggregator(run).items():
+        ok = finished(trials)
+        values = values_by_split(ok, metric)
+        if values:
+            n_train, n_test = (float(np.mean([trial[name] for trial in ok])) for name in ("n_train", "n_test"))
+            found[label] = summarise(list(values.values()), n_train, n_test)
+    return found
 
 
 def test_sets(

@@ -8,6 +8,7 @@ from mil_zoo import InputError
 from mil_zoo.bench.stats import friedman_nemenyi
 from mil_zoo.bench.store import RunDirectory
 from mil_zoo.report.ranking import diagram, scores_by_dataset, write_ranking
+from mil_zoo.report.tables import write_tables
 
 SCORES = {
     "one": {"abmil": 0.9, "srmil": 0.8, "mean": 0.7},
@@ -87,3 +88,16 @@ def test_compare_on_the_command_line(runs, tmp_path, run_cli):
     assert code == 2
     assert "at least 2 datasets" in err
     assert run_cli("compare", tmp_path / "nowhere")[0] == 2
+
+
+def test_the_tables_of_a_run_will_do(runs, tmp_path):
+    expected = scores_by_dataset(runs, "auc")
+    folders = []
+    for run in runs:
+        write_tables(run)
+        folder = tmp_path / "tables" / run.path.name
+        folder.mkdir(parents=True)
+        for name in ("config.yaml", "table.csv"):
+            (folder / name).write_bytes((run.path / name).read_bytes())
+        folders.append(RunDirectory(folder))
+    pd.testing.assert_frame_equal(scores_by_dataset(folders, "auc"), expected)
