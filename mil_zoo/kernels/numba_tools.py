@@ -14,7 +14,7 @@ import os
 import numba
 import numpy as np
 import torch
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from mil_zoo.errors import InputError
 CHUNK = 32  # edges of a row worked on at a time: their scores and, at 4 x 64 floats, their features stay in L1
 GRAIN = 2**19  # multiplications worth a thread: some 50 us, where waking one takes 10 and on a busy machine far more
 REORDER = frozenset({"contract", "reassoc"})
-PIECE = 512  # rows summed by one thread; fixed, so that the order of additions does not depend on the threads
 
 # TBB is not distributed with Numba, and workqueue neither survives two Python threads nor is as fast.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
@@ -212,16 +211,18 @@ def _finalise(x):
 def add_weighted(out, weight, table, indices):
     """``out[h] += sum_e weight[h, e] * table[indices[e], h]``, ``out`` ``[H, F]``; a table of one head serves all."""
     count, heads, width, step = len(indices), out.shape[0], out.shape[1], 0 if table.shape[1] == 1 else 1
-    zero = out.dtype.type(0)
-    for e0 in range(0, count, 4):  # four rows at a time, which loads and stores ``out`` a quarter as often
-        e1, e2, e3 = min(e0 + 1, count - 1), min(e0 + 2, count - 1), min(e0 + 3, count - 1)
-        j0, j1, j2, j3 = indices[e0], indices[e1], indices[e2], indices[e3]
+    whole = count // 4 * 4
+    for e in range(0, whole, 4):  # four rows at a time, which loads and stores ``out`` a quarter as often
+        j0, j1, j2, j3 = indices[e], indices[e + 1], indices[e + 2], indices[e + 3]
         for h in range(heads):
-            w0, w1 = weight[h, e0], weight[h, e1] if e0 + 1 < count else zero
-            w2, w3 = weight[h, e2] if e0 + 2 < count else zero, weight[h, e3] if e0 + 3 < count else zero
+            w0, w1, w2, w3 = weight[h, e], weight[h, e + 1], weight[h, e + 2], weight[h, e + 3]
             t = h * step
             for f in range(width):
                 out[h, f] += w0 * table[j0, t, f] + w1 * table[j1, t, f] + w2 * table[j2, t, f] + w3 * table[j3, t, f]
+    for e in range(whole, count):
+        for h in range(heads):
+            for f in range(width):
+                out[h, f] += weight[h, e] * table[indices[e], h * step, f]
 
 
 @jit(fastmath=REORDER)
@@ -241,60 +242,3 @@ def dots(row, table, indices, result):
                 d2 += x * table[j2, t, f]
                 d3 += x * table[j3, t, f]
             result[h, e0], result[h, e1], result[h, e2], result[h, e3] = d0, d1, d2, d3
-
-
-def pieces(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Splits segments into pieces of at most ``PIECE`` rows.
-
-    Args:
-        offsets: int ``[B + 1]``; segments may be empty.
-
-    Returns:
-        int64 ``[P + 1]``, where each piece starts, and ``[B + 1]``, the first piece of each segment.
-    """
-    first = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // PIECE))])
-    segment = np.repeat(np.arange(len(offsets) - 1), np.diff(first))
-    starts = offsets[segment] + PIECE * (np.arange(first[-1]) - first[segment])
-    return np.append(starts, offsets[-1]), first
-
-
-def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of ``weight[n, h] * values[n, h]`` over the rows n of each segment.
-
-    ``weight`` is ``[N, H]``, ``values`` ``[N, H or 1, F]`` and the sum ``[B, H, F]``; an empty segment gets zeros.
-    Pieces are summed in parallel and then added in order, so that the bits do not depend on the threads.
-    """
-    starts, first = pieces(offsets)
-    heads, width = weight.shape[1], values.shape[2]
-    partial = np.empty((len(starts) - 1, heads, width), weight.dtype)
-    _sum_pieces(blocks(starts, heads * width), starts, weight, values, partial)
-    out = np.empty((len(offsets) - 1, heads, width), weight.dtype)
-    _add_pieces(first, partial, out)
-    return out
-
-
-@jit(parallel=True)
-def _sum_pieces(bounds, starts, weight, values, partial):
-    for block in prange(len(bounds) - 1):
-        for p in range(bounds[block], bounds[block + 1]):
-            _sum_piece(weight[starts[p] : starts[p + 1]], values[starts[p] : starts[p + 1]], partial[p])
-
-
-@jit()
-def _sum_piece(weight, values, total):
-    total[:] = 0
-    by_head = np.empty(weight.shape[::-1], weight.dtype)
-    for n in range(len(weight)):
-        for h in range(weight.shape[1]):
-            by_head[h, n] = weight[n, h]
-    add_weighted(total, by_head, values, np.arange(len(weight)).astype(np.int32))
-
-
-@jit()
-def _add_pieces(first, partial, out):
-    for b in range(len(out)):
-        out[b] = 0
-        for p in range(first[b], first[b + 1]):
-            for h in range(out.shape[1]):
-                for f in range(out.shape[2]):
-                    out[b, h, f] += partial[p, h, f]

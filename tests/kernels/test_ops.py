@@ -8,7 +8,7 @@ from mil_zoo.kernels import CSR, GlobalKey, graph_attention, graph_dot_attention
 from mil_zoo.kernels.dropout import dropout_scale
 
 BACKENDS = ["reference", "dgl", "numba"]
-DOT_BACKENDS = ["reference", "dgl"]
+REDUCE_BACKENDS = ["reference", "numba"]
 SIZES = [1, 63, 1000, 70_000]
 
 
@@ -115,7 +115,7 @@ def test_gradcheck_of_the_references():
         assert torch.autograd.gradcheck(lambda x: segment_reduce(x, offsets, reduce), (draw(7, 3, seed=10),))  # noqa: B023
 
 
-@pytest.mark.parametrize("backend", DOT_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("biased", [False, True])
@@ -166,7 +166,8 @@ def test_segment_attention_pool_equals_a_loop_over_bags():
         torch.testing.assert_close(pooled[bag], weights.T @ values[start:end])
 
 
-def test_segment_reduce_equals_a_loop_over_bags():
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_segment_reduce_equals_a_loop_over_bags(backend):
     values, offsets = draw(10, 4, seed=0), torch.tensor([0, 3, 4, 10])
     bags = [values[0:3], values[3:4], values[4:10]]
     for reduce, function in {
@@ -175,15 +176,43 @@ def test_segment_reduce_equals_a_loop_over_bags():
         "max": lambda x: x.amax(0),
         "logsumexp": lambda x: x.logsumexp(0),
     }.items():
-        torch.testing.assert_close(segment_reduce(values, offsets, reduce), torch.stack([function(x) for x in bags]))
-    _, argmax = segment_reduce(values, offsets, "max", return_argmax=True)
+        reduced = segment_reduce(values, offsets, reduce, backend=backend)
+        torch.testing.assert_close(reduced, torch.stack([function(x) for x in bags]))
+    _, argmax = segment_reduce(values, offsets, "max", return_argmax=True, backend=backend)
     assert argmax[2].equal(4 + values[4:10].argmax(0))
 
 
-def test_the_gradient_of_max_goes_to_the_first_of_equal_instances():
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", [(1,), (1, 62), (1000, 1, 3), (70_000, 2)], ids=str)
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "logsumexp"])
+def test_segment_reduce(reduce, sizes, dtype, backend):
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+
+    def run(dtype, backend):
+        values = draw(sum(sizes), 5, seed=0, dtype=dtype)
+        return outputs_and_gradients(lambda x: [segment_reduce(x, offsets, reduce, backend=backend)], [values])
+
+    assert_close(run(dtype, backend), run(torch.float64, "reference"), dtype)
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_the_gradient_of_max_goes_to_the_first_of_equal_instances(backend):
     values = torch.tensor([[1.0], [2.0], [2.0]], requires_grad=True)
-    segment_reduce(values, torch.tensor([0, 3]), "max").sum().backward()
+    segment_reduce(values, torch.tensor([0, 3]), "max", backend=backend).sum().backward()
     assert values.grad.flatten().tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_reductions_of_infinities_and_nan(backend):
+    inf, nan = torch.inf, torch.nan
+    values = torch.tensor([[-inf, 1.0], [-inf, nan], [2.0, nan], [1.0, -inf]])
+    offsets = torch.tensor([0, 2, 4])
+    top, argmax = segment_reduce(values, offsets, "max", return_argmax=True, backend=backend)
+    torch.testing.assert_close(top, torch.tensor([[-inf, nan], [2.0, nan]]), equal_nan=True)
+    assert argmax.tolist() == [[0, 1], [2, 2]]
+    total = segment_reduce(values, offsets, "sum", backend=backend)
+    torch.testing.assert_close(total, torch.tensor([[-inf, nan], [3.0, nan]]), equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

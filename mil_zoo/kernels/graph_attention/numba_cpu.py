@@ -13,6 +13,7 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.errors import InputError
+from mil_zoo.kernels.numba_segments import segment_weighted_sum
 from mil_zoo.kernels.numba_tools import (
     CHUNK,
     REORDER,
@@ -27,7 +28,6 @@ from mil_zoo.kernels.numba_tools import (
     keep,
     multiply,
     number,
-    segment_weighted_sum,
 )
 
 

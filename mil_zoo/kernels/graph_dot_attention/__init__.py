@@ -13,6 +13,7 @@ from mil_zoo.kernels.graph_dot_attention import dgl_ops, reference
 IMPLEMENTATIONS = {
     "reference": reference.forward,
     "dgl": dgl_ops.forward,
+    "numba": lazy("mil_zoo.kernels.graph_dot_attention.numba_cpu"),
     "triton": lazy("mil_zoo.kernels.graph_dot_attention.triton_gpu"),
 }
 

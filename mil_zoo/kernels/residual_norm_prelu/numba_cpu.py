@@ -11,7 +11,8 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels.numba_tools import PIECE, REORDER, array, blocks, jit
+from mil_zoo.kernels.numba_segments import PIECE
+from mil_zoo.kernels.numba_tools import REORDER, array, blocks, jit
 
 
 def forward(x, residual, bias, norm_weight, norm_bias, slope, eps):

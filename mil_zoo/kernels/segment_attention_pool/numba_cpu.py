@@ -10,17 +10,8 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels.numba_tools import (
-    array,
-    blocks,
-    dots,
-    dropout_key,
-    exponentials,
-    jit,
-    keep,
-    pieces,
-    segment_weighted_sum,
-)
+from mil_zoo.kernels.numba_segments import pieces, segment_statistics, segment_weighted_sum
+from mil_zoo.kernels.numba_tools import array, blocks, dots, dropout_key, exponentials, jit, keep
 
 
 def forward(scores, values, offsets, dropout_p, seed):
@@ -36,18 +27,13 @@ class _SegmentAttentionPool(torch.autograd.Function):
     def forward(ctx, scores, values, offsets, dropout_p, seed):
         scores_, offsets_ = array(scores, scores), offsets.numpy().astype(np.int64)
         dropout = dropout_key(dropout_p, seed, scores_.dtype)
+        top, total = segment_statistics(scores_, offsets_)
+        lse = top + np.log(total, out=np.full_like(total, np.inf), where=total != 0)
         starts, first = pieces(offsets_)
         bag = np.repeat(np.arange(len(offsets) - 1), np.diff(first))  # of each piece
-        bounds = blocks(starts, 16 * scores.shape[1])
-        top = np.empty((len(bag), scores.shape[1]), scores_.dtype)
-        total = np.empty_like(top)
-        _statistics(bounds, starts, scores_, top, total)
-        bag_top = np.maximum.reduceat(top, first[:-1])
-        with np.errstate(invalid="ignore"):  # NaN among the scores
-            bag_total = np.add.reduceat(total * np.exp(top - bag_top[bag]), first[:-1])
-            lse = bag_top + np.log(bag_total, out=np.full_like(bag_total, np.inf), where=bag_total != 0)
         attention = np.empty_like(scores_)
         weight = np.empty_like(scores_) if dropout_p > 0 else attention
+        bounds = blocks(starts, 16 * scores.shape[1])
         _attention(bounds, starts, scores_, lse[bag], dropout, attention, weight)
         pooled = torch.from_numpy(segment_weighted_sum(weight, array(values, values), offsets_))
         attention = torch.from_numpy(attention)
@@ -77,32 +63,6 @@ class _SegmentAttentionPool(torch.autograd.Function):
         product, total = np.add.reduceat(sums, first[:-1], axis=1)
         _centre(blocks(starts, heads), starts, bag, attention_, product / total, grad_weights)
         return torch.from_numpy(grad_weights), grad_values, None, None, None
-
-
-@jit(parallel=True)
-def _statistics(bounds, starts, scores, top, total):
-    for block in prange(len(bounds) - 1):
-        for p in range(bounds[block], bounds[block + 1]):
-            _piece_statistics(scores[starts[p] : starts[p + 1]], top[p], total[p])
-
-
-@jit()
-def _piece_statistics(scores, top, total):
-    """Maximum of each column and sum of the exponentials relative to it."""
-    weight = np.empty_like(scores)
-    top[:] = np.finfo(scores.dtype).min  # and not -inf, for differences of two -inf are NaN
-    total[:] = 0
-    for n in range(len(scores)):
-        for k in range(len(top)):
-            if scores[n, k] > top[k]:
-                top[k] = scores[n, k]
-    for n in range(len(scores)):
-        for k in range(len(top)):
-            weight[n, k] = scores[n, k] - top[k]
-    exponentials(weight)
-    for n in range(len(scores)):
-        for k in range(len(top)):
-            total[k] += weight[n, k]
 
 
 @jit(parallel=True)

@@ -13,6 +13,7 @@ from mil_zoo.kernels.segment_reduce import reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
+    "numba": lazy("mil_zoo.kernels.segment_reduce.numba_cpu"),
     "triton": lazy("mil_zoo.kernels.segment_reduce.triton_gpu"),
 }
 
@@ -30,7 +31,7 @@ def segment_reduce(
     Args:
         values: ``[N, F]`` float.
         offsets: integer ``[B + 1]``; no bag may be empty.
-        reduce: the reduction. The gradient of "max" goes to the first instance that attains it.
+        reduce: the reduction. The gradient of "max" goes to the first instance that attains it (or is NaN).
         return_argmax: with "max", also return which instance attains it.
         backend: "auto", or one of ``available_backends()``.
 

@@ -18,6 +18,6 @@ def forward(values, offsets, reduce):
         total = values.new_zeros(num_bags, values.shape[1]).index_add(0, bag, (values - top[bag]).exp())
         return top + total.log(), None
     rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
-    candidates = torch.where(values.detach() == top[bag], rows, len(values))
+    candidates = torch.where((values.detach() == top[bag]) | values.detach().isnan(), rows, len(values))
     argmax = torch.full_like(top, len(values), dtype=torch.int64).scatter_reduce(0, index, candidates, "amin")
     return values.gather(0, argmax), argmax
