@@ -101,6 +101,7 @@ class Aggregator(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities ``[B, max(C, 2)]`` of ``logits`` ``[B, C]``: softmax, or (1 - p, p) with one logit."""
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
         if self.num_classes == 1:
             positive = logits.sigmoid()
             return torch.cat([1 - positive, positive], dim=1)
@@ -110,6 +111,7 @@ class Aggregator(nn.Module):
         """Cross-entropy of ``logits`` ``[B, C]`` and ``labels`` ``[B]``, mean over bags, with ``class_weights``."""
         if labels is None:
             raise InputError("training needs a label for every bag of the batch")
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits  # losses in float32 also under autocast
         if self.num_classes == 1:
             loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
         else:

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR
+
+Op = TypeVar("Op", bound=Callable[..., Any])
+
+
+def in_float32(op: Op) -> Op:
+    """Decorator of a public op: under autocast its floating tensors are float32, and so are its results.
+
+    Softmax, norms and sums are thus taken in float32 whatever precision the products around them have.
+    """
+
+    @functools.wraps(op)
+    def wrapped(first: Tensor, *args: Any, **options: Any) -> Any:
+        if autocast_dtype(first) is None:
+            return op(first, *args, **options)
+        with torch.autocast(first.device.type, enabled=False):
+            return op(*map(_float32, (first, *args)), **{name: _float32(value) for name, value in options.items()})
+
+    return wrapped  # type: ignore[return-value]
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The precision of matrix products under the autocast that is on for the tensor's device, or None."""
+    device = tensor.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_float32, value))
+    return value
 
 
 def check_tensor(name: str, tensor: Tensor, shape: Sequence[int | None], like: Tensor | None = None) -> None:

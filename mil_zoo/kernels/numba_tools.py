@@ -1,15 +1,14 @@
 """What the Numba kernels share: compilation, threads, exp, dropout, and sums over the rows that an index lists.
 
-Numba's cache notices a change in the file of the function it compiled, not in a file that this one calls: after a
-change here, delete ``*.nbi`` beside the kernels.
-
 Where ``REORDER`` is given the compiler may reorder sums; it may nowhere assume that there is no NaN or infinity.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -41,6 +40,15 @@ def _start_threads() -> None:
 _start_threads()
 
 
+def _shared_sources() -> str:
+    """A hash of the files whose functions all kernels inline: what was compiled from others is compiled again."""
+    files = sorted(Path(__file__).parent.glob("numba_*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+_SHARED = _shared_sources()
+
+
 def jit(parallel: bool = False, fastmath: frozenset[str] = frozenset({"contract"})):
     """``numba.njit`` with a cache on disk, wherever there is a place to write one.
 
@@ -50,9 +58,13 @@ def jit(parallel: bool = False, fastmath: frozenset[str] = frozenset({"contract"
 
     def decorate(function):
         try:
-            return numba.njit(cache=True, **options)(function)
+            compiled = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
             return numba.njit(**options)(function)
+        # Numba notices a change in the function's own file, not in one of a function that it calls and has inlined.
+        cached = compiled._cache._cache_file
+        cached._source_stamp = cached._source_stamp, _SHARED
+        return compiled
 
     return decorate
 

@@ -33,6 +33,8 @@ class TrainingConfig:
         select_after: share of the epochs that must have passed before a checkpoint may be chosen, in [0, 1).
         class_weights: "balanced" weighs the loss of a slide by the inverse frequency of its class among the training
             slides (mean weight 1).
+        precision: "bfloat16" takes matrix products in bfloat16, in training and prediction; sums, softmax, norms,
+            losses and weights stay float32. It pays on a GPU or a CPU with AMX; other CPUs are slower for it.
         labelled: share (at most 1) or number (above 1) of the training slides whose labels are used, see
             ``mil_zoo.data.few_labels``; of the validation slides the same share.
         max_instances: random instances of each bag seen in a training step; None for all. Evaluation always sees all.
@@ -51,6 +53,7 @@ class TrainingConfig:
     tie: Criterion = "loss"
     select_after: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
     max_instances: int | None = None
     labelled: float = 1.0
 

@@ -26,8 +26,17 @@ class Diverged(RuntimeError):
     """Training produced a loss or a prediction that is not a number."""
 
 
+def mixed(precision: str, device: str) -> torch.autocast:
+    """The context in which matrix products are taken in ``precision``, "float32" or "bfloat16"."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def predict(
-    aggregator: Aggregator, bags: Iterable[Bag], graph: str | None = None, device: str = "cpu"
+    aggregator: Aggregator,
+    bags: Iterable[Bag],
+    graph: str | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> Iterator[tuple[Bag, AggregatorOutput, Tensor]]:
     """Scores whole bags in eval mode and without gradients. The aggregator's mode is restored.
 
@@ -38,6 +47,7 @@ def predict(
         bags: labelled or not; read as they are needed.
         graph: graph spec, or None.
         device: where the computation runs.
+        precision: of matrix products, "float32" or "bfloat16".
 
     Yields:
         each bag, its own output (tensors on the CPU), and its class probabilities ``[C]``.
@@ -46,7 +56,7 @@ def predict(
     aggregator.eval()
     try:
         for packed in _packs(read_ahead(bags, graph=graph) if isinstance(bags, Sequence) else bags):
-            with torch.inference_mode():
+            with torch.inference_mode(), mixed(precision, device):
                 output = aggregator(BagBatch.from_bags(packed, graph=graph).to(device))
                 probabilities = aggregator.probabilities(output.logits).cpu()
             yield from zip(packed, _split(output, packed), probabilities, strict=True)
@@ -71,10 +81,14 @@ def _split(output: AggregatorOutput, bags: Sequence[Bag]) -> list[AggregatorOutp
     parts = {
         name: [None] * len(bags)
         if value is None
-        else value.cpu().split(1 if name in ("logits", "embedding") else sizes)
+        else _full(value.cpu()).split(1 if name in ("logits", "embedding") else sizes)
         for name, value in vars(output).items()
     }
     return [AggregatorOutput(**{name: values[i] for name, values in parts.items()}) for i in range(len(bags))]
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.float() if value.dtype.itemsize < 4 else value
 
 
 def fit(
@@ -126,8 +140,11 @@ def fit(
         row |= _train_epoch(aggregator, train, config, graph, device, optimizer, order, epoch)
         schedule.step()
         row["seconds"] = time.perf_counter() - start
-        row["train_accuracy"] = _evaluate(aggregator, train, graph, device, epoch, after_epoch)["accuracy"]
-        row |= {f"val_{name}": value for name, value in _evaluate(aggregator, val, graph, device, epoch).items()}
+        row["train_accuracy"] = _evaluate(aggregator, train, graph, device, epoch, config.precision, after_epoch)[
+            "accuracy"
+        ]
+        scores = _evaluate(aggregator, val, graph, device, epoch, config.precision)
+        row |= {f"val_{name}": value for name, value in scores.items()}
         rows.append(row)
         if on_epoch is not None:
             on_epoch(row)
@@ -160,7 +177,8 @@ def _train_epoch(
     while bags := list(islice(reader, config.bags_per_step)):
         if config.max_instances is not None:
             bags = [_subsample(bag, config.max_instances, order) for bag in bags]
-        losses = aggregator.losses(BagBatch.from_bags(bags, graph=graph).to(device))
+        with mixed(config.precision, device):
+            losses = aggregator.losses(BagBatch.from_bags(bags, graph=graph).to(device))
         if not torch.isfinite(losses["loss"]):
             raise Diverged(
                 f"the loss became {losses['loss'].item()} in epoch {epoch} at slide {bags[0].slide_id!r}; "
@@ -182,10 +200,11 @@ def _evaluate(
     graph: str | None,
     device: str,
     epoch: int,
+    precision: str,
     after_epoch: Callable[[int, Bag, AggregatorOutput, Tensor], None] | None = None,
 ) -> dict[str, float]:
     probabilities = []
-    for bag, output, probability in predict(aggregator, bags, graph, device):
+    for bag, output, probability in predict(aggregator, bags, graph, device, precision):
         if not probability.isfinite().all():
             raise Diverged(
                 f"the prediction of slide {bag.slide_id!r} is not a number in epoch {epoch}; "

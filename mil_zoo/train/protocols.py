@@ -115,8 +115,9 @@ def supervised(context: TrialContext) -> TrialResult:
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
+    where = context.graph, context.device, context.training.precision
     for part, rows in found.items():
-        for bag, output, probabilities in predict(aggregator, context.bags[part], context.graph, context.device):
+        for bag, output, probabilities in predict(aggregator, context.bags[part], *where):
             if part == "test":
                 recorder.record_test(selected, bag, output, probabilities)
                 if context.faithfulness and output.attention is not None:
@@ -124,7 +125,7 @@ def supervised(context: TrialContext) -> TrialResult:
                         bag,
                         attention_of(output, probabilities),
                         probabilities,
-                        lambda changed: [p for _, _, p in predict(aggregator, changed, context.graph, context.device)],
+                        lambda changed: [p for _, _, p in predict(aggregator, changed, *where)],
                         context.faithfulness,
                     )
                     recorder.record_numbers(selected, bag, numbers)

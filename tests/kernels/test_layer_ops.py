@@ -71,6 +71,12 @@ def test_outputs_without_a_gradient_and_features_that_need_none(backend):
     assert token.grad.ne(0).all()
 
 
+def test_rows_out_of_order_without_dropout():
+    x, index = torch.randn(6, 3), torch.tensor([0, 2, 1, 3, 4, 5])
+    (out,) = dropout_linear(x, torch.eye(3), index=index)
+    assert out.equal(x[index])
+
+
 def test_every_copy_of_a_row_is_dropped_out_on_its_own():
     x, weight = torch.ones(1, 400), torch.eye(400)
     (out,) = dropout_linear(x, weight, index=torch.zeros(2, dtype=torch.int64), dropout_p=0.5, seed=1)

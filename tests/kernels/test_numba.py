@@ -1,5 +1,6 @@
 """What only the numba backend promises: bits free of threads, torch left as it was, and errors in place of crashes."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -145,6 +146,28 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
     with pytest.raises(RuntimeError, match="no locator"):
         numba.njit(cache=True)(lambda x: x + 1)
     assert jit()(lambda x: x + 1)(2) == 3
+
+
+def test_a_kernel_is_compiled_again_after_a_change_in_another_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    numba.config.reload_config()
+    source = tmp_path / "kernel.py"
+    source.write_text("def kernel(x):\n    return x + 1\n")
+    spec = importlib.util.spec_from_file_location("kernel", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def hits(stamp):
+        monkeypatch.setattr(numba_tools, "_SHARED", stamp)
+        compiled = jit()(module.kernel)
+        assert compiled(2) == 3
+        return sum(compiled.stats.cache_hits.values())
+
+    try:
+        assert [hits("before"), hits("before"), hits("after"), hits("after")] == [0, 1, 0, 1]
+    finally:
+        monkeypatch.undo()
+        numba.config.reload_config()
 
 
 def test_a_numba_that_cannot_be_imported_says_why(monkeypatch):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import check_dropout, check_tensor
+from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.dropout_linear import reference
 
@@ -34,7 +34,7 @@ def dropout_linear(
     """A linear map of dropped-out rows, its columns dealt out to several tensors.
 
     ``h_m = dropout(x[index_m])``, or ``dropout(token)`` where ``index_m`` is -1; the output is ``h @ weight^T + bias``.
-    A row that is listed twice is dropped out twice, independently.
+    A row that is listed twice is dropped out twice, independently. Under autocast products are taken in its precision.
 
     Args:
         x: ``[N, D]`` float.
@@ -53,6 +53,12 @@ def dropout_linear(
     Raises:
         InputError: shapes, dtypes or devices that do not fit, an index out of range, or a backend that cannot run.
     """
+    precision = autocast_dtype(x) or x.dtype
+    return _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend, precision)
+
+
+@in_float32
+def _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend, precision):
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]), like=x)
     if bias is not None:
@@ -68,7 +74,7 @@ def dropout_linear(
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device)
-    return IMPLEMENTATIONS[name](x, weight, bias, sizes, index, token, dropout_p, seed or 0)
+    return IMPLEMENTATIONS[name](x, weight, bias, sizes, index, token, dropout_p, seed or 0, precision)
 
 
 def _check_index(index: Tensor, x: Tensor, token: Tensor | None) -> None:

@@ -22,12 +22,12 @@ from mil_zoo.kernels.numba_tools import array, blocks, dropout_key, jit, keep_ru
 BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
 
 
-def forward(x, weight, bias, sizes, index, token, dropout_p, seed):
-    """See ``dropout_linear``. Products are taken in the precision of half-precision inputs, sums in float32."""
+def forward(x, weight, bias, sizes, index, token, dropout_p, seed, precision):
+    """See ``dropout_linear``. Products are taken in ``precision``, sums in float32."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     index = torch.arange(len(x), dtype=torch.int32) if index is None else index.int()
     inputs = (None if t is None else t.to(dtype) for t in (x, weight, bias, token))
-    outs = _DropoutLinear.apply(*inputs, _Plan(index, sizes, dropout_p, seed, x.dtype))
+    outs = _DropoutLinear.apply(*inputs, _Plan(index, sizes, dropout_p, seed, precision))
     return tuple(out.to(x.dtype) for out in outs)
 
 
@@ -42,13 +42,14 @@ class _Plan:
     precision: torch.dtype
 
     def __post_init__(self):
-        self.row_blocks, self.token_blocks = _split(self.index >= 0), _split(self.index < 0)
+        block = BLOCK if self.dropout_p > 0 else 8 * BLOCK  # without dropout rows in order need no packing
+        self.row_blocks, self.token_blocks = _split(self.index >= 0, block), _split(self.index < 0, block)
 
     def pack(self, rows, x):
         """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p."""
-        first, last = int(rows[0]), int(rows[-1])
-        if self.dropout_p == 0 and self.index[first] == first and self.index[last] == last == first + len(rows) - 1:
-            return x[first : last + 1]
+        picked = self.index.numpy()[rows]
+        if self.dropout_p == 0 and (np.diff(picked) == 1).all():
+            return x[picked[0] : picked[-1] + 1]
         packed = x.new_empty(len(rows), x.shape[1])
         _pack(_bounds(packed), rows, self.index.numpy(), array(x, x), self.dropout(x), packed.numpy())
         return packed
@@ -68,9 +69,11 @@ class _Plan:
         key = dropout_key(self.dropout_p, self.seed, array(like, like).dtype)
         return *key[:3], key[3].dtype.type(1)
 
-    def distribute(self, rows, result, outs):
-        """``outs[i][rows] =`` its columns of ``result`` ``[len(rows), O]``."""
-        order = np.arange(len(rows))
+    def write(self, rows, packed, weight, bias, outs):
+        """``outs[i][rows] =`` its columns of ``packed @ weight^T + bias``."""
+        result, order = self.product(packed, weight.T), np.arange(len(rows))
+        if bias is not None:
+            result += bias
         for out, columns in zip(outs, result.split(self.sizes, dim=1), strict=True):
             _copy(_bounds(result), order, columns.numpy(), rows, out.numpy())
 
@@ -81,16 +84,16 @@ class _Plan:
             if grad is None:
                 columns.zero_()
             else:
-                _copy(_bounds(result), rows, grad.numpy(), order, columns.numpy())
+                _copy(_bounds(result), rows, array(grad, like), order, columns.numpy())
         return result
 
     def product(self, a, b):
         return torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
 
 
-def _split(wanted):
+def _split(wanted, block):
     rows = wanted.nonzero()[:, 0].numpy()
-    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    return [rows[start : start + block] for start in range(0, len(rows), block)]
 
 
 def _bounds(matrix):
@@ -103,9 +106,9 @@ class _DropoutLinear(torch.autograd.Function):
         outs = tuple(x.new_empty(len(plan.index), size) for size in plan.sizes)
         scaled = weight / (1 - plan.dropout_p)
         for rows in plan.row_blocks:
-            _distribute_with(plan, rows, plan.pack(rows, x), scaled, bias, outs)
+            plan.write(rows, plan.pack(rows, x), scaled, bias, outs)
         for rows in plan.token_blocks:
-            _distribute_with(plan, rows, plan.pack_kept(rows, x), scaled * token, bias, outs)
+            plan.write(rows, plan.pack_kept(rows, x), scaled * token, bias, outs)
         ctx.save_for_backward(x, weight, token)
         ctx.plan, ctx.biased = plan, bias is not None
         ctx.set_materialize_grads(False)
@@ -135,11 +138,6 @@ class _DropoutLinear(torch.autograd.Function):
             if ctx.biased:
                 grad_bias += grad.sum(0)
         return grad_x, grad_weight.div_(1 - plan.dropout_p), grad_bias, grad_token, None
-
-
-def _distribute_with(plan, rows, packed, weight, bias, outs):
-    result = plan.product(packed, weight.T)
-    plan.distribute(rows, result if bias is None else result.add_(bias), outs)
 
 
 @jit(parallel=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mil_zoo.kernels.dropout import dropout_scale
 
 
-def forward(x, weight, bias, sizes, index, token, dropout_p, seed):
+def forward(x, weight, bias, sizes, index, token, dropout_p, seed, precision):
     """See ``dropout_linear``. Returns one ``[M, size]`` a size."""
     h = x
     if index is not None:
@@ -17,4 +17,5 @@ def forward(x, weight, bias, sizes, index, token, dropout_p, seed):
             h = torch.where((index < 0)[:, None], token, h)
     if dropout_p > 0:
         h = h * dropout_scale(h.numel(), dropout_p, seed, h.device, h.dtype).view_as(h)
-    return F.linear(h, weight, bias).split(sizes, dim=1)
+    out = F.linear(h.to(precision), weight.to(precision)).to(x.dtype)
+    return (out if bias is None else out + bias).split(sizes, dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor
+from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor, in_float32
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.graph_attention import dgl_ops, reference
@@ -39,6 +39,7 @@ class GlobalKey(NamedTuple):
     bag: Tensor
 
 
+@in_float32
 def graph_attention(
     feat: Tensor,
     src_score: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor
+from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor, in_float32
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.graph_dot_attention import dgl_ops, reference
@@ -18,6 +18,7 @@ IMPLEMENTATIONS = {
 }
 
 
+@in_float32
 def graph_dot_attention(
     q: Tensor,
     k: Tensor,

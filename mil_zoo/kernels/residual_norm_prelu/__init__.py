@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import check_tensor
+from mil_zoo.kernels.checks import check_tensor, in_float32
 from mil_zoo.kernels.residual_norm_prelu import reference
 
 IMPLEMENTATIONS = {
@@ -14,6 +14,7 @@ IMPLEMENTATIONS = {
 }
 
 
+@in_float32
 def residual_norm_prelu(
     x: Tensor,
     residual: Tensor | None,

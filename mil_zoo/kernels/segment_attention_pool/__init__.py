@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import check_dropout, check_offsets, check_tensor
+from mil_zoo.kernels.checks import check_dropout, check_offsets, check_tensor, in_float32
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.segment_attention_pool import dgl_ops, reference
 
@@ -17,6 +17,7 @@ IMPLEMENTATIONS = {
 }
 
 
+@in_float32
 def segment_attention_pool(
     scores: Tensor,
     values: Tensor,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import check_offsets, check_tensor
+from mil_zoo.kernels.checks import check_offsets, check_tensor, in_float32
 from mil_zoo.kernels.segment_reduce import reference
 
 IMPLEMENTATIONS = {
@@ -18,6 +18,7 @@ IMPLEMENTATIONS = {
 }
 
 
+@in_float32
 def segment_reduce(
     values: Tensor,
     offsets: Tensor,
