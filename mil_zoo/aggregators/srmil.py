@@ -453,7 +453,8 @@ def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor
     projected = x @ torch.cat([weight, bias[:, None]], dim=1)  # [M, hidden + 1]
     dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
     square = (h * (h @ (weight.T @ weight) + 2 * (bias @ weight))).sum(1) + bias @ bias
-    return dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
+    cosine = dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
+    return cosine.clamp(max=1)  # rounding must not make 1 - cos negative, which has no powers
 
 
 def _check_options(hidden: int, heads: int, mask_rate: float, w_gen: float, w_ce: float, readout: str) -> None:

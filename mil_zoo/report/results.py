@@ -159,6 +159,11 @@ def notes(run: RunDirectory) -> list[str]:
     )
     budgets = _by_model({label: model["training"]["epochs"] for label, model in config["model_settings"].items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
+    products = _by_model(
+        {label: model["training"].get("precision", "float32") for label, model in config["model_settings"].items()}
+    )
+    if low := [model for model, precision in products.items() if precision != "float32"]:
+        lines.append(f"Matrix products in bfloat16: {', '.join(low)}.")
     models_of = defaultdict(list)
     for model, rule in _by_model(config["selection"]).items():
         models_of[_sentence(rule)].append(model)

@@ -220,6 +220,15 @@ def test_without_instance_labels_there_is_no_alignment(make_run):
     assert table_skew(run)["mass_ratio_median"].isna().all()
 
 
+def test_notes_say_which_models_are_computed_in_bfloat16(write):
+    run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
+    config = run.config
+    assert not any("bfloat16" in line for line in notes(run))
+    config["model_settings"]["srmil"]["training"]["precision"] = "bfloat16"
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert "Matrix products in bfloat16: srmil." in notes(run)
+
+
 def test_notes_name_a_model_once_where_its_variants_agree(write):
     run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
     config = run.config
