@@ -151,6 +151,12 @@ def test_permutation_counts_every_exchange():
     assert permutation_test([a], [b], "accuracy", 20_000) == pytest.approx(1 / 2, abs=0.02)
 
 
+def test_a_patient_is_exchanged_in_all_repeats_or_in_none():
+    """The same split twice says no more than once: of 2^4 exchanges two are as extreme."""
+    a, b = slides([0, 1, 0, 1], [0.1, 0.9, 0.1, 0.9]), slides([0, 1, 0, 1], [0.9, 0.1, 0.9, 0.1])
+    assert permutation_test([a, a], [b, b], "accuracy", 20_000) == pytest.approx(1 / 8, abs=0.01)
+
+
 def test_permutation_is_uniform_without_a_difference():
     rng = np.random.default_rng(0)
     labels = np.array([0, 1] * 30)

@@ -117,9 +117,12 @@ def permutation_test(
     """
     rng = np.random.default_rng(seed)
     observed, drawn = 0.0, np.zeros(permutations)
-    for left, right in _pairs(a, b):
-        patients, place = np.unique(left.patients, return_inverse=True)
-        swap = rng.random((permutations, len(patients)))[:, place] < 0.5  # [R, n]
+    pairs = _pairs(a, b)
+    # A patient whom several splits test (repeats do) is exchanged in all of them or in none.
+    patients = np.unique(np.concatenate([left.patients for left, _ in pairs]))
+    exchanged = rng.random((permutations, len(patients))) < 0.5
+    for left, right in pairs:
+        swap = exchanged[:, np.searchsorted(patients, left.patients)]  # [R, n]
         seeds = list(zip(left.probabilities, right.probabilities, strict=True))
         for one, other in seeds:
             first = _scores(left.labels, one, metric), _scores(left.labels, other, metric)  # each [K, n]
