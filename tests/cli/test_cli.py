@@ -107,7 +107,7 @@ def test_bench_and_report(run_cli, bag_table, tmp_path):
     assert {"figure3.png", "figure3-abmil.png", "metrics.png"} <= figures
     assert any(name.startswith("attention-slide_") for name in figures)
     before = {path: path.read_bytes() for path in out_dir.glob("*.*") if path.suffix in (".csv", ".md", ".tex")}
-    tables = {"table.csv", "table.md", "table.tex", "cost.csv", "comparisons.csv", "comparisons.md"}
+    tables = {"table.csv", "table.md", "table.tex", "cost.csv", "comparisons.csv", "comparisons.md", "splits.csv"}
     assert {path.name for path in before} == tables | {"diagnostics.csv", "skew.csv", "skew.md"}
     for path in before:
         path.unlink()
