@@ -39,6 +39,7 @@ def palette(labels: list[str]) -> dict[str, Any]:
     """A colour for every aggregator of the run, the same in all figures, told apart by colour-blind readers too."""
     # seaborn's colour-blind palette, the pairs that are close on white paper put last.
     colours = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]
+    colours += [tuple(0.55 * part for part in colour) for colour in colours]  # the whole zoo: each also in a dark shade
     if len(labels) > len(colours):
         colours = sns.color_palette("viridis", len(labels))
     return dict(zip(labels, colours, strict=False))
