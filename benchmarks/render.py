@@ -38,7 +38,7 @@ def render(folder: Path) -> None:
     (folder / "table.md").write_text(_header(documents) + _table(rows))
     sized = rows[rows["size"].notna()] if "size" in rows else rows.iloc[:0]
     for name, (column, label) in PLOTS.items():
-        _plot(sized[sized[column].notna()], column, label, folder / f"{name}.png")
+        _plot(sized[sized[column] > 0], column, label, folder / f"{name}.png")
 
 
 def _rows(suite: str, document: dict[str, Any]) -> list[dict[str, Any]]:
