@@ -26,12 +26,12 @@ def folder_of(document: dict, results: Path) -> Path:
     return results / f"{'gpu' if about['device'] == 'cuda' else 'cpu'}-{slug}{'-tiny' * about['tiny']}"
 
 
-def run_suite(suite: str, device: str, tiny: bool, results: Path) -> tuple[int, Path | None]:
+def run_suite(suite: str, device: str, only: str, tiny: bool, results: Path) -> tuple[int, Path | None]:
     """The exit code of a suite, and the folder that its results went to (None where there are none)."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "suite.json"
         command = [sys.executable, "-m", "pytest", str(HERE / f"{suite}.py"), f"--benchmark-json={output}"]
-        options = [f"--device={device}", "--benchmark-disable-gc", "-p", "no:cacheprovider", "--timeout=0"]
+        options = [f"--device={device}", "--benchmark-disable-gc", "-p", "no:cacheprovider", "--timeout=0", "-k", only]
         code = subprocess.run([*command, *options, *["--tiny"] * tiny], check=False).returncode
         if not output.exists() or not output.read_text():
             return code, None
@@ -49,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("suites", nargs="*", help="names such as test_kernels; default: all that the device can run")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", default="", metavar="EXPRESSION", help="of the suites' tests, as pytest -k takes it")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal whose numbers mean nothing")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> int:
     suites = arguments.suites or [suite for suite in every if arguments.device == "cpu" or suite in ON_GPU]
     codes, folder = [], None
     for suite in suites:
-        code, written = run_suite(suite, arguments.device, arguments.tiny, arguments.results)
+        code, written = run_suite(suite, arguments.device, arguments.only, arguments.tiny, arguments.results)
         codes.append(code)
         folder = written or folder
     if folder:
