@@ -61,7 +61,7 @@ class TopKPooling(Aggregator):
         chosen = F.pad(taken.cumsum(0), (1, 0))  # where the rows of each bag start
         logits = segment_reduce(instance_logits.gather(0, rows), chosen, "mean")
         share = (1 / taken).to(h.dtype).index_select(0, batch.bag_index)[:, None].expand_as(instance_logits)
-        attention = torch.zeros_like(instance_logits).scatter(0, rows, share.gather(0, rows))
+        attention = share.new_zeros(instance_logits.shape).scatter(0, rows, share.gather(0, rows))
         selected = h.index_select(0, rows.flatten()).view(*rows.shape, -1).mean(1)  # [M, E]
         embedding = segment_reduce(selected, chosen, "mean")
         return AggregatorOutput(logits, embedding, attention, instance_logits=instance_logits)
