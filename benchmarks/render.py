@@ -86,7 +86,8 @@ def _table(rows: pd.DataFrame) -> str:
 def _ratios(baselines: pd.DataFrame, row: pd.Series, column: str) -> str:
     if column not in baselines or not row.get(column, 0) > 1:  # below a MiB or a ms a ratio says nothing
         return ""
-    return ", ".join(f"{other['side']} {other[column] / row[column]:.1f}x" for _, other in baselines.iterrows())
+    above = baselines[baselines[column] > 1]
+    return ", ".join(f"{other['side']} {other[column] / row[column]:.1f}x" for _, other in above.iterrows())
 
 
 def _cell(value: object) -> str:
