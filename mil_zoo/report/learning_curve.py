@@ -101,17 +101,17 @@ def _figure(run: RunDirectory, table: pd.DataFrame) -> Figure:
         # Side by side, so that intervals at one number of labels do not cover each other.
         x = part["slides"] * 1.03 ** (i - (len(names) - 1) / 2)
         axes.plot(x, part["mean"], color=colours[name], marker="o", markersize=4, label=name)
-        axes.vlines(x, part["low"], part["high"], color=colours[name], linewidth=1.2, alpha=0.6)
+        axes.vlines(x, part["low"].clip(0, 1), part["high"].clip(0, 1), color=colours[name], linewidth=1.2, alpha=0.6)
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ticks = sorted({round(n) for n in table["slides"]})
     axes.set(xscale="log", xlabel="labelled training slides", ylabel="test AUC")
-    axes.set_ylim(max(0, min(0.4, table["low"].min()) - 0.02), min(1.1, max(1.0, table["high"].max()) + 0.02))
+    axes.set_ylim(max(0, min(0.4, table["low"].min())) - 0.02, 1.02)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{tick}" for tick in ticks])
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title(run, "Test AUC against labels"))
-    note = "Mean and 95 % interval over splits (corrected resampled t), which may leave [0, 1]; dashed: chance."
+    note = "Mean and 95 % interval over splits (corrected resampled t, cut to [0, 1]); dashed: chance."
     figure.supxlabel(textwrap.fill(note, 90), fontsize=7)
     return figure
 
