@@ -17,6 +17,8 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.readers.base import LAYOUTS, FeatureSet
 from mil_zoo.kernels.csr import CSR
 
+GRAPH_EDGES = 2**31 // 12  # kept in memory: 2 GiB, as an edge and its transposed one take 12 bytes
+
 
 @dataclass(frozen=True)
 class SlideFile:
@@ -46,7 +48,7 @@ class SlideFile:
 
 @dataclass(frozen=True, eq=False)
 class SlideFiles(Sequence[Bag]):
-    """Bags read from disk at each access; only their graphs and instance labels are kept.
+    """Bags read from disk at each access; only their instance labels and the graphs used last are kept.
 
     Attributes:
         slides: one a bag.
@@ -69,7 +71,7 @@ class SlideFiles(Sequence[Bag]):
         slide = self.slides[index]
         bag = slide.read()
         # Graphs that are built are kept; those that came with the slide are read again, and need no memory.
-        bag = replace(bag, _graphs=ChainMap(self._graphs.setdefault(slide.slide_id, {}), bag._graphs))
+        bag = replace(bag, _graphs=ChainMap(self._kept_graphs(slide.slide_id), bag._graphs))
         if slide.labeller is not None:
             if slide.slide_id not in self._instance_labels:
                 labels = slide.labeller(bag)
@@ -79,6 +81,18 @@ class SlideFiles(Sequence[Bag]):
 
     def __iter__(self) -> Iterator[Bag]:
         return (self[i] for i in range(len(self)))
+
+    def _kept_graphs(self, slide_id: str) -> MutableMapping[str, CSR]:
+        """The graphs built of a slide so far; those of the slides not used for longest make room beyond the limit."""
+        graphs = self._graphs[slide_id] = self._graphs.pop(slide_id, {})  # to the end: used last
+        edges = {name: sum(csr.num_edges for csr in list(kept.values())) for name, kept in list(self._graphs.items())}
+        excess = sum(edges.values()) - GRAPH_EDGES
+        for name, count in edges.items():
+            if excess <= 0 or name == slide_id:
+                break
+            self._graphs.pop(name, None)
+            excess -= count
+        return graphs
 
 
 def labels_of(bags: Sequence[Bag]) -> list[int | None]:

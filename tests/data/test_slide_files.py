@@ -10,7 +10,7 @@ from layouts import GRID, write_clam, write_trident
 
 from mil_zoo import InputError
 from mil_zoo.data import dataset as dataset_module
-from mil_zoo.data import open_dataset
+from mil_zoo.data import open_dataset, slide_files
 from mil_zoo.data.card import DataCard
 from mil_zoo.data.slide_files import count_instances, labels_of, pick, relabel
 
@@ -42,6 +42,16 @@ def test_slides_are_read_when_they_are_needed(folder):
     assert [bag.label for bag in relabel(chosen, [0, 1])] == [0, 1]
     (split,) = dataset.published_splits
     assert [len(part) for part in (split.train, split.val, split.test)] == [16, 0, 8]
+
+
+def test_the_graphs_used_last_are_kept_within_a_limit(folder, monkeypatch):
+    bags = open_dataset("mine", folder).bags
+    first = [bags[i].graph("window:2") for i in range(3)]
+    assert all(bags[i].graph("window:2") is first[i] for i in range(3))  # kept
+    monkeypatch.setattr(slide_files, "GRAPH_EDGES", first[1].num_edges + first[2].num_edges)
+    assert bags[2].graph("window:2") is first[2]
+    assert bags[1].graph("window:2") is first[1]
+    assert bags[0].graph("window:2") is not first[0]  # made room, and is built again
 
 
 def test_a_bench_on_a_folder_of_slides_with_its_official_split(folder, run_cli):
