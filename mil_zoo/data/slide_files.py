@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,45 @@ from mil_zoo.data.readers.base import LAYOUTS, FeatureSet
 from mil_zoo.kernels.csr import CSR
 
 GRAPH_EDGES = 2**31 // 12  # kept in memory: 2 GiB, as an edge and its transposed one take 12 bytes
+
+
+class GraphCache:
+    """Graphs built of the slides used last, together at most ``GRAPH_EDGES`` edges (or those of one slide)."""
+
+    def __init__(self) -> None:
+        self._slides: dict[str, _SlideGraphs] = {}  # the slide used last comes last
+        self._edges = 0
+        self._lock = threading.Lock()  # slides are read ahead in another thread
+
+    def of(self, slide_id: str) -> MutableMapping[str, CSR]:
+        """The graphs of a slide by spec; what is put in is kept."""
+        with self._lock:
+            graphs = self._slides.pop(slide_id, None)
+            graphs = _SlideGraphs(self) if graphs is None else graphs
+            self._slides[slide_id] = graphs
+            return graphs
+
+    def add(self, edges: int) -> None:
+        """Counts a graph that was put in, and makes room."""
+        with self._lock:
+            self._edges += edges
+            while self._edges > GRAPH_EDGES and len(self._slides) > 1:
+                oldest = self._slides.pop(next(iter(self._slides)))
+                oldest.cache = None
+                self._edges -= sum(csr.num_edges for csr in oldest.values())
+
+
+class _SlideGraphs(dict[str, CSR]):
+    """Graphs of one slide, counted by their cache until that drops them."""
+
+    def __init__(self, cache: GraphCache) -> None:
+        super().__init__()
+        self.cache: GraphCache | None = cache
+
+    def __setitem__(self, spec: str, graph: CSR) -> None:
+        super().__setitem__(spec, graph)
+        if self.cache is not None:
+            self.cache.add(graph.num_edges)
 
 
 @dataclass(frozen=True)
@@ -55,7 +95,7 @@ class SlideFiles(Sequence[Bag]):
     """
 
     slides: Sequence[SlideFile]
-    _graphs: dict[str, MutableMapping[str, CSR]] = field(default_factory=dict)
+    _graphs: GraphCache = field(default_factory=lambda: GraphCache())
     _instance_labels: dict[str, Tensor | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -71,7 +111,7 @@ class SlideFiles(Sequence[Bag]):
         slide = self.slides[index]
         bag = slide.read()
         # Graphs that are built are kept; those that came with the slide are read again, and need no memory.
-        bag = replace(bag, _graphs=ChainMap(self._kept_graphs(slide.slide_id), bag._graphs))
+        bag = replace(bag, _graphs=ChainMap(self._graphs.of(slide.slide_id), bag._graphs))
         if slide.labeller is not None:
             if slide.slide_id not in self._instance_labels:
                 labels = slide.labeller(bag)
@@ -81,18 +121,6 @@ class SlideFiles(Sequence[Bag]):
 
     def __iter__(self) -> Iterator[Bag]:
         return (self[i] for i in range(len(self)))
-
-    def _kept_graphs(self, slide_id: str) -> MutableMapping[str, CSR]:
-        """The graphs built of a slide so far; those of the slides not used for longest make room beyond the limit."""
-        graphs = self._graphs[slide_id] = self._graphs.pop(slide_id, {})  # to the end: used last
-        edges = {name: sum(csr.num_edges for csr in list(kept.values())) for name, kept in list(self._graphs.items())}
-        excess = sum(edges.values()) - GRAPH_EDGES
-        for name, count in edges.items():
-            if excess <= 0 or name == slide_id:
-                break
-            self._graphs.pop(name, None)
-            excess -= count
-        return graphs
 
 
 def labels_of(bags: Sequence[Bag]) -> list[int | None]:
