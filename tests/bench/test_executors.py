@@ -124,7 +124,13 @@ def test_processes_end_with_the_run_and_what_is_done_is_kept(bag_table, tmp_path
         "--jobs", "2", "--out", out,
     ]  # fmt: skip
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A shell starts its background jobs with Ctrl-C ignored, and the tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         rows = out / "trials.jsonl"
         deadline = time.monotonic() + 120
