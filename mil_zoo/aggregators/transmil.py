@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from mil_zoo.errors import InputError
 
 ITERATIONS = 6  # of the pseudo-inverse
 TAPS = 33  # of the residual convolution
+BLOCK = 65_536  # tokens whose output is computed at a time where nothing is kept for gradients
 
 
 class NystromAttention(nn.Module):
@@ -60,30 +62,44 @@ class NystromAttention(nn.Module):
         means = x.view(self.landmarks, -1, dim).mean(1)
         to_q, to_k, _ = self.to_qkv.weight.chunk(3)
         # Projections commute with means, and queries are needed at the wanted rows only.
-        q = self._split(F.linear(x[pad : pad + rows], to_q))  # [1, H, rows, d]
         q_mean, k_mean = self._split(F.linear(means, to_q)), self._split(F.linear(means, to_k))  # [1, H, m, d]
         k, v = F.linear(x, self.to_qkv.weight[dim:]).chunk(2, dim=1)  # [pad + T, E]
         keys = self._split(k)
 
         inverse = pseudo_inverse(_softmax(q_mean, k_mean)[0])  # [H, m, m]
         summary = inverse @ F.scaled_dot_product_attention(q_mean, keys, self._split(v))  # [1, H, m, d]
-        out = F.scaled_dot_product_attention(q, k_mean, summary)[0].transpose(0, 1).flatten(1)
-        out = self.drop(self.to_out(out + self._convolve(v[pad:], rows)))
+
+        def read(first: int, last: int) -> Tensor:
+            q = self._split(F.linear(x[pad + first : pad + last], to_q))  # [1, H, last - first, d]
+            out = F.scaled_dot_product_attention(q, k_mean, summary)[0].transpose(0, 1).flatten(1)
+            return self.drop(self.to_out(out + self._convolve(v[pad:], first, last)))
+
+        if torch.is_grad_enabled() or rows <= BLOCK:
+            out = read(0, rows)
+        else:  # so that a million tokens need three arrays of this size less
+            out = x.new_empty(rows, dim)
+            for first in range(0, rows, BLOCK):
+                out[first : first + BLOCK] = read(first, min(first + BLOCK, rows))
         if not with_attention:
             return out, None
         with torch.no_grad():
-            weights = _softmax(q[0, :, :1], k_mean[0]) @ inverse  # [H, 1, m], of the landmarks
-            parts = [weights[h] @ _softmax(q_mean[0, h], keys[0, h]) for h in range(self.heads)]  # one m x T
-            return out, torch.cat(parts)[:, pad:]
+            weights = _softmax(self._split(F.linear(x[pad : pad + 1], to_q))[0], k_mean[0]) @ inverse  # [H, 1, m]
+            row = x.new_zeros(self.heads, len(x))
+            for head, landmarks in product(range(self.heads), torch.arange(self.landmarks).split(32)):  # 32 x T
+                row[head] += (weights[head, :, landmarks] @ _softmax(q_mean[0, head, landmarks], keys[0, head]))[0]
+            return out, row[:, pad:]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(len(x), self.heads, -1).transpose(0, 1)[None]  # [1, H, T, d]
 
-    def _convolve(self, v: Tensor, rows: int) -> Tensor:
+    def _convolve(self, v: Tensor, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` of the convolution, from these and the ``TAPS // 2`` on either side."""
+        start = max(first - TAPS // 2, 0)
         # As an image of T x 1 pixels with channels last, as v lies in memory: four times the speed of [H, T, d].
-        image = v[: rows + TAPS // 2].T[None, :, :, None]
+        image = v[start : last + TAPS // 2].T[None, :, :, None]
         taps = self.res_conv.weight.repeat_interleave(v.shape[1] // self.heads, dim=0)  # [E, 1, TAPS, 1]
-        return F.conv2d(image, taps, padding=(TAPS // 2, 0), groups=v.shape[1])[0, :, :rows, 0].T
+        out = F.conv2d(image, taps, padding=(TAPS // 2, 0), groups=v.shape[1])
+        return out[0, :, first - start : last - start, 0].T
 
 
 class PPEG(nn.Module):
@@ -207,13 +223,17 @@ class TransMIL(Aggregator):
     def _class_tokens(self, batch: BagBatch, with_attention: bool) -> list[tuple[Tensor, Tensor | None]]:
         """Of each bag the class token ``[1, E]`` and its row of attention ``[H, 1 + side ** 2]``."""
         results = []
-        for h in self.embed(batch.features).split(batch.sizes.tolist()):
-            side = math.isqrt(len(h) - 1) + 1
-            tokens = torch.cat([self.cls_token[0], h, h[: side * side - len(h)]])
+        for features in batch.features.split(batch.sizes.tolist()):
+            side = math.isqrt(len(features) - 1) + 1
+            tokens = self._tokens(features, side)
             tokens, _ = self.layer1(tokens, rows=len(tokens))
             tokens = torch.cat([tokens[:1], self.ppeg(tokens[1:], side)])
             results.append(self.layer2(tokens, rows=1, with_attention=with_attention))
         return results
+
+    def _tokens(self, features: Tensor, side: int) -> Tensor:
+        h = self.embed(features)
+        return torch.cat([self.cls_token[0], h, h[: side * side - len(h)]])
 
 
 def pseudo_inverse(x: Tensor) -> Tensor:

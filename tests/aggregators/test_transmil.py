@@ -158,3 +158,14 @@ def test_options_are_checked():
     for options, message in [({"heads": 7}, "multiple of heads"), ({"landmarks": 0}, "landmarks")]:
         with pytest.raises(InputError, match=message):
             create_aggregator("transmil", in_dim=8, **options)
+
+
+def test_evaluation_in_blocks_is_evaluation_at_once(monkeypatch):
+    aggregator = GOLDEN.create("transmil", **OPTIONS)
+    batch = BagBatch.from_bags([make_bag(n, aggregator.in_dim, seed=n) for n in (200, 37)])
+    with torch.no_grad():
+        whole = aggregator(batch)
+        monkeypatch.setattr("mil_zoo.aggregators.transmil.BLOCK", 11)  # blocks shorter than the convolution's reach
+        blocks = aggregator(batch)
+    assert_close(blocks.logits, whole.logits, "logits")
+    assert_close(blocks.head_attention, whole.head_attention, "attention of the heads")
