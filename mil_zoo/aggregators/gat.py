@@ -91,11 +91,11 @@ class GATLayer(nn.Module):
             mixed, h = self.mix(h, graph, rows)
             return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
         z, left, right, residual = self._project(h, **options)
-        out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop).flatten(1)
         if rows is not None:
-            out = out.index_select(0, rows)
+            graph, right = graph.select(rows), right.index_select(0, rows)
             residual = None if residual is None else residual.index_select(0, rows)
-        return self._finish(out, residual)
+        out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop)
+        return self._finish(out.flatten(1), residual)
 
     def with_global(
         self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, *, skip: int = 0, **options: Any
@@ -114,7 +114,9 @@ class GATLayer(nn.Module):
             patches ``[N, H * F]`` and global nodes ``[B - skip, H * F]``.
         """
         z, left, right, residual = self._project(h, **options)
-        z_global, left_global, right_global, residual_global = self._project(h_global, options.get("before"))
+        if "before" in options:  # a few rows: not worth a product of weights
+            h_global = options["before"](h_global)
+        z_global, left_global, right_global, residual_global = self._project(h_global)
         bag = torch.repeat_interleave(offsets.diff(), output_size=len(z))
         key = GlobalKey(
             F.pad(z_global, (0, 0, 0, 0, skip, 0)), F.pad(left_global, (0, 0, skip, 0), value=-torch.inf), bag
@@ -147,9 +149,9 @@ class GATLayer(nn.Module):
             sums ``[N or len(rows), in_dim]``, and the inputs of these rows after dropout.
         """
         h = seeded_dropout(h, self._feat_drop)
-        left, right = h @ self._folded(self.attn_l).T, h @ self._folded(self.attn_r).T  # [N, 1]
-        mixed = graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0]
-        return (mixed, h) if rows is None else (mixed.index_select(0, rows), h.index_select(0, rows))
+        own, graph = (h, graph) if rows is None else (h.index_select(0, rows), graph.select(rows))
+        left, right = h @ self._folded(self.attn_l).T, own @ self._folded(self.attn_r).T  # [N, 1]
+        return graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0], own
 
     def _project(
         self, h: Tensor, before: nn.Linear | None = None, packing: Packing | None = None
@@ -166,13 +168,15 @@ class GATLayer(nn.Module):
         """
         parts = [self.fc.weight, self._folded(self.attn_l), self._folded(self.attn_r)]
         parts += [] if self.res_fc is None else [self.res_fc.weight]
-        weight, bias, sizes = torch.cat(parts), None, [len(part) for part in parts]
+        width, weight, bias = self.heads * self.head_dim, torch.cat(parts), None
+        sizes = [width, 2 * self.heads] + ([] if self.res_fc is None else [width])
         if before is not None:
             weight, bias = weight @ before.weight, weight @ before.bias
         index, token = packing or (None, None)
-        z, left, right, *residual = dropout_linear(
+        z, scores, *residual = dropout_linear(
             h, weight, bias, sizes=sizes, index=index, token=token, dropout_p=self._feat_drop
         )
+        left, right = scores.split(self.heads, dim=1)
         return z.view(len(z), self.heads, self.head_dim), left, right, residual[0] if residual else None
 
     def _finish(self, out: Tensor, residual: Tensor | None) -> Tensor:

@@ -128,7 +128,7 @@ class SRMIL(Aggregator):
             "loss", "reconstruction", "ce_masked" and "ce_full", each the mean over the bags of the batch.
         """
         features, graph, n = self._needs_graph(batch).features, batch.graph.csr, batch.num_instances
-        rows = self._draw_mask(batch) if mask is None else mask.to(features.device)
+        rows = (self._draw_mask(batch) if mask is None else mask.to(features.device)).sort().values
         # The three paths are three graphs of one batch: masked without the global node, masked, and complete.
         index = torch.arange(n, device=features.device).repeat(3)
         index[rows] = index[n + rows] = -1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -70,6 +71,8 @@ class CSR:
         """The edges grouped by source, for backward passes that must not use atomics."""
         if "_parts" in self.__dict__:
             return self._transposed_parts()
+        if "_selected" in self.__dict__:
+            return self._transposed_selection()
         order = torch.argsort(self.indices.long() * self.num_dst + self.destinations)
         indptr = torch.zeros(self.num_src + 1, dtype=torch.int32, device=self.indptr.device)
         indptr[1:] = torch.bincount(self.indices.long(), minlength=self.num_src).cumsum(0)
@@ -86,11 +89,37 @@ class CSR:
             nodes, edges = nodes + part.num_dst, edges + part.num_edges
         return Transposed(torch.cat(indptrs), torch.cat(indices), torch.cat(edge))
 
+    def select(self, rows: Tensor) -> CSR:
+        """The destinations ``rows`` (int64, each at most once) alone, in that order; sources stay."""
+        counts, starts = self.indptr.diff()[rows], self.indptr[rows]
+        indptr = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
+        indptr[1:] = counts.cumsum(0)
+        edges = torch.repeat_interleave(starts - indptr[:-1], counts, output_size=int(indptr[-1]))
+        edges += torch.arange(len(edges), dtype=torch.int32, device=rows.device)
+        selection = CSR(indptr, self.indices[edges], self.num_src)
+        selection.__dict__["_selected"] = self, rows, edges
+        return selection
+
+    def _transposed_selection(self) -> Transposed:
+        # That of the whole graph, which is sorted once, without the rows that were not selected.
+        whole, rows, edges = self.__dict__["_selected"]
+        back, place = whole.transposed, torch.full((whole.num_edges,), -1, dtype=torch.int32, device=rows.device)
+        place[edges] = torch.arange(len(edges), dtype=torch.int32, device=rows.device)
+        place = place[back.edge]
+        kept = place >= 0
+        indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[back.indptr]
+        row = torch.empty(whole.num_dst, dtype=torch.int32, device=rows.device)
+        row[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+        return Transposed(indptr, row[back.indices[kept]], place[kept])
+
     def to(self, device: torch.device | str) -> CSR:
         """The same graph on ``device``; itself if it is there already."""
         if self.indptr.device == torch.device(device):
             return self
-        return CSR(self.indptr.to(device), self.indices.to(device), self.num_src)
+        moved = CSR(self.indptr.to(device), self.indices.to(device), self.num_src)
+        if "_checked" in self.__dict__:
+            moved.__dict__["_checked"] = True
+        return moved
 
     @staticmethod
     def concat(graphs: Sequence[CSR]) -> CSR:

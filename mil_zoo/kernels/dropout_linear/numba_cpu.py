@@ -71,9 +71,12 @@ class _Plan:
 
     def write(self, rows, packed, weight, bias, outs):
         """``outs[i][rows] =`` its columns of ``packed @ weight^T + bias``."""
-        result, order = self.product(packed, weight.T), np.arange(len(rows))
-        if bias is not None:
-            result += bias
+        if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: no copy on the way
+            biases = [None] * len(outs) if bias is None else bias.split(self.sizes)
+            for out, part, shift in zip(outs, weight.split(self.sizes), biases, strict=True):
+                self.product(packed, part.T, shift, out=out[rows[0] : rows[-1] + 1])
+            return
+        result, order = self.product(packed, weight.T, bias), np.arange(len(rows))
         for out, columns in zip(outs, result.split(self.sizes, dim=1), strict=True):
             _copy(_bounds(result), order, columns.numpy(), rows, out.numpy())
 
@@ -87,8 +90,13 @@ class _Plan:
                 _copy(_bounds(result), rows, array(grad, like), order, columns.numpy())
         return result
 
-    def product(self, a, b):
-        return torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
+    def product(self, a, b, bias=None, out=None):
+        """``a @ b + bias``, the product in ``precision``; float32 and float64 go into ``out`` at once."""
+        if self.precision == a.dtype:
+            return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+        result = torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
+        result = result if bias is None else result.add_(bias)
+        return result if out is None else out.copy_(result)
 
 
 def _split(wanted, block):
