@@ -244,9 +244,15 @@ def _pairs_within(points: np.ndarray, reach: float) -> Pairs:
         for part in _parts(counts):
             a = np.repeat(i[part], counts[part])
             b = np.arange(len(a)) + np.repeat(start[part] - counts[part].cumsum() + counts[part], counts[part])
-            near = (x[a] - x[b]) ** 2 + (y[a] - y[b]) ** 2 <= (reach * (1 + TOLERANCE)) ** 2
-            src.append(order[a[near]])
-            dst.append(order[b[near]])
+            square, square_y = x[a] - x[b], y[a] - y[b]
+            square *= square
+            square_y *= square_y
+            square += square_y
+            near = square <= (reach * (1 + TOLERANCE)) ** 2
+            if not near.all():
+                a, b = a[near], b[near]
+            src.append(order[a])
+            dst.append(order[b])
     return _tensors(np.concatenate(src), np.concatenate(dst))
 
 
