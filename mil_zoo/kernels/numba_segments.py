@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from mil_zoo.kernels.numba_tools import add_weighted, blocks, exponentials, jit
+from mil_zoo.kernels.numba_tools import blocks, exponentials, jit
+from mil_zoo.kernels.numba_vectors import add_weighted
 
 PIECE = 512  # rows that one thread works on; fixed, so that the order of additions does not depend on the threads
 

@@ -1,4 +1,4 @@
-"""What the Numba kernels share: compilation, threads, exp, dropout, and sums over the rows that an index lists.
+"""What the Numba kernels share: compilation, threads and exp.
 
 Where ``REORDER`` is given the compiler may reorder sums; it may nowhere assume that there is no NaN or infinity.
 """
@@ -147,6 +147,19 @@ def multiply(x, factor):
 
 
 @jit()
+def largest(x, scratch):
+    """The largest of ``CHUNK`` numbers, halving them: vectors, where a loop over them waits and guesses."""
+    for i in range(CHUNK):
+        scratch[i] = x[i]
+    half = CHUNK // 2
+    while half:
+        for i in range(half):
+            scratch[i] = scratch[i] if scratch[i] > scratch[i + half] else scratch[i + half]
+        half //= 2
+    return scratch[0]
+
+
+@jit()
 def exponentials(x):
     """exp of every element of a C-contiguous array, in place."""
     flat = x.reshape(-1)
@@ -167,90 +180,3 @@ def gather(indices, table, result):
     for e in range(len(indices)):
         for h in range(table.shape[1]):
             result[h, e] = table[indices[e], h]
-
-
-def dropout_key(p: float, seed: int, dtype: np.dtype) -> tuple:
-    """What ``keep`` needs: the threshold, the two words of the seed, and 1 / (1 - p) in ``dtype``."""
-    low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32((seed >> 32) & 0xFFFFFFFF)
-    return np.uint32(int(p * 2**32)), low, high, dtype.type(1 / (1 - p))
-
-
-@jit()
-def keep(edges, dropout, counter, scale):
-    """Fills ``scale`` ``[H, n]`` with what dropout multiplies each head of n edges by: ``dropout.dropout_scale``.
-
-    Nothing is written where nothing is dropped. ``counter`` is room for uint32 ``[2, n]``.
-    """
-    threshold, low, high, kept = dropout
-    if threshold == 0:
-        return
-    for e in range(len(edges)):
-        first = np.uint64(edges[e]) * np.uint64(len(scale))
-        counter[0, e], counter[1, e] = np.uint32(first), np.uint32(first >> np.uint64(32))
-    for h in range(len(scale)):
-        for e in range(len(edges)):
-            here = np.uint32(counter[0, e] + np.uint32(h))
-            carry = np.uint32(here < counter[0, e])
-            word = _finalise(_finalise(here ^ low) ^ np.uint32(counter[1, e] + carry) ^ high)
-            scale[h, e] = kept if word >= threshold else kept - kept
-
-
-@jit()
-def keep_run(first, dropout, scale):
-    """Fills ``scale`` ``[n]`` with what dropout multiplies elements ``first .. first + n - 1`` by."""
-    threshold, low, high, kept = dropout
-    if threshold == 0:
-        for c in range(len(scale)):
-            scale[c] = kept
-        return
-    start, top = np.uint32(np.uint64(first)), np.uint32(np.uint64(first) >> np.uint64(32))
-    for c in range(len(scale)):
-        here = np.uint32(start + np.uint32(c))
-        carry = np.uint32(here < start)
-        word = _finalise(_finalise(here ^ low) ^ np.uint32(top + carry) ^ high)
-        scale[c] = kept if word >= threshold else kept - kept
-
-
-@jit()
-def _finalise(x):
-    x = np.uint32(x)  # Numba widens every result to 64 bits
-    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> np.uint32(16)))
-
-
-@jit()
-def add_weighted(out, weight, table, indices):
-    """``out[h] += sum_e weight[h, e] * table[indices[e], h]``, ``out`` ``[H, F]``; a table of one head serves all."""
-    count, heads, width, step = len(indices), out.shape[0], out.shape[1], 0 if table.shape[1] == 1 else 1
-    whole = count // 4 * 4
-    for e in range(0, whole, 4):  # four rows at a time, which loads and stores ``out`` a quarter as often
-        j0, j1, j2, j3 = indices[e], indices[e + 1], indices[e + 2], indices[e + 3]
-        for h in range(heads):
-            w0, w1, w2, w3 = weight[h, e], weight[h, e + 1], weight[h, e + 2], weight[h, e + 3]
-            t = h * step
-            for f in range(width):
-                out[h, f] += w0 * table[j0, t, f] + w1 * table[j1, t, f] + w2 * table[j2, t, f] + w3 * table[j3, t, f]
-    for e in range(whole, count):
-        for h in range(heads):
-            for f in range(width):
-                out[h, f] += weight[h, e] * table[indices[e], h * step, f]
-
-
-@jit(fastmath=REORDER)
-def dots(row, table, indices, result):
-    """``result[h, e] = <row[h], table[indices[e], h]>`` for ``row`` ``[H, F]``; a table of one head serves all."""
-    count, heads, width, step = len(indices), row.shape[0], row.shape[1], 0 if table.shape[1] == 1 else 1
-    for e0 in range(0, count, 4):
-        e1, e2, e3 = min(e0 + 1, count - 1), min(e0 + 2, count - 1), min(e0 + 3, count - 1)
-        j0, j1, j2, j3 = indices[e0], indices[e1], indices[e2], indices[e3]
-        for h in range(heads):
-            d0 = d1 = d2 = d3 = row.dtype.type(0)
-            t = h * step
-            for f in range(width):
-                x = row[h, f]
-                d0 += x * table[j0, t, f]
-                d1 += x * table[j1, t, f]
-                d2 += x * table[j2, t, f]
-                d3 += x * table[j3, t, f]
-            result[h, e0], result[h, e1], result[h, e2], result[h, e3] = d0, d1, d2, d3

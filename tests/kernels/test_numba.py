@@ -21,7 +21,9 @@ from mil_zoo.kernels import (
 )
 from mil_zoo.kernels.dropout import dropout_scale
 from mil_zoo.kernels.graph_attention import numba_cpu
-from mil_zoo.kernels.numba_tools import dropout_key, exponentials, jit, keep
+from mil_zoo.kernels.numba_dropout import dropout_key, keep, keep_run
+from mil_zoo.kernels.numba_tools import exponentials, jit
+from mil_zoo.kernels.numba_vectors import add_weighted, dots
 
 BAGS = torch.tensor([0, 3, 1, 1, 3, 0, 0, 1]).repeat(200)  # neither sorted nor all four there
 
@@ -129,6 +131,26 @@ def test_dropout_in_kernels_is_that_of_tensors(first):
     keep(edges, dropout_key(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
     expected = dropout_scale(900, 0.3, 2**61 + 12345, torch.device("cpu"), torch.float32, start=3 * first)
     assert expected.view(300, 3).T.equal(torch.from_numpy(scale))
+    keep_run(3 * first, dropout_key(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
+    assert expected.double().ne(0).equal(torch.from_numpy(run).ne(0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 15, 16, 64, 69, 130])
+@pytest.mark.parametrize(("heads", "in_table"), [(1, 1), (4, 4), (3, 1)])
+@pytest.mark.parametrize("count", [0, 1, 4, 31])
+def test_sums_over_listed_rows(dtype, width, heads, in_table, count):
+    generator = np.random.default_rng(0)
+    table, row = generator.normal(size=(50, in_table, width)), generator.normal(size=(heads, width))
+    weight, indices = generator.normal(size=(heads, 32)), generator.integers(0, 50, count).astype(np.int32)
+    rows = np.broadcast_to(table, (50, heads, width))[indices]
+    out, result = row.astype(dtype), np.full((heads, 32), np.nan, dtype)
+    add_weighted(out, weight.astype(dtype), table.astype(dtype), indices)
+    dots(row.astype(dtype), table.astype(dtype), indices, result)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == np.float32 else {"rtol": 1e-10, "atol": 1e-12}
+    np.testing.assert_allclose(out, row + np.einsum("he,ehf->hf", weight[:, :count], rows), **tolerance)
+    np.testing.assert_allclose(result[:, :count], np.einsum("hf,ehf->he", row, rows), **tolerance)
+    assert np.isnan(result[:, count:]).all()  # nothing is written beyond
 
 
 def test_exp():

@@ -17,7 +17,8 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels.numba_tools import array, blocks, dropout_key, jit, keep_run, stripes
+from mil_zoo.kernels.numba_dropout import dropout_key, keep_run
+from mil_zoo.kernels.numba_tools import array, blocks, jit, stripes
 
 BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
 

@@ -13,22 +13,21 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.errors import InputError
+from mil_zoo.kernels.numba_dropout import dropout_key, keep
 from mil_zoo.kernels.numba_segments import segment_weighted_sum
 from mil_zoo.kernels.numba_tools import (
     CHUNK,
     REORDER,
-    add_weighted,
     array,
     blocks,
-    dots,
-    dropout_key,
     exp,
     gather,
     jit,
-    keep,
+    largest,
     multiply,
     number,
 )
+from mil_zoo.kernels.numba_vectors import add_weighted, dots
 
 
 def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, global_key, return_attention):
@@ -125,6 +124,7 @@ def _forward_rows(
     weight, scale = np.empty((heads, CHUNK), feat.dtype), np.ones((heads, CHUNK), feat.dtype)
     edges, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
     top, total = np.empty(heads, feat.dtype), np.empty(heads, np.float64)
+    scratch = np.empty(CHUNK, feat.dtype)
     for i in range(first, last):
         row = indices[indptr[i] : indptr[i + 1]]
         key = bag[i : i + 1]  # the global key as a list of one source; empty where there is none
@@ -134,11 +134,12 @@ def _forward_rows(
         if len(key):
             number(len(indices) + i, edges)
             keep(edges, dropout, counter, scale)
-            _absorb(key, dst[i], key_score, key_feat, slope, weight, scale, top, total, out[i])
+            _absorb(key, dst[i], key_score, key_feat, slope, weight, scale, scratch, top, total, out[i])
         for start in range(0, len(row), CHUNK):
             number(indptr[i] + start, edges)
             keep(edges, dropout, counter, scale)
-            _absorb(row[start : start + CHUNK], dst[i], src, feat, slope, weight, scale, top, total, out[i])
+            chunk = row[start : start + CHUNK]
+            _absorb(chunk, dst[i], src, feat, slope, weight, scale, scratch, top, total, out[i])
         for h in range(heads):
             some = total[h] != 0
             lse[i, h] = top[h] + np.log(total[h]) if some else np.inf
@@ -150,18 +151,16 @@ def _forward_rows(
 
 
 @jit(fastmath=REORDER)
-def _absorb(sources, own, score, feat, slope, weight, scale, top, total, out):
+def _absorb(sources, own, score, feat, slope, weight, scale, scratch, top, total, out):
     """Adds sources to a row's running softmax: its maximum, sum of exponentials, and sum of features so weighted."""
-    zero = feat.dtype.type(0)
+    zero, lowest = feat.dtype.type(0), np.finfo(feat.dtype).min
     gather(sources, score, weight)
     for h in range(len(own)):
-        for e in range(weight.shape[1]):
+        for e in range(CHUNK):
             x = weight[h, e] + own[h]
-            weight[h, e] = x if x > zero else x * slope
-        new = top[h]
-        for e in range(len(sources)):
-            if weight[h, e] > new:
-                new = weight[h, e]
+            x = x if x > zero else x * slope
+            weight[h, e] = x if e < len(sources) else lowest
+        new = max(top[h], largest(weight[h], scratch))
         if new > top[h]:
             shrink = exp(top[h] - new)
             top[h] = new

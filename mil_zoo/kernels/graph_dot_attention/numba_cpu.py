@@ -11,21 +11,20 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels.numba_dropout import dropout_key, keep
 from mil_zoo.kernels.numba_segments import segment_weighted_sum
 from mil_zoo.kernels.numba_tools import (
     CHUNK,
-    add_weighted,
     array,
     blocks,
-    dots,
-    dropout_key,
     exp,
     gather,
     jit,
-    keep,
+    largest,
     multiply,
     number,
 )
+from mil_zoo.kernels.numba_vectors import add_weighted, dots
 
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
@@ -96,8 +95,12 @@ def _forward(bounds, indptr, indices, q, k, v, bias, lse, scale, dropout, out, a
 
 @jit()
 def _forward_rows(first, last, indptr, indices, q, k, v, bias, lse, scale, dropout, out, attention):
-    heads, zero = q.shape[1], q.dtype.type(0)
-    weight, kept = np.zeros((heads, CHUNK), q.dtype), np.ones((heads, CHUNK), q.dtype)
+    heads, zero, lowest = q.shape[1], q.dtype.type(0), np.finfo(q.dtype).min  # not -inf: see top
+    weight, kept, scratch = (
+        np.zeros((heads, CHUNK), q.dtype),
+        np.ones((heads, CHUNK), q.dtype),
+        np.empty(CHUNK, q.dtype),
+    )
     edges, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
     top, total = np.empty(heads, q.dtype), np.empty(heads, np.float64)
     for i in range(first, last):
@@ -110,10 +113,8 @@ def _forward_rows(first, last, indptr, indices, q, k, v, bias, lse, scale, dropo
             keep(edges, dropout, counter, kept)
             _score(q[i], k, sources, start, bias, scale, weight)
             for h in range(heads):
-                new = top[h]
-                for e in range(len(sources)):
-                    if weight[h, e] > new:
-                        new = weight[h, e]
+                weight[h, len(sources) :] = lowest
+                new = max(top[h], largest(weight[h], scratch))
                 if new > top[h]:
                     shrink = exp(top[h] - new)
                     top[h] = new

@@ -7,7 +7,8 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels.numba_tools import array, blocks, dropout_key, jit, keep_run
+from mil_zoo.kernels.numba_dropout import dropout_key, keep_run
+from mil_zoo.kernels.numba_tools import array, blocks, jit
 
 
 def forward(x, dropout_p, seed):

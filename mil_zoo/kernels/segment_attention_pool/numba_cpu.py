@@ -10,8 +10,10 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels.numba_dropout import dropout_key, keep
 from mil_zoo.kernels.numba_segments import pieces, segment_statistics, segment_weighted_sum
-from mil_zoo.kernels.numba_tools import array, blocks, dots, dropout_key, exponentials, jit, keep
+from mil_zoo.kernels.numba_tools import array, blocks, exponentials, jit
+from mil_zoo.kernels.numba_vectors import dots
 
 
 def forward(scores, values, offsets, dropout_p, seed):
