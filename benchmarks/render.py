@@ -104,12 +104,16 @@ def _plot(rows: pd.DataFrame, column: str, label: str, path: Path) -> None:
     ops = [op for op, members in rows.groupby("op", sort=False) if members["size"].nunique() > 1]
     if not ops:
         return
-    figure, axes = plt.subplots(1, len(ops), figsize=(5 * len(ops), 4), squeeze=False, layout="constrained")
-    for ax, op in zip(axes[0], ops, strict=True):
+    columns = min(len(ops), 3)
+    shape = -(-len(ops) // columns), columns
+    figure, axes = plt.subplots(*shape, figsize=(5 * columns, 4 * shape[0]), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(ops) :]:
+        ax.set_axis_off()
+    for ax, op in zip(axes.flat, ops, strict=False):
         members = rows[rows["op"] == op]
         sns.lineplot(members, x="size", y=column, hue="side", style="side", markers=True, dashes=False, ax=ax)
         if column == "milliseconds":
-            floor = members.groupby("size")["floor_milliseconds"].min()
+            floor = members.groupby("size")["floor_milliseconds"].max()  # of float32, where both were measured
             ax.plot(floor.index, floor, color="grey", linestyle=":", label="floor")
         if column == "times_the_floor":
             ax.axhline(1, color="grey", linestyle=":")
