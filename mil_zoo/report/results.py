@@ -157,13 +157,18 @@ def notes(run: RunDirectory) -> list[str]:
         f"validation fraction {split['validation_fraction']}, hash {split['hash']}; seeds "
         f"{', '.join(map(str, config['seeds']))}."
     )
-    budgets = _by_model({label: model["training"]["epochs"] for label, model in config["model_settings"].items()})
+    training = {label: model["training"] for label, model in config["model_settings"].items()}
+    budgets = _by_model({label: of["epochs"] for label, of in training.items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
-    products = _by_model(
-        {label: model["training"].get("precision", "float32") for label, model in config["model_settings"].items()}
-    )
-    if low := [model for model, precision in products.items() if precision != "float32"]:
+    lowered = _by_model({label: of.get("precision", "float32") for label, of in training.items()})
+    if low := [model for model, precision in lowered.items() if precision != "float32"]:
         lines.append(f"Matrix products in bfloat16: {', '.join(low)}.")
+    weighted = _by_model({label: of.get("class_weights", "none") for label, of in training.items()})
+    if weighed := [model for model, weights in weighted.items() if weights == "balanced"]:
+        lines.append(f"Losses weighted by class frequency: {', '.join(weighed)}.")
+    limits = _by_model({label: of.get("max_instances") for label, of in training.items()})
+    if few := [f"{model} {limit}" for model, limit in limits.items() if limit is not None]:
+        lines.append(f"Random instances of a bag in a training step, at most: {', '.join(few)}.")
     models_of = defaultdict(list)
     for model, rule in _by_model(config["selection"]).items():
         models_of[_sentence(rule)].append(model)

@@ -229,6 +229,16 @@ def test_notes_say_which_models_are_computed_in_bfloat16(write):
     assert "Matrix products in bfloat16: srmil." in notes(run)
 
 
+def test_notes_say_what_training_saw_and_weighed(write):
+    run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
+    config = run.config
+    assert not any("Random instances" in line or "weighted" in line for line in notes(run))
+    config["model_settings"]["srmil"]["training"] |= {"max_instances": 2048, "class_weights": "balanced"}
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert "Random instances of a bag in a training step, at most: srmil 2048." in notes(run)
+    assert "Losses weighted by class frequency: srmil." in notes(run)
+
+
 def test_notes_name_a_model_once_where_its_variants_agree(write):
     run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
     config = run.config
