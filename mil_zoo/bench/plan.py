@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
-from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
+from mil_zoo.bench.suite import Suite
+from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import Dataset
 from mil_zoo.data.slide_files import count_instances, heads
 from mil_zoo.data.source import DatasetSource
@@ -23,50 +24,6 @@ from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options
 
 PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A benchmark's settings, as ``configs/suites/<name>.yaml`` and the command line state them.
-
-    Attributes:
-        datasets: card names or table paths; each is a benchmark of its own.
-        models: aggregators to compare.
-        split: how the slides are divided, see ``mil_zoo.data.split_schemes.draw_splits``.
-        allow_leaky_splits: run published splits that share patients between train and test, with a warning.
-        test_on: card name or path of another dataset, all of whose slides are tested; ``folds`` then plays no part.
-        patients: how patients of several slides are scored, see ``mil_zoo.data.DatasetSource``.
-        folds: number of test parts of the cross-validation, or "published" for those that come with the dataset.
-        repeats: repetitions of it.
-        seeds: seeds of each fold.
-        epochs: budget for all aggregators; None for each one's own.
-        validation_fraction: share of the training slides on which checkpoints are chosen.
-        split_seed: of the shuffles into folds.
-        faithfulness: numbers k of most attended instances to remove from, and alone to keep of, every test slide.
-        permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
-        threads: CPU threads of a trial. Sums split among more threads differ in their last bits, so this belongs to
-            the plan, and the number of trials that run at a time does not.
-        overrides: "model.key" or "key" (for all models) to value.
-        grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
-    """
-
-    datasets: list[str]
-    models: list[str] = field(default_factory=lambda: ["srmil", "abmil"])
-    split: str = "kfold"
-    allow_leaky_splits: bool = False
-    test_on: str | None = None
-    patients: Literal["mean", "max", "packed"] | None = None
-    folds: int | Literal["published"] = 5
-    repeats: int = 1
-    seeds: list[int] = field(default_factory=lambda: [0])
-    epochs: int | None = None
-    validation_fraction: float = 0.15
-    split_seed: int = 0
-    faithfulness: list[int] = field(default_factory=list)
-    permute_labels: bool = False
-    threads: int = 1
-    overrides: dict[str, Any] = field(default_factory=dict)
-    grid: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,43 +152,6 @@ class Plan:
         }
 
 
-def read_suite(name: str | None = None, **given: Any) -> Suite:
-    """A suite with the command line's settings on top.
-
-    Args:
-        name: a shipped suite or the path of a ``.yaml``; None for the shipped one called like the only dataset where
-            there is one, and ``demo`` without a dataset.
-        **given: attributes of :class:`Suite` that replace the suite's; None leaves them.
-
-    Raises:
-        InputError: unknown suite or key.
-    """
-    datasets = given.get("datasets")
-    if name is None:
-        name = next((name for name in shipped_names("suites") if [name] == (datasets or ["demo"])), None)
-    if name is None:
-        mapping, where = {}, "command line"
-    elif name.endswith((".yaml", ".yml")):
-        mapping, where = read_yaml(Path(name)), name
-    else:
-        mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
-    changed = {key: value for key, value in given.items() if value is not None}
-    models = changed.get("models", mapping.get("models", []))
-    shipped, grid = (
-        {key: value for key, value in mapping.get(part, {}).items() if "." not in key or key.split(".")[0] in models}
-        for part in ("overrides", "grid")
-    )
-    if "epochs" in changed:  # what was asked for now goes before what the suite says of single models
-        shipped = {key: value for key, value in shipped.items() if key.rpartition(".")[2] != "epochs"}
-    overrides, grids = changed.pop("overrides", {}), changed.pop("grid", {})
-    for key in overrides:
-        if key in grids:
-            raise InputError(f"{key} is in --set and in --grid; choose one")
-    # A setting made now goes before a grid of the suite, and a grid of now before the suite's setting.
-    grid = {**{key: values for key, values in grid.items() if key not in overrides}, **grids}
-    return from_mapping(Suite, {**mapping, **changed, "overrides": {**shipped, **overrides}, "grid": grid}, where)
-
-
 def make_plan(
     suite: Suite,
     dataset_name: str,
@@ -342,17 +262,6 @@ def _known(name: str) -> set[str]:
 
 def _own_graph(name: str) -> str | None:
     return None if name in PROTOCOLS else AGGREGATORS.get(name).graph
-
-
-def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """``["srmil.mask_rate=0.5"]`` as ``{"srmil.mask_rate": 0.5}``."""
-    overrides = {}
-    for text in texts:
-        path, value = parse_override(text)
-        if len(path) > 2:
-            raise InputError(f"--set {text!r} must look like srmil.mask_rate=0.5 or epochs=20")
-        overrides[".".join(path)] = value
-    return overrides
 
 
 def _check_targets(suite: Suite) -> None:

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from mil_zoo.bench import memory
-from mil_zoo.bench.plan import Suite, Trial
+from mil_zoo.bench.plan import Trial
 from mil_zoo.bench.store import empty_folder
+from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Dataset, Standardiser
 from mil_zoo.data.few_labels import choose_labelled

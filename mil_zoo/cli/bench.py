@@ -153,7 +153,8 @@ def bench(
     console = Console()
     with console.status("Loading torch and DGL"):
         from mil_zoo.bench.grid import parse_grids
-        from mil_zoo.bench.plan import make_plan, parse_overrides, read_suite
+        from mil_zoo.bench.plan import make_plan
+        from mil_zoo.bench.suite import parse_overrides, read_suite
         from mil_zoo.cli.report import show
 
     shortcuts = {"class_weights": class_weights, "max_instances": max_instances}

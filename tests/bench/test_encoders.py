@@ -6,8 +6,9 @@ import pytest
 from layouts import GRID, write_trident
 
 from mil_zoo import InputError
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.report.encoders import without_encoder
 from mil_zoo.report.tables import write_tables
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from mil_zoo.bench.estimate import estimate
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.suite import read_suite
 
 
 def plan_of(table, **given):

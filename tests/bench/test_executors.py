@@ -14,9 +14,10 @@ import pytest
 
 from mil_zoo.bench import executors
 from mil_zoo.bench.executors import Processes
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.ray_executor import OnRay
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.registry import load_plugin
 from mil_zoo.report.tables import write_tables
 

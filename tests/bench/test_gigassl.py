@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from mil_zoo import InputError
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
 from mil_zoo.data.slide_files import relabel
 from mil_zoo.data.splits import find_leaks

@@ -4,7 +4,8 @@ import pytest
 
 from mil_zoo import InputError
 from mil_zoo.bench.grid import parse_grids, parse_values, points
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.suite import read_suite
 
 
 def plan(table, **given):

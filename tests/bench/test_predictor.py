@@ -10,8 +10,9 @@ import pytest
 import shapely.geometry
 
 from mil_zoo import InputError, Predictor
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.store_writer import import_dataset
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from mil_zoo import create_aggregator
 from mil_zoo.aggregators.pooling import MeanPooling
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import shuffled_labels, split_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.registry import Registry
@@ -172,7 +173,8 @@ import os, random, signal, sys, time
 import mil_zoo, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.report.tables import write_tables
 

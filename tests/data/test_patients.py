@@ -8,8 +8,9 @@ from helpers import make_bag
 from layouts import write_clam
 
 from mil_zoo import Bag, InputError
-from mil_zoo.bench.plan import make_plan, read_suite
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
 from mil_zoo.data import DatasetSource
 from mil_zoo.data.patients import merged, pack_patients, pack_splits, settle_rule
 from mil_zoo.data.splits import Split
