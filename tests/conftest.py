@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mil_zoo has it, and before torch reads it
+
 import numpy as np
 import pytest
 import torch
