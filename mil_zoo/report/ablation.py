@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from mil_zoo.bench.stats import summarise
 from mil_zoo.report.results import finished, trials_by_aggregator, values_by_split
@@ -144,8 +144,8 @@ def _dress(axes: Axes, name: str, option: str, values: list[str], numeric: list[
         axes.set_xlim(-0.5, len(values) - 0.5)
     if name in _LOGARITHMIC:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-        axes.tick_params(axis="y", which="minor", labelsize=6)
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if name in ("n_x_max", "mass_ratio"):
         axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--", zorder=0)

@@ -31,17 +31,18 @@ _PATIENTS = {
 
 
 def trials_by_aggregator(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
-    """The trials of every ``aggregator[@grid]``, models in the order of the config, grid points in numeric order.
+    """The trials of every ``aggregator[@grid]``, models and grid points in the order of the config.
 
-    A model without a trial is there with an empty list. Trials are sorted by repeat, fold and seed, so that nothing
+    Grid points that the config does not list follow in numeric order. A model without a trial is there with an empty list. Trials are sorted by repeat, fold and seed, so that nothing
     depends on the order in which they finished.
     """
+    planned = {label: i for i, label in enumerate(run.config["model_settings"])}
 
     def place(trial: dict[str, Any]) -> tuple[Any, ...]:
         # Numbers inside a grid name compare as numbers: dim=64 comes before dim=512.
         parts = re.split(r"(\d+(?:\.\d+)?)", trial["grid"] or "")
         grid = [float(part) if i % 2 else part for i, part in enumerate(parts)]
-        return grid, trial["repeat"], trial["fold"], trial["seed"]
+        return planned.get(label_of(trial), len(planned)), grid, trial["repeat"], trial["fold"], trial["seed"]
 
     of_model = defaultdict(list)
     for trial in sorted(run.trials(), key=place):
