@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mil_zoo.bench.store import RunDirectory
 
 LEVEL = 0.05
+ENOUGH = 5  # splits: of fewer, differences agree by chance (accuracies have few values) and look certain
 _COLUMNS = ["metric", "a", "b", "splits", "mean_a", "mean_b", "difference", "low", "high"]
 _TESTS = ["p_corrected_t", "p_wilcoxon", "p_permutation", "p_delong"]
 
@@ -46,6 +47,8 @@ def comparisons(run: RunDirectory) -> pd.DataFrame:
 def best(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, set[str]]:
     """For each metric the aggregator of the best mean and those that do not differ from it; none where none differs.
 
+    Pairs with several splits in common but fewer than ``ENOUGH`` decide nothing.
+
     Args:
         table: of :func:`mil_zoo.report.tables.comparison_table`.
         pairs: of :func:`comparisons`.
@@ -53,7 +56,7 @@ def best(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, set[str]]:
     marked: dict[str, set[str]] = {}
     for metric in METRICS:
         means = table.set_index("aggregator")[f"{metric}_mean"].dropna()
-        of_metric = pairs[pairs["metric"] == metric]
+        of_metric = pairs[(pairs["metric"] == metric) & ((pairs["splits"] == 1) | (pairs["splits"] >= ENOUGH))]
         if len(means) < 2:
             continue
         top = means.idxmax()
@@ -86,8 +89,9 @@ def write_comparisons(run: RunDirectory, pairs: pd.DataFrame) -> dict[str, str]:
         rows.append([*cells, f"{p_value(row['p_holm'])} ({row['test']})" if row["test"] else "-"])
     lines = [
         "Two-sided p on the same test slides. The adjusted p (Holm, over all pairs of the metric) is of the test that "
-        "decides what is bold: over several splits the corrected resampled t-test (Nadeau & Bengio 2003); on a single "
-        "split DeLong's test of the AUC and the permutation test of the accuracy.",
+        f"decides what is bold: over {ENOUGH} splits or more the corrected resampled t-test (Nadeau & Bengio 2003; of "
+        "fewer splits it is shown and decides nothing); on a single split DeLong's test of the AUC and the permutation "
+        "test of the accuracy.",
         "Wilcoxon over splits takes them to be independent, which folds are not: its p is too small. Permutation "
         "(predictions exchanged patient by patient) and DeLong speak of these trained models, not of their training.",
     ]

@@ -33,8 +33,8 @@ _PATIENTS = {
 def trials_by_aggregator(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
     """The trials of every ``aggregator[@grid]``, models and grid points in the order of the config.
 
-    Grid points that the config does not list follow in numeric order. A model without a trial is there with an empty list. Trials are sorted by repeat, fold and seed, so that nothing
-    depends on the order in which they finished.
+    Grid points that the config does not list follow in numeric order. A model without a trial is there with an empty
+    list. Trials are sorted by repeat, fold and seed, so that nothing depends on the order in which they finished.
     """
     planned = {label: i for i, label in enumerate(run.config["model_settings"])}
 

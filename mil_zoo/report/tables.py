@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mil_zoo.bench.stats import TestSet, bootstrap, calibration, summarise
 from mil_zoo.report.ablation import ablation_table
-from mil_zoo.report.comparisons import LEVEL, best, comparisons, write_comparisons
+from mil_zoo.report.comparisons import ENOUGH, LEVEL, best, comparisons, write_comparisons
 from mil_zoo.report.encoders import PATIENTS, without_encoder, write_encoders
 from mil_zoo.report.results import (
     METRICS,
@@ -91,7 +91,8 @@ def write_tables(run: RunDirectory) -> list[Path]:
     slides, table, pairs, lines = comparison_table(run), _all_levels(run), comparisons(run), notes(run)
     marked = best(slides, pairs)
     if len(pairs):
-        lines.append(_BOLD_NOTE if marked else _NO_BOLD_NOTE)
+        few = bool(pairs["splits"].between(2, ENOUGH - 1).all())
+        lines.append(_BOLD_NOTE if marked else _FEW_SPLITS_NOTE if few else _NO_BOLD_NOTE)
     written = {
         "table.csv": csv(table.drop(columns=MEASURED)),
         "cost.csv": csv(slides[["aggregator", *COSTS]]),
@@ -116,6 +117,7 @@ _BOLD_NOTE = (
 _NO_BOLD_NOTE = (
     f"Nothing is bold: no aggregator differs from the best (p < {LEVEL} adjusted over all pairs, comparisons.md)."
 )
+_FEW_SPLITS_NOTE = f"Nothing is bold: fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."
 
 
 def _comparison_row(
