@@ -178,7 +178,9 @@ def notes(run: RunDirectory) -> list[str]:
     else:
         lines += [f"Selection ({', '.join(models)}): {rule}" for rule, models in models_of.items()]
     lines.append(_interval_note(trials))
-    lines.append(f"Trials: {len(finished(trials))} of {len(trials)} finished; mil-zoo {config['version']}.")
+    planned = len(config["model_settings"]) * split["folds"] * split["repeats"] * len(config["seeds"])
+    unfinished = f" (the run is not at its end: {planned} are planned)" * (len(trials) < planned)
+    lines.append(f"Trials: {len(finished(trials))} of {len(trials)} finished{unfinished}; mil-zoo {config['version']}.")
     for label, group in groups.items():
         reasons = defaultdict(list)
         for trial in group:

@@ -229,6 +229,15 @@ def test_notes_say_which_models_are_computed_in_bfloat16(write):
     assert "Matrix products in bfloat16: srmil." in notes(run)
 
 
+def test_notes_say_that_a_run_is_not_at_its_end(write):
+    run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
+    assert not any("not at its end" in line for line in notes(run))
+    config = run.config
+    config["split"]["folds"] = 5
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert any("Trials: 2 of 2 finished (the run is not at its end: 10 are planned); " in line for line in notes(run))
+
+
 def test_notes_say_what_training_saw_and_weighed(write):
     run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
     config = run.config
