@@ -174,7 +174,8 @@ def test_a_full_disk_of_a_process_is_one_sentence(bag_table, tmp_path, run_cli):
     assert run_cli(*command)[0] == 0  # the same command goes on once there is space
 
 
-def test_impossible_numbers(run_cli, bag_table):
+def test_impossible_numbers(run_cli, bag_table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for options, message in {
         ("--jobs", 0): "--jobs must be at least 1",
         ("--threads", 0): "--threads must be at least 1",
