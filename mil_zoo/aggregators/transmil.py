@@ -85,8 +85,9 @@ class NystromAttention(nn.Module):
         with torch.no_grad():
             weights = _softmax(self._split(F.linear(x[pad : pad + 1], to_q))[0], k_mean[0]) @ inverse  # [H, 1, m]
             row = x.new_zeros(self.heads, len(x))
-            for head, landmarks in product(range(self.heads), torch.arange(self.landmarks).split(32)):  # 32 x T
-                row[head] += (weights[head, :, landmarks] @ _softmax(q_mean[0, head, landmarks], keys[0, head]))[0]
+            for head, first in product(range(self.heads), range(0, self.landmarks, 32)):  # at most 32 x T at a time
+                some = slice(first, first + 32)
+                row[head] += (weights[head, :, some] @ _softmax(q_mean[0, head, some], keys[0, head]))[0]
             return out, row[:, pad:]
 
     def _split(self, x: Tensor) -> Tensor:
