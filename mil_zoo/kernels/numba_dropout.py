@@ -27,21 +27,23 @@ def dropout_key(p: float, seed: int, dtype: np.dtype) -> tuple:
 
 @jit()
 def keep(edges, dropout, counter, scale):
-    """Fills ``scale`` ``[H, n]`` with what dropout multiplies each head of n edges by: ``dropout.dropout_scale``.
+    """Fills ``scale`` ``[H, n]`` with what dropout multiplies each head of edges by: ``dropout.dropout_scale``.
 
-    Nothing is written where nothing is dropped. ``counter`` is room for uint32 ``[2, n]``.
+    There are n edges or fewer; what is beyond them in ``scale`` has no meaning. Nothing is written where nothing is
+    dropped. ``counter`` is room for uint32 ``[2, n]``.
     """
     threshold, low, high, kept = dropout
     if threshold == 0:
         return
     heads, n = scale.shape
-    for e in range(n):
+    whole = n // LANES * LANES
+    for e in range(len(edges)):
         first = np.uint64(edges[e]) * np.uint64(heads)
         counter[0, e], counter[1, e] = np.uint32(first), np.uint32(first >> np.uint64(32))
     for h in range(heads):
-        for e in range(0, n - LANES + 1, LANES):
+        for e in range(0, min(len(edges), whole), LANES):
             _keep_counters(counter, n, e, np.uint32(h), threshold, low, high, kept, scale, h * n + e)
-        for e in range(n // LANES * LANES, n):
+        for e in range(whole, len(edges)):
             first = np.uint64(edges[e]) * np.uint64(heads) + np.uint64(h)
             scale[h, e] = kept if _word(first, low, high) >= threshold else kept - kept
 

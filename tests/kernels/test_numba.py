@@ -131,6 +131,9 @@ def test_dropout_in_kernels_is_that_of_tensors(first):
     keep(edges, dropout_key(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
     expected = dropout_scale(900, 0.3, 2**61 + 12345, torch.device("cpu"), torch.float32, start=3 * first)
     assert expected.view(300, 3).T.equal(torch.from_numpy(scale))
+    few = np.full((3, 32), np.nan, np.float32)  # fewer edges than room
+    keep(edges[:21], dropout_key(0.3, 2**61 + 12345, scale.dtype), np.zeros((2, 32), np.uint32), few)
+    assert np.array_equal(few[:, :21], scale[:, :21])
     keep_run(3 * first, dropout_key(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
     assert expected.double().ne(0).equal(torch.from_numpy(run).ne(0))
 
