@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mil_zoo.kernels.numba_tools import jit
-from mil_zoo.kernels.numba_vectors import Array, check_layout
+from mil_zoo.kernels.numba_vectors import Array, check_layout, splat
 
 LANES = 16
 WORDS = ir.VectorType(ir.IntType(32), LANES)
@@ -85,8 +85,7 @@ class _Hash:
         self.threshold, self.low, self.high = (self.splat(word) for word in (threshold, low, high))
 
     def splat(self, word: Any) -> Any:
-        first = self.builder.insert_element(ir.Constant(WORDS, ir.Undefined), word, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, first, ir.Constant(WORDS, [0] * LANES))
+        return splat(self.builder, word, LANES)
 
     def write(self, base: Any, shift: Any, top: Any, position: Any) -> None:
         """The scales of the counters ``top * 2^32 + base + shift``, to ``scale.flat[position:]``."""
@@ -95,11 +94,9 @@ class _Hash:
         word = self._finalise(b.xor(here, self.low))
         word = self._finalise(b.xor(b.xor(word, b.add(top, carry)), self.high))
         keeps = b.icmp_unsigned(">=", word, self.threshold)
-        vector = ir.VectorType(self.scale.number, LANES)
-        first = b.insert_element(ir.Constant(vector, ir.Undefined), self.kept, ir.IntType(32)(0))
-        kept = b.shuffle_vector(first, first, ir.Constant(WORDS, [0] * LANES))
-        pointer = b.bitcast(b.gep(self.scale.pointer, [position]), vector.as_pointer())
-        b.store(b.select(keeps, kept, ir.Constant(vector, None)), pointer, align=self.scale.align)
+        kept = self.splat(self.kept)
+        pointer = b.bitcast(b.gep(self.scale.pointer, [position]), kept.type.as_pointer())
+        b.store(b.select(keeps, kept, ir.Constant(kept.type, None)), pointer, align=self.scale.align)
 
     def _finalise(self, x: Any) -> Any:
         b = self.builder

@@ -80,31 +80,20 @@ class Array:
     def store_vector(self, value: Any, position: Any) -> None:
         self.builder.store(value, self._vector_at(position), align=self.align)
 
-    def splat(self, number: Any) -> Any:
-        """The number in every lane of a vector."""
-        first = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.IntType(32)(0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.vector.count), [0] * self.vector.count)
-        return self.builder.shuffle_vector(first, first, mask)
+
+def splat(builder: Any, number: Any, lanes: int) -> Any:
+    """A vector with the number in every lane."""
+    word = ir.IntType(32)
+    first = builder.insert_element(ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined), number, word(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(word, lanes), [0] * lanes))
 
 
-def _totals(builder: Any, a: Any, b: Any, c: Any, d: Any) -> list[Any]:
-    """The sums over the lanes of four vectors, taken together: a third of the instructions of one after another."""
-    lanes = a.type.count
-    half, quarter = lanes // 2, lanes // 4
-
-    def fold(x: Any, y: Any, low: list[int], distance: int) -> Any:
-        """Lanes ``low`` of x and y end to end, plus those that are ``distance`` behind them."""
-        masks = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), [i + shift for i in low]) for shift in (0, distance)]
-        return builder.fadd(*(builder.shuffle_vector(x, y, mask) for mask in masks))
-
-    halves = [*range(half), *range(lanes, lanes + half)]
-    quarters = [start + i for start in (0, half, lanes, lanes + half) for i in range(quarter)]
-    together = fold(fold(a, b, halves, half), fold(c, d, halves, half), quarters, quarter)
-    while quarter > 1:  # now a quarter for each of the four
-        quarter //= 2
-        swapped = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [i ^ quarter for i in range(lanes)])
-        together = builder.fadd(together, builder.shuffle_vector(together, together, swapped))
-    return [builder.extract_element(together, ir.IntType(32)(i * lanes // 4)) for i in range(4)]
+def _total(builder: Any, vector: Any) -> Any:
+    """The sum of the lanes, in whatever order is fastest."""
+    number, lanes = vector.type.element, vector.type.count
+    name = f"llvm.vector.reduce.fadd.v{lanes}f{8 * BYTES // lanes}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(number, [number, vector.type]), name)
+    return builder.call(function, [ir.Constant(number, 0.0), vector], fastmath=["reassoc"])
 
 
 def _add_product(builder: Any, total: Any, a: Any, b: Any) -> None:
@@ -140,7 +129,7 @@ def _make_add(vectors: int) -> Any:
                 builder.store(out.load_vector(builder.add(at, shift)), total)
             with cgutils.for_range(builder, indices.length, intp=at.type) as loop:
                 start = builder.add(_row(builder, indices, loop.index, stride), column)
-                factor = out.splat(weight.load(builder.add(first, loop.index)))
+                factor = splat(builder, weight.load(builder.add(first, loop.index)), out.vector.count)
                 for total, shift in zip(totals, shifts, strict=True):
                     _add_product(builder, total, table.load_vector(builder.add(start, shift)), factor)
             for total, shift in zip(totals, shifts, strict=True):
@@ -181,8 +170,8 @@ def _dots(typing, row, at, width, table, column, stride, indices, result, first)
                 own = row.load_vector(builder.add(at, f))
                 for total, start in zip(totals, starts, strict=True):
                     _add_product(builder, total, table.load_vector(builder.add(start, f)), own)
-            for total, edge in zip(_totals(builder, *map(builder.load, totals)), edges, strict=True):
-                result.store(total, builder.add(first, edge))
+            for total, edge in zip(totals, edges, strict=True):
+                result.store(_total(builder, builder.load(total)), builder.add(first, edge))
         return context.get_dummy_value()
 
     position = types.intp

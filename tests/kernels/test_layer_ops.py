@@ -2,12 +2,11 @@
 
 import importlib
 
-import numba
 import pytest
 import torch
 
 from mil_zoo import InputError
-from mil_zoo.kernels import dropout_linear, numba_tools, residual_norm_prelu, seeded_dropout
+from mil_zoo.kernels import dropout_linear, residual_norm_prelu, seeded_dropout
 from mil_zoo.kernels.dropout import dropout_scale
 
 BACKENDS = ["reference", "numba"]
@@ -123,11 +122,15 @@ def test_the_number_of_threads_does_not_change_a_bit(threads, monkeypatch):
     x, vectors = draw(1500, 33, seed=0, dtype=torch.float32), [draw(33, seed=i, dtype=torch.float32) for i in (1, 2, 3)]
     slope, before = draw(1, seed=4, dtype=torch.float32), torch.get_num_threads()
 
+    # Products by ones and zeros are exact; the token's gradient is a matrix product over rows, which is not ours.
+    options = {"index": packed_index(1500), "token": torch.ones(33), "dropout_p": 0.2, "seed": 1, "backend": "numba"}
+
     def run():
         normed = outputs_and_gradients(
             lambda x, *v: residual_norm_prelu(x, x * 2, *v, backend="numba"), [x, *vectors, slope]
         )
-        return normed + outputs_and_gradients(lambda x: seeded_dropout(x, 0.2, seed=1, backend="numba"), [x])
+        dropped = outputs_and_gradients(lambda x: seeded_dropout(x, 0.2, seed=1, backend="numba"), [x])
+        return normed + dropped + outputs_and_gradients(lambda x: dropout_linear(x, torch.eye(33), **options), [x])
 
     expected = run()
     torch.set_num_threads(threads)
@@ -154,32 +157,3 @@ def test_bad_arguments_are_named():
         residual_norm_prelu(x, torch.ones(3, 3), token, token, token, torch.ones(1))
     with pytest.raises(InputError, match="first argument"):
         residual_norm_prelu(x, x.double(), token, token, token, torch.ones(1))
-
-
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")
-def test_the_number_of_threads_does_not_change_a_bit_of_what_is_not_a_product(monkeypatch):
-    monkeypatch.setattr(numba_tools, "GRAIN", 1)  # or so little work would get one thread
-    x, residual = (draw(900, 70, seed=i, dtype=torch.float32) for i in range(2))
-    vectors = [draw(70, seed=3 + i, dtype=torch.float32) for i in range(3)]
-    slope = torch.full((1,), 0.3, requires_grad=True)
-    index = torch.randint(-1, 900, (2000,), generator=torch.Generator().manual_seed(6))
-    token, identity = draw(70, seed=7, dtype=torch.float32), torch.eye(70)
-
-    def run(threads):
-        torch.set_num_threads(threads)
-
-        def layer(x, residual, slope, token, *vectors):
-            rows = dropout_linear(x, identity, index=index, token=token, dropout_p=0.2, seed=1, backend="numba")[0]
-            normed = residual_norm_prelu(x, residual, *vectors, slope, backend="numba")
-            return rows, normed, seeded_dropout(x, 0.2, seed=1, backend="numba")
-
-        outputs = outputs_and_gradients(layer, [x, residual, slope, token, *vectors])
-        assert numba.get_num_threads() == threads
-        return outputs
-
-    before = torch.get_num_threads()
-    try:
-        one, two = run(1), run(2)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -4,7 +4,8 @@ No copy of all rows and no dropout mask is ever stored: blocks stay in cache, an
 are the token are 0 or 1 (dropped or kept) times the token, which goes into the weight instead: their gradient is then
 one product less, as that of the token follows from that of the weight.
 
-Sums over rows are split among threads by columns, so the bits do not depend on the number of threads.
+Sums over copies of a row are split among threads by columns, so their bits do not depend on the number of threads;
+those of the matrix products, which are torch's, can.
 """
 
 from __future__ import annotations
