@@ -21,8 +21,8 @@ import pandas as pd
 import psutil
 
 from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
-from mil_zoo.data.store_writer import import_dataset
 
 FILES = 8
 

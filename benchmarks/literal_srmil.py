@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mil_zoo._dgl import DGLGraph, dgl, ops
 from mil_zoo.aggregators.base import AggregatorOutput
-from mil_zoo.aggregators.gat import GATLayer
-from mil_zoo.aggregators.srmil import SRMIL
+from mil_zoo.aggregators.blocks.gat import GATLayer
+from mil_zoo.aggregators.srmil.fast import SRMIL
 from mil_zoo.data.bag import BagBatch
 
 

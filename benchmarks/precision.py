@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from mil_zoo.bench.predictor import Predictor
-from mil_zoo.bench.store import RunDirectory
+from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.data.dataset import open_dataset
 
 COMMAND = "--models abmil,srmil --dataset crchisto --folds 4 --epochs 10 --grid precision=float32,bfloat16"

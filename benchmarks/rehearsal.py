@@ -34,7 +34,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 
 from mil_zoo.data import read_annotations
-from mil_zoo.data.annotations import overlap_share
+from mil_zoo.data.labels.annotations import overlap_share
 
 STEP = 256  # of the patch grid of CAMELYON16, level-0 px
 MICRO_PX = 2000 / 0.243  # a macro-metastasis is longer than 2 mm; CAMELYON16's slides have 0.243 um a pixel

@@ -17,8 +17,8 @@ from torchmil.datasets import ProcessedMILDataset
 
 from mil_zoo import BagBatch, create_aggregator
 from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
-from mil_zoo.data.store_writer import import_dataset
 
 SLIDES, PATCHES, DIM, STEP = 8, 10_000, 1024, 256
 GRAPH = "window:1"  # the 8 neighbours that torchmil's adjacency has at its default distance

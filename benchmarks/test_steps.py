@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from literal_srmil import LiteralSRMIL
 
 from mil_zoo import Bag, BagBatch, create_aggregator
-from mil_zoo.aggregators.srmil import SRMIL
+from mil_zoo.aggregators.srmil.fast import SRMIL
 
 DIM, STEP = 1024, 256
 

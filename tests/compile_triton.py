@@ -52,7 +52,7 @@ def compile_launch(self, *args, grid, warmup, **kwargs):
 
 
 def backend(op):
-    return import_module(f"mil_zoo.kernels.{op}.triton_gpu").forward
+    return import_module(f"mil_zoo.kernels.ops.{op}.triton_gpu").forward
 
 
 def step(function, *inputs):

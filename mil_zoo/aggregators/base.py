@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.published import flat_state_dict, read_checkpoint
+from mil_zoo.aggregators.checkpoints import flat_state_dict, read_checkpoint
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry

@@ -17,8 +17,8 @@ from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import Dataset
 from mil_zoo.data.slide_files import count_instances, heads
 from mil_zoo.data.source import DatasetSource
-from mil_zoo.data.split_schemes import DrawnSplits, draw_splits
-from mil_zoo.data.splits import Split, patient_key, split_hash
+from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
+from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options

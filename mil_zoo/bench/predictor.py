@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mil_zoo.aggregators.base import Aggregator, create_aggregator
-from mil_zoo.bench.store import RunDirectory
+from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from mil_zoo.bench.executors import ATTEMPTS
 from mil_zoo.bench.plan import Trial
-from mil_zoo.bench.store import empty_folder
+from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.trial import Job, Row, Worker
 from mil_zoo.errors import InputError
 

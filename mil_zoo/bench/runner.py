@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mil_zoo.bench.executors import Executor, InProcess
 from mil_zoo.bench.plan import Plan, Trial
-from mil_zoo.bench.store import RunDirectory
+from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job, Row
-from mil_zoo.data.split_files import splits_csv
+from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.registry import loaded_plugins
 
 

@@ -18,7 +18,7 @@ class Suite:
     Attributes:
         datasets: card names or table paths; each is a benchmark of its own.
         models: aggregators to compare.
-        split: how the slides are divided, see ``mil_zoo.data.split_schemes.draw_splits``.
+        split: how the slides are divided, see ``mil_zoo.data.splits.schemes.draw_splits``.
         allow_leaky_splits: run published splits that share patients between train and test, with a warning.
         test_on: card name or path of another dataset, all of whose slides are tested; ``folds`` then plays no part.
         patients: how patients of several slides are scored, see ``mil_zoo.data.DatasetSource``.

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 
 from mil_zoo.bench import memory
 from mil_zoo.bench.plan import Trial
-from mil_zoo.bench.store import empty_folder
+from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Dataset, Standardiser
-from mil_zoo.data.few_labels import choose_labelled
 from mil_zoo.data.slide_files import heads, labels_of, pick, relabel
 from mil_zoo.data.source import DatasetSource
-from mil_zoo.data.splits import Split, patient_key
+from mil_zoo.data.splits.few_labels import choose_labelled
+from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.registry import load_plugin
 from mil_zoo.train.metrics import patient_predictions, score
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol

@@ -231,7 +231,7 @@ def _dry_run(plan: Any, out: Path, jobs: int, console: Any) -> None:
     from rich.table import Table
 
     from mil_zoo.bench.estimate import SAMPLE, estimate
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
     done = {row["trial"] for row in RunDirectory(out).trials() if row["status"] == "ok"}
     left = [trial.id for trial in plan.trials if trial.id not in done]

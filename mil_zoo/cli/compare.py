@@ -36,7 +36,7 @@ def compare(runs: tuple[Path, ...], metric: str, models: list[str] | None, out: 
     """
     from rich.console import Console
 
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
     from mil_zoo.report.ranking import write_ranking
 
     console = Console()

@@ -50,8 +50,8 @@ def import_store(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mil_zoo.data.dataset import open_dataset
-    from mil_zoo.data.store import PackedStore, is_complete
-    from mil_zoo.data.store_writer import import_dataset
+    from mil_zoo.data.packed.store import PackedStore, is_complete
+    from mil_zoo.data.packed.writer import import_dataset
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

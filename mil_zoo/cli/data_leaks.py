@@ -22,7 +22,7 @@ def leaks(files: tuple[Path, ...], patients: Path | None, markdown: bool) -> int
 
     FILES are split files of CLAM, torchmil or Giga-SSL, tables with a column a split, or folders of them.
     """
-    from mil_zoo.data.leaks import report_leaks
+    from mil_zoo.data.splits.leaks import report_leaks
 
     reports = [report for file in files for report in report_leaks(file, patients)]
     header = [

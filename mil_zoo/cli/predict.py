@@ -116,8 +116,8 @@ def _slides(
     from functools import partial
 
     from mil_zoo.data.dataset import choose_features
-    from mil_zoo.data.readers.base import LAYOUTS, TableLayout, find_features, layout_of
-    from mil_zoo.data.store import PackedStore, is_complete
+    from mil_zoo.data.layouts.base import LAYOUTS, TableLayout, find_features, layout_of
+    from mil_zoo.data.packed.store import PackedStore, is_complete
 
     for text in texts:
         path = Path(text)

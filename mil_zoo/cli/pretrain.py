@@ -101,7 +101,7 @@ def open_source(
     """The slides that the options name, their feature dimension, and what else a pretraining needs of them."""
     from mil_zoo.data.dataset import Standardiser, open_dataset
     from mil_zoo.data.slide_files import heads, pick
-    from mil_zoo.data.splits import patient_key
+    from mil_zoo.data.splits.split import patient_key
     from mil_zoo.ssl.pretrain import Monitor
     from mil_zoo.ssl.views import AugmentationStore, BagSource
 

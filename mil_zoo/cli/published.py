@@ -18,7 +18,7 @@ def published(runs: tuple[Path, ...], out: Path) -> None:
     """
     from rich.console import Console
 
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
     from mil_zoo.report.published import write_published
 
     paths = write_published([RunDirectory.open(run) for run in runs], out)

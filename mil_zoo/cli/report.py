@@ -51,7 +51,7 @@ def show(
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
     with console.status("Drawing tables and figures"):
-        from mil_zoo.bench.store import RunDirectory
+        from mil_zoo.bench.run_directory import RunDirectory
         from mil_zoo.report.heatmap import draw_attention_maps
         from mil_zoo.report.html import write_html
         from mil_zoo.report.learning_curve import write_learning_curve

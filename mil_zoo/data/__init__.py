@@ -1,12 +1,12 @@
 """Bags of instances, datasets, their cards, readers and splits."""
 
 from mil_zoo.data import splits
-from mil_zoo.data.annotations import Annotations, label_instances, read_annotations
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.card import DataCard, list_cards, read_card
 from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
-from mil_zoo.data.readers.base import find_features, read_bag
-from mil_zoo.data.readers.table import read_table
+from mil_zoo.data.labels.annotations import Annotations, label_instances, read_annotations
+from mil_zoo.data.layouts.base import find_features, read_bag
+from mil_zoo.data.layouts.table import read_table
 from mil_zoo.data.source import DatasetSource
 
 __all__ = [

@@ -10,13 +10,13 @@ import pandas as pd
 
 from mil_zoo.data.card import DataCard, count_differences, per_class, read_card
 from mil_zoo.data.dataset import data_root
-from mil_zoo.data.demo_cache import load_demo
+from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.folder import choose_features, labels_of_folder
-from mil_zoo.data.labels import class_indices, class_names, patients_of_two_labels
-from mil_zoo.data.readers.base import FeatureSet, find_features, layout_of
-from mil_zoo.data.readers.table import read_table
+from mil_zoo.data.labels.tables import class_indices, class_names, patients_of_two_labels
+from mil_zoo.data.layouts.base import FeatureSet, find_features, layout_of
+from mil_zoo.data.layouts.table import read_table
 from mil_zoo.data.slide_checks import OnSlide, Report, check_bags, check_features
-from mil_zoo.data.splits import find_leaks
+from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError
 
 

@@ -13,18 +13,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil_zoo.data.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard, count_differences, per_class, read_card
-from mil_zoo.data.demo_cache import load_demo
+from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.folder import choose_features, labels_of_bags, labels_of_folder, read_tables
-from mil_zoo.data.labels import class_indices, class_names, labels_as_indices, patients_of_two_labels, read_labels
+from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
+from mil_zoo.data.labels.tables import (
+    class_indices,
+    class_names,
+    labels_as_indices,
+    patients_of_two_labels,
+    read_labels,
+)
+from mil_zoo.data.layouts.base import FeatureSet, find_features
+from mil_zoo.data.layouts.table import read_published_folds, read_table
 from mil_zoo.data.patients import PatientRule
-from mil_zoo.data.readers.base import FeatureSet, find_features
-from mil_zoo.data.readers.table import read_published_folds, read_table
 from mil_zoo.data.slide_files import SlideFiles, heads, slide_files
-from mil_zoo.data.split_files import published_split
-from mil_zoo.data.splits import Split, from_masks
+from mil_zoo.data.splits.files import published_split
+from mil_zoo.data.splits.split import Split, from_masks
 from mil_zoo.errors import InputError
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -144,7 +150,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def _open_store(path: Path, labels: Path | None) -> Dataset:
-    from mil_zoo.data.store import PackedStore  # which makes datasets
+    from mil_zoo.data.packed.store import PackedStore  # which makes datasets
 
     dataset = PackedStore.open(path).dataset
     if labels is None:

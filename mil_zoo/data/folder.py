@@ -9,8 +9,8 @@ import pandas as pd
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.card import DataCard
-from mil_zoo.data.labels import find_labels, read_labels
-from mil_zoo.data.readers.base import LAYOUTS, FeatureSet, TableLayout
+from mil_zoo.data.labels.tables import find_labels, read_labels
+from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
 from mil_zoo.errors import InputError, did_you_mean
 
 

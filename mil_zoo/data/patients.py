@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.slide_files import SlideFile, SlideFiles, heads
-from mil_zoo.data.splits import Split, patient_key
+from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.errors import InputError
 
 PatientRule = Literal["mean", "max", "packed"]

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.readers.base import LAYOUTS, FeatureSet, Layout, TableLayout
-from mil_zoo.data.readers.geometry import nearest_distances
+from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, Layout, TableLayout
+from mil_zoo.data.layouts.geometry import nearest_distances
 from mil_zoo.errors import InputError
 
 WINDOW = 1.42 * 2  # reach of the graph window:2, in steps: a patch without a neighbour in it is isolated

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mil_zoo.data.annotations import InstanceLabeller
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.readers.base import LAYOUTS, FeatureSet
+from mil_zoo.data.labels.annotations import InstanceLabeller
+from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet
 from mil_zoo.kernels.csr import CSR
 
 GRAPH_EDGES = 2**31 // 12  # kept in memory: 2 GiB, as an edge and its transposed one take 12 bytes

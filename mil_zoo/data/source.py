@@ -8,7 +8,7 @@ from pathlib import Path
 from mil_zoo.data.dataset import Dataset, data_root, open_dataset
 from mil_zoo.data.patients import PatientRule, pack_patients, pack_splits, settle_rule
 from mil_zoo.data.slide_files import heads
-from mil_zoo.data.splits import patient_key
+from mil_zoo.data.splits.split import patient_key
 from mil_zoo.data.transfer import joined
 
 

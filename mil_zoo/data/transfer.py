@@ -8,7 +8,7 @@ from dataclasses import replace
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Dataset
 from mil_zoo.data.slide_files import SlideFiles, heads
-from mil_zoo.data.splits import find_leaks, patient_key
+from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.kernels.relational_gather_gemm import RelationalEdges
+from mil_zoo.kernels.ops.relational_gather_gemm import RelationalEdges
 
 WINDOW = [(kx, ky) for kx in range(3) for ky in range(3)]  # tap = 3 * kx + ky
 

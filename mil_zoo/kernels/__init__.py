@@ -6,14 +6,14 @@ kernels, compiled on first use and kept on disk, ``triton`` fused CUDA kernels, 
 
 from mil_zoo.kernels.backends import available_backends, backend_status
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dropout_linear import dropout_linear
-from mil_zoo.kernels.graph_attention import GlobalKey, graph_attention
-from mil_zoo.kernels.graph_dot_attention import graph_dot_attention
-from mil_zoo.kernels.relational_gather_gemm import RelationalEdges, relational_gather_gemm
-from mil_zoo.kernels.residual_norm_prelu import residual_norm_prelu
-from mil_zoo.kernels.seeded_dropout import seeded_dropout
-from mil_zoo.kernels.segment_attention_pool import segment_attention_pool
-from mil_zoo.kernels.segment_reduce import segment_reduce
+from mil_zoo.kernels.ops.dropout_linear import dropout_linear
+from mil_zoo.kernels.ops.graph_attention import GlobalKey, graph_attention
+from mil_zoo.kernels.ops.graph_dot_attention import graph_dot_attention
+from mil_zoo.kernels.ops.relational_gather_gemm import RelationalEdges, relational_gather_gemm
+from mil_zoo.kernels.ops.residual_norm_prelu import residual_norm_prelu
+from mil_zoo.kernels.ops.seeded_dropout import seeded_dropout
+from mil_zoo.kernels.ops.segment_attention_pool import segment_attention_pool
+from mil_zoo.kernels.ops.segment_reduce import segment_reduce
 
 __all__ = [
     "CSR",

@@ -32,7 +32,7 @@ def _numba() -> str | None:
 
 def _triton() -> str | None:
     try:
-        tools = importlib.import_module("mil_zoo.kernels.triton_tools")
+        tools = importlib.import_module("mil_zoo.kernels._triton.tools")
     except ImportError as error:
         return f"triton cannot be imported ({error}); it comes with CUDA builds of torch, or: pip install triton"
     if tools.INTERPRETED:
@@ -87,7 +87,7 @@ def available_backends() -> list[str]:
 def ops_of(backend: str) -> list[str]:
     """Names of the ops that a backend has."""
     package = importlib.import_module("mil_zoo.kernels")
-    modules = {name: sys.modules.get(f"{package.__name__}.{name}") for name in package.__all__}
+    modules = {name: sys.modules.get(f"{package.__name__}.ops.{name}") for name in package.__all__}
     return [name for name, module in modules.items() if backend in getattr(module, "IMPLEMENTATIONS", ())]
 
 
@@ -130,7 +130,7 @@ def _unfit(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str 
     if name in _CPU_ONLY and device.type != "cpu":
         return f"backend {name!r} works on CPU tensors, and {op} was given {device.type} tensors"
     if name == "triton":
-        interpreted = importlib.import_module("mil_zoo.kernels.triton_tools").INTERPRETED
+        interpreted = importlib.import_module("mil_zoo.kernels._triton.tools").INTERPRETED
         if device.type != "cuda" and not (interpreted and device.type == "cpu"):
             return f"backend 'triton' works on CUDA tensors, and {op} was given {device.type} tensors; move them"
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):

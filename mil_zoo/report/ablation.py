@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from mil_zoo.bench.stats import summarise
 from mil_zoo.report.results import finished, trials_by_aggregator, values_by_split
 from mil_zoo.report.style import WIDTH, below, palette
+from mil_zoo.stats import summarise
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 PANELS = {
     "accuracy": "accuracy",

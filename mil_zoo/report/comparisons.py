@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.bench.stats import TestSet, corrected_t_test, delong_test, holm, permutation_test, wilcoxon_test
 from mil_zoo.report.results import METRICS, finished, test_sets, trials_by_aggregator, values_by_split
 from mil_zoo.report.text import bullets, csv, markdown, p_value
+from mil_zoo.stats import TestSet, corrected_t_test, delong_test, holm, permutation_test, wilcoxon_test
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 LEVEL = 0.05
 ENOUGH = 5  # splits: of fewer, differences agree by chance (accuracies have few values) and look certain

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mil_zoo.bench.stats import TestSet, calibration, mean_curve
 from mil_zoo.report.results import finished, test_sets, trials_by_aggregator
 from mil_zoo.report.style import WIDTH, below
+from mil_zoo.stats import TestSet, calibration, mean_curve
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 _Sets = dict[str, tuple[list[dict[str, Any]], list[TestSet]]]
 _AXES = {

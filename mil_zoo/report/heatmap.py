@@ -24,7 +24,7 @@ from mil_zoo.report.results import finished, label_of, trials_by_aggregator
 from mil_zoo.report.style import STYLE, WIDTH, save, title
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 COLUMNS = 4
 SPAN = 100.0  # colours end at a hundredth and a hundred times uniform attention: one scale for all slides and runs

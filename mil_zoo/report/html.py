@@ -20,7 +20,7 @@ from mil_zoo.report.results import dataset_title, finished, trials_by_aggregator
 from mil_zoo.report.text import BOLD, END, read_markdown, short
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 MAPS_MIB = 24.0  # of attention maps in a page: what a browser opens at once
 _TITLES = {"table": "Comparison", "comparisons": "Paired comparisons", "skew": "Attention"}

@@ -17,7 +17,7 @@ from mil_zoo.errors import InputError
 from mil_zoo.report.results import finished
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 _THUMBNAIL = 1024  # pixels of its longer side
 _IMAGES = (

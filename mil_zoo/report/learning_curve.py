@@ -13,12 +13,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from mil_zoo.bench.stats import summarise
 from mil_zoo.report.results import finished, notes, trials_by_aggregator
 from mil_zoo.report.style import STYLE, WIDTH, palette, save, title
+from mil_zoo.stats import summarise
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 BASELINE = "abmil"
 _LABELLED = re.compile(r"(^|,)labelled=([^,]+)")
@@ -29,7 +29,7 @@ def learning_curve(run: RunDirectory, metric: str = "auc") -> pd.DataFrame:
 
     Columns: ``aggregator`` (with what else its grid varies), ``labelled`` as in the grid, ``slides`` (labelled
     training slides, mean over splits), the test score's ``mean``, ``sd``, ``low``, ``high`` and ``n`` (see
-    :func:`mil_zoo.bench.stats.summarise`), and with ``gain_`` in front the same of its paired difference to ABMIL.
+    :func:`mil_zoo.stats.summarise`), and with ``gain_`` in front the same of its paired difference to ABMIL.
     """
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for label, trials in trials_by_aggregator(run).items():

@@ -25,7 +25,7 @@ from mil_zoo.report.style import STYLE, WIDTH, below, palette, save, title
 from mil_zoo.report.tables import comparison_table
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 POSITIVES = {
     "top1_positive": ("top-1", "-"),

@@ -15,7 +15,7 @@ from mil_zoo.diagnostics.stability import stability
 from mil_zoo.report.results import finished, label_of, trials_by_aggregator
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 COLUMNS = ["aggregator", "repeat", "fold", "seed", "epoch", "slide_id", "name", "value"]
 

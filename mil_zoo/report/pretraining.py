@@ -15,7 +15,7 @@ from mil_zoo.report.results import finished, trials_by_aggregator
 from mil_zoo.report.style import DPI, STYLE, WIDTH, save, title
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 
 def draw_pretrainings(run: RunDirectory) -> list[Path]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mil_zoo.bench.stats import summarise
 from mil_zoo.report.tables import METRICS
+from mil_zoo.stats import summarise
 
 HEADER = ["Regime", "Training slides", "Test slides", "Splits", *METRICS.values(), "Leaky splits"]
 

@@ -15,7 +15,7 @@ from mil_zoo.report.results import METRICS, summaries
 from mil_zoo.report.text import bullets, csv, markdown
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

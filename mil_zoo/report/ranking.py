@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mil_zoo.bench.stats import FriedmanNemenyi, friedman_nemenyi, holm, wilcoxon_test
 from mil_zoo.errors import InputError
 from mil_zoo.report.results import METRICS, dataset_title, summaries
 from mil_zoo.report.style import DPI, STYLE, WIDTH
 from mil_zoo.report.text import bullets, csv, escape_latex, markdown, p_value
+from mil_zoo.stats import FriedmanNemenyi, friedman_nemenyi, holm, wilcoxon_test
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 
 def scores_by_dataset(runs: Sequence[RunDirectory], metric: str) -> pd.DataFrame:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.bench.stats import Summary, TestSet, summarise
+from mil_zoo.stats import Summary, TestSet, summarise
 from mil_zoo.train.metrics import patient_predictions
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 METRICS = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC", "f1": "F1"}
 _KINDS = {

@@ -12,7 +12,7 @@ from mil_zoo.report.pooled import diagnostics_table
 from mil_zoo.report.text import bullets, csv, markdown, short
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 SKEW = {
     "n_instances": "Instances",

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from mil_zoo.report.results import dataset_title
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 DPI = 200
 WIDTH = 7.2  # inches: the text width of a page, so that the 8 pt letters stay 8 pt

@@ -11,7 +11,6 @@ from rich import box
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from mil_zoo.bench.stats import TestSet, bootstrap, calibration, summarise
 from mil_zoo.report.ablation import ablation_table
 from mil_zoo.report.comparisons import ENOUGH, LEVEL, best, comparisons, write_comparisons
 from mil_zoo.report.encoders import PATIENTS, without_encoder, write_encoders
@@ -26,9 +25,10 @@ from mil_zoo.report.results import (
 )
 from mil_zoo.report.skew_table import write_skew
 from mil_zoo.report.text import bold, bullets, csv, escape_latex, markdown, short
+from mil_zoo.stats import TestSet, bootstrap, calibration, summarise
 
 if TYPE_CHECKING:
-    from mil_zoo.bench.store import RunDirectory
+    from mil_zoo.bench.run_directory import RunDirectory
 
 COSTS = {"parameters": "Parameters", "seconds_per_epoch": "s / epoch", "peak_mem_mib": "Peak memory (MiB)"}
 MEASURED = ["seconds_per_epoch", "peak_mem_mib"]
@@ -38,7 +38,7 @@ def comparison_table(run: RunDirectory) -> pd.DataFrame:
     """One row an ``aggregator[@grid]``.
 
     Columns: ``aggregator``; ``encoder`` where several sets of features are compared; ``splits``; for each metric on the
-    test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as :func:`mil_zoo.bench.stats.summarise`
+    test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as :func:`mil_zoo.stats.summarise`
     gives them (one value a split, its seeds averaged first; of a single split, one value a seed), and ``_boot_low`` and
     ``_boot_high`` (bootstrap over test patients); ``brier`` and ``ece`` (calibration of all test predictions together);
     ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib`` (largest). NaN

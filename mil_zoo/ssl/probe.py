@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from mil_zoo.data.splits import find_leaks
+from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError
 from mil_zoo.train.metrics import score
 

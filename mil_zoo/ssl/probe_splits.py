@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mil_zoo.data.few_labels import choose_labelled
-from mil_zoo.data.labels import read_labels
-from mil_zoo.data.readers.base import slide_name
-from mil_zoo.data.readers.table import load_arrays
-from mil_zoo.data.split_files import read_split_file
-from mil_zoo.data.splits import kfold
+from mil_zoo.data.labels.tables import read_labels
+from mil_zoo.data.layouts.base import slide_name
+from mil_zoo.data.layouts.table import load_arrays
+from mil_zoo.data.splits.few_labels import choose_labelled
+from mil_zoo.data.splits.files import read_split_file
+from mil_zoo.data.splits.split import kfold
 from mil_zoo.errors import InputError
 from mil_zoo.ssl.probe import ProbeSplit
 

@@ -36,7 +36,7 @@ class TrainingConfig:
         precision: "bfloat16" takes matrix products in bfloat16, in training and prediction; sums, softmax, norms,
             losses and weights stay float32. It pays on a GPU or a CPU with AMX; other CPUs are slower for it.
         labelled: share (at most 1) or number (above 1) of the training slides whose labels are used, see
-            ``mil_zoo.data.few_labels``; of the validation slides the same share.
+            ``mil_zoo.data.splits.few_labels``; of the validation slides the same share.
         max_instances: random instances of each bag seen in a training step; None for all. Evaluation always sees all.
     """
 

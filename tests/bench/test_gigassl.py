@@ -11,7 +11,7 @@ from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
 from mil_zoo.data.slide_files import relabel
-from mil_zoo.data.splits import find_leaks
+from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.learning_curve import learning_curve
 from mil_zoo.ssl import protocol
 from mil_zoo.train.protocols import model_options, run_protocol

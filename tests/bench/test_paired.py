@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from mil_zoo import InputError
-from mil_zoo.bench.stats import TestSet, corrected_t_test, delong_test, holm, permutation_test, wilcoxon_test
+from mil_zoo.stats import TestSet, corrected_t_test, delong_test, holm, permutation_test, wilcoxon_test
 
 # DeLong, DeLong & Clarke-Pearson 1988: 49 patients with ovarian cancer; albumin, total protein, K-G score (subtracted
 # from 10), whether surgery did not help (0: the event). The 43 complete records, as in the manual of SAS's LOGISTIC.

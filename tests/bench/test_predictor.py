@@ -14,7 +14,7 @@ from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.data.dataset import open_dataset
-from mil_zoo.data.store_writer import import_dataset
+from mil_zoo.data.packed.writer import import_dataset
 
 # RFC 7946 for what is written here: a collection of features that are squares or points, with QuPath's properties.
 POSITION = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "number"}}

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from mil_zoo.bench.stats import summarise
 from mil_zoo.errors import InputError
+from mil_zoo.stats import summarise
 
 T_2 = 4.302652729911275  # the 97.5 % point of Student's t with 2 degrees of freedom, from a printed table
 

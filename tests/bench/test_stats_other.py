@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from mil_zoo import InputError
-from mil_zoo.bench.stats import (
+from mil_zoo.stats import (
     TestSet,
     bootstrap,
     brier_score,

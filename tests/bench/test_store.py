@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mil_zoo import InputError
-from mil_zoo.bench.store import RunDirectory
+from mil_zoo.bench.run_directory import RunDirectory
 
 SETTINGS = {"models": ["a"], "split": {"folds": 3, "hash": "x"}}
 
@@ -71,7 +71,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
 
 def test_a_second_runner_refuses(tmp_path):
     code = (
-        "from mil_zoo.bench.store import RunDirectory\nimport sys\n"
+        "from mil_zoo.bench.run_directory import RunDirectory\nimport sys\n"
         f"with RunDirectory({str(tmp_path)!r}).writing({SETTINGS!r}):\n"
         "    print('in', flush=True)\n    sys.stdin.read()\n"
     )

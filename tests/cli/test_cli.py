@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mil_zoo.bench import store
+from mil_zoo.bench import run_directory as store
 
 
 def modules_loaded_by(*arguments):
@@ -244,7 +244,7 @@ def test_a_plugin_takes_part(run_cli, bag_table, tmp_path):
     plugin.write_text(
         "from mil_zoo import register_aggregator, register_graph\n"
         "from mil_zoo._dgl import dgl\n"
-        "from mil_zoo.aggregators.srmil import SRMIL\n"
+        "from mil_zoo.aggregators.srmil.fast import SRMIL\n"
         "@register_graph('three')\n"
         "def three(coords):\n    return dgl.knn_graph(coords, min(4, len(coords)))\n"
         "@register_aggregator('plugged')\n"

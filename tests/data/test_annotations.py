@@ -12,8 +12,8 @@ from helpers import make_bag
 
 from mil_zoo import InputError
 from mil_zoo.data import Annotations, label_instances, read_annotations
-from mil_zoo.data.annotations import overlap_share
-from mil_zoo.data.readers import outlines
+from mil_zoo.data.labels import outlines
+from mil_zoo.data.labels.annotations import overlap_share
 
 SQUARE = [(0, 0), (100, 0), (100, 100), (0, 100)]
 

@@ -8,7 +8,7 @@ from layouts import FEATURES, GRID, write_clam, write_h5, write_srmil, write_tri
 from mil_zoo import InputError
 from mil_zoo.data import open_dataset, read_card
 from mil_zoo.data.check import check_dataset
-from mil_zoo.data.readers.base import LAYOUTS
+from mil_zoo.data.layouts.base import LAYOUTS
 
 
 def features(number):

@@ -6,9 +6,9 @@ import torch
 from scipy.ndimage import label as connected
 from scipy.stats import spearmanr
 
-from mil_zoo.data import demo
 from mil_zoo.data.bag import Bag, BagBatch
-from mil_zoo.data.demo import DemoParameters, simulate_demo
+from mil_zoo.data.demo import simulate as demo
+from mil_zoo.data.demo.simulate import DemoParameters, simulate_demo
 from mil_zoo.errors import InputError
 
 P = DemoParameters()

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from mil_zoo.data import demo_cache
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.demo import simulate_demo
-from mil_zoo.data.demo_cache import load_demo
+from mil_zoo.data.demo import cache as demo_cache
+from mil_zoo.data.demo.cache import load_demo
+from mil_zoo.data.demo.simulate import simulate_demo
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.data import prefetch, store_writer
 from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.packed.store import PackedStore
+from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
-from mil_zoo.data.splits import kfold
-from mil_zoo.data.store import PackedStore
-from mil_zoo.data.store_writer import import_dataset
+from mil_zoo.data.splits.split import kfold
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from layouts import FEATURES, GRID, write_clam, write_h5, write_stamp, write_tri
 
 from mil_zoo import InputError
 from mil_zoo.data import find_features, read_bag
-from mil_zoo.data.readers.base import LAYOUTS, slide_name
-from mil_zoo.data.readers.geometry import grid_step
+from mil_zoo.data.layouts.base import LAYOUTS, slide_name
+from mil_zoo.data.layouts.geometry import grid_step
 
 
 def check(bag, layout, patch_size=512.0, unit="px", coords=GRID, slide_id="a"):

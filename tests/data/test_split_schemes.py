@@ -10,10 +10,10 @@ import torch
 from mil_zoo import Bag, InputError
 from mil_zoo.data.card import DataCard
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.leaks import report_leaks
-from mil_zoo.data.split_files import read_split_file, read_splits, splits_csv
-from mil_zoo.data.split_schemes import draw_splits, low_label, monte_carlo, train_elsewhere
-from mil_zoo.data.splits import Split, kfold, leaks_of, split_hash
+from mil_zoo.data.splits.files import read_split_file, read_splits, splits_csv
+from mil_zoo.data.splits.leaks import report_leaks
+from mil_zoo.data.splits.schemes import draw_splits, low_label, monte_carlo, train_elsewhere
+from mil_zoo.data.splits.split import Split, kfold, leaks_of, split_hash
 
 PATIENTS = {f"s{i:03d}": f"TCGA-{i // 20:02d}-{i // 2:04d}" for i in range(120)}
 

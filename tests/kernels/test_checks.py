@@ -33,7 +33,7 @@ def csr(indptr, indices, num_src, backend):
 
 def implementations_of(op):
     # The package's attribute of this name is the function, so the module is taken from sys.modules.
-    return sys.modules[f"mil_zoo.kernels.{op}"].IMPLEMENTATIONS
+    return sys.modules[f"mil_zoo.kernels.ops.{op}"].IMPLEMENTATIONS
 
 
 @pytest.fixture

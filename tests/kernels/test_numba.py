@@ -16,14 +16,14 @@ from mil_zoo.kernels import (
     backend_status,
     backends,
     graph_attention,
-    numba_tools,
     segment_attention_pool,
 )
+from mil_zoo.kernels._numba import tools as numba_tools
+from mil_zoo.kernels._numba.dropout import dropout_key, keep, keep_run
+from mil_zoo.kernels._numba.tools import exponentials, jit
+from mil_zoo.kernels._numba.vectors import add_weighted, dots
 from mil_zoo.kernels.dropout import dropout_scale
-from mil_zoo.kernels.graph_attention import numba_cpu
-from mil_zoo.kernels.numba_dropout import dropout_key, keep, keep_run
-from mil_zoo.kernels.numba_tools import exponentials, jit
-from mil_zoo.kernels.numba_vectors import add_weighted, dots
+from mil_zoo.kernels.ops.graph_attention import numba_cpu
 
 BAGS = torch.tensor([0, 3, 1, 1, 3, 0, 0, 1]).repeat(200)  # neither sorted nor all four there
 
@@ -214,7 +214,7 @@ def test_torch_keeps_its_threads_and_a_forked_process_gets_an_error():
         torch.set_num_threads(1)
         import mil_zoo.kernels
         from mil_zoo.kernels import segment_attention_pool
-        assert "mil_zoo.kernels.numba_tools" not in sys.modules
+        assert "mil_zoo.kernels._numba.tools" not in sys.modules
         arguments = torch.zeros(3, 1), torch.zeros(3, 2), torch.tensor([0, 3])
         segment_attention_pool(*arguments, backend="numba")
         assert torch.get_num_threads() == 1, torch.get_num_threads()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_zoo.bench.store import RunDirectory
+from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.diagnostics.attention import attention_curve, attention_skew
 
 # Sharpness of attention at the end of training, and heads; None: a model without attention.

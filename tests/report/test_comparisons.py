@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_zoo.bench.stats import corrected_t_test, delong_test, holm
 from mil_zoo.report.comparisons import best, comparisons
 from mil_zoo.report.pooled import diagnostics_table
 from mil_zoo.report.results import finished, test_sets, trials_by_aggregator
 from mil_zoo.report.skew_table import table_skew
 from mil_zoo.report.tables import comparison_table, write_tables
+from mil_zoo.stats import corrected_t_test, delong_test, holm
 
 sets_of = test_sets
 del test_sets  # pytest would collect it

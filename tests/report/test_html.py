@@ -200,7 +200,7 @@ def test_a_run_without_results_has_a_page(write):
 def test_the_page_needs_no_torch(make_run):
     run = make_run()
     code = (
-        "import sys\nfrom mil_zoo.bench.store import RunDirectory\nfrom mil_zoo.report.html import write_html\n"
+        "import sys\nfrom mil_zoo.bench.run_directory import RunDirectory\nfrom mil_zoo.report.html import write_html\n"
         f"write_html(RunDirectory({str(run.path)!r}))\nassert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mil_zoo.bench.stats import summarise
 from mil_zoo.report.learning_curve import learning_curve, write_learning_curve
+from mil_zoo.stats import summarise
 
 SCORES = {
     "abmil": {0.1: [0.6, 0.7, 0.65], 1: [0.9, 0.8, 0.85]},

@@ -5,10 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from mil_zoo import InputError
-from mil_zoo.bench.stats import friedman_nemenyi
-from mil_zoo.bench.store import RunDirectory
+from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.report.ranking import diagram, scores_by_dataset, write_ranking
 from mil_zoo.report.tables import write_tables
+from mil_zoo.stats import friedman_nemenyi
 
 SCORES = {
     "one": {"abmil": 0.9, "srmil": 0.8, "mean": 0.7},

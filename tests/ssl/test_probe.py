@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mil_zoo import InputError
-from mil_zoo.data.few_labels import choose_labelled
-from mil_zoo.data.splits import find_leaks
+from mil_zoo.data.splits.few_labels import choose_labelled
+from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.probing import markdown, notes, summary
 from mil_zoo.ssl.probe import LinearProbe, ProbeSplit, knn_accuracy, probe
 from mil_zoo.ssl.probe_splits import ProbeTable, own_splits, read_bundle_labels, read_label_table, read_probe_splits

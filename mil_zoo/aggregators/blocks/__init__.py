@@ -1,0 +1,1 @@
+"""Layers that several aggregators are made of."""

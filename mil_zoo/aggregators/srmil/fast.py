@@ -1,0 +1,259 @@
+"""SRMIL: spatially regularised multiple-instance learning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.errors import InputError
+from mil_zoo.kernels import CSR, segment_attention_pool
+
+
+@register_aggregator("srmil")
+class SRMIL(Aggregator):
+    """A graph-attention encoder shared by slide classification and masked patch-feature reconstruction.
+
+    With X the patch features and X_M the same with a share ``mask_rate`` of the rows replaced by a learned token::
+
+        L_rec       = mean over masked patches of (1 - cos(decoder(encoder(X_M)), X)) ** alpha
+        CE_masked   = cross-entropy of the classifier on the global node of encoder(X_M)
+        CE_full     = cross-entropy of the classifier on the global node of encoder(X)
+        loss        = (2 - w_gen) * ((2 - w_ce) * CE_masked + w_ce * CE_full) + w_gen * L_rec
+
+    The reconstruction runs on the patch graph without the global node, prediction on the unmasked bag with it.
+    Attention is the weight of every patch in the last encoder layer's global node, averaged over heads.
+
+    Source: Wu et al., WACV 2026, arXiv 2602.19487; github wwyi1828/SRMIL.
+
+    Deviations: none in the numbers, only in the order of work. The three paths are one batch of three graphs whose
+    first layer reads copies of the reformed rows that are never made; values, scores and residual of a layer are one
+    product; the global node is kept out of the graph, and what only it needs is pooled before it is projected; the
+    decoder ends at the masked rows and without the reconstructed features; in eval mode the reformer is folded into
+    the encoder's first product.
+
+    Args:
+        in_dim: feature dimension D.
+        num_classes: C, or 1.
+        hidden: encoder width, all heads together.
+        heads: attention heads.
+        head_hidden: width of the classifier's hidden layer (and of the attention readout).
+        feat_drop: dropout rate of every layer's input.
+        attn_drop: dropout rate of attention weights.
+        cls_drop: dropout rate in the classifier.
+        mask_rate: share of patches masked; int(mask_rate * N) of a bag of N.
+        w_gen: weight of the reconstruction, in [0, 2].
+        w_ce: weight of the complete classification, in [0, 2].
+        alpha: exponent of the scaled cosine error.
+        readout: "global_node", or "attention": the authors' attention pooling of patch embeddings, without the global
+            node.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    graph = "window:2"
+    paper = Paper(
+        "Exploiting Label-Independent Regularization from Spatial Dependencies for Whole Slide Image Analysis",
+        2026,
+        "https://arxiv.org/abs/2602.19487",
+        "https://github.com/wwyi1828/SRMIL",
+    )
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        hidden: int = 256,
+        heads: int = 4,
+        head_hidden: int = 128,
+        feat_drop: float = 0.11,
+        attn_drop: float = 0.15,
+        cls_drop: float = 0.059,
+        mask_rate: float = 0.7,
+        w_gen: float = 1.8,
+        w_ce: float = 1.0,
+        alpha: float = 1.0,
+        readout: Literal["global_node", "attention"] = "global_node",
+    ) -> None:
+        super().__init__(in_dim, num_classes)
+        _check_options(hidden, heads, mask_rate, w_gen, w_ce, readout)
+        head_dim, drops = hidden // heads, (feat_drop, attn_drop)
+        self.mask_rate, self.w_gen, self.w_ce, self.alpha, self.readout = mask_rate, w_gen, w_ce, alpha, readout
+        self.enc_mask_token = nn.Parameter(0.01 * torch.randn(1, in_dim))
+        self.dec_mask_token = nn.Parameter(0.01 * torch.randn(1, hidden))
+        self.reformer = nn.Sequential(nn.Linear(in_dim, in_dim))
+        self.encoder = GAT(GATLayer(in_dim, heads, head_dim, *drops), GATLayer(hidden, heads, head_dim, *drops))
+        self.encoder_to_decoder = nn.Linear(hidden, hidden, bias=False)
+        self.decoder = GAT(
+            GATLayer(hidden, heads, head_dim, *drops),
+            GATLayer(hidden, 1, in_dim, *drops, residual=False, norm=False, activation=None),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(head_dim, head_hidden), nn.ReLU(), nn.Dropout(cls_drop), nn.Linear(head_hidden, num_classes)
+        )
+        if readout == "global_node":
+            self.super_tokens = nn.Parameter(0.01 * torch.randn(1, in_dim))
+        else:
+            self.attender = GAT(
+                GATLayer(head_dim, 1, head_hidden, *drops, norm=False, activation="relu"),
+                GATLayer(head_hidden, 1, 1, *drops, residual=False, norm=False, activation=None),
+            )
+        # The authors' layers carry mask tokens that nothing reads, and both readouts whichever is on.
+        self.published_unused = (
+            r"(encoder|decoder|attender)\.mask_tokens\..*",
+            r"attender\..*" if readout == "global_node" else "super_tokens",
+        )
+        nn.init.xavier_uniform_(self.reformer[0].weight, gain=1.414)
+        nn.init.zeros_(self.reformer[0].bias)
+        nn.init.xavier_normal_(self.encoder_to_decoder.weight, gain=1.414)
+
+    def forward(self, batch: BagBatch) -> AggregatorOutput:
+        """See ``Aggregator.forward``: complete classification; attention ``[ΣN]``, head_attention ``[ΣN, H]``."""
+        graph = self._needs_graph(batch).graph.csr
+        return self._read(*self._first_layer(batch.features, graph, batch.offsets), graph, batch.offsets)
+
+    def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The three paths of a training step.
+
+        Args:
+            batch: labelled bags with their graph.
+            mask: int64, rows of ``batch.features`` to mask; None draws int(mask_rate * N) rows of each bag.
+
+        Returns:
+            "loss", "reconstruction", "ce_masked" and "ce_full", each the mean over the bags of the batch.
+        """
+        features, graph, n = self._needs_graph(batch).features, batch.graph.csr, batch.num_instances
+        rows = (self._draw_mask(batch) if mask is None else mask.to(features.device)).sort().values
+        # The three paths are three graphs of one batch: masked without the global node, masked, and complete.
+        index = torch.arange(n, device=features.device).repeat(3)
+        index[rows] = index[n + rows] = -1
+        ends = batch.offsets[1:]
+        h, h_global = self._first_layer(
+            features, CSR.concat([graph] * 3), torch.cat([batch.offsets, n + ends, 2 * n + ends]), index, len(batch)
+        )
+        alone, both = h.split([n, 2 * n])
+        reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
+        logits = self._read(both, h_global, CSR.concat([graph] * 2), torch.cat([batch.offsets, n + ends])).logits
+        ce_masked, ce_full = (self.bag_loss(part, batch.labels) for part in logits.split(len(batch)))
+        classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
+        loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction
+        return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
+
+    def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
+        """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
+        graph = self._needs_graph(batch).graph.csr
+        h, h_global = self._first_layer(batch.features, graph, batch.offsets)
+        return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
+
+    def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
+        """Features ``[len(rows), D]`` at the masked ``rows`` from the encoder's first layer ``[N, hidden]``."""
+        last = self.decoder.gat_layers[1]
+        return last.fc(self._decode(h, rows, graph)) + last.bias
+
+    def _decode(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
+        """``reconstruct`` up to the last linear map: ``[len(rows), hidden]``."""
+        masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
+        seen = (~masked).nonzero()[:, 0]
+        code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
+        # Fixed re-mask: of the encoder's output the decoder sees the rows that were not masked.
+        packing = Packing(torch.where(masked, -1, (~masked).cumsum(0) - 1), self.dec_mask_token[0])
+        first, last = self.decoder.gat_layers
+        return last.mix(first(code, graph, packing=packing), graph, rows)[0]
+
+    def _first_layer(
+        self, features: Tensor, graph: CSR, offsets: Tensor, index: Tensor | None = None, skip: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """The reformer and the encoder's first layer.
+
+        Args:
+            features: ``[N, D]``.
+            graph: M rows.
+            offsets: int64 ``[B + 1]``, of the graph's rows.
+            index: int64 ``[M]``, the patch that each row of the graph is, -1 where masked; None for all in order.
+            skip: how many of the first bags have no global node.
+
+        Returns:
+            patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]``, None with the attention readout.
+        """
+        first, bags = self.encoder.gat_layers[0], len(offsets) - 1 - skip
+        tokens = [] if self.readout == "attention" else [self.super_tokens.expand(bags, -1)]
+        if index is None and not first.drops and len(features) > first.fc.out_features:
+            inputs, options = [features, *tokens], {"before": self.reformer[0]}
+        else:
+            # The reformer works row by row: masked rows are its image of the token, the others serve every path.
+            inputs, options = [self.reformer(x) for x in (features, *tokens)], {}
+        if index is not None:
+            options["packing"] = Packing(index, self.reformer(self.enc_mask_token)[0])
+        if self.readout == "attention":
+            return first(*inputs, graph, **options), None
+        return first.with_global(*inputs, graph, offsets, skip=skip, **options)
+
+    def _read(self, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
+        """The encoder's second layer, the readout and the classifier."""
+        second = self.encoder.gat_layers[1]
+        if h_global is None:
+            h = self._head_mean(second(h, graph))  # [N, hidden / heads]
+            scores = self.attender(h, graph)  # [N, 1]
+            pooled, attention = segment_attention_pool(scores, h, offsets)
+            embedding = pooled[:, 0]
+            return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
+        h_global, head_attention = second.global_only(h, h_global, offsets)
+        embedding = self._head_mean(h_global)
+        attention = head_attention.mean(1)
+        return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=head_attention)
+
+    def _reconstruction_loss(self, h: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
+        if len(rows) == 0:
+            return features.new_zeros(())
+        last = self.decoder.gat_layers[1]
+        error = 1 - _cosine_to_map(self._decode(h, rows, graph), last.fc.weight, last.bias, features[rows])
+        bag = batch.bag_index[rows]
+        count = torch.bincount(bag, minlength=len(batch)).clamp(min=1)
+        return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
+
+    def _draw_mask(self, batch: BagBatch) -> Tensor:
+        drawn = [
+            start + torch.randperm(size)[: int(self.mask_rate * size)]
+            for start, size in zip(batch.offsets.tolist(), batch.sizes.tolist(), strict=False)
+        ]
+        return torch.cat(drawn).to(batch.features.device)
+
+    def _head_mean(self, h: Tensor) -> Tensor:
+        return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
+
+
+def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """``cos(W h + b, x)`` of every row without the wide ``W h + b``.
+
+    ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``.
+
+    Args:
+        h: ``[M, hidden]``.
+        weight: ``[D, hidden]``.
+        bias: ``[D]``.
+        x: ``[M, D]``.
+
+    Returns:
+        ``[M]``.
+    """
+    projected = x @ torch.cat([weight, bias[:, None]], dim=1)  # [M, hidden + 1]
+    dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
+    square = (h * (h @ (weight.T @ weight) + 2 * (bias @ weight))).sum(1) + bias @ bias
+    cosine = dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
+    return cosine.clamp(max=1)  # rounding must not make 1 - cos negative, which has no powers
+
+
+def _check_options(hidden: int, heads: int, mask_rate: float, w_gen: float, w_ce: float, readout: str) -> None:
+    if hidden % heads:
+        raise InputError(f"srmil: hidden ({hidden}) must be a multiple of heads ({heads})")
+    if not 0 <= mask_rate < 1:
+        raise InputError(f"srmil: mask_rate must be at least 0 and below 1, not {mask_rate}")
+    if not (0 <= w_gen <= 2 and 0 <= w_ce <= 2):
+        raise InputError(f"srmil: w_gen and w_ce must lie between 0 and 2, not {w_gen} and {w_ce}")
+    if readout not in ("global_node", "attention"):
+        raise InputError(f"srmil: readout must be 'global_node' or 'attention', not {readout!r}")

@@ -1,0 +1,1 @@
+"""The simulated slides of the demo."""

@@ -1,0 +1,1 @@
+"""Where labels come from: tables of slides, annotations and outlines of lesions."""

@@ -1,0 +1,99 @@
+"""CLAM: ``h5_files/<slide>.h5``, ``pt_files/<slide>.pt`` and ``patches/<slide>.h5``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
+from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
+from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
+from mil_zoo.data.layouts.trident import in_trident_folder
+
+_FOLDERS = ("h5_files", "pt_files")
+
+
+@register_layout("clam")
+class Clam(Layout):
+    """Features without geometry; the patch size lies with the coordinates in ``patches/<slide>.h5``.
+
+    There it is ``patch_size`` (pixels of ``patch_level``) times ``downsample`` (of that level). The step of the grid is
+    not stated (CLAM's ``--step_size``), so it is measured, and is the patch size where patches do not overlap.
+    """
+
+    about = "h5_files/<slide>.h5 or pt_files/<slide>.pt, with patches/<slide>.h5 (patch size) beside or above"
+    suffixes = (".h5", ".pt")
+
+    def matches(self, path: Path) -> bool:
+        """By the folder's name, or a file with ``features`` that states no geometry of another layout."""
+        if path.parent.name in _FOLDERS:
+            return True
+        if path.suffix == ".pt":
+            return not path.with_suffix(".index.npz").exists()
+        if in_trident_folder(path) or path.parent.name.startswith("slide_features_"):
+            return False
+        found = head(path)
+        return found is not None and "features" in found[0] and "patch_size_level0" not in found[2]
+
+    def group(self, path: Path) -> Path:
+        """``h5_files`` and ``pt_files`` hold the same features: the folder above them."""
+        return path.parent.parent if path.parent.name in _FOLDERS else path.parent
+
+    def shape(self, path: Path) -> tuple[int, int]:
+        """``(N, D)`` from the file's header."""
+        return tensor_shape(path) if path.suffix == ".pt" else shape_of(path)
+
+    def read(self, path: Path) -> Bag:
+        """The bag; coordinates of a ``.pt`` come from ``h5_files`` or ``patches`` beside it."""
+        patches = _patches_of(path)
+        if path.suffix == ".pt":
+            features = load_tensor(path).numpy()
+            beside = path.parent.parent / "h5_files" / f"{path.stem}.h5"
+            source = beside if beside.is_file() else patches
+            coords = None
+            if source is not None:
+                with opened(source) as file:
+                    coords = read_coords(file, source)
+        else:
+            with opened(path) as file:
+                features, coords = read_features(file, path), read_coords(file, path)
+        step, why = (None, "") if coords is None else _step(path, coords, patches)
+        return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)
+
+    def coordinates(self, path: Path) -> tuple[npt.NDArray[Any], float | None, str] | None:
+        """Those of a file of ``patches/``, which has no features."""
+        with opened(path) as file:
+            coords = read_coords(file, path)
+        return None if coords is None else (coords, *_step(path, coords, None))
+
+
+def _patches_of(path: Path) -> Path | None:
+    """``patches/<slide>.h5``, beside the folder of the features or one above it."""
+    for folder in list(path.parents)[:3]:
+        candidate = folder / "patches" / f"{path.stem}.h5"
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[float | None, str]:
+    stated, source = _stated_size(path), path
+    if stated is None and patches is not None:
+        stated, source = _stated_size(patches), patches
+    measured = grid_step(coords)
+    if stated is None:
+        return measured, "the coordinates' own step: no patches/<slide>.h5 states the patch size"
+    where = f"patch_size x downsample of {source.parent.name}/<slide>.h5"
+    return overlapping_step(path, measured, stated, where)
+
+
+def _stated_size(path: Path) -> float | None:
+    found = head(path) if path.suffix == ".h5" else None
+    if found is None or "patch_size" not in found[2]:
+        return None
+    return float(found[2]["patch_size"]) * float(np.ravel(found[2].get("downsample", 1.0))[0])

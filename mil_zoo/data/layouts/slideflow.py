@@ -1,0 +1,39 @@
+"""slideflow: ``<slide>.pt`` with ``<slide>.index.npz`` beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
+from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.geometry import grid_step
+from mil_zoo.data.layouts.table import load_arrays
+from mil_zoo.errors import InputError
+
+
+@register_layout("slideflow")
+class Slideflow(Layout):
+    """A tensor of features, and the places of its tiles in the array ``arr_0``, in level-0 pixels."""
+
+    about = "<slide>.pt with <slide>.index.npz beside it (arr_0: coordinates)"
+    suffixes = (".pt",)
+
+    def matches(self, path: Path) -> bool:
+        """By the index beside it."""
+        return path.with_suffix(".index.npz").is_file()
+
+    def shape(self, path: Path) -> tuple[int, int]:
+        """``(N, D)`` from the file's header."""
+        return tensor_shape(path)
+
+    def read(self, path: Path) -> Bag:
+        """The bag; its patch size is the step of the coordinates."""
+        index = path.with_suffix(".index.npz")
+        arrays = load_arrays(index)
+        if "arr_0" not in arrays:
+            raise InputError(f"{index}: the array 'arr_0' of coordinates is missing; extract the slide again")
+        coords = arrays["arr_0"].astype("float64")
+        why = "the coordinates' own step: the index states no tile size"
+        features = load_tensor(path).numpy()
+        return make_bag(path, self.slide_id(path), self.name, features, coords, grid_step(coords), why)

@@ -1,0 +1,153 @@
+"""Bag tables: one ``.npz`` with all bags of a dataset (classic MIL sets, nuclei, any table of instances)."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.layouts.base import TableLayout, register_layout
+from mil_zoo.errors import InputError
+
+
+def read_table(path: Path, positive_instance_class: int | None = None, single_label: int | None = None) -> list[Bag]:
+    """Reads every bag of a table.
+
+    Arrays of the file: ``X`` float [n_inst, d]; ``bag_ptr`` int [n_bags + 1]; ``bag_label`` int [n_bags]; optional
+    ``bag_name`` [n_bags], ``patient_id`` [n_bags] (patients or any other groups), ``coords`` [n_inst, 2]
+    (x, y), ``inst_label`` int [n_inst] (1 positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
+
+    Args:
+        path: the ``.npz`` file; it is read without pickle.
+        positive_instance_class: the value of ``inst_class`` that counts as positive.
+        single_label: for tables with ``bag_labels`` 0/1 [n_bags, classes] instead of ``bag_label``: keep the bags with
+            exactly one label, of the classes that at least this many of them have.
+
+    Raises:
+        InputError: the file is missing, damaged or no bag table, or a bag in it is malformed.
+    """
+    arrays = load_arrays(path)
+    if single_label is not None and "bag_labels" in arrays:
+        arrays = _keep_single_labels(arrays, single_label)
+    for key in ("X", "bag_ptr", "bag_label"):
+        if key not in arrays:
+            raise InputError(f"{path}: the array {key!r} is missing; a bag table needs X, bag_ptr and bag_label")
+    features, pointer, labels = arrays["X"], arrays["bag_ptr"], arrays["bag_label"]
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.number):
+        raise InputError(f"{path}: X must be numbers [instances, dimensions], not {features.dtype} {features.shape}")
+    num_bags = len(pointer) - 1
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+        bag = int(np.searchsorted(pointer, row, side="right")) - 1
+        raise InputError(f"{path}: X is NaN or infinite in row {row} (bag {bag}); correct the row or drop it")
+    if pointer[0] != 0 or pointer[-1] != len(features) or (np.diff(pointer) < 0).any():
+        raise InputError(f"{path}: bag_ptr must rise from 0 to the {len(features)} rows of X")
+    names = arrays.get("bag_name", np.array([f"bag_{i:04d}" for i in range(num_bags)]))
+    per_bag = {"bag_label": labels, "bag_name": names, "patient_id": arrays.get("patient_id")}
+    for key, values in per_bag.items():
+        if values is not None and len(values) != num_bags:
+            raise InputError(f"{path}: {key} has {len(values)} entries for {num_bags} bags")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or (labels < 0).any():
+        raise InputError(f"{path}: bag_label must be one class index (0, 1, ...) a bag")
+    if len(set(names.tolist())) < num_bags:
+        raise InputError(f"{path}: bag_name holds a name twice; every bag needs its own")
+    instance_labels = _instance_labels(arrays, positive_instance_class)
+    for key in ("coords", "inst_label", "inst_class"):
+        if key in arrays and len(arrays[key]) != len(features):
+            raise InputError(f"{path}: {key} has {len(arrays[key])} rows and X {len(features)}; they must match")
+
+    def part(values: Any, i: int) -> Any:
+        return None if values is None else torch.from_numpy(np.ascontiguousarray(values[pointer[i] : pointer[i + 1]]))
+
+    return [
+        Bag(
+            features=part(features.astype(np.float32, copy=False), i),
+            coords=part(arrays.get("coords"), i),
+            label=int(labels[i]),
+            instance_labels=part(instance_labels, i),
+            slide_id=str(names[i]),
+            patient_id=None if per_bag["patient_id"] is None else str(per_bag["patient_id"][i]),
+            layout="arrays",
+        )
+        for i in range(num_bags)
+    ]
+
+
+def read_published_folds(path: Path) -> Any:
+    """The published test bags of a table, bool ``[repeats, folds, n_bags]``; None where it holds none.
+
+    They lie in the array ``test_mask_<repeats>x<folds>``; every bag must be tested once a repetition.
+    """
+    arrays = load_arrays(path)
+    name = next((name for name in arrays if name.startswith("test_mask_")), None)
+    if name is None:
+        return None
+    mask = arrays[name]
+    if mask.dtype != bool or mask.ndim != 3 or not (mask.sum(1) == 1).all():
+        raise InputError(f"{path}: {name} must be bool [repeats, folds, bags] with every bag in one fold a repetition")
+    return mask
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """All arrays of an ``.npz`` file, read without pickle; an ``InputError`` where that fails."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"{path} is not a readable .npz table ({error}); write it again with numpy.savez") from error
+
+
+def _instance_labels(arrays: dict[str, Any], positive_class: int | None) -> Any:
+    if positive_class is not None and "inst_class" in arrays:
+        return (arrays["inst_class"] == positive_class).astype(np.int64)
+    labels = arrays.get("inst_label")
+    return None if labels is None or (labels < 0).any() else labels.astype(np.int64)
+
+
+def _keep_single_labels(arrays: dict[str, Any], least: int) -> dict[str, Any]:
+    labels, pointer = arrays["bag_labels"], arrays["bag_ptr"]
+    single = labels.sum(1) == 1
+    classes = np.flatnonzero(labels[single].sum(0) >= least)
+    kept = np.flatnonzero(single & labels[:, classes].any(1))
+    rows = np.concatenate([np.arange(pointer[i], pointer[i + 1]) for i in kept])
+    names = arrays.get("bag_name", np.array([f"bag_{i:04d}" for i in range(len(labels))]))
+    return {
+        "X": arrays["X"][rows],
+        "bag_ptr": np.concatenate([[0], np.diff(pointer)[kept].cumsum()]),
+        "bag_label": labels[kept][:, classes].argmax(1),
+        "bag_name": names[kept],
+    }
+
+
+@register_layout("arrays")
+class Arrays(TableLayout):
+    """A bag table; each file is a dataset of its own."""
+
+    about = "one .npz of all bags: X, bag_ptr, bag_label and more (see the README)"
+    suffixes = (".npz",)
+
+    def matches(self, path: Path) -> bool:
+        """By the names of its arrays."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return {"X.npy", "bag_ptr.npy"}.issubset(archive.namelist())
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    def group(self, path: Path) -> Path:
+        """The file itself."""
+        return path
+
+    def encoder(self, folder: Path) -> str:
+        """The name of the file."""
+        return folder.stem
+
+    def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
+        """Every bag of the table."""
+        return read_table(path)

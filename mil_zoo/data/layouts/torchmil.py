@@ -1,0 +1,96 @@
+"""torchmil: ``patches_<p>/features/features_<encoder>/<slide>.npy``, labels and coordinates in folders beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.npy import load_npy
+from mil_zoo.data.layouts.base import FeatureSet, Layout, make_bag, matrix_shape, register_layout
+from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
+from mil_zoo.errors import InputError
+
+
+@register_layout("torchmil")
+class TorchMIL(Layout):
+    """One ``.npy`` a slide and kind; the folder ``patches_<p>`` states the side of a patch as the encoder saw it.
+
+    That is the step of the coordinates only where slides were read at level 0. torchmil divides coordinates by it all
+    the same (``TridentWSIDataset``, ``CAMELYON16MILDataset``), so that neighbours of a 40x slide read at 20x lie two
+    steps apart and its graph has no edges. Here the coordinates' own step is taken where it is a multiple of ``p``.
+    """
+
+    about = "patches_<size>/features/features_<encoder>/<slide>.npy, labels/, patch_labels/, coords/; splits.csv"
+    suffixes = (".npy",)
+
+    def matches(self, path: Path) -> bool:
+        """By the folders: ``features/features_<encoder>`` beside ``coords`` or ``labels``."""
+        base = path.parents[2] if len(path.parents) > 2 else path.parent
+        return path.parent.parent.name == "features" and any((base / name).is_dir() for name in ("coords", "labels"))
+
+    def encoder(self, folder: Path) -> str:
+        """The ``<encoder>`` of ``features_<encoder>``."""
+        return folder.name.removeprefix("features_")
+
+    def shape(self, path: Path) -> tuple[int, int]:
+        """``(N, D)`` from the file's header."""
+        return matrix_shape(path, load_npy(path).shape)
+
+    def read(self, path: Path) -> Bag:
+        """The bag with its label and, where they are known for all patches, its instance labels."""
+        base = path.parents[2]
+        coords, label, patches = (_beside(base / name / path.name) for name in ("coords", "labels", "patch_labels"))
+        features = np.array(load_npy(path), dtype=np.float32)
+        step, why, unit = _step(path, coords, base.name)
+        instances = None if patches is None or (patches < 0).any() else patches.reshape(-1)
+        return make_bag(
+            path, self.slide_id(path), self.name, features, coords, step, why,
+            unit=unit, label=None if label is None else _label(path, label), instance_labels=instances,
+        )  # fmt: skip
+
+    def labels(self, features: FeatureSet) -> pd.DataFrame | None:
+        """``labels/<slide>.npy`` of every slide, and the parts in ``splits.csv``."""
+        base = features.folder.parents[1]
+        if not (base / "labels").is_dir():
+            return None
+        rows = []
+        for slide_id, path in features.files.items():
+            label = _beside(base / "labels" / path.name)
+            if label is not None:
+                rows.append((slide_id, str(_label(path, label))))
+        table: pd.DataFrame = pd.DataFrame(rows, columns=["slide_id", "label"])
+        if (base.parent / "splits.csv").is_file():
+            splits: pd.DataFrame = pd.read_csv(base.parent / "splits.csv", dtype=str)
+            if {"bag_name", "split"}.issubset(splits.columns):
+                table["split"] = table["slide_id"].map(dict(zip(splits["bag_name"], splits["split"], strict=True)))
+        return table
+
+
+def _beside(path: Path) -> Any:
+    return np.array(load_npy(path)) if path.is_file() else None
+
+
+def _label(path: Path, values: Any) -> int:
+    if values.size != 1 or not float(values.reshape(-1)[0]).is_integer():
+        raise InputError(f"{path}: its label is {values.tolist()}, not one class index; write labels/{path.name} again")
+    return int(values.reshape(-1)[0])
+
+
+def _step(path: Path, coords: Any, folder: str) -> tuple[float | None, str, Literal["px", "tile"]]:
+    if coords is None:
+        return None, "", "px"
+    stated, measured = folder.removeprefix("patches_"), grid_step(coords)
+    if measured is not None and abs(measured - 1) < 0.05:
+        return 1.0, "the coordinates are columns and rows of the patch grid", "tile"
+    if not stated.isdigit() or int(stated) == 0:
+        return measured, "the coordinates' own step: the folder states no patch size", "px"
+    times = (measured or 0) / int(stated)
+    if times > 1.5 and abs(times - round(times)) < 0.05:
+        why = f"the coordinates' own step: {folder} is the size that the encoder saw, 1/{round(times)} of it"
+        return measured, why, "px"
+    step, why = overlapping_step(path, measured, float(stated), f"the folder {folder}")
+    return step, why, "px"

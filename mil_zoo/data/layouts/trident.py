@@ -1,0 +1,58 @@
+"""TRIDENT: ``<mag>x_<ps>px_<ov>px_overlap/features_<encoder>/<slide>.h5``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
+from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.geometry import checked_step
+
+
+def in_trident_folder(path: Path) -> bool:
+    """Whether the folders above a file are named as TRIDENT names them."""
+    return path.parent.name.startswith("features_") and path.parent.parent.name.endswith("px_overlap")
+
+
+@register_layout("trident")
+class Trident(Layout):
+    """Features and level-0 coordinates in one file, the geometry in the attributes of ``coords``.
+
+    ``patch_size_level0`` is the side of a patch in level-0 pixels and ``patch_size`` the side that the encoder saw;
+    ``overlap`` is in pixels of the latter and shortens the step (source: ``WSIPatcher`` of the TRIDENT repository).
+    """
+
+    about = "<mag>x_<size>px_<overlap>px_overlap/features_<encoder>/<slide>.h5, geometry in attributes of coords"
+    suffixes = (".h5",)
+
+    def matches(self, path: Path) -> bool:
+        """By the folder's name, or by the attribute ``patch_size_level0`` of the coordinates."""
+        if path.parent.name.startswith("slide_features_"):  # one vector a slide, not bags
+            return False
+        if in_trident_folder(path):
+            return True
+        found = head(path)
+        return found is not None and "features" in found[0] and "patch_size_level0" in found[2]
+
+    def encoder(self, folder: Path) -> str:
+        """The ``<encoder>`` of ``features_<encoder>``."""
+        return folder.name.removeprefix("features_")
+
+    def shape(self, path: Path) -> tuple[int, int]:
+        """``(N, D)`` from the file's header."""
+        return shape_of(path)
+
+    def read(self, path: Path) -> Bag:
+        """The bag; its patch size is the step of the grid at level 0."""
+        with opened(path) as file:
+            features, coords = read_features(file, path), read_coords(file, path)
+            attrs = dict(file["coords"].attrs) if "coords" in file else {}
+        step, why = None, ""
+        if coords is not None and "patch_size_level0" in attrs:
+            step, why = float(attrs["patch_size_level0"]), "patch_size_level0 of coords"
+            overlap = float(attrs.get("overlap", 0)) / float(attrs.get("patch_size", step))
+            if overlap:
+                step, why = step * (1 - overlap), f"{why}, less the overlap of {overlap:.0%}"
+            step = checked_step(path, coords, step, "level-0 px")
+        return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)

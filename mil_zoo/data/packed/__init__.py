@@ -1,0 +1,1 @@
+"""A dataset packed into a few memory-mapped files."""

@@ -1,0 +1,249 @@
+"""Packed store: the bags of a dataset in a few flat files, so that a bag is read without touching another.
+
+A store is a folder:
+
+- ``features.bin`` ``[ΣN, D]`` in fp16, bf16 or fp32, ``coords.bin`` float32 ``[ΣN, 2]``, ``instance_labels.bin`` int8
+  ``[ΣN]``, and for each cached graph its ``indptr``, ``indices`` and ``edge`` (int32): plain little-endian arrays;
+- ``index.jsonl``: one line a slide, where its rows lie, its label and a checksum of its bytes;
+- ``store.json``: the dataset's card, splits and sites. It gets this name when everything else is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mil_zoo.config import from_mapping
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.card import DataCard
+from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.slide_files import SlideFile, SlideFiles
+from mil_zoo.data.splits.split import Split
+from mil_zoo.errors import InputError
+from mil_zoo.kernels.csr import CSR, Transposed
+
+FORMAT = 1
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+NUMPY: dict[str, np.dtype[Any]] = {
+    "fp16": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),
+    "fp32": np.dtype("<f4"),
+}  # numpy has no bf16: its bits
+HEAD, PARTIAL, INDEX = "store.json", ".store.json.partial", "index.jsonl"
+GRAPH = ("indptr", "indices", "edge")
+
+Place = tuple[np.dtype[Any], int, tuple[int, ...]]  # dtype, first row, shape
+Chunks = dict[str, npt.NDArray[Any]]  # what is appended to each file for one slide
+
+
+@dataclass(frozen=True)
+class StoredSlide(SlideFile):
+    """A slide of a store: ``path`` is the store's folder, ``entry`` its line of the index."""
+
+    dtype: str = "fp16"
+    dim: int = 0
+    entry: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def read(self) -> Bag:
+        """The bag, features as float32, with the graphs that are cached. It maps its own rows only."""
+        entry, n = self.entry, int(self.entry["n"])
+        features = _map(self.path / "features.bin", NUMPY[self.dtype], entry["row"], (n, self.dim))
+        coords = labels = None
+        if entry["coords"] is not None:
+            coords = _map(self.path / "coords.bin", np.dtype("<f4"), entry["coords"], (n, 2))
+        if entry["instance_labels"] is not None:
+            labels = _map(self.path / "instance_labels.bin", np.dtype("i1"), entry["instance_labels"], (n,))
+        return Bag(
+            features=features.view(DTYPES[self.dtype]).float(),
+            coords=coords,
+            instance_labels=labels,
+            label=self.label,
+            patient_id=self.patient_id,
+            slide_id=self.slide_id,
+            layout="store",
+            **{name: entry[name] for name in ("patch_size", "unit", "geometry")},
+            _graphs={spec: self._graph(spec, place) for spec, place in entry["graphs"].items()},
+        )
+
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)``, from the index."""
+        return int(self.entry["n"]), self.dim
+
+    def _graph(self, spec: str, place: Mapping[str, int]) -> CSR:
+        n, edges = int(self.entry["n"]), place["edges"]
+        starts = {"indptr": (place["node"], n + 1), "indices": (place["edge"], edges), "edge": (place["edge"], edges)}
+        indptr, indices, edge = (
+            _map(graph_file(self.path, spec, name), np.dtype("<i4"), start, (length,))
+            for name, (start, length) in starts.items()
+        )
+        csr = CSR(indptr, indices, n)
+        csr.__dict__["transposed"] = Transposed(indptr, indices, edge)  # of a symmetric graph: its own rows
+        return csr
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStore:
+    """A complete store.
+
+    Attributes:
+        path: its folder.
+        head: what ``store.json`` holds.
+        entries: the lines of the index.
+    """
+
+    path: Path
+    head: Mapping[str, Any]
+    entries: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path | str) -> PackedStore:
+        """A store that was imported completely.
+
+        Raises:
+            InputError: there is none, its import was interrupted, or it is of another format.
+        """
+        path = Path(path)
+        if not (path / HEAD).is_file():
+            if (path / PARTIAL).is_file():
+                raise InputError(
+                    f"{path}: the import of this store was interrupted; repeat the same mil-zoo data import"
+                )
+            raise InputError(f"{path} is not a packed store (it has no {HEAD})")
+        head = read_head(path / HEAD)
+        entries = list(read_index(path / INDEX))
+        if len(entries) != head["slides"]:
+            raise InputError(f"{path}: {INDEX} has {len(entries)} lines for {head['slides']} slides; import it again")
+        for name, size in sizes_of(entries, head).items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise InputError(f"{file} is missing or not of {size} bytes; import the store again")
+        return cls(path.resolve(), head, entries)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset that was imported; its bags stay on disk."""
+        slides = [
+            StoredSlide(
+                entry["slide_id"], entry["label"], entry["patient_id"], self.path, "store",
+                dtype=self.head["dtype"], dim=self.head["dim"], entry=entry,
+            )
+            for entry in self.entries
+        ]  # fmt: skip
+        card = from_mapping(DataCard, self.head["card"], str(self.path / HEAD))
+        splits = [
+            Split(split["repeat"], split["fold"], *(tuple(split[part]) for part in ("train", "val", "test")))
+            for split in self.head["published_splits"]
+        ]
+        return Dataset(card, SlideFiles(slides), splits, self.head["site_of"])
+
+    def damaged(self, on_slide: Callable[[str], None] = lambda slide: None) -> list[str]:
+        """The slides whose bytes are not those that were written."""
+        found = []
+        for entry in self.entries:
+            chunks = {}
+            for name, (dtype, start, shape) in places_of(entry, self.head).items():
+                chunks[name] = _map(self.path / name, dtype, start, shape).numpy()
+            if digest_of(chunks) != entry["sha256"]:
+                found.append(entry["slide_id"])
+            on_slide(entry["slide_id"])
+        return found
+
+
+def places_of(
+    entry: Mapping[str, Any], head: Mapping[str, Any]
+) -> dict[str, tuple[np.dtype[Any], int, tuple[int, ...]]]:
+    """Where a slide lies in each file: dtype, first row, shape."""
+    n, i4 = entry["n"], np.dtype("<i4")
+    places: dict[str, Place] = {"features.bin": (NUMPY[head["dtype"]], entry["row"], (n, head["dim"]))}
+    if entry["coords"] is not None:
+        places["coords.bin"] = np.dtype("<f4"), entry["coords"], (n, 2)
+    if entry["instance_labels"] is not None:
+        places["instance_labels.bin"] = np.dtype("i1"), entry["instance_labels"], (n,)
+    for spec, place in entry["graphs"].items():
+        for name in GRAPH:
+            start, length = (place["node"], n + 1) if name == "indptr" else (place["edge"], place["edges"])
+            places[graph_file(Path(), spec, name).name] = i4, start, (length,)
+    return places
+
+
+def ends_after(entries: Iterable[Mapping[str, Any]], head: Mapping[str, Any]) -> dict[str, int]:
+    """The next free row of each file."""
+    names = [graph_file(Path(), spec, name).name for spec in head["graphs"] for name in GRAPH]
+    ends = dict.fromkeys(["features.bin", "coords.bin", "instance_labels.bin", *names], 0)
+    for entry in entries:
+        ends |= ends_of(entry, head)
+    return ends
+
+
+def ends_of(entry: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, int]:
+    """The next free row of each file that a slide has a part in."""
+    return {name: start + shape[0] for name, (_, start, shape) in places_of(entry, head).items()}
+
+
+def sizes_of(entries: Iterable[Mapping[str, Any]], head: Mapping[str, Any]) -> dict[str, int]:
+    """How many bytes each file holds."""
+    row = {"features.bin": NUMPY[head["dtype"]].itemsize * head["dim"], "coords.bin": 8, "instance_labels.bin": 1}
+    return {name: rows * row.get(name, 4) for name, rows in ends_after(entries, head).items()}
+
+
+def _map(path: Path, dtype: np.dtype[Any], start: int, shape: tuple[int, ...]) -> Tensor:
+    """Rows ``start`` and on of a flat file as a tensor that reads them when they are used (copied on write)."""
+    if 0 in shape:
+        return torch.from_numpy(np.zeros(shape, dtype))
+    row = dtype.itemsize * int(np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(np.memmap(path, dtype, mode="c", offset=start * row, shape=shape)))
+
+
+def graph_file(folder: Path, spec: str, name: str) -> Path:
+    """The file of one array (see ``GRAPH``) of the cached graphs of a spec."""
+    return folder / f"graph-{quote(spec, safe='')}.{name}.bin"
+
+
+def digest_of(chunks: Chunks) -> str:
+    """Checksum of a slide: 16 hexadecimal digits of the SHA-256 of its bytes, files in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(chunks):
+        digest.update(chunks[name].data)
+    return digest.hexdigest()[:16]
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """What ``store.json`` holds."""
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+        if head["format"] != FORMAT:
+            raise InputError(
+                f"{path}: a store of format {head['format']}, this is mil-zoo for {FORMAT}; import it again"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not readable ({error}); import the store again") from error
+    return dict(head)
+
+
+def read_index(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of ``index.jsonl``."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number} is damaged; import the store again") from error
+
+
+def is_complete(path: Path) -> bool:
+    """Whether ``path`` is a store whose import was finished."""
+    return (path / HEAD).is_file()

@@ -1,1 +1,0 @@
-"""Readers of feature files, one file a layout."""

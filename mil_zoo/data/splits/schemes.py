@@ -1,0 +1,230 @@
+"""The ways a benchmark may divide a dataset, by name: official, kfold, monte-carlo, site, low-label:N, or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.slide_files import heads
+from mil_zoo.data.splits.few_labels import choose_labelled
+from mil_zoo.data.splits.files import is_split_file, read_splits
+from mil_zoo.data.splits.split import (
+    Split,
+    check_sizes,
+    check_splits,
+    completed,
+    draw_seed,
+    kfold,
+    leaks_of,
+    patient_key,
+)
+from mil_zoo.errors import InputError, did_you_mean
+
+SCHEMES = ("kfold", "official", "monte-carlo", "site", "low-label")
+
+
+@dataclass(frozen=True)
+class DrawnSplits:
+    """The splits of a benchmark and what its tables say of them.
+
+    Attributes:
+        splits: in the order of repeat and fold.
+        kind: how they were made, in words.
+        warnings: sentences that every table carries.
+    """
+
+    splits: list[Split]
+    kind: str
+    warnings: list[str]
+
+
+def draw_splits(
+    dataset: Dataset,
+    scheme: str = "kfold",
+    folds: int | Literal["published"] = 5,
+    repeats: int = 1,
+    validation_fraction: float = 0.15,
+    seed: int = 0,
+    allow_leaks: bool = False,
+) -> DrawnSplits:
+    """Divides a dataset.
+
+    Args:
+        dataset: its bags, published splits and sites; where it joins two, all slides of the second are tested, and
+            ``repeats`` divisions of the first into train and val are made.
+        scheme: "kfold"; "official", the splits that come with the dataset (also meant by ``folds="published"``);
+            "monte-carlo", ``folds`` independent draws with a fifth of the slides for test; "site", k-fold in which no
+            site is on two sides; "low-label:50" or "low-label:25%", k-fold (or the published splits) with that number
+            or share of training slides; or a split file, see :func:`mil_zoo.data.splits.files.read_splits`.
+        folds: number of test parts a repetition.
+        repeats: repetitions; of a split file all are used.
+        validation_fraction: share of the training slides on which checkpoints are chosen.
+        seed: of the shuffles.
+        allow_leaks: run official splits and split files that share patients between train and test.
+
+    Raises:
+        InputError: an unknown scheme, a dataset without what the scheme needs, or splits that leak.
+    """
+    bags = dataset.bags
+    present = {slide.label for slide in heads(bags)}
+    for label, class_name in enumerate(dataset.card.classes):
+        if label not in present:
+            raise InputError(
+                f"no slide of {dataset.card.title} has the label {class_name!r}; drop the class or add slides"
+            )
+    if dataset.test_ids:
+        if scheme != "kfold":
+            raise InputError(f"--test-on tests on all slides of the other dataset; leave out --split {scheme}")
+        splits = train_elsewhere(bags, dataset.test_ids, repeats, validation_fraction, seed)
+        return DrawnSplits(splits, f"all {len(dataset.test_ids)} slides of the other dataset are tested", [])
+    name, _, labelled = scheme.partition(":")
+    if is_split_file(scheme):
+        splits = completed(read_splits(scheme), bags, validation_fraction, seed, allow_leaks)
+        return DrawnSplits(splits, f"read from {Path(scheme).name}", _leak_warnings(splits, bags))
+    if name not in SCHEMES or (labelled != "") != (name == "low-label"):
+        raise InputError(
+            f"--split {scheme!r} is no way to split{did_you_mean(name, SCHEMES)} (low-label:50, or a file)"
+        )
+    if name == "official" or folds == "published":
+        if name not in ("official", "kfold", "low-label"):
+            raise InputError(f"--split {scheme} draws its own folds; give their number with --folds, not 'published'")
+        splits = completed(_first(dataset, repeats), bags, validation_fraction, seed, allow_leaks)
+        kind = "published folds" if len(splits) > 1 else "official split"
+        drawn = DrawnSplits(splits, kind, _leak_warnings(splits, bags))
+        return _thinned(drawn, bags, labelled, seed, allow_leaks)
+    unit = "patient" if all(slide.patient_id for slide in heads(bags)) else "slide (patients unknown)"
+    if name == "site":
+        if not dataset.site_of:
+            raise InputError(
+                f"dataset {dataset.card.name!r} does not say which site a slide comes from; add a column 'site' to its "
+                "label table, or choose another --split"
+            )
+        splits = kfold(bags, folds, repeats, validation_fraction, seed, dataset.site_of)
+        return DrawnSplits(splits, f"site-preserved k-fold ({len(set(dataset.site_of.values()))} sites)", [])
+    if name == "monte-carlo":
+        if repeats != 1:
+            raise InputError("--split monte-carlo makes --folds independent draws; leave --repeats out")
+        splits = monte_carlo(bags, folds, 0.2, validation_fraction, seed)
+        return DrawnSplits(splits, f"stratified Monte-Carlo draws by {unit}, 20 % for test", [])
+    splits = kfold(bags, folds, repeats, validation_fraction, seed)
+    return _thinned(DrawnSplits(splits, f"stratified k-fold by {unit}", []), bags, labelled, seed)
+
+
+def monte_carlo(
+    bags: Sequence[Bag], draws: int, test_fraction: float = 0.2, validation_fraction: float = 0.15, seed: int = 0
+) -> list[Split]:
+    """Independent random divisions, stratified by label and grouped by patient; test parts of two draws overlap.
+
+    Args:
+        bags: see :func:`mil_zoo.data.splits.split.kfold`.
+        draws: number of divisions; each is a fold of repeat 0.
+        test_fraction: wanted share of the slides in a test part, in (0, 0.5].
+        validation_fraction: wanted share of the training slides, in (0, 0.5].
+        seed: of the draws.
+
+    Raises:
+        InputError: as ``kfold`` does.
+    """
+    if draws < 1 or not 0 < test_fraction <= 0.5:
+        raise InputError(
+            f"Monte-Carlo splits need draws >= 1 and 0 < test_fraction <= 0.5, not {draws}, {test_fraction}"
+        )
+    folds = round(1 / test_fraction)
+    first = (kfold(bags, folds, 1, validation_fraction, draw_seed(seed, draw))[0] for draw in range(draws))
+    return [replace(split, fold=draw) for draw, split in enumerate(first)]
+
+
+def low_label(
+    splits: Sequence[Split], bags: Sequence[Bag], labelled: float, seed: int = 0, allow_leaks: bool = False
+) -> list[Split]:
+    """The same test parts with few training slides, stratified by class.
+
+    The validation part shrinks in proportion: a checkpoint chosen on more labels than it was trained on would use them.
+
+    Args:
+        splits: those to thin out.
+        bags: labelled bags.
+        labelled: a share of the training slides, in (0, 1], or their number, above 1.
+        seed: of the choice; the parts of one seed are nested.
+        allow_leaks: see :func:`mil_zoo.data.splits.split.completed`.
+
+    Raises:
+        InputError: more slides than a training part holds.
+    """
+    label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+    thinned = []
+    for split in splits:
+        share = labelled if labelled <= 1 else labelled / len(split.train)
+        parts = []
+        for number, (part, wanted) in enumerate(((split.train, labelled), (split.val, min(share, 1.0)))):
+            labels = [label_of[slide] for slide in part]
+            chosen = choose_labelled(labels, wanted, [seed, split.repeat, split.fold, number])
+            parts.append(tuple(part[i] for i in chosen))
+        thinned.append(replace(split, train=parts[0], val=parts[1]))
+    check_splits(thinned, bags, allow_leaks)
+    return thinned
+
+
+def train_elsewhere(
+    bags: Sequence[Bag], test_ids: Sequence[str], repeats: int = 1, validation_fraction: float = 0.15, seed: int = 0
+) -> list[Split]:
+    """Trains and validates on the slides outside ``test_ids``, and tests on all of these.
+
+    Args:
+        bags: labelled bags of both sides.
+        test_ids: slides of the other dataset.
+        repeats: number of divisions of the others into train and val.
+        validation_fraction: wanted share of the training slides, in (0, 0.5].
+        seed: of these divisions.
+
+    Raises:
+        InputError: see ``check_splits``; patients of both sides are named.
+    """
+    check_sizes(2, repeats, validation_fraction)
+    tested = set(test_ids)
+    rest = tuple(slide.slide_id for slide in heads(bags) if slide.slide_id not in tested)
+    return completed([Split(r, 0, rest, (), tuple(test_ids)) for r in range(repeats)], bags, validation_fraction, seed)
+
+
+def _first(dataset: Dataset, repeats: int) -> list[Split]:
+    if not dataset.published_splits:
+        raise InputError(f"dataset {dataset.card.name!r} comes without published folds; ask for a number of --folds")
+    published = 1 + max(split.repeat for split in dataset.published_splits)
+    if not 1 <= repeats <= published:
+        raise InputError(f"{published} repetitions of the folds are published; ask for --repeats 1 to {published}")
+    return [split for split in dataset.published_splits if split.repeat < repeats]
+
+
+def _thinned(
+    drawn: DrawnSplits, bags: Sequence[Bag], labelled: str, seed: int, allow_leaks: bool = False
+) -> DrawnSplits:
+    """The splits with as few training slides as "50" or "25%" says; as they are where it says nothing."""
+    if not labelled:
+        return drawn
+    try:
+        share = float(labelled[:-1]) / 100 if labelled.endswith("%") else float(int(labelled))
+    except ValueError:
+        share = 0
+    if share <= 0 or (labelled.endswith("%") and share > 1) or labelled == "1":
+        raise InputError(
+            f"--split low-label:{labelled}: write low-label:50 (training slides) or low-label:25% (of them)"
+        )
+    kind = f"{drawn.kind}, {labelled} {'of the ' if labelled.endswith('%') else ''}training slides"
+    return DrawnSplits(low_label(drawn.splits, bags, share, seed, allow_leaks), kind, drawn.warnings)
+
+
+def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:
+    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in heads(bags)})
+    patients = sorted({patient for found in leaks.values() for patient in found})
+    if not patients:
+        return []
+    folds = len({place[:2] for place in leaks})
+    return [
+        f"LEAKY SPLIT, run as published: in {folds} of {len(splits)} splits patients are in both train and test "
+        f"({len(patients)} in all: {', '.join(patients[:10])}{', ...' if len(patients) > 10 else ''}), so scores are "
+        "too good."
+    ]

@@ -1,0 +1,1 @@
+"""What the Numba (CPU) backends share."""

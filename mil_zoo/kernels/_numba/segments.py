@@ -1,0 +1,118 @@
+"""What the Numba kernels over packed segments share: segments in pieces, sums and softmax statistics of segments.
+
+A segment may hold a million rows and another one: threads work on pieces, and the pieces of a segment are put together
+in order, so that the bits do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from mil_zoo.kernels._numba.tools import blocks, exponentials, jit
+from mil_zoo.kernels._numba.vectors import add_weighted
+
+PIECE = 512  # rows that one thread works on; fixed, so that the order of additions does not depend on the threads
+
+
+def pieces(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits segments into pieces of at most ``PIECE`` rows.
+
+    Args:
+        offsets: int ``[B + 1]``; segments may be empty.
+
+    Returns:
+        int64 ``[P + 1]``, where each piece starts, and ``[B + 1]``, the first piece of each segment.
+    """
+    first = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // PIECE))])
+    segment = np.repeat(np.arange(len(offsets) - 1), np.diff(first))
+    starts = offsets[segment] + PIECE * (np.arange(first[-1]) - first[segment])
+    return np.append(starts, offsets[-1]), first
+
+
+def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The sum of ``weight[n, h] * values[n, h]`` over the rows n of each segment.
+
+    ``weight`` is ``[N, H]``, ``values`` ``[N, H or 1, F]`` and the sum ``[B, H, F]``; an empty segment gets zeros.
+    Pieces are summed in parallel and then added in order, so that the bits do not depend on the threads.
+    """
+    starts, first = pieces(offsets)
+    heads, width = weight.shape[1], values.shape[2]
+    partial = np.empty((len(starts) - 1, heads, width), weight.dtype)
+    _sum_pieces(blocks(starts, heads * width), starts, weight, values, partial)
+    out = np.empty((len(offsets) - 1, heads, width), weight.dtype)
+    _add_pieces(first, partial, out)
+    return out
+
+
+@jit(parallel=True)
+def _sum_pieces(bounds, starts, weight, values, partial):
+    for block in prange(len(bounds) - 1):
+        for p in range(bounds[block], bounds[block + 1]):
+            _sum_piece(weight[starts[p] : starts[p + 1]], values[starts[p] : starts[p + 1]], partial[p])
+
+
+@jit()
+def _sum_piece(weight, values, total):
+    total[:] = 0
+    by_head = np.empty(weight.shape[::-1], weight.dtype)
+    for n in range(len(weight)):
+        for h in range(weight.shape[1]):
+            by_head[h, n] = weight[n, h]
+    add_weighted(total, by_head, values, np.arange(len(weight)).astype(np.int32))
+
+
+@jit()
+def _add_pieces(first, partial, out):
+    for b in range(len(out)):
+        out[b] = 0
+        for p in range(first[b], first[b + 1]):
+            for h in range(out.shape[1]):
+                for f in range(out.shape[2]):
+                    out[b, h, f] += partial[p, h, f]
+
+
+def segment_statistics(scores: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The maximum of each segment and column, and the sum of the exponentials relative to it.
+
+    Args:
+        scores: ``[N, K]``.
+        offsets: int64 ``[B + 1]``; no segment may be empty.
+
+    Returns:
+        ``[B, K]`` each. Where all scores are -inf, the lowest finite number and 0.
+    """
+    starts, first = pieces(offsets)
+    top = np.empty((len(starts) - 1, scores.shape[1]), scores.dtype)
+    total = np.empty_like(top)
+    _statistics(blocks(starts, 16 * scores.shape[1]), starts, scores, top, total)
+    bag_top = np.maximum.reduceat(top, first[:-1])
+    with np.errstate(invalid="ignore"):  # NaN among the scores
+        shrink = np.exp(top - np.repeat(bag_top, np.diff(first), axis=0))
+        return bag_top, np.add.reduceat(total * shrink, first[:-1])
+
+
+@jit(parallel=True)
+def _statistics(bounds, starts, scores, top, total):
+    for block in prange(len(bounds) - 1):
+        for p in range(bounds[block], bounds[block + 1]):
+            _piece_statistics(scores[starts[p] : starts[p + 1]], top[p], total[p])
+
+
+@jit()
+def _piece_statistics(scores, top, total):
+    """Maximum of each column and sum of the exponentials relative to it."""
+    weight = np.empty_like(scores)
+    top[:] = np.finfo(scores.dtype).min  # and not -inf, for differences of two -inf are NaN
+    total[:] = 0
+    for n in range(len(scores)):
+        for k in range(len(top)):
+            if scores[n, k] > top[k]:
+                top[k] = scores[n, k]
+    for n in range(len(scores)):
+        for k in range(len(top)):
+            weight[n, k] = scores[n, k] - top[k]
+    exponentials(weight)
+    for n in range(len(scores)):
+        for k in range(len(top)):
+            total[k] += weight[n, k]

@@ -1,0 +1,1 @@
+"""What the Triton (GPU) backends share."""

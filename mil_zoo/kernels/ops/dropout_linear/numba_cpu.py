@@ -1,0 +1,195 @@
+"""Picked rows, dropout and linear maps on a CPU: rows are packed block by block beside a matrix product.
+
+No copy of all rows and no dropout mask is ever stored: blocks stay in cache, and backward packs them again. Rows that
+are the token are 0 or 1 (dropped or kept) times the token, which goes into the weight instead: their gradient is then
+one product less, as that of the token follows from that of the weight.
+
+Sums over copies of a row are split among threads by columns, so their bits do not depend on the number of threads;
+those of the matrix products, which are torch's, can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mil_zoo.kernels._numba.dropout import dropout_key, keep_run
+from mil_zoo.kernels._numba.tools import array, blocks, jit, stripes
+
+BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
+
+
+def forward(x, weight, bias, sizes, index, token, dropout_p, seed, precision):
+    """See ``dropout_linear``. Products are taken in ``precision``, sums in float32."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    index = torch.arange(len(x), dtype=torch.int32) if index is None else index.int()
+    inputs = (None if t is None else t.to(dtype) for t in (x, weight, bias, token))
+    outs = _DropoutLinear.apply(*inputs, _Plan(index, sizes, dropout_p, seed, precision))
+    return tuple(out.to(x.dtype) for out in outs)
+
+
+@dataclass
+class _Plan:
+    """What both directions share."""
+
+    index: Tensor
+    sizes: list[int]
+    dropout_p: float
+    seed: int
+    precision: torch.dtype
+
+    def __post_init__(self):
+        block = BLOCK if self.dropout_p > 0 else 8 * BLOCK  # without dropout rows in order need no packing
+        self.row_blocks, self.token_blocks = _split(self.index >= 0, block), _split(self.index < 0, block)
+
+    def pack(self, rows, x):
+        """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p."""
+        picked = self.index.numpy()[rows]
+        if self.dropout_p == 0 and (np.diff(picked) == 1).all():
+            return x[picked[0] : picked[-1] + 1]
+        packed = x.new_empty(len(rows), x.shape[1])
+        _pack(_bounds(packed), rows, self.index.numpy(), array(x, x), self.dropout(x), packed.numpy())
+        return packed
+
+    def pack_kept(self, rows, x):
+        """1 where dropout keeps an entry of the rows, else 0."""
+        packed = x.new_empty(len(rows), x.shape[1])
+        _pack_kept(_bounds(packed), rows, self.dropout(x), packed.numpy())
+        return packed
+
+    def unpack(self, rows, flow, grad_x):
+        """Adds the gradient of ``pack(rows, x)`` to that of x."""
+        bounds = stripes(grad_x.shape[1])
+        _unpack(bounds, rows, self.index.numpy(), flow.numpy(), self.dropout(flow), grad_x.numpy())
+
+    def dropout(self, like):
+        key = dropout_key(self.dropout_p, self.seed, array(like, like).dtype)
+        return *key[:3], key[3].dtype.type(1)
+
+    def write(self, rows, packed, weight, bias, outs):
+        """``outs[i][rows] =`` its columns of ``packed @ weight^T + bias``."""
+        if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: no copy on the way
+            biases = [None] * len(outs) if bias is None else bias.split(self.sizes)
+            for out, part, shift in zip(outs, weight.split(self.sizes), biases, strict=True):
+                self.product(packed, part.T, shift, out=out[rows[0] : rows[-1] + 1])
+            return
+        result, order = self.product(packed, weight.T, bias), np.arange(len(rows))
+        for out, columns in zip(outs, result.split(self.sizes, dim=1), strict=True):
+            _copy(_bounds(result), order, columns.numpy(), rows, out.numpy())
+
+    def collect(self, rows, grads, like):
+        """The gradients of all outputs at ``rows``, side by side: ``[len(rows), O]``."""
+        result, order = like.new_empty(len(rows), sum(self.sizes)), np.arange(len(rows))
+        for grad, columns in zip(grads, result.split(self.sizes, dim=1), strict=True):
+            if grad is None:
+                columns.zero_()
+            else:
+                _copy(_bounds(result), rows, array(grad, like), order, columns.numpy())
+        return result
+
+    def product(self, a, b, bias=None, out=None):
+        """``a @ b + bias``, the product in ``precision``; float32 and float64 go into ``out`` at once."""
+        if self.precision == a.dtype:
+            return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+        result = torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
+        result = result if bias is None else result.add_(bias)
+        return result if out is None else out.copy_(result)
+
+
+def _split(wanted, block):
+    rows = wanted.nonzero()[:, 0].numpy()
+    return [rows[start : start + block] for start in range(0, len(rows), block)]
+
+
+def _bounds(matrix):
+    return blocks(np.arange(len(matrix) + 1), matrix.shape[1])
+
+
+class _DropoutLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, token, plan):
+        outs = tuple(x.new_empty(len(plan.index), size) for size in plan.sizes)
+        scaled = weight / (1 - plan.dropout_p)
+        for rows in plan.row_blocks:
+            plan.write(rows, plan.pack(rows, x), scaled, bias, outs)
+        for rows in plan.token_blocks:
+            plan.write(rows, plan.pack_kept(rows, x), scaled * token, bias, outs)
+        ctx.save_for_backward(x, weight, token)
+        ctx.plan, ctx.biased = plan, bias is not None
+        ctx.set_materialize_grads(False)
+        return outs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        x, weight, token = ctx.saved_tensors
+        plan, scaled = ctx.plan, weight / (1 - ctx.plan.dropout_p)
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = weight.new_zeros(len(weight)) if ctx.biased else None
+        grad_token = None if token is None else torch.zeros_like(token)
+        for rows in plan.row_blocks:
+            grad = plan.collect(rows, grads, x)
+            grad_weight += plan.product(grad.T, plan.pack(rows, x))
+            if ctx.biased:
+                grad_bias += grad.sum(0)
+            if grad_x is not None:
+                plan.unpack(rows, plan.product(grad, scaled), grad_x)
+        for rows in plan.token_blocks:
+            grad = plan.collect(rows, grads, x)
+            kept = plan.product(grad.T, plan.pack_kept(rows, x))  # [O, D]
+            grad_weight += kept * token
+            grad_token += (kept * scaled).sum(0)
+            if ctx.biased:
+                grad_bias += grad.sum(0)
+        return grad_x, grad_weight.div_(1 - plan.dropout_p), grad_bias, grad_token, None
+
+
+@jit(parallel=True)
+def _copy(bounds, from_rows, source, to_rows, target):
+    for block in prange(len(bounds) - 1):
+        for r in range(bounds[block], bounds[block + 1]):
+            for c in range(source.shape[1]):
+                target[to_rows[r], c] = source[from_rows[r], c]
+
+
+@jit(parallel=True)
+def _pack(bounds, rows, index, x, dropout, packed):
+    for block in prange(len(bounds) - 1):
+        for r in range(bounds[block], bounds[block + 1]):
+            _pack_row(rows[r], x[index[rows[r]]], dropout, packed[r])
+
+
+@jit(parallel=True)
+def _pack_kept(bounds, rows, dropout, packed):
+    for block in prange(len(bounds) - 1):
+        for r in range(bounds[block], bounds[block + 1]):
+            keep_run(rows[r] * packed.shape[1], dropout, packed[r])
+
+
+@jit()
+def _pack_row(row, source, dropout, packed):
+    keep_run(row * len(source), dropout, packed)
+    for c in range(len(source)):
+        packed[c] *= source[c]
+
+
+@jit(parallel=True)
+def _unpack(bounds, rows, index, flow, dropout, grad_x):
+    for stripe in prange(len(bounds) - 1):
+        _unpack_columns(bounds[stripe], bounds[stripe + 1], rows, index, flow, dropout, grad_x)
+
+
+@jit()
+def _unpack_columns(first, last, rows, index, flow, dropout, grad_x):
+    scale = np.empty(last - first, flow.dtype)
+    for r in range(len(rows)):
+        keep_run(rows[r] * grad_x.shape[1] + first, dropout, scale)
+        source, target = flow[r, first:last], grad_x[index[rows[r]], first:last]
+        for c in range(len(scale)):
+            target[c] += scale[c] * source[c]

@@ -1,0 +1,50 @@
+"""Seeded dropout on a CPU: one pass forward, one backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch.autograd.function import once_differentiable
+
+from mil_zoo.kernels._numba.dropout import dropout_key, keep_run
+from mil_zoo.kernels._numba.tools import array, blocks, jit
+
+
+def forward(x, dropout_p, seed):
+    """See ``seeded_dropout``. Half precision is converted to float32 and back."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return _SeededDropout.apply(x.to(dtype), dropout_p, seed).to(x.dtype)
+
+
+class _SeededDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dropout_p, seed):
+        ctx.settings = dropout_p, seed
+        return _drop(x, dropout_p, seed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _drop(grad, *ctx.settings), None, None
+
+
+def _drop(x, dropout_p, seed):
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    bounds = blocks(np.arange(len(x) + 1), 4 * x.shape[1])
+    _drop_rows(bounds, array(x, x), dropout_key(dropout_p, seed, out.numpy().dtype), out.numpy())
+    return out
+
+
+@jit(parallel=True)
+def _drop_rows(bounds, x, dropout, out):
+    for block in prange(len(bounds) - 1):
+        for n in range(bounds[block], bounds[block + 1]):
+            _drop_row(n, x[n], dropout, out[n])
+
+
+@jit()
+def _drop_row(n, x, dropout, out):
+    keep_run(n * len(x), dropout, out)
+    for c in range(len(x)):
+        out[c] *= x[c]

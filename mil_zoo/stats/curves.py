@@ -1,0 +1,96 @@
+"""ROC and precision-recall curves of several splits, with bands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mil_zoo.errors import InputError
+from mil_zoo.stats.intervals import summarise
+from mil_zoo.stats.resampling import Floats, TestSet, bands
+
+POINTS = 101
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve averaged at fixed places.
+
+    Attributes:
+        x: false-positive rate (ROC) or recall (PR), ``[POINTS]`` from 0 to 1.
+        y: mean true-positive rate, or precision.
+        low: lower end of the pointwise 95 % band, in [0, 1]; NaN where there is none.
+        high: upper end.
+    """
+
+    x: Floats
+    y: Floats
+    low: Floats
+    high: Floats
+
+
+def mean_curve(
+    test_sets: Sequence[TestSet], kind: Literal["roc", "pr"], n_train: float, n_test: float, of_class: int = 1
+) -> Curve:
+    """Mean over splits (and seeds) of the curve of ``of_class`` against the rest, at each x.
+
+    The ROC curve is read between its points along straight lines, the PR curve at the best precision of this recall or
+    more, since straight lines between its points are too high (Davis & Goadrich, ICML 2006). The band is the corrected
+    resampled t interval at each x over splits, cut to [0, 1]; of a single split, the bootstrap over its patients.
+
+    Args:
+        test_sets: one a split.
+        kind: "roc" or "pr".
+        n_train: slides in a training set.
+        n_test: slides in a test set.
+        of_class: the class.
+
+    Raises:
+        InputError: the class, or its rest, is absent from a test set.
+    """
+    for part in test_sets:
+        if len(np.unique(part.labels == of_class)) < 2:
+            raise InputError(f"a curve of class {of_class} needs slides of it and of others in every test set")
+    x = np.linspace(0, 1, POINTS)
+    ones = [np.ones((1, len(part.labels))) for part in test_sets]
+    rows = np.concatenate(
+        [_curves(part, weights, kind, of_class) for part, weights in zip(test_sets, ones, strict=True)]
+    )
+    y = rows.mean(0)
+    if len(rows) > 1:
+        summaries = [summarise(column.tolist(), n_train, n_test) for column in rows.T]
+        low, high = np.array([[summary.low, summary.high] for summary in summaries]).T
+        return Curve(x, y, low.clip(0, 1), high.clip(0, 1))
+    low, high = bands(test_sets[0], lambda part, weights: _curves(part, weights, kind, of_class))
+    return Curve(x, y, low, high)
+
+
+def _curves(part: TestSet, weights: Floats, kind: str, of_class: int) -> Floats:
+    """Curves of slides with ``weights`` ``[R, n]``, mean over seeds, ``[R, POINTS]``."""
+    positive = part.labels == of_class
+    of_seeds = [_one(positive, scores[:, of_class], weights, kind) for scores in part.probabilities]
+    return np.asarray(np.mean(of_seeds, axis=0))
+
+
+def _one(positive: npt.NDArray[np.bool_], scores: Floats, weights: Floats, kind: str) -> Floats:
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores cannot be told apart: one point for all of them
+    w = weights[:, order]
+    true = np.cumsum(w * positive[order], axis=1)[:, last]
+    false = np.cumsum(w * ~positive[order], axis=1)[:, last]
+    recall = true / true[:, -1:]
+    x = np.linspace(0, 1, POINTS)
+    if kind == "roc":
+        start = np.zeros((len(w), 1))
+        rates = np.hstack([start, false / false[:, -1:]]), np.hstack([start, recall])
+        # Of several true-positive rates at one false-positive rate the highest counts.
+        shift = 1e-12 * np.arange(rates[0].shape[1])[::-1]
+        return np.stack([np.interp(x, f - shift, t) for f, t in zip(*rates, strict=True)])
+    precision = true / np.maximum(true + false, 1e-300)
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # at this recall or more
+    place = [np.searchsorted(r, x - 1e-12) for r in recall]
+    return np.stack([b[p] for b, p in zip(best, place, strict=True)])
