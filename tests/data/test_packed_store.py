@@ -16,8 +16,9 @@ from mil_zoo import InputError
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.data import prefetch, store_writer
+from mil_zoo.data import prefetch
 from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.packed import writer as store_writer
 from mil_zoo.data.packed.store import PackedStore
 from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
