@@ -15,7 +15,7 @@ title: srmil, abmil on Demo
 version: 0.1.0
 dataset:
   name: demo
-  title: Demo – ä
+  title: Demo, ä
   kind: real
   simulated: false
   classes:
@@ -137,9 +137,9 @@ def test_a_trial_is_named_by_aggregator_and_grid():
 
 def test_what_another_version_wrote_is_one_sentence():
     settings = yaml.safe_load(CONFIG) | {"version": "9.0.0", "executor": "moon"}
-    with pytest.raises(InputError, match="config.yaml: unknown key 'executor'.*written by mil-zoo 9.0.0"):
+    with pytest.raises(InputError, match=r"config\.yaml: unknown key 'executor'.*written by mil-zoo 9.0.0"):
         RunConfig.from_settings(settings)
-    with pytest.raises(InputError, match="trials.jsonl: the key 'fold' is missing"):
+    with pytest.raises(InputError, match=r"trials\.jsonl: the key 'fold' is missing"):
         Trial.from_row({name: value for name, value in ROW.items() if name != "fold"})
     with pytest.raises(InputError, match="n_train must be of type int"):
         Trial.from_row({**ROW, "n_train": "many"})
