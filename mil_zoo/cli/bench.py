@@ -285,9 +285,9 @@ def _run(plan: Any, out: Path, console: Any, executor: Any) -> list[dict[str, An
         TimeRemainingColumn,
     )
 
+    from mil_zoo.bench.results import Trial
     from mil_zoo.bench.runner import run_plan
     from mil_zoo.data.slide_files import count_instances
-    from mil_zoo.report.results import label_of
 
     card = plan.dataset.card
     console.print(
@@ -322,7 +322,8 @@ def _run(plan: Any, out: Path, console: Any, executor: Any) -> list[dict[str, An
 
         def on_result(row: dict[str, Any]) -> None:
             rows.append(row)
-            reached(label_of(row), row["trial"], budgets[label_of(row)])
+            label = Trial.from_row(row).label
+            reached(label, row["trial"], budgets[label])
 
         try:
             with _saved(out, rows):
