@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.graph import BagGraph, build, csr_of, parse_spec
+from mil_zoo.graph import BagGraph, build_csr, parse_spec
 from mil_zoo.kernels.csr import CSR
 
 
@@ -94,10 +94,9 @@ class Bag:
         """The bag's graph by ``spec``, built at the first call and kept (with self-loops, symmetric, on the CPU)."""
         if spec not in self._graphs:
             try:
-                graph = build(self.coords, spec, patch_size=self.patch_size, features=self.features)
+                csr = build_csr(self.coords, spec, patch_size=self.patch_size, features=self.features)
             except InputError as error:
                 raise InputError(f"slide {self.slide_id!r}: {error}") from error
-            csr = csr_of(graph)
             if len(self) > 1 and self.coords is not None and csr.num_edges == len(self):  # self-loops only
                 raise InputError(
                     f"slide {self.slide_id!r}: no patch has a neighbour in the graph {spec!r}; patch_size "
