@@ -125,4 +125,6 @@ def test_diagnostics_over_slides_and_seeds(make_run):
 
 
 def test_nuclei_have_no_froc(make_run):
-    assert not diagnostics_table(Results.load(make_run(models=("abmil",), nuclei=True)))["name"].str.contains("froc").any()
+    assert (
+        not diagnostics_table(Results.load(make_run(models=("abmil",), nuclei=True)))["name"].str.contains("froc").any()
+    )

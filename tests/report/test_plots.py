@@ -132,7 +132,7 @@ def test_without_attention_only_metrics_and_training(make_run, draw):
 
 
 def test_without_a_finished_trial_nothing_is_drawn(write, draw):
-    failed = write.row("abmil", status="failed", reason="out of memory", metrics=None)
+    failed = write.row("abmil", status="failed", reason="out of memory")
     assert draw(write.run([failed], ["abmil"])) == {}
 
 

@@ -11,7 +11,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables import score_table, skew_table, terminal_scores, write_tables
 from mil_zoo.report.tables.sentences import notes
 
-FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty", metrics=None)
+FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty")
 
 
 def metrics(accuracy, auc=0.9):
