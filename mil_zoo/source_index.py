@@ -49,11 +49,11 @@ class Registered:
         """
         for cls in self._classes:
             for statement in cls.body:
-                targets = statement.targets if isinstance(statement, ast.Assign) else []
-                if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-                    targets = [statement.target]
+                if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+                    continue
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
                 if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                    return _value(statement.value)  # type: ignore[union-attr]
+                    return _value(statement.value)
         return None
 
     def overrides(self, method: str, base: str) -> bool:

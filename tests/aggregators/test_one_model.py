@@ -70,7 +70,8 @@ def test_what_is_no_literal_is_not_guessed(tmp_path, monkeypatch):
     (package / "base.py").write_text("class Base:\n    graph = 'knn:4'\n    def __init__(self, dim, width=3): ...\n")
     (package / "one.py").write_text(
         "from some_package.base import Base as Parent\n"
-        "@register_thing('one', over='x')\nclass One(Parent):\n    '''Says.\n\n    More.\n    '''\n    note = len('abc') + 1\n"
+        "@register_thing('one', over='x')\nclass One(Parent):\n    '''Says.\n\n    More.\n    '''\n"
+        "    note = len('abc') + 1\n"
         "@register_thing('two')\ndef two(x, *, y=(1, 2)): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
