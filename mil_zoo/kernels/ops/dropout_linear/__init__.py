@@ -16,6 +16,7 @@ from mil_zoo.kernels.ops.dropout_linear import reference
 IMPLEMENTATIONS = {
     "reference": reference.forward,
     "numba": lazy("mil_zoo.kernels.ops.dropout_linear.numba_cpu"),
+    "triton": lazy("mil_zoo.kernels.ops.dropout_linear.triton_gpu"),
 }
 
 
@@ -73,7 +74,7 @@ def _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend
         _check_index(index, x, token)
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
-    name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device)
+    name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device, x.dtype)
     return IMPLEMENTATIONS[name](x, weight, bias, sizes, index, token, dropout_p, seed or 0, precision)
 
 
