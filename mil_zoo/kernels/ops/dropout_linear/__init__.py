@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32
+from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32, require
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.ops.dropout_linear import reference
 
@@ -84,5 +84,9 @@ def _check_index(index: Tensor, x: Tensor, token: Tensor | None) -> None:
     if index.device != x.device:
         raise InputError(f"index is on {index.device}, x on {x.device}; convert one of them")
     lowest = 0 if token is None else -1
-    if len(index) and not lowest <= int(index.min()) <= int(index.max()) < len(x):
-        raise InputError(f"index must lie in {lowest}..{len(x) - 1}, not {int(index.min())}..{int(index.max())}")
+    if len(index):
+        least, most = index.aminmax()
+        require(
+            (least >= lowest) & (most < len(x)),
+            lambda: f"index must lie in {lowest}..{len(x) - 1}, not {int(least)}..{int(most)}",
+        )

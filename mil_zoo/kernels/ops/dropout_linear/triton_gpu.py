@@ -73,7 +73,9 @@ class _Plan(NamedTuple):
         dropping = self.dropout.threshold != 0
         columns = block(width, WIDEST)
         return {"first": first, "count": end - first, **self.dropout._asdict()} | {
-            "DROPOUT": dropping, "D": width, "BLOCK_F": columns
+            "DROPOUT": dropping,
+            "D": width,
+            "BLOCK_F": columns,
         }
 
     @staticmethod

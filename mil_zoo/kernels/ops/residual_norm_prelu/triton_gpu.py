@@ -61,7 +61,15 @@ class _ResidualNormPReLU(torch.autograd.Function):
             )
         sums = sums.sum(0)
         bias, weight, norm_bias = sums[:3].to(x.dtype)
-        return grad_x, None if residual is None else grad_x, bias, weight, norm_bias, sums[3].sum()[None].to(x.dtype), None
+        return (
+            grad_x,
+            None if residual is None else grad_x,
+            bias,
+            weight,
+            norm_bias,
+            sums[3].sum()[None].to(x.dtype),
+            None,
+        )
 
 
 def _named(tensors):

@@ -31,9 +31,7 @@ def _drop(x, dropout):
     x = x.contiguous()
     out = torch.empty_like(x)
     if x.numel():
-        _scale[lambda meta: (triton.cdiv(x.numel(), meta["BLOCK"]),)](
-            x=x, out=out, size=x.numel(), **dropout._asdict()
-        )
+        _scale[lambda meta: (triton.cdiv(x.numel(), meta["BLOCK"]),)](x=x, out=out, size=x.numel(), **dropout._asdict())
     return out
 
 
