@@ -25,8 +25,8 @@ from mil_zoo.data.slide_files import heads, labels_of, pick, relabel
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.metrics import patient_predictions, score
 from mil_zoo.registry import load_plugin
-from mil_zoo.train.metrics import patient_predictions, score
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 Row = dict[str, Any]

@@ -151,7 +151,7 @@ def bench(
     from rich.console import Console
 
     console = Console()
-    with console.status("Loading torch and DGL"):
+    with console.status("Loading torch"):
         from mil_zoo.bench.grid import parse_grids
         from mil_zoo.bench.plan import make_plan
         from mil_zoo.bench.suite import parse_overrides, read_suite

@@ -60,7 +60,7 @@ def predict(
     if unknown := sorted(set(wanted) - set(FILES)):
         raise InputError(f"--write takes {', '.join(FILES)} or none, not {', '.join(unknown)}")
     console = Console()
-    with console.status("Loading torch, DGL and the weights"):
+    with console.status("Loading torch and the weights"):
         from mil_zoo.bench.predictor import Predictor
         from mil_zoo.data.prefetch import ahead
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.graph import BagGraph, build, csr_of, parse_spec
+from mil_zoo.graph import BagGraph, build_csr, parse_spec
 from mil_zoo.kernels.csr import CSR
 
 
@@ -26,6 +26,7 @@ class Bag:
         coords: float ``[N, 2]`` (x, y), or None.
         patch_size: step of the patch grid in the unit of the coordinates (level-0 patch size), or None.
         label: class index, or None where unknown.
+        target: float ``[T]``, what the task reads (any shape of T numbers is taken); None where it is the label alone.
         instance_labels: int ``[N]`` (1 positive, 0 negative), or None.
         slide_id: names the bag in every message and result.
         patient_id: the patient, or None where unknown; splits never separate the slides of a patient.
@@ -41,6 +42,7 @@ class Bag:
     coords: Tensor | None = None
     patch_size: float | None = None
     label: int | None = None
+    target: Tensor | None = None
     instance_labels: Tensor | None = None
     slide_id: str = ""
     patient_id: str | None = None
@@ -65,6 +67,8 @@ class Bag:
                     f"{name}: features are NaN or infinite in {int((~finite).sum())} of {len(finite)} patches "
                     f"(first: patch {row}); extract them again or drop these patches"
                 )
+        if self.target is not None:
+            self.target = torch.as_tensor(self.target, dtype=torch.float32).reshape(-1)
         if self.coords is not None:
             self.coords = self._column("coords", torch.as_tensor(self.coords).float(), (len(features), 2))
             if not self.coords.isfinite().all():
@@ -90,10 +94,9 @@ class Bag:
         """The bag's graph by ``spec``, built at the first call and kept (with self-loops, symmetric, on the CPU)."""
         if spec not in self._graphs:
             try:
-                graph = build(self.coords, spec, patch_size=self.patch_size, features=self.features)
+                csr = build_csr(self.coords, spec, patch_size=self.patch_size, features=self.features)
             except InputError as error:
                 raise InputError(f"slide {self.slide_id!r}: {error}") from error
-            csr = csr_of(graph)
             if len(self) > 1 and self.coords is not None and csr.num_edges == len(self):  # self-loops only
                 raise InputError(
                     f"slide {self.slide_id!r}: no patch has a neighbour in the graph {spec!r}; patch_size "
@@ -131,6 +134,8 @@ class BagBatch:
         features: float ``[ΣN, D]``.
         offsets: int64 ``[B + 1]``; bag b is rows ``offsets[b]:offsets[b + 1]``.
         labels: int64 ``[B]``, or None unless every bag has one.
+        targets: ``[B, T]``, float32, or int64 where they are the labels; None unless every bag has one.
+        weights: float ``[B]`` of each bag's loss, or None for one each.
         coords: float ``[ΣN, 2]``, or None unless every bag has them.
         patch_sizes: float ``[B]``, or None unless every bag has one.
         graph: the batched graph, or None.
@@ -140,6 +145,8 @@ class BagBatch:
     features: Tensor
     offsets: Tensor
     labels: Tensor | None = None
+    targets: Tensor | None = None
+    weights: Tensor | None = None
     coords: Tensor | None = None
     patch_sizes: Tensor | None = None
     graph: BagGraph | None = None
@@ -161,11 +168,13 @@ class BagBatch:
                     f"{bags[0].slide_id!r} {bags[0].features.shape[1]}; use one encoder for all"
                 )
         device = bags[0].features.device
+        labels = _column([bag.label for bag in bags], torch.int64, device)
         sizes = torch.tensor([0] + [len(bag) for bag in bags], device=device)
         return cls(
             features=_cat([bag.features for bag in bags]),
             offsets=sizes.cumsum(0),
-            labels=_column([bag.label for bag in bags], torch.int64, device),
+            labels=labels,
+            targets=_targets(bags, labels),
             coords=_cat([bag.coords for bag in bags]),
             patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
             graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
@@ -202,6 +211,8 @@ class BagBatch:
             features=move(self.features),
             offsets=move(self.offsets),
             labels=move(self.labels),
+            targets=move(self.targets),
+            weights=move(self.weights),
             coords=move(self.coords),
             patch_sizes=move(self.patch_sizes),
             graph=move(self.graph),
@@ -212,6 +223,20 @@ def _cat(parts: Sequence[Tensor | None]) -> Any:
     if any(part is None for part in parts):
         return None
     return parts[0] if len(parts) == 1 else torch.cat(parts)  # type: ignore[arg-type]
+
+
+def _targets(bags: Sequence[Bag], labels: Tensor | None) -> Tensor | None:
+    """Targets ``[B, T]`` of bags; their labels where no bag states one."""
+    if all(bag.target is None for bag in bags):
+        return None if labels is None else labels[:, None]
+    if any(bag.target is None for bag in bags):
+        return None
+    widths = {len(bag.target) for bag in bags if bag.target is not None}
+    if len(widths) > 1:
+        raise InputError(
+            f"the targets of a batch hold {' and '.join(map(str, sorted(widths)))} numbers; give all alike"
+        )
+    return torch.stack([bag.target for bag in bags]).to(bags[0].features.device)  # type: ignore[misc]
 
 
 def _column(values: Sequence[float | None], dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from mil_zoo._dgl import DGLGraph, dgl
+from mil_zoo import _dgl
 from mil_zoo.kernels.csr import CSR
+
+if TYPE_CHECKING:
+    from mil_zoo._dgl import DGLGraph
 
 
 def dgl_graph(csr: CSR) -> DGLGraph:
@@ -14,6 +19,7 @@ def dgl_graph(csr: CSR) -> DGLGraph:
     Homogeneous where sources and destinations are the same nodes in number, else bipartite.
     """
     if "_dgl" not in csr.__dict__:
+        dgl = _dgl.load()
         # The edge ids are given although they only count up: DGL's libxsmm kernels refuse a CSR without them.
         edge_ids = torch.arange(csr.num_edges, dtype=torch.int32)
         edges = ("csc", (csr.indptr.cpu(), csr.indices.cpu(), edge_ids))

@@ -16,8 +16,8 @@ from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.prefetch import read_ahead
 from mil_zoo.data.slide_files import labels_of
+from mil_zoo.metrics import score
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.metrics import score
 
 PACK = 16_384  # instances scored together: enough to hide the overhead of a call, little beside one large slide
 
