@@ -88,13 +88,14 @@ def timed(step: Callable[[], object], device: torch.device, warm_up: int = 3) ->
     The first calls compile and tune. The cache of the device (L2) is overwritten before every call. Events mark the
     beginning and the end on the device; where handing over takes as long, launches dominate.
     """
-    for _ in range(warm_up):
+    rehearsal = device.type != "cuda"
+    for _ in range(1 if rehearsal else warm_up):
         step()
     synchronise(device)
     start = time.perf_counter()
     step()
     synchronise(device)
-    rounds = max(5, min(50, int(SECONDS / max(time.perf_counter() - start, 1e-4))))
+    rounds = max(5, min(50, int(SECONDS / max(time.perf_counter() - start, 1e-4)))) if not rehearsal else 1
     flush = torch.empty(2**26 if device.type == "cuda" else 1, dtype=torch.int32, device=device)
     elapsed, host = [], []
     for _ in range(rounds):
