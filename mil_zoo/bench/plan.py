@@ -15,7 +15,6 @@ from mil_zoo.bench.grid import points
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import count_instances, heads
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
@@ -97,7 +96,7 @@ class Plan:
     def _patients(self) -> dict[str, Any]:
         if self.dataset.patient_rule is None:
             return {}
-        count = len({patient_key(slide) for slide in heads(self.dataset.bags)})
+        count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
     def source_of(self, trial: Trial) -> DatasetSource:
@@ -118,7 +117,7 @@ class Plan:
                 "simulated": card.kind == "simulated",
                 "classes": list(card.classes),
                 "bags": len(self.dataset.bags),
-                "instances": count_instances(self.dataset.bags),
+                "instances": self.dataset.bags.num_instances,
                 "in_dim": self.dataset.in_dim,
                 **self._files(),
                 "standardised": card.standardise,
