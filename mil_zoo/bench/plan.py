@@ -14,7 +14,6 @@ from mil_zoo.bench.grid import points
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import count_instances, heads
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
@@ -24,6 +23,8 @@ from mil_zoo.train.protocols import PROTOCOLS, model_options
 
 PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
 
+_PLAIN = (bool, int, float, str, type(None))
+
 
 @dataclass(frozen=True)
 class ModelPlan:
@@ -31,7 +32,7 @@ class ModelPlan:
 
     Attributes:
         name: registry key.
-        options: constructor options.
+        options: constructor options, defaults included as far as a YAML file can hold them.
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection rule.
         grid: the variant's name, "" without a grid.
@@ -96,7 +97,7 @@ class Plan:
     def _patients(self) -> dict[str, Any]:
         if self.dataset.patient_rule is None:
             return {}
-        count = len({patient_key(slide) for slide in heads(self.dataset.bags)})
+        count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
     def source_of(self, trial: Trial) -> DatasetSource:
@@ -117,7 +118,7 @@ class Plan:
                 "simulated": card.kind == "simulated",
                 "classes": list(card.classes),
                 "bags": len(self.dataset.bags),
-                "instances": count_instances(self.dataset.bags),
+                "instances": self.dataset.bags.num_instances,
                 "in_dim": self.dataset.in_dim,
                 **self._files(),
                 "standardised": card.standardise,
@@ -197,10 +198,10 @@ def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
 
 
 def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:
-    """An aggregator's shipped configuration with the suite's budget and overrides on top, once a point of its grids.
+    """An aggregator as shipped with the suite's budget and overrides on top, once a point of its grids.
 
     Args:
-        name: registry key; one without a shipped YAML starts from its constructor's defaults.
+        name: registry key; its constructor's defaults come first, then what its shipped YAML sets.
         suite: budget and overrides.
         graph: the dataset's graph spec; None for the aggregator's own.
     """
@@ -210,8 +211,11 @@ def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[Model
 
 def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: dict[str, Any]) -> ModelPlan:
     shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
-    options, training = dict(shipped.get("options", {})), dict(shipped.get("training", {}))
     known, fields = model_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
+    # A run keeps every option that it trained with, so that a default that changes later changes no old run.
+    options = {option: default for option, default in known.items() if isinstance(default, _PLAIN)}
+    options |= shipped.get("options", {})
+    training = dict(shipped.get("training", {}))
     own_graph = _own_graph(name)
     graph = own_graph and (graph or own_graph)
     if suite.epochs is not None:

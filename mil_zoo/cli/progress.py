@@ -42,12 +42,11 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
     )
 
     from mil_zoo.bench.runner import run_plan
-    from mil_zoo.data.slide_files import count_instances
     from mil_zoo.report.results import label_of
 
     card = plan.dataset.card
     console.print(
-        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {count_instances(plan.dataset.bags):,} instances of "
+        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {plan.dataset.bags.num_instances:,} instances of "
         f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
         highlight=False,
     )

@@ -21,7 +21,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; and not -inf, for d
 _LARGEST_TILE = 2**14  # elements: 128 registers a thread of 4 warps
 
 # Rows and edges of a tile. A window graph has 25 edges a row, nearest neighbours 5 to 9.
-_TILES = [(1, 32, 2), (2, 16, 2), (4, 8, 2), (4, 16, 4), (4, 32, 4), (8, 8, 4), (16, 8, 8)]
+_TILES = [(1, 32, 2), (2, 16, 2), (4, 8, 2), (4, 16, 4), (8, 8, 4), (16, 8, 8)]
 ROW_BLOCKS = [{"BLOCK_R": rows, "BLOCK_E": edges, "num_warps": warps} for rows, edges, warps in _TILES]
 INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 256, "BLOCK_E": 32}
 
@@ -86,9 +86,9 @@ def tuned(key: tuple[str, ...], configs: list[dict[str, int]], interpreted: dict
         configs: block sizes; ``num_warps`` among them.
         interpreted: block sizes for the interpreter, whose cost is the number of operations and not their size.
 
-    Integer arguments that change at each call (``count``, ``edges`` and the words of the seed) start no compilation.
+    Integer arguments that change at each call (counts, first rows and the words of the seed) start no compilation.
     """
-    changing = ["count", "edges", "threshold", "low", "high"]
+    changing = ["count", "edges", "first", "num_rows", "size", "span", "threshold", "low", "high"]
 
     def decorate(function):
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -105,7 +105,7 @@ def _config(num_warps: int = 4, **blocks: int) -> triton.Config:
 
 def _prune(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
     """Those whose tile fits the registers, or the smallest."""
-    width = constants["BLOCK_F"]
+    width = constants.get("BLOCK_F", 1)
 
     def tile(config: triton.Config) -> int:
         return width * math.prod(config.kwargs.values())

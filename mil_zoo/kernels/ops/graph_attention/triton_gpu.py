@@ -9,7 +9,7 @@ NeurIPS 2022). Rows with more than ``LONG`` edges are walked in pieces that are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.errors import InputError
 from mil_zoo.kernels._triton.segments import Pieces, join_softmax, range_sum, segment_sum
 from mil_zoo.kernels._triton.tools import (
     INTERPRETED_ROW_BLOCKS,
@@ -36,7 +35,11 @@ from mil_zoo.kernels._triton.tools import (
     sum_rows,
     tuned,
 )
+from mil_zoo.kernels.checks import require
 from mil_zoo.kernels.csr import CSR
+
+if TYPE_CHECKING:
+    from mil_zoo.kernels.ops.graph_attention import GlobalKey
 
 
 class _Bags(NamedTuple):
@@ -44,7 +47,7 @@ class _Bags(NamedTuple):
 
     Attributes:
         bag: int64 ``[Nd]``.
-        order: int64 ``[Nd]``, destinations sorted by bag; None where they are.
+        order: int64 ``[Nd]``, destinations sorted by bag; None where they are known to be.
         pieces: of the bags, in that order.
     """
 
@@ -53,14 +56,17 @@ class _Bags(NamedTuple):
     pieces: Pieces
 
     @classmethod
-    def of(cls, bag: Tensor, count: int) -> _Bags:
-        bag, order = bag.long().contiguous(), None
+    def of(cls, key: GlobalKey) -> _Bags:
+        bag, count = key.bag.long().contiguous(), len(key.feat)
         if len(bag):
-            smallest, largest, falls = torch.stack([bag.min(), bag.max(), (bag.diff() < 0).sum()]).tolist()
-            if not 0 <= smallest <= largest < count:
-                raise InputError(f"global_key.bag must lie in 0..{count - 1}, not {smallest}..{largest}")
-            order = torch.argsort(bag, stable=True) if falls else None
-        ordered = bag if order is None else bag[order]
+            smallest, largest = bag.aminmax()
+            require(
+                (smallest >= 0) & (largest < count),
+                lambda: f"global_key.bag must lie in 0..{count - 1}, not {int(smallest)}..{int(largest)}",
+            )
+        if key.offsets is not None:
+            return cls(bag, None, Pieces.of(key.offsets, len(bag)))
+        ordered, order = bag.sort(stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=bag.device))
         return cls(bag, order, Pieces.of(offsets, len(bag)))
 
@@ -77,7 +83,7 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
     """See ``graph_attention``."""
     key_feat = key_score = bags = None
     if global_key is not None:
-        key_feat, key_score, bags = global_key.feat, global_key.score, _Bags.of(global_key.bag, len(global_key.feat))
+        key_feat, key_score, bags = global_key.feat, global_key.score, _Bags.of(global_key)
     settings = _Settings(graph, float(negative_slope), Dropout.of(dropout_p, seed), bags, return_attention)
     return _GraphAttention.apply(feat, src_score, dst_score, key_feat, key_score, settings)
 
