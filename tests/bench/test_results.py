@@ -112,7 +112,7 @@ def test_a_configuration_names_its_task_where_it_is_not_classification():
         front | {"task": {"name": "counting", "unit": "cells"}} | settings, sort_keys=False, allow_unicode=True
     )
     counting = RunConfig.from_yaml(text)
-    assert counting.task == task
+    assert counting.task == {"name": "counting", "unit": "cells"}
     assert counting.to_yaml() == text
 
 
