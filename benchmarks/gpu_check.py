@@ -132,6 +132,9 @@ def _run_part(out: Path, quick: bool, name: str, part: str, parts: str) -> None:
         return
     sys.path.insert(0, str(HERE))
     sys.path.insert(0, str(HERE.parent))  # the checkout's own package, installed or not
+    from gpu.absent import stand_in
+
+    stand_in()
     import torch
 
     if not torch.cuda.is_available():
@@ -139,6 +142,11 @@ def _run_part(out: Path, quick: bool, name: str, part: str, parts: str) -> None:
     from importlib import import_module
 
     from gpu.common import Check
+
+    from mil_zoo.kernels import backends
+
+    # On the CPU the reference is what a GPU is compared with; a rehearsal has the interpreter instead of the GPU.
+    backends._PREFERENCE["cpu"] = ("reference",) if torch.cuda.is_available() else ("triton", "reference")
 
     module, _, function = step.function.partition(".")
     getattr(import_module(f"gpu.{module}"), function)(Check(out, name, int(part), int(parts), quick))

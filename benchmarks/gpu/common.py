@@ -48,6 +48,11 @@ class Check:
         """The GPU, or the CPU where the check is rehearsed."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def dim(self) -> int:
+        """Features of an instance."""
+        return 64 if self.quick else 1024
+
     def report(self, what: str, **values: Any) -> None:
         """Writes one row of results at once, and prints it."""
         line = json.dumps({"step": self.step, "what": what, **values})

@@ -25,7 +25,6 @@ from mil_zoo.kernels import (
 )
 
 FP32, BF16 = torch.float32, torch.bfloat16
-DIM = 1024
 
 
 def _measure(
@@ -169,7 +168,7 @@ def _dropout_linear(check: Check, case: str) -> None:
     index = torch.arange(n).repeat(3)
     index[: 2 * n][torch.rand(2 * n) < 0.7] = -1
     index = index.to(check.device)
-    x, weight, token = random_inputs(check.device, FP32, (n, DIM), (520, DIM), (DIM,))
+    x, weight, token = random_inputs(check.device, FP32, (n, check.dim), (520, check.dim), (check.dim,))
     drop = nn.Dropout(0.11)
 
     def function(x: Tensor, weight: Tensor, token: Tensor) -> Tensor:
@@ -178,7 +177,7 @@ def _dropout_linear(check: Check, case: str) -> None:
             return drop(rows) @ weight.T
         return dropout_linear(x, weight, index=index, token=token, dropout_p=0.11, seed=1, backend="triton")[0]
 
-    operations = 3 * 2 * 3 * n * DIM * 520
+    operations = 3 * 2 * 3 * n * check.dim * 520
     step = _with_gradients(function, [x, weight, token])
     _measure(check, f"dropout_linear, 3 x {n} rows, 1024 to 520", case, step, operations=operations)
 
@@ -221,11 +220,11 @@ def steps(check: Check) -> None:
 def _step(check: Check, name: str, n: int) -> None:
     device = check.device
     torch.manual_seed(0)
-    model = create_aggregator(name, in_dim=DIM, **OPTIONS.get(name, {})).to(device)
-    batch = random_batch(n, DIM, device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(device)
+    batch = random_batch(n, check.dim, device, graph=type(model).graph is not None)
     yardsticks = {
-        "abmil": lambda: plain.PlainABMIL(DIM), "clam_sb": lambda: plain.PlainCLAM(DIM),
-        "dsmil": lambda: plain.PlainDSMIL(DIM), "srmil": lambda: plain.PlainSRMIL(model),
+        "abmil": lambda: plain.PlainABMIL(check.dim), "clam_sb": lambda: plain.PlainCLAM(check.dim),
+        "dsmil": lambda: plain.PlainDSMIL(check.dim), "srmil": lambda: plain.PlainSRMIL(model),
     }  # fmt: skip
     sides: list[tuple[str, nn.Module, Callable, Callable]] = [
         ("mil_zoo", model, lambda: model.losses(batch)["loss"], lambda: model(batch).logits)
@@ -238,10 +237,10 @@ def _step(check: Check, name: str, n: int) -> None:
     for by, module, loss, logits in sides:
         for precision in ("float32", "bfloat16"):
             cast = partial(torch.autocast, device.type, BF16, enabled=precision == "bfloat16")
-            what = f"{name} training step, N = {n}, D = {DIM}"
+            what = f"{name} training step, N = {n}, D = {check.dim}"
             run = partial(_measure, check, what, by, _training_step(module.train(), loss, cast), precision=precision)
             check.attempt(what, run)
-            what = f"{name} evaluation, N = {n}, D = {DIM}"
+            what = f"{name} evaluation, N = {n}, D = {check.dim}"
             check.attempt(what, partial(_evaluation, check, what, by, module, logits, cast, precision))
 
 
@@ -279,14 +278,14 @@ def graphs(check: Check) -> None:
 
 
 def _graphed(check: Check, name: str, n: int) -> None:
-    model = create_aggregator(name, in_dim=DIM, **OPTIONS.get(name, {})).to(check.device).train()
-    batch = random_batch(n, DIM, check.device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(check.device).train()
+    batch = random_batch(n, check.dim, check.device, graph=type(model).graph is not None)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         model.losses(batch)["loss"].backward()
 
-    what = f"{name} loss and gradients, N = {n}, D = {DIM}"
+    what = f"{name} loss and gradients, N = {n}, D = {check.dim}"
     _measure(check, what, "mil_zoo", step)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -313,8 +312,8 @@ def waits(check: Check) -> None:
 def _waits(check: Check, name: str) -> None:
     import warnings
 
-    model = create_aggregator(name, in_dim=DIM, **OPTIONS.get(name, {})).to(check.device).train()
-    batch = random_batch(1000, DIM, check.device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(check.device).train()
+    batch = random_batch(1000, check.dim, check.device, graph=type(model).graph is not None)
     step = _training_step(model, lambda: model.losses(batch)["loss"], partial(torch.autocast, "cuda", enabled=False))
     step()
     torch.cuda.set_sync_debug_mode("warn")
@@ -339,7 +338,7 @@ def epoch(check: Check) -> None:
 def _slides(check: Check) -> list[Bag]:
     ends = (10, 60) if check.quick else (1000, 12_000)
     sizes = np.linspace(*ends, 24).astype(int)
-    return [Bag(features=torch.randn(n, DIM), label=i % 2, slide_id=f"s{i}") for i, n in enumerate(sizes)]
+    return [Bag(features=torch.randn(n, check.dim), label=i % 2, slide_id=f"s{i}") for i, n in enumerate(sizes)]
 
 
 def _epoch(check: Check, by: str) -> None:
@@ -351,12 +350,12 @@ def _epoch(check: Check, by: str) -> None:
         from mil_zoo.train.loop import fit
 
         ends = [time.perf_counter()]
-        model = create_aggregator("abmil", in_dim=DIM, embed_dim=512)
+        model = create_aggregator("abmil", in_dim=check.dim, embed_dim=512)
         config = TrainingConfig(epochs=4)
         fit(model, train, val, config, device=device, on_epoch=lambda row: ends.append(time.perf_counter()))
         seconds = float(np.median(np.diff(ends)[1:]))
     else:
-        model = plain.PlainABMIL(DIM).to(device)
+        model = plain.PlainABMIL(check.dim).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         times = []
         for _ in range(4):

@@ -21,9 +21,9 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; and not -inf, for d
 _LARGEST_TILE = 2**14  # elements: 128 registers a thread of 4 warps
 
 # Rows and edges of a tile. A window graph has 25 edges a row, nearest neighbours 5 to 9.
-_TILES = [(1, 32, 2), (2, 16, 2), (4, 8, 2), (4, 16, 4), (8, 8, 4), (16, 8, 8)]
+_TILES = [(1, 8, 4), (1, 32, 2), (2, 16, 2), (4, 8, 2), (4, 16, 4), (8, 8, 4), (16, 8, 8)]
 ROW_BLOCKS = [{"BLOCK_R": rows, "BLOCK_E": edges, "num_warps": warps} for rows, edges, warps in _TILES]
-INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 256, "BLOCK_E": 32}
+INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 128, "BLOCK_E": 32}
 
 
 @triton.jit
