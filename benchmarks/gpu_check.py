@@ -8,7 +8,7 @@ line, to ``rows.jsonl`` of the folder (``benchmarks/results/gpu-<name>``), and a
 - device: name, versions, clocks; bandwidth of a copy, rates of matrix products (what floors are made of)
 - correct: every op with a Triton version in float32, bfloat16, float16 against the reference in float64
 - models: a training step of each aggregator against the CPU in float64, losses and every gradient
-- pytest: tests/kernels/test_triton.py on the device
+- pytest: tests/kernels/test_triton.py on the device; compile: the kernels of the steps that follow
 - ops, steps: times beside floors, PyTorch Geometric and plain PyTorch
 - scale: SRMIL on 2 x 10^5 (training) and 10^6 patches (evaluation)
 - epoch, waits, graphs: an epoch of ``fit``; which steps wait for the device; what a CUDA graph gains
@@ -43,7 +43,12 @@ class Step(NamedTuple):
 # Steps of one line run at the same time: those that compile more than they compute, and nothing that is timed.
 STAGES: list[dict[str, Step]] = [
     {"device": Step(60, 1, "device.run")},
-    {"correct": Step(110, 9, "correct.run"), "models": Step(110, 4, "models.run"), "pytest": Step(110, 3, "")},
+    {
+        "correct": Step(110, 9, "correct.run"),
+        "models": Step(110, 3, "models.run"),
+        "pytest": Step(110, 3, ""),
+        "compile": Step(110, 5, "speed.compile_all"),
+    },
     {"ops": Step(90, 1, "speed.ops")},
     {"steps": Step(90, 1, "speed.steps")},
     {"scale": Step(60, 1, "scale.run")},

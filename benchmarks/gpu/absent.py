@@ -11,7 +11,7 @@ UNUSED = ("shapely", "pydantic", "pydantic_core", "filelock", "cattrs", "docstri
 
 
 class _Module(types.ModuleType):
-    __path__: list[str] = []
+    __path__ = ()
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,9 @@ def _measure(
     check: Check, what: str, by: str, step: Callable, bytes_: float = 0, operations: float = 0, **more: Any
 ) -> None:
     """Reports a timed step beside its floor: bytes to move and operations to do, at the rates that were measured."""
+    if check.untimed:
+        step()
+        return
     facts, precision = check.facts(), "bfloat16" if more.get("precision") == "bfloat16" else "float32"
     spent = timed(step, check.device)
     seconds = max(
@@ -54,10 +58,24 @@ def _bytes(function: Callable[..., Tensor], inputs: list[Tensor], *constants: Te
     return 2 * sum(x.nbytes for x in [*inputs, out]) + sum(x.nbytes for x in constants)
 
 
+def compile_all(check: Check) -> None:
+    """What ``ops`` and ``steps`` are made of is compiled, so that they need not wait for it."""
+    check = replace(check, untimed=True)
+    todo = [(what, function) for what, function in _ops(check) if "pyg" not in what]
+    todo += [(name, partial(_step, check, name, 100)) for name in STEPS]
+    for _, (what, function) in check.mine(todo):
+        check.attempt(what, function)
+
+
 def ops(check: Check) -> None:
     """The ops, forward and backward."""
+    for what, function in _ops(check):
+        check.attempt(what, function)
+
+
+def _ops(check: Check) -> list[tuple[str, Callable[[], None]]]:
     todo: list[tuple[str, Callable[[], None]]] = []
-    for n in (100,) if check.quick else (10_000, 1_000_000):
+    for n in (100,) if check.small else (10_000, 1_000_000):
         for case in ("triton", "triton, dropout", "triton, bfloat16", "pyg", "reference"):
             if n > 10_000 and case in ("pyg", "reference"):
                 continue  # tensors of all edges: 25 GB each
@@ -73,8 +91,7 @@ def ops(check: Check) -> None:
     for reduce in ("sum", "max", "logsumexp"):
         for case in ("triton", "reference"):
             todo.append((f"segment_reduce {reduce}", partial(_segment_reduce, check, reduce, case)))
-    for what, function in todo:
-        check.attempt(what, function)
+    return todo
 
 
 def _graph_attention(check: Check, n: int, case: str) -> None:
@@ -109,7 +126,7 @@ def _pyg(graph, device: torch.device) -> Callable[..., Tensor]:
 
 
 def _graph_dot_attention(check: Check, case: str) -> None:
-    n = 100 if check.quick else 10_000
+    n = 100 if check.small else 10_000
     graph = window_graph(n, check.device)
     graph.transposed  # noqa: B018
     inputs = random_inputs(check.device, FP32, *[(n, 4, 64)] * 3)
@@ -123,7 +140,7 @@ def _graph_dot_attention(check: Check, case: str) -> None:
 
 def _bags(check: Check) -> Tensor:
     """64 sizes, 100 to 30 000 instances, evenly on a logarithmic scale."""
-    ends = (10, 20) if check.quick else (100, 30_000)
+    ends = (10, 20) if check.small else (100, 30_000)
     return torch.from_numpy(np.geomspace(*ends, 64).astype(np.int64))
 
 
@@ -164,7 +181,7 @@ def _segment_reduce(check: Check, reduce: str, case: str) -> None:
 
 def _dropout_linear(check: Check, case: str) -> None:
     """SRMIL's first layer: three copies of the rows, two thirds of two of them the token."""
-    n = 100 if check.quick else 10_000
+    n = 100 if check.small else 10_000
     index = torch.arange(n).repeat(3)
     index[: 2 * n][torch.rand(2 * n) < 0.7] = -1
     index = index.to(check.device)
@@ -183,7 +200,7 @@ def _dropout_linear(check: Check, case: str) -> None:
 
 
 def _seeded_dropout(check: Check, case: str) -> None:
-    n = 100 if check.quick else 100_000
+    n = 100 if check.small else 100_000
     (x,) = random_inputs(check.device, FP32, (n, 512))
     drop = nn.Dropout(0.25)
 
@@ -194,7 +211,7 @@ def _seeded_dropout(check: Check, case: str) -> None:
 
 
 def _residual_norm_prelu(check: Check, case: str) -> None:
-    n = 100 if check.quick else 100_000
+    n = 100 if check.small else 100_000
     shapes = [(n, 256), (n, 256), (256,), (256,), (256,), (1,)]
     inputs = random_inputs(check.device, FP32, *shapes)
 
