@@ -150,8 +150,9 @@ def _run_part(out: Path, quick: bool, name: str, part: str, parts: str) -> None:
 
     from mil_zoo.kernels import backends
 
-    # On the CPU the reference is what a GPU is compared with; a rehearsal has the interpreter instead of the GPU.
-    backends._PREFERENCE["cpu"] = ("reference",) if torch.cuda.is_available() else ("triton", "reference")
+    # What a GPU is compared with is the reference; the interpreter, which a rehearsal has instead of a GPU, is slow.
+    interpreted = not torch.cuda.is_available() and name == "models"
+    backends._PREFERENCE["cpu"] = ("triton", "reference") if interpreted else ("reference",)
 
     module, _, function = step.function.partition(".")
     getattr(import_module(f"gpu.{module}"), function)(Check(out, name, int(part), int(parts), quick))
