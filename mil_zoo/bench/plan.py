@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -153,50 +152,26 @@ class Plan:
         }
 
 
-def make_plan(
-    suite: Suite,
-    dataset_name: str,
-    root: Path | None = None,
-    labels: Path | None = None,
-    *,
-    features: Sequence[str] | None = None,
-    layout: str | None = None,
-    allow_pickle: bool = False,
-    test_root: Path | None = None,
-) -> Plan:
+def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str] = ()) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
     Args:
         suite: what to compare.
-        dataset_name: which of the suite's datasets.
-        root: folder of the dataset's files, see ``open_dataset``.
-        labels: csv of other labels, see ``open_dataset``.
-        features: which sets of features (encoders), see ``open_dataset``; several are compared, each with every model.
-        layout: how the files are laid out, see ``open_dataset``.
-        allow_pickle: see ``open_dataset``.
-        test_root: folder of the files of ``suite.test_on``; None for ``root``.
+        source: how to open the dataset, or its name alone. What the suite says of patients and of the dataset that is
+            tested on holds where the source says nothing.
+        features: which sets of features (encoders); several are compared, each with every model. Empty for the
+            source's, or the only one.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
     """
-    if not suite.models or len(set(suite.models)) < len(suite.models):
-        raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
-    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
-        raise InputError("--seeds must name each seed once")
-    if any(k < 1 for k in suite.faithfulness):
-        raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
-    if suite.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {suite.threads}")
-    for name in suite.models:
-        model_options(name)  # an unknown name is told before the data are read
-    _check_targets(suite)
-    wanted: list[str | None] = [*features] if features else [None]
-    how = {"features": wanted[0], "layout": layout, "allow_pickle": allow_pickle}
-    other = suite.test_on and DatasetSource(suite.test_on, test_root or root, **how)  # type: ignore[arg-type]
-    source = DatasetSource(dataset_name, root, labels, **how, patients=suite.patients, test_on=other or None).anywhere()  # type: ignore[arg-type]
+    _check_suite(suite)
+    source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
+    if features:
+        source = source.with_features(features[0])
     dataset = source.open()
-    for each in wanted[1:]:  # all of them now: a missing slide costs no training
-        source.with_features(str(each)).open()
+    for each in features[1:]:  # all of them now: a missing slide costs no training
+        source.with_features(each).open()
     drawn = draw_splits(
         dataset,
         suite.split,
@@ -207,9 +182,19 @@ def make_plan(
         suite.allow_leaky_splits,
     )
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
-    if len(wanted) > 1:
-        models = [_with_features(model, str(each)) for model in models for each in wanted]
+    if len(features) > 1:
+        models = [_with_features(model, each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn)
+
+
+def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
+    """The source with the suite's patients and dataset to test on, where it names none; independent of this process."""
+    if source.patients is None:
+        source = dataclasses.replace(source, patients=suite.patients)
+    if source.test_on is None and suite.test_on is not None:
+        other = dataclasses.replace(source, name=suite.test_on, labels=None, patients=None)
+        source = dataclasses.replace(source, test_on=other)
+    return source.anywhere()
 
 
 def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:
@@ -266,6 +251,21 @@ def _known(name: str) -> set[str]:
 
 def _own_graph(name: str) -> str | None:
     return None if name in PROTOCOLS else AGGREGATORS.get(name).graph
+
+
+def _check_suite(suite: Suite) -> None:
+    """Raises an ``InputError`` for what can be told before the data are read."""
+    if not suite.models or len(set(suite.models)) < len(suite.models):
+        raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
+    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
+        raise InputError("--seeds must name each seed once")
+    if any(k < 1 for k in suite.faithfulness):
+        raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
+    if suite.threads < 1:
+        raise InputError(f"--threads must be at least 1, not {suite.threads}")
+    for name in suite.models:
+        model_options(name)  # an unknown name is told
+    _check_targets(suite)
 
 
 def _check_targets(suite: Suite) -> None:

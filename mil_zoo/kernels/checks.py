@@ -76,7 +76,7 @@ def require(holds: Tensor, message: Callable[[], str]) -> None:
 def check_graph(graph: CSR, num_src: int, num_dst: int, device: torch.device) -> None:
     """Checks that a CSR is int32, on ``device``, of the given size, and that no index points outside.
 
-    The values are read once for each graph and the result is remembered on it.
+    The values are read once for each graph: ``graph.problem``.
     """
     if (graph.num_src, graph.num_dst) != (num_src, num_dst):
         raise InputError(
@@ -85,22 +85,8 @@ def check_graph(graph: CSR, num_src: int, num_dst: int, device: torch.device) ->
         )
     if graph.indptr.device != device or graph.indices.device != device:
         raise InputError(f"the graph is on {graph.indptr.device}, the tensors on {device}; move it with graph.to(...)")
-    if "_checked" in graph.__dict__:
-        return
-    if graph.indptr.dtype != torch.int32 or graph.indices.dtype != torch.int32:
-        raise InputError(f"CSR must be int32, not indptr {graph.indptr.dtype} and indices {graph.indices.dtype}")
-    indptr, indices = graph.indptr, graph.indices
-    require(
-        (indptr[0] == 0) & (indptr[-1] == len(indices)) & (indptr.diff() >= 0).all(),
-        lambda: "CSR indptr must rise from 0 to the number of edges",
-    )
-    if len(indices):
-        lowest, highest = indices.aminmax()
-        require(
-            (lowest >= 0) & (highest < num_src),
-            lambda: f"CSR indices must lie in 0..{num_src - 1}, not {int(lowest)}..{int(highest)}",
-        )
-    graph.__dict__["_checked"] = True
+    if graph.problem is not None:
+        raise InputError(graph.problem)
 
 
 def check_offsets(offsets: Tensor, num_rows: int, device: torch.device) -> None:

@@ -24,19 +24,17 @@ from mil_zoo.kernels._triton.tools import (
     LOWEST,
     ROW_BLOCKS,
     Dropout,
-    Rows,
     all_rows,
     block,
     float32,
     keep,
     leaky_relu,
-    long_rows,
     row_block,
     sum_rows,
     tuned,
 )
 from mil_zoo.kernels.checks import require
-from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.csr import CSR, Rows
 
 if TYPE_CHECKING:
     from mil_zoo.kernels.ops.graph_attention import GlobalKey
@@ -95,7 +93,7 @@ class _GraphAttention(torch.autograd.Function):
         graph, (_, heads, width) = settings.graph, feat.shape
         out, lse = feat.new_empty(graph.num_dst, heads, width), float32(feat, graph.num_dst, heads)
         _walk(_forward, graph, all_rows(graph), inputs, settings, out, lse)
-        if long := long_rows(graph):
+        if long := graph.long_rows:
             parts = float32(feat, long.pieces.count, heads, width), float32(feat, long.pieces.count, heads)
             _walk(_forward, graph, long.pieces, inputs, settings, *parts)
             joined, lse[long.rows] = join_softmax(*parts, long.first)
@@ -124,14 +122,14 @@ class _GraphAttention(torch.autograd.Function):
             key_weight, key_flow = torch.empty_like(delta), torch.empty_like(delta)
         saved = lse, out, grad_out, *grads, extra, delta
         _walk(_backward_dst, graph, all_rows(graph), inputs, settings, *saved, grad_dst, key_weight, key_flow)
-        if long := long_rows(graph):
+        if long := graph.long_rows:
             part = float32(feat, long.pieces.count, heads)
             _walk(_backward_dst, graph, long.pieces, inputs, settings, *saved, part, None, None)
             grad_dst[long.rows] += range_sum(part[:, :, None], long.first)[:, :, 0]
         grad_feat, grad_src = torch.empty_like(feat), torch.empty_like(src_score)
         saved = back.edge, lse, grad_out, grads[0], delta
         _walk(_backward_src, back, all_rows(back), inputs, settings, *saved, grad_feat, grad_src)
-        if long := long_rows(back):
+        if long := back.long_rows:
             parts = float32(feat, long.pieces.count, heads, width), float32(feat, long.pieces.count, heads)
             _walk(_backward_src, back, long.pieces, inputs, settings, *saved, *parts)
             grad_feat[long.rows] = range_sum(parts[0], long.first).to(feat.dtype)
