@@ -124,7 +124,9 @@ def open_source(
         {
             "title": opened.card.title,
             "standardiser": Standardiser.fit(bags) if opened.card.standardise else None,
-            "monitor": Monitor(bags.labels, [patient_key(slide) for slide in bags.slides]),
+            "monitor": Monitor(
+                [-1 if label is None else label for label in bags.labels], [patient_key(slide) for slide in bags.slides]
+            ),
         },
     )
 

@@ -67,7 +67,7 @@ PLUGIN = """
 import os, signal
 from pathlib import Path
 from mil_zoo import register_aggregator
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 
 @register_aggregator("dies_once")
 class DiesOnce(MeanPooling):
@@ -107,7 +107,7 @@ def test_a_killed_process_costs_its_attempt_only(bag_table, tmp_path, monkeypatc
 SLOW = """
 import time
 from mil_zoo import register_aggregator
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 
 @register_aggregator("slow")
 class Slow(MeanPooling):

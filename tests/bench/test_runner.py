@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mil_zoo import create_aggregator
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite

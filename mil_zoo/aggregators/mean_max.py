@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.blocks.layers import feature_layer
+from mil_zoo.aggregators.blocks.attention import feature_layer
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import segment_reduce
 
