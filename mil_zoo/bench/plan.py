@@ -14,7 +14,8 @@ from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
@@ -192,9 +193,9 @@ def make_plan(
     how = {"features": wanted[0], "layout": layout, "allow_pickle": allow_pickle}
     other = suite.test_on and DatasetSource(suite.test_on, test_root or root, **how)  # type: ignore[arg-type]
     source = DatasetSource(dataset_name, root, labels, **how, patients=suite.patients, test_on=other or None).anywhere()  # type: ignore[arg-type]
-    dataset = source.open()
+    dataset = open_dataset(source)
     for each in wanted[1:]:  # all of them now: a missing slide costs no training
-        source.with_features(str(each)).open()
+        open_dataset(source.with_features(str(each)))
     drawn = draw_splits(
         dataset,
         suite.split,

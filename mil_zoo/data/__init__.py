@@ -3,7 +3,8 @@
 from mil_zoo.data import splits
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.card import DataCard, list_cards, read_card
-from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
+from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.labels.annotations import Annotations, label_instances, read_annotations
 from mil_zoo.data.layouts.base import find_features, read_bag
 from mil_zoo.data.layouts.table import read_table
