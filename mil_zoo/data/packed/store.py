@@ -89,9 +89,7 @@ class StoredSlide(SlideFile):
             _map(graph_file(self.path, spec, name), np.dtype("<i4"), start, (length,))
             for name, (start, length) in starts.items()
         )
-        csr = CSR(indptr, indices, n)
-        csr.__dict__["transposed"] = Transposed(indptr, indices, edge)  # of a symmetric graph: its own rows
-        return csr
+        return CSR(indptr, indices, n, stored=Transposed(indptr, indices, edge))  # of a symmetric graph: its own rows
 
 
 @dataclass(frozen=True, eq=False)
