@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import needs_dgl
 
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.testing import check_aggregator
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
