@@ -34,7 +34,7 @@ def variant_table(results: Results) -> pd.DataFrame:
     """One row a variant and number, for aggregators with a grid.
 
     Columns: ``model``; ``option`` and ``value`` of one grid; ``rest``, the variant's other settings; ``name``: a metric
-    (``mean``, ``low``, ``high``: over splits, corrected resampled t, cut to the metric's bounds) or a number of attention
+    (``mean``, ``low``, ``high``: over splits, corrected resampled t, cut to its bounds) or a number of attention
     (median and quartiles over test slides of all trials).
     """
     return results.once(_variants)
