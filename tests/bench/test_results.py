@@ -141,7 +141,7 @@ def test_what_another_version_wrote_is_one_sentence():
         RunConfig.from_settings(settings)
     with pytest.raises(InputError, match=r"trials\.jsonl: the key 'fold' is missing"):
         Trial.from_row({name: value for name, value in ROW.items() if name != "fold"})
-    with pytest.raises(InputError, match="n_train must be of type int"):
+    with pytest.raises(InputError, match="n_train must be a whole number"):
         Trial.from_row({**ROW, "n_train": "many"})
 
 
