@@ -40,7 +40,6 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
         TimeRemainingColumn,
     )
 
-    from mil_zoo.bench.results import Trial
     from mil_zoo.bench.runner import run_plan
 
     card = plan.dataset.card
