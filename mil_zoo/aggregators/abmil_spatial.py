@@ -97,7 +97,7 @@ class SpatialABMIL(ABMIL):
             "loss", "cross_entropy" and "reconstruction", each the mean over the bags of the batch.
         """
         rows = self._draw_rows(self._needs_graph(batch)) if mask is None else mask
-        cross_entropy = self.bag_loss(self(batch).logits, batch.labels)
+        cross_entropy = self.bag_loss(self(batch).logits, batch.targets, batch.weights)
         reconstruction = self._reconstruction(batch, rows)
         loss = 2 * (2 - self.w_gen) * cross_entropy + self.w_gen * reconstruction
         return {"loss": loss, "cross_entropy": cross_entropy, "reconstruction": reconstruction}

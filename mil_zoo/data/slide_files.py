@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet
+from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR
 
 GRAPH_EDGES = 2**31 // 12  # kept in memory: 2 GiB, as an edge and its transposed one take 12 bytes
@@ -126,6 +129,21 @@ class SlideFiles(Sequence[Bag]):
 def labels_of(bags: Sequence[Bag]) -> list[int | None]:
     """The labels of bags, without reading those that lie on disk."""
     return [slide.label for slide in heads(bags)]
+
+
+def targets_of(bags: Sequence[Bag]) -> npt.NDArray[np.float64]:
+    """The targets ``[n, T]`` of bags, of those that state none their labels; nothing is read from disk.
+
+    Raises:
+        InputError: a bag has neither.
+    """
+    rows = []
+    for slide in heads(bags):
+        target = getattr(slide, "target", None)
+        if target is None and slide.label is None:
+            raise InputError(f"slide {slide.slide_id!r} has no label and no target; leave it out")
+        rows.append([float(slide.label)] if target is None else [float(value) for value in target])  # type: ignore[arg-type]
+    return np.array(rows, dtype=np.float64)
 
 
 def heads(bags: Sequence[Bag]) -> Sequence[Bag | SlideFile]:

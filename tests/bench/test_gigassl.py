@@ -94,8 +94,7 @@ def test_pretraining_needs_no_labels(finished):
     assert (len(few["train"]), len(few["unlabelled"])) == (4, len(trial.split.train) + len(trial.split.val))
     few["unlabelled"] = relabel(few["unlabelled"], [None] * len(few["unlabelled"]))
     job = Job(trial, plan.source, run.path, plan.suite)
-    protocol._PRETRAINED = protocol._LastPretraining()
-    result = run_protocol(_context(job, plan.dataset, few, lambda row: None))
+    result = run_protocol(_context(job, plan.dataset, few, lambda row: None, {}))
     expected = run.predictions(trial.id).query("split == 'test'")[["prob_0", "prob_1"]]
     np.testing.assert_allclose(result.probabilities["test"], expected, atol=1e-5)
 
