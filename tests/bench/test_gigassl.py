@@ -96,7 +96,7 @@ def test_pretraining_needs_no_labels(finished):
     job = Job(trial, plan.source, run.path, plan.suite)
     result = run_protocol(_context(job, plan.dataset, few, lambda row: None, {}))
     expected = run.predictions(trial.id).query("split == 'test'")[["prob_0", "prob_1"]]
-    np.testing.assert_allclose(result.probabilities["test"], expected, atol=1e-5)
+    np.testing.assert_allclose(result.predictions["test"], expected, atol=1e-5)
 
 
 def test_all_models_get_the_same_few_labels(finished):
