@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from mil_zoo.bench import memory
 from mil_zoo.bench.plan import Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
-from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.dataset import Dataset, Standardiser
-from mil_zoo.data.slide_files import heads, labels_of, pick, relabel, targets_of
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
@@ -31,7 +30,7 @@ from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 Row = dict[str, Any]
-Parts = dict[str, Sequence[Bag]]
+Parts = dict[str, Bags]
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Worker:
             for plugin in job.plugins:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
-            bags = few_labels(bags, job.trial)
+            bags = few_labels(bags, job.trial, dataset.task)
             _reset_peak_memory()
             with trial_threads(job.suite.threads):
                 result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
@@ -151,22 +150,22 @@ def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> 
     "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
     """
     slides = {part: getattr(split, part) for part in ("train", "val", "test")}
-    tested = {patient_key(slide) for slide in heads(pick(dataset.bags, split.test))}
-    slides["unlabelled"] = [slide.slide_id for slide in heads(dataset.bags) if patient_key(slide) not in tested]
+    tested = {patient_key(slide) for slide in dataset.bags.select(split.test).slides}
+    slides["unlabelled"] = [slide.slide_id for slide in dataset.bags.slides if patient_key(slide) not in tested]
     bags, standardiser = dataset.bags, None
     if dataset.card.standardise:
-        standardiser = Standardiser.fit(pick(bags, split.train))
-        bags = [standardiser(bag) for bag in bags]
-    parts: Parts = {part: pick(bags, ids) for part, ids in slides.items()}
+        standardiser = Standardiser.fit(bags.select(split.train))
+        bags = as_bags([standardiser(bag) for bag in bags])
+    parts: Parts = {part: bags.select(ids) for part, ids in slides.items()}
     if permute_labels:
         for number, part in enumerate(("train", "val")):
             rng = np.random.default_rng([number, split.repeat, split.fold])
-            shuffled = shuffled_labels(np.array(labels_of(parts[part])), rng)
-            parts[part] = relabel(parts[part], shuffled.tolist())
+            order = shuffled_order(dataset.task.strata(parts[part].targets), rng)
+            parts[part] = parts[part].with_targets_of(order.tolist())
     return parts, standardiser
 
 
-def few_labels(bags: Parts, trial: Trial) -> Parts:
+def few_labels(bags: Parts, trial: Trial, task: Task) -> Parts:
     """The same parts with the share of training and validation slides whose labels the trial may use.
 
     The choice is the same for all models, and nested: fewer labels are a part of more labels.
@@ -177,24 +176,25 @@ def few_labels(bags: Parts, trial: Trial) -> Parts:
     split, thinned = trial.split, dict(bags)
     shares = (labelled, min(1.0, labelled if labelled <= 1 else labelled / len(bags["train"])))
     for number, (part, share) in enumerate(zip(("train", "val"), shares, strict=True)):
-        slides = heads(bags[part])
-        chosen = choose_labelled(labels_of(bags[part]), share, [trial.seed, split.repeat, split.fold, number])
-        thinned[part] = pick(bags[part], [slides[i].slide_id for i in chosen])
+        names = bags[part].slide_ids
+        strata = task.strata(bags[part].targets).tolist()
+        chosen = choose_labelled(strata, share, [trial.seed, split.repeat, split.fold, number])
+        thinned[part] = bags[part].select([names[i] for i in chosen])
     return thinned
 
 
-def shuffled_labels(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The same labels in a random order in which each class gets its share of every label.
+def shuffled_order(strata: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """For each slide whose target it gets: a random order in which each class gets its share of every label.
 
     Over a few dozen slides a plain shuffle agrees with the truth by chance often enough to look like a leak.
     """
-    place = np.empty(len(labels))
-    for label in np.unique(labels):  # spread every label evenly over the sequence
-        members = np.flatnonzero(labels == label)
+    place = np.empty(len(strata))
+    for stratum in np.unique(strata):  # spread every class evenly over the sequence
+        members = np.flatnonzero(strata == stratum)
         place[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    shuffled = np.empty_like(labels)
-    shuffled[np.lexsort((rng.random(len(labels)), labels))] = labels[np.argsort(place)]
-    return shuffled
+    order = np.empty(len(strata), dtype=np.int64)
+    order[np.lexsort((rng.random(len(strata)), strata))] = np.argsort(place)
+    return order
 
 
 def _context(
@@ -221,13 +221,13 @@ def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
     """``predictions.csv``: what is known of each slide, the target's columns and the prediction's."""
     parts = []
     for part, predictions in result.predictions.items():
-        slides = heads(bags[part])
+        slides = bags[part].slides
         known = {
             "slide_id": [slide.slide_id for slide in slides],
             "patient_id": [slide.patient_id or "" for slide in slides],
             "split": [part] * len(slides),
         }
-        known |= result.task.target_cells(targets_of(bags[part]))
+        known |= result.task.target_cells(bags[part].targets)
         parts.append(pd.DataFrame(known | result.task.prediction_cells(predictions.numpy())))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table

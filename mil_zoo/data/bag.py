@@ -33,6 +33,8 @@ class Bag:
         unit: of the coordinates: "px" (level-0 pixels), "um" (micrometres) or "tile" (columns and rows of a grid).
         layout: the layout that the bag was read from; empty for one that was made otherwise.
         geometry: where ``patch_size`` comes from, in words.
+        graphs: the graphs built so far, by spec. They belong to this bag: one that is made from it begins without any,
+            and :meth:`changed` alone takes along those that still hold.
 
     Raises:
         InputError: an empty bag, non-finite features, or arrays whose lengths differ.
@@ -49,7 +51,7 @@ class Bag:
     unit: Literal["px", "um", "tile"] = "px"
     layout: str = ""
     geometry: str = ""
-    _graphs: MutableMapping[str, CSR] = field(default_factory=dict, repr=False)
+    graphs: MutableMapping[str, CSR] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         name = f"slide {self.slide_id!r}"
@@ -92,7 +94,7 @@ class Bag:
 
     def graph(self, spec: str) -> CSR:
         """The bag's graph by ``spec``, built at the first call and kept (with self-loops, symmetric, on the CPU)."""
-        if spec not in self._graphs:
+        if spec not in self.graphs:
             try:
                 csr = build_csr(self.coords, spec, patch_size=self.patch_size, features=self.features)
             except InputError as error:
@@ -103,11 +105,21 @@ class Bag:
                     f"({self.patch_size} {self.unit}, {self.geometry or 'as given'}) is not the step of these "
                     "coordinates, or they are in another unit: correct one of the two"
                 )
-            self._graphs[spec] = csr
-        return self._graphs[spec]
+            self.graphs[spec] = csr
+        return self.graphs[spec]
+
+    def changed(self, **fields: Any) -> Bag:
+        """The bag with other ``fields``, and the graphs that do not depend on them (shared where none does)."""
+        bag = replace(self, **fields)
+        stale = {over for over, made_from in _GRAPH_INPUTS.items() if not made_from.isdisjoint(fields)}
+        if stale:
+            bag.graphs = {spec: csr for spec, csr in self.graphs.items() if parse_spec(spec)[0].over not in stale}
+        else:
+            bag.graphs = self.graphs
+        return bag
 
     def subset(self, rows: Tensor) -> Bag:
-        """The slide with the instances ``rows`` alone (bool ``[N]`` or int64), without the graphs built so far."""
+        """The slide with the instances ``rows`` alone (bool ``[N]`` or int64)."""
 
         def take(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
@@ -117,13 +129,15 @@ class Bag:
             features=self.features[rows],
             coords=take(self.coords),
             instance_labels=take(self.instance_labels),
-            _graphs={},
         )
 
     def with_features(self, features: Tensor) -> Bag:
         """The same slide with other features; graphs over coordinates are kept, graphs over features are not."""
-        kept = {spec: csr for spec, csr in self._graphs.items() if parse_spec(spec)[0].over == "coords"}
-        return replace(self, features=features, _graphs=kept)
+        return self.changed(features=features)
+
+
+# What the graphs over coordinates and over features are made from.
+_GRAPH_INPUTS = {"coords": {"coords", "patch_size"}, "features": {"features"}}
 
 
 @dataclass(eq=False, kw_only=True)

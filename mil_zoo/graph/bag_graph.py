@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dgl_graph import dgl_graph
 
 if TYPE_CHECKING:
     from mil_zoo._dgl import DGLGraph
@@ -43,7 +42,7 @@ class BagGraph:
         Raises:
             InputError: DGL cannot be imported.
         """
-        graph = dgl_graph(self.csr)
+        graph = self.csr.dgl
         graph.set_batch_num_nodes(torch.tensor(self.num_nodes, dtype=torch.int32))
         graph.set_batch_num_edges(torch.tensor(self.num_edges, dtype=torch.int32))
         return graph

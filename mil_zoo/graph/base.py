@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dgl_graph import dgl_graph
 from mil_zoo.registry import Registry
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def build(
     Raises:
         InputError: as :func:`build_csr`, or DGL cannot be imported.
     """
-    return dgl_graph(build_csr(coords, spec, patch_size, features))
+    return build_csr(coords, spec, patch_size, features).dgl
 
 
 def build_csr(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.registry import load_entry_points
+from mil_zoo.registry import PLUGINS
 
 Function = Callable[..., Any]
 RESERVED = ("loss", "last")  # what a selection rule may name besides metrics
@@ -138,13 +138,13 @@ def register_metric(
 
 def metrics_of(task: str) -> list[Metric]:
     """The metrics of a family of tasks, those of this package first, then in the order of registration."""
-    load_entry_points()
+    PLUGINS.load_installed()
     return list(_METRICS.get(task, {}).values())
 
 
 def find_metric(name: str, task: str = "classification") -> Metric:
     """A registered metric; an ``InputError`` offers the near names on a miss."""
-    load_entry_points()
+    PLUGINS.load_installed()
     known = _METRICS.get(task, {})
     if name not in known:
         raise InputError(f"unknown metric {name!r} of {task}{did_you_mean(name, known)}")

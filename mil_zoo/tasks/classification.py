@@ -54,7 +54,7 @@ class Classification(Task):
             return super().create(settings)
         if settings:
             raise InputError(
-                f"task {cls.name} takes its classes from the dataset and has no setting {[*settings][0]!r}"
+                f"task {cls.name} takes its classes from the dataset and has no setting {next(iter(settings))!r}"
             )
         return cls(len(classes), tuple(classes))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.bags import as_bags
 from mil_zoo.data.prefetch import read_ahead
-from mil_zoo.data.slide_files import targets_of
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.optim import learning_rate_factor, make_optimizer
@@ -131,7 +131,7 @@ class _Steps:
         seed: int,
         device: str,
     ) -> _Steps:
-        targets, task = targets_of(train), aggregator.task
+        targets, task = as_bags(train).targets, aggregator.task
         weights = torch.from_numpy(task.balanced_weights(targets)) if config.class_weights == "balanced" else None
         return cls(
             aggregator=aggregator,
@@ -193,7 +193,7 @@ class _Steps:
             predictions.append(prediction)
             if after_epoch is not None:
                 after_epoch(epoch, bag, output, prediction)
-        task, targets = self.aggregator.task, targets_of(bags)
+        task, targets = self.aggregator.task, as_bags(bags).targets
         loss = task.evaluation_loss(torch.cat(logits), targets)
         return task.score(targets, torch.stack(predictions).double().numpy()) | {"loss": loss}
 

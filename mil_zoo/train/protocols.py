@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import targets_of
+from mil_zoo.data.bags import as_bags
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.registry import Registry
@@ -108,7 +108,7 @@ def model_options(name: str) -> dict[str, Any]:
 
 def supervised(context: TrialContext) -> TrialResult:
     """Trains an aggregator on the training bags, keeps its best checkpoint on the validation bags, and predicts."""
-    task = context.task.fit(targets_of(context.bags["train"]))
+    task = context.task.fit(as_bags(context.bags["train"]).targets)
     recorder = AttentionRecorder(task)
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
     epochs = fit(

@@ -10,7 +10,6 @@ from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
-from mil_zoo.data.slide_files import relabel
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.learning_curve import learning_curve
 from mil_zoo.ssl import protocol
@@ -90,9 +89,9 @@ def test_pretraining_needs_no_labels(finished):
     plan, run = finished
     trial = next(trial for trial in plan.trials if trial.id == "gigassl@labelled=0.2-r0-f0-s0")
     bags, _ = split_bags(plan.dataset, trial.split)
-    few = few_labels(bags, trial)
+    few = few_labels(bags, trial, plan.dataset.task)
     assert (len(few["train"]), len(few["unlabelled"])) == (4, len(trial.split.train) + len(trial.split.val))
-    few["unlabelled"] = relabel(few["unlabelled"], [None] * len(few["unlabelled"]))
+    few["unlabelled"] = few["unlabelled"].relabelled([None] * len(few["unlabelled"]))
     job = Job(trial, plan.source, run.path, plan.suite)
     result = run_protocol(_context(job, plan.dataset, few, lambda row: None, {}))
     expected = run.predictions(trial.id).query("split == 'test'")[["prob_0", "prob_1"]]
@@ -104,9 +103,11 @@ def test_all_models_get_the_same_few_labels(finished):
     bags, _ = split_bags(plan.dataset, plan.splits[1])
     trials = [trial for trial in plan.trials if trial.split is plan.splits[1]]
     few, full = ([t for t in trials if t.model.grid == f"labelled={part}"] for part in ("0.2", "1"))
-    chosen = [[bag.slide_id for part in ("train", "val") for bag in few_labels(bags, t)[part]] for t in few]
+    chosen = [
+        [bag.slide_id for part in ("train", "val") for bag in few_labels(bags, t, plan.dataset.task)[part]] for t in few
+    ]
     assert chosen[0] == chosen[1] == chosen[2]
-    assert all(few_labels(bags, trial) == bags for trial in full)
+    assert all(few_labels(bags, trial, plan.dataset.task) == bags for trial in full)
 
 
 def test_options_and_mistakes(bag_table, tmp_path):

@@ -247,4 +247,4 @@ def test_csr_from_edges_transposed_and_concat():
     assert both.indices.tolist() == [1, 2, 0, 2, 4, 5, 3, 5]
     assert (both.num_src, both.num_dst, both.num_edges) == (6, 4, 8)
     alone = CSR(both.indptr, both.indices, 6).transposed
-    assert all(torch.equal(getattr(both.transposed, name), getattr(alone, name)) for name in vars(alone))
+    assert all(getattr(both.transposed, name).equal(getattr(alone, name)) for name in ("indptr", "indices", "edge"))

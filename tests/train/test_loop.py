@@ -8,7 +8,7 @@ from torch import nn
 
 from mil_zoo import Bag, InputError, create_aggregator, register_metric
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
-from mil_zoo.data.slide_files import labels_of
+from mil_zoo.data.bags import as_bags
 from mil_zoo.metrics import registry
 from mil_zoo.tasks import Classification, Task
 from mil_zoo.train import predict as prediction
@@ -109,7 +109,7 @@ def test_balanced_weights_reach_the_loss_of_each_slide(monkeypatch):
     monkeypatch.setattr(Aggregator, "bag_loss", spy)
     fit(create_aggregator("mean", in_dim=4), bags, bags, TrainingConfig(epochs=1, class_weights="balanced"))
     assert seen == pytest.approx({0: 4 / 6, 1: 2.0})
-    assert sum(seen[label] for label in labels_of(bags)) == pytest.approx(4)
+    assert sum(seen[label] for label in as_bags(bags).labels) == pytest.approx(4)
 
 
 def test_balanced_sampling_shows_every_class_as_often():

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import as_bags
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import heads
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
 from mil_zoo.data.splits.split import (
@@ -70,7 +70,7 @@ def draw_splits(
         InputError: an unknown scheme, a dataset without what the scheme needs, or splits that leak.
     """
     bags = dataset.bags
-    present = {slide.label for slide in heads(bags)}
+    present = {slide.label for slide in as_bags(bags).slides}
     for label, class_name in enumerate(dataset.card.classes):
         if label not in present:
             raise InputError(
@@ -96,7 +96,7 @@ def draw_splits(
         kind = "published folds" if len(splits) > 1 else "official split"
         drawn = DrawnSplits(splits, kind, _leak_warnings(splits, bags))
         return _thinned(drawn, bags, labelled, seed, allow_leaks)
-    unit = "patient" if all(slide.patient_id for slide in heads(bags)) else "slide (patients unknown)"
+    unit = "patient" if all(slide.patient_id for slide in as_bags(bags).slides) else "slide (patients unknown)"
     if name == "site":
         if not dataset.site_of:
             raise InputError(
@@ -155,7 +155,7 @@ def low_label(
     Raises:
         InputError: more slides than a training part holds.
     """
-    label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+    label_of = {slide.slide_id: slide.label for slide in as_bags(bags).slides}
     thinned = []
     for split in splits:
         share = labelled if labelled <= 1 else labelled / len(split.train)
@@ -186,7 +186,7 @@ def train_elsewhere(
     """
     check_sizes(2, repeats, validation_fraction)
     tested = set(test_ids)
-    rest = tuple(slide.slide_id for slide in heads(bags) if slide.slide_id not in tested)
+    rest = tuple(slide.slide_id for slide in as_bags(bags).slides if slide.slide_id not in tested)
     return completed([Split(r, 0, rest, (), tuple(test_ids)) for r in range(repeats)], bags, validation_fraction, seed)
 
 
@@ -218,7 +218,7 @@ def _thinned(
 
 
 def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:
-    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in heads(bags)})
+    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
     patients = sorted({patient for found in leaks.values() for patient in found})
     if not patients:
         return []

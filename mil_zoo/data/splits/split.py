@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import SlideFile, heads
+from mil_zoo.data.bags import Slide, as_bags
 from mil_zoo.errors import InputError
 
 PatientOf: TypeAlias = Mapping[str, str | None] | Callable[[str], str | None]
@@ -93,7 +93,7 @@ def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
     """
     if test.shape[2] != len(bags):
         raise InputError(f"the published folds are of {test.shape[2]} bags, the dataset holds {len(bags)}")
-    ids = np.array([slide.slide_id for slide in heads(bags)])
+    ids = np.array([slide.slide_id for slide in as_bags(bags).slides])
     return [
         Split(repeat, fold, tuple(ids[~mask].tolist()), (), tuple(ids[mask].tolist()))
         for repeat, folds in enumerate(test)
@@ -182,7 +182,7 @@ def _site_column(patients: npt.NDArray[Any], ids: npt.NDArray[Any], site_of: Map
 
 
 def _columns(bags: Sequence[Bag]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    slides = heads(bags)
+    slides = as_bags(bags).slides
     labels = np.array([slide.label for slide in slides])
     return labels, np.array([patient_key(slide) for slide in slides]), np.array([slide.slide_id for slide in slides])
 
@@ -209,7 +209,7 @@ def check_splits(splits: Sequence[Split], bags: Sequence[Bag], allow_leaks: bool
         InputError: a patient on two sides (all are named), unless leaks between train and test are allowed; a slide
             that the dataset lacks; or a part without a class.
     """
-    label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+    label_of = {slide.slide_id: slide.label for slide in as_bags(bags).slides}
     classes = set(label_of.values())
     _check_known(splits, label_of)
     for split in splits:
@@ -221,7 +221,7 @@ def check_splits(splits: Sequence[Split], bags: Sequence[Bag], allow_leaks: bool
                     f"repeat {split.repeat}, fold {split.fold}: no {part} slide has label {label}; ask for fewer folds "
                     "or drop the class"
                 )
-    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in heads(bags)})
+    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
     if allow_leaks:
         leaks = {place: patients for place, patients in leaks.items() if place[2:] != ("train", "test")}
     for (repeat, fold, one, other), patients in leaks.items():
@@ -265,7 +265,7 @@ def _check_known(splits: Sequence[Split], known: Mapping[str, Any]) -> None:
                 )
 
 
-def patient_key(bag: Bag | SlideFile) -> str:
+def patient_key(bag: Bag | Slide) -> str:
     """The patient of a bag, or its slide id where the patient is unknown."""
     return bag.patient_id or bag.slide_id
 
