@@ -8,7 +8,7 @@ line, to ``rows.jsonl`` of the folder (``benchmarks/results/gpu-<name>``), and a
 - device: name, versions, clocks; bandwidth of a copy, rates of matrix products (what floors are made of)
 - correct: every op with a Triton version in float32, bfloat16, float16 against the reference in float64
 - models: a training step of each aggregator against the CPU in float64, losses and every gradient
-- pytest: tests/kernels/test_triton.py on the device
+- pytest: tests/kernels/test_triton.py on the device; compile: the kernels of the steps that follow
 - ops, steps: times beside floors, PyTorch Geometric and plain PyTorch
 - scale: SRMIL on 2 x 10^5 (training) and 10^6 patches (evaluation)
 - epoch, waits, graphs: an epoch of ``fit``; which steps wait for the device; what a CUDA graph gains
@@ -43,7 +43,12 @@ class Step(NamedTuple):
 # Steps of one line run at the same time: those that compile more than they compute, and nothing that is timed.
 STAGES: list[dict[str, Step]] = [
     {"device": Step(60, 1, "device.run")},
-    {"correct": Step(110, 9, "correct.run"), "models": Step(110, 4, "models.run"), "pytest": Step(110, 3, "")},
+    {
+        "correct": Step(110, 9, "correct.run"),
+        "models": Step(110, 3, "models.run"),
+        "pytest": Step(110, 3, ""),
+        "compile": Step(110, 5, "speed.compile_all"),
+    },
     {"ops": Step(90, 1, "speed.ops")},
     {"steps": Step(90, 1, "speed.steps")},
     {"scale": Step(60, 1, "scale.run")},
@@ -132,6 +137,9 @@ def _run_part(out: Path, quick: bool, name: str, part: str, parts: str) -> None:
         return
     sys.path.insert(0, str(HERE))
     sys.path.insert(0, str(HERE.parent))  # the checkout's own package, installed or not
+    from gpu.absent import stand_in
+
+    stand_in()
     import torch
 
     if not torch.cuda.is_available():
@@ -139,6 +147,12 @@ def _run_part(out: Path, quick: bool, name: str, part: str, parts: str) -> None:
     from importlib import import_module
 
     from gpu.common import Check
+
+    from mil_zoo.kernels import backends
+
+    # What a GPU is compared with is the reference; the interpreter, which a rehearsal has instead of a GPU, is slow.
+    interpreted = not torch.cuda.is_available() and name == "models"
+    backends._PREFERENCE["cpu"] = ("triton", "reference") if interpreted else ("reference",)
 
     module, _, function = step.function.partition(".")
     getattr(import_module(f"gpu.{module}"), function)(Check(out, name, int(part), int(parts), quick))

@@ -35,6 +35,7 @@ class Check:
         part: which part of a step that is split among processes.
         parts: how many there are.
         quick: sizes so small that the numbers mean nothing.
+        untimed: few instances of true width, run once: what is timed later is compiled, by many processes.
     """
 
     out: Path
@@ -42,11 +43,22 @@ class Check:
     part: int = 0
     parts: int = 1
     quick: bool = False
+    untimed: bool = False
 
     @property
     def device(self) -> torch.device:
         """The GPU, or the CPU where the check is rehearsed."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def small(self) -> bool:
+        """Whether there are few instances."""
+        return self.quick or self.untimed
+
+    @property
+    def dim(self) -> int:
+        """Features of an instance."""
+        return 64 if self.quick else 1024
 
     def report(self, what: str, **values: Any) -> None:
         """Writes one row of results at once, and prints it."""

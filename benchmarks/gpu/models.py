@@ -11,7 +11,7 @@ from gpu.common import Check, window_graph
 from mil_zoo import BagBatch, create_aggregator, list_aggregators
 from mil_zoo.aggregators.base import aggregator_options
 from mil_zoo.graph import BagGraph
-from mil_zoo.kernels import CSR, backends
+from mil_zoo.kernels import CSR
 
 FIRST = ("srmil", "abmil", "transmil", "clam_sb", "dsmil")
 DIM, SIZES = 96, (300, 700)
@@ -22,7 +22,6 @@ def run(check: Check) -> None:
     """Every registered aggregator, those named first first."""
     from kernel_cases import one_config
 
-    backends._PREFERENCE["cpu"] = ("reference",)  # the CPU's side is plain PyTorch in float64
     names = [*FIRST, *(name for name in list_aggregators() if name not in FIRST)]
     for i, name in check.mine(names[:5] if check.quick else names):
         with one_config(i):

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from gpu.common import Check, peak_mib, random_batch, timed
-from gpu.speed import DIM, _training_step
+from gpu.speed import _training_step
 from mil_zoo import create_aggregator
 
 
@@ -21,8 +21,8 @@ def run(check: Check) -> None:
 
 
 def _train(check: Check, n: int, precision: str) -> None:
-    model = create_aggregator("srmil", in_dim=DIM).to(check.device).train()
-    batch = random_batch(n, DIM, check.device, graph=True)
+    model = create_aggregator("srmil", in_dim=check.dim).to(check.device).train()
+    batch = random_batch(n, check.dim, check.device, graph=True)
     cast = partial(torch.autocast, check.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     step = _training_step(model, lambda: model.losses(batch)["loss"], cast)
     spent = timed(step, check.device, warm_up=1)
@@ -38,8 +38,8 @@ def _train(check: Check, n: int, precision: str) -> None:
 
 
 def _evaluate(check: Check, name: str, n: int) -> None:
-    model = create_aggregator(name, in_dim=DIM).to(check.device).eval()
-    batch = random_batch(n, DIM, check.device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim).to(check.device).eval()
+    batch = random_batch(n, check.dim, check.device, graph=type(model).graph is not None)
 
     def step() -> None:
         with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,13 +26,15 @@ from mil_zoo.kernels import (
 )
 
 FP32, BF16 = torch.float32, torch.bfloat16
-DIM = 1024
 
 
 def _measure(
     check: Check, what: str, by: str, step: Callable, bytes_: float = 0, operations: float = 0, **more: Any
 ) -> None:
     """Reports a timed step beside its floor: bytes to move and operations to do, at the rates that were measured."""
+    if check.untimed:
+        step()
+        return
     facts, precision = check.facts(), "bfloat16" if more.get("precision") == "bfloat16" else "float32"
     spent = timed(step, check.device)
     seconds = max(
@@ -55,10 +58,24 @@ def _bytes(function: Callable[..., Tensor], inputs: list[Tensor], *constants: Te
     return 2 * sum(x.nbytes for x in [*inputs, out]) + sum(x.nbytes for x in constants)
 
 
+def compile_all(check: Check) -> None:
+    """What ``ops`` and ``steps`` are made of is compiled, so that they need not wait for it."""
+    check = replace(check, untimed=True)
+    todo = [(what, function) for what, function in _ops(check) if "pyg" not in what]
+    todo += [(name, partial(_step, check, name, 100)) for name in STEPS]
+    for _, (what, function) in check.mine(todo):
+        check.attempt(what, function)
+
+
 def ops(check: Check) -> None:
     """The ops, forward and backward."""
+    for what, function in _ops(check):
+        check.attempt(what, function)
+
+
+def _ops(check: Check) -> list[tuple[str, Callable[[], None]]]:
     todo: list[tuple[str, Callable[[], None]]] = []
-    for n in (100,) if check.quick else (10_000, 1_000_000):
+    for n in (100,) if check.small else (10_000, 1_000_000):
         for case in ("triton", "triton, dropout", "triton, bfloat16", "pyg", "reference"):
             if n > 10_000 and case in ("pyg", "reference"):
                 continue  # tensors of all edges: 25 GB each
@@ -74,8 +91,7 @@ def ops(check: Check) -> None:
     for reduce in ("sum", "max", "logsumexp"):
         for case in ("triton", "reference"):
             todo.append((f"segment_reduce {reduce}", partial(_segment_reduce, check, reduce, case)))
-    for what, function in todo:
-        check.attempt(what, function)
+    return todo
 
 
 def _graph_attention(check: Check, n: int, case: str) -> None:
@@ -110,7 +126,7 @@ def _pyg(graph, device: torch.device) -> Callable[..., Tensor]:
 
 
 def _graph_dot_attention(check: Check, case: str) -> None:
-    n = 100 if check.quick else 10_000
+    n = 100 if check.small else 10_000
     graph = window_graph(n, check.device)
     graph.transposed  # noqa: B018
     inputs = random_inputs(check.device, FP32, *[(n, 4, 64)] * 3)
@@ -124,7 +140,7 @@ def _graph_dot_attention(check: Check, case: str) -> None:
 
 def _bags(check: Check) -> Tensor:
     """64 sizes, 100 to 30 000 instances, evenly on a logarithmic scale."""
-    ends = (10, 20) if check.quick else (100, 30_000)
+    ends = (10, 20) if check.small else (100, 30_000)
     return torch.from_numpy(np.geomspace(*ends, 64).astype(np.int64))
 
 
@@ -165,11 +181,11 @@ def _segment_reduce(check: Check, reduce: str, case: str) -> None:
 
 def _dropout_linear(check: Check, case: str) -> None:
     """SRMIL's first layer: three copies of the rows, two thirds of two of them the token."""
-    n = 100 if check.quick else 10_000
+    n = 100 if check.small else 10_000
     index = torch.arange(n).repeat(3)
     index[: 2 * n][torch.rand(2 * n) < 0.7] = -1
     index = index.to(check.device)
-    x, weight, token = random_inputs(check.device, FP32, (n, DIM), (520, DIM), (DIM,))
+    x, weight, token = random_inputs(check.device, FP32, (n, check.dim), (520, check.dim), (check.dim,))
     drop = nn.Dropout(0.11)
 
     def function(x: Tensor, weight: Tensor, token: Tensor) -> Tensor:
@@ -178,13 +194,13 @@ def _dropout_linear(check: Check, case: str) -> None:
             return drop(rows) @ weight.T
         return dropout_linear(x, weight, index=index, token=token, dropout_p=0.11, seed=1, backend="triton")[0]
 
-    operations = 3 * 2 * 3 * n * DIM * 520
+    operations = 3 * 2 * 3 * n * check.dim * 520
     step = _with_gradients(function, [x, weight, token])
     _measure(check, f"dropout_linear, 3 x {n} rows, 1024 to 520", case, step, operations=operations)
 
 
 def _seeded_dropout(check: Check, case: str) -> None:
-    n = 100 if check.quick else 100_000
+    n = 100 if check.small else 100_000
     (x,) = random_inputs(check.device, FP32, (n, 512))
     drop = nn.Dropout(0.25)
 
@@ -195,7 +211,7 @@ def _seeded_dropout(check: Check, case: str) -> None:
 
 
 def _residual_norm_prelu(check: Check, case: str) -> None:
-    n = 100 if check.quick else 100_000
+    n = 100 if check.small else 100_000
     shapes = [(n, 256), (n, 256), (256,), (256,), (256,), (1,)]
     inputs = random_inputs(check.device, FP32, *shapes)
 
@@ -221,11 +237,11 @@ def steps(check: Check) -> None:
 def _step(check: Check, name: str, n: int) -> None:
     device = check.device
     torch.manual_seed(0)
-    model = create_aggregator(name, in_dim=DIM, **OPTIONS.get(name, {})).to(device)
-    batch = random_batch(n, DIM, device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(device)
+    batch = random_batch(n, check.dim, device, graph=type(model).graph is not None)
     yardsticks = {
-        "abmil": lambda: plain.PlainABMIL(DIM), "clam_sb": lambda: plain.PlainCLAM(DIM),
-        "dsmil": lambda: plain.PlainDSMIL(DIM), "srmil": lambda: plain.PlainSRMIL(model),
+        "abmil": lambda: plain.PlainABMIL(check.dim), "clam_sb": lambda: plain.PlainCLAM(check.dim),
+        "dsmil": lambda: plain.PlainDSMIL(check.dim), "srmil": lambda: plain.PlainSRMIL(model),
     }  # fmt: skip
     sides: list[tuple[str, nn.Module, Callable, Callable]] = [
         ("mil_zoo", model, lambda: model.losses(batch)["loss"], lambda: model(batch).logits)
@@ -238,10 +254,10 @@ def _step(check: Check, name: str, n: int) -> None:
     for by, module, loss, logits in sides:
         for precision in ("float32", "bfloat16"):
             cast = partial(torch.autocast, device.type, BF16, enabled=precision == "bfloat16")
-            what = f"{name} training step, N = {n}, D = {DIM}"
+            what = f"{name} training step, N = {n}, D = {check.dim}"
             run = partial(_measure, check, what, by, _training_step(module.train(), loss, cast), precision=precision)
             check.attempt(what, run)
-            what = f"{name} evaluation, N = {n}, D = {DIM}"
+            what = f"{name} evaluation, N = {n}, D = {check.dim}"
             check.attempt(what, partial(_evaluation, check, what, by, module, logits, cast, precision))
 
 
@@ -279,14 +295,14 @@ def graphs(check: Check) -> None:
 
 
 def _graphed(check: Check, name: str, n: int) -> None:
-    model = create_aggregator(name, in_dim=DIM, **OPTIONS.get(name, {})).to(check.device).train()
-    batch = random_batch(n, DIM, check.device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(check.device).train()
+    batch = random_batch(n, check.dim, check.device, graph=type(model).graph is not None)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         model.losses(batch)["loss"].backward()
 
-    what = f"{name} loss and gradients, N = {n}, D = {DIM}"
+    what = f"{name} loss and gradients, N = {n}, D = {check.dim}"
     _measure(check, what, "mil_zoo", step)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -313,8 +329,8 @@ def waits(check: Check) -> None:
 def _waits(check: Check, name: str) -> None:
     import warnings
 
-    model = create_aggregator(name, in_dim=DIM, **OPTIONS.get(name, {})).to(check.device).train()
-    batch = random_batch(1000, DIM, check.device, graph=type(model).graph is not None)
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(check.device).train()
+    batch = random_batch(1000, check.dim, check.device, graph=type(model).graph is not None)
     step = _training_step(model, lambda: model.losses(batch)["loss"], partial(torch.autocast, "cuda", enabled=False))
     step()
     torch.cuda.set_sync_debug_mode("warn")
@@ -339,7 +355,7 @@ def epoch(check: Check) -> None:
 def _slides(check: Check) -> list[Bag]:
     ends = (10, 60) if check.quick else (1000, 12_000)
     sizes = np.linspace(*ends, 24).astype(int)
-    return [Bag(features=torch.randn(n, DIM), label=i % 2, slide_id=f"s{i}") for i, n in enumerate(sizes)]
+    return [Bag(features=torch.randn(n, check.dim), label=i % 2, slide_id=f"s{i}") for i, n in enumerate(sizes)]
 
 
 def _epoch(check: Check, by: str) -> None:
@@ -351,12 +367,12 @@ def _epoch(check: Check, by: str) -> None:
         from mil_zoo.train.loop import fit
 
         ends = [time.perf_counter()]
-        model = create_aggregator("abmil", in_dim=DIM, embed_dim=512)
+        model = create_aggregator("abmil", in_dim=check.dim, embed_dim=512)
         config = TrainingConfig(epochs=4)
         fit(model, train, val, config, device=device, on_epoch=lambda row: ends.append(time.perf_counter()))
         seconds = float(np.median(np.diff(ends)[1:]))
     else:
-        model = plain.PlainABMIL(DIM).to(device)
+        model = plain.PlainABMIL(check.dim).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         times = []
         for _ in range(4):

@@ -124,7 +124,9 @@ def open_source(
         {
             "title": opened.card.title,
             "standardiser": Standardiser.fit(bags) if opened.card.standardise else None,
-            "monitor": Monitor(bags.labels, [patient_key(slide) for slide in bags.slides]),
+            "monitor": Monitor(
+                [-1 if label is None else label for label in bags.labels], [patient_key(slide) for slide in bags.slides]
+            ),
         },
     )
 
@@ -175,7 +177,7 @@ def _run(
         TimeRemainingColumn,
     )
 
-    from mil_zoo.report.pretraining import draw_pretraining
+    from mil_zoo.report.figures.pretraining_curves import draw_pretraining
     from mil_zoo.ssl.distributed import world
     from mil_zoo.ssl.pretrain import pretrain
 

@@ -287,6 +287,7 @@ def test_more_rows_than_a_grid_axis_has(dtype):
         compare(lambda *x: [attend(graph)(*x)], attention_inputs(n, 1, 2, False))
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what does not hold stops a GPU: a device-side assertion")
 def test_bags_of_the_global_key_are_checked():
     n = 6
     x = on_device(attention_inputs(n, 1, 2, True)(torch.float32))
