@@ -185,8 +185,7 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
         top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
         axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
         predicted = plain(textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24))
-        axes.set_title(f"{wrapped(label, 24)}: max {part['attention'].max():.2g}
-{predicted}")
+        axes.set_title(f"{wrapped(label, 24)}: max {part['attention'].max():.2g}\n{predicted}")
     for axes in panels[labelled + len(maps) :]:
         axes.set_axis_off()
     block.colorbar(

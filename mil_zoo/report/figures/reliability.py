@@ -27,8 +27,7 @@ def draw(results: Results) -> dict[str, Figure]:
     if not sets:
         return {}
     rows, columns = grid_shape(len(sets), 4)
-    lines = max(wrapped(label, 24).count("
-") for label in sets)
+    lines = max(wrapped(label, 24).count("\n") for label in sets)
     figure = Figure(figsize=(max(1.8 * columns, 3.6), (2.4 + 0.14 * lines) * rows + 0.9), layout="constrained")
     blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
     for i, (block, (label, parts)) in enumerate(zip(blocks, sets.items(), strict=False)):
