@@ -223,7 +223,7 @@ def _residual_norm_prelu(check: Check, case: str) -> None:
     _measure(check, f"residual_norm_prelu, {n} x 256", case, step, 7 * inputs[0].nbytes)
 
 
-STEPS = ("srmil", "abmil", "clam_sb", "transmil", "dsmil", "clam_mb", "acmil", "wikg", "rrt", "ilra")
+STEPS = ("abmil", "clam_sb", "srmil", "dsmil", "transmil", "clam_mb", "acmil", "ilra", "rrt", "wikg")
 OPTIONS = {"abmil": {"embed_dim": 512}}
 
 
@@ -290,7 +290,7 @@ def graphs(check: Check) -> None:
     if check.device.type != "cuda":
         check.report("CUDA graphs", skipped="no CUDA device")
         return
-    for name in ("abmil", "srmil", "clam_sb", "dsmil"):
+    for name in ("abmil", "clam_sb", "dsmil", "srmil"):
         check.attempt(f"{name} CUDA graph", partial(_graphed, check, name, 1000))
 
 

@@ -98,7 +98,7 @@ class DSMIL(Aggregator):
     def _binary_loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
         if self.num_classes == 1 or labels is None:
             return self.bag_loss(logits, labels)
-        target = F.one_hot(labels, self.num_classes).to(logits.dtype)
+        target = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
         if self.class_weights is not None:
             loss = loss * self.class_weights[labels]

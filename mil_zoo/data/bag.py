@@ -154,6 +154,8 @@ class BagBatch:
         patch_sizes: float ``[B]``, or None unless every bag has one.
         graph: the batched graph, or None.
         slide_ids: one a bag.
+        lengths: instances of each bag as numbers of the host, so that no step waits for a device to tell them; read
+            from ``offsets`` where they are not given.
     """
 
     features: Tensor
@@ -165,6 +167,11 @@ class BagBatch:
     patch_sizes: Tensor | None = None
     graph: BagGraph | None = None
     slide_ids: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            self.lengths = tuple(self.offsets.diff().tolist())
 
     @classmethod
     def from_bags(cls, bags: Sequence[Bag], graph: str | None = None) -> BagBatch:
@@ -193,6 +200,7 @@ class BagBatch:
             patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
             graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
             slide_ids=tuple(bag.slide_id for bag in bags),
+            lengths=tuple(map(len, bags)),
         )
 
     def __len__(self) -> int:
