@@ -167,6 +167,7 @@ def random_batch(n: int, dim: int, device: torch.device, graph: bool, dtype: tor
         features=torch.randn(n, dim, device=device, dtype=dtype),
         offsets=torch.tensor([0, n], device=device),
         labels=torch.tensor([1], device=device),
+        targets=torch.tensor([[1]], device=device),
         coords=torch.stack([cell % side, cell // side], dim=1).float() * 256,
         patch_sizes=torch.tensor([256.0], device=device),
         graph=None if csr is None else BagGraph(csr, (n,), (csr.num_edges,)),

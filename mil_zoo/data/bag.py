@@ -13,6 +13,7 @@ from torch import Tensor
 from mil_zoo.errors import InputError
 from mil_zoo.graph import BagGraph, build_csr, parse_spec
 from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.devices import to_device
 
 
 @dataclass(eq=False, kw_only=True)
@@ -224,20 +225,21 @@ class BagBatch:
 
     def to(self, device: torch.device | str) -> BagBatch:
         """The batch with every tensor on ``device`` (the DGLGraph, where one is made, stays on the CPU)."""
+        device = torch.device(device)
 
-        def move(tensor: Any) -> Any:
-            return None if tensor is None else tensor.to(device)
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else to_device(tensor, device)
 
         return replace(
             self,
-            features=move(self.features),
-            offsets=move(self.offsets),
+            features=to_device(self.features, device),
+            offsets=to_device(self.offsets, device),
             labels=move(self.labels),
             targets=move(self.targets),
             weights=move(self.weights),
             coords=move(self.coords),
             patch_sizes=move(self.patch_sizes),
-            graph=move(self.graph),
+            graph=None if self.graph is None else self.graph.to(device),
         )
 
 

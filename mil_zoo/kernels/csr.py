@@ -307,10 +307,11 @@ class CSR:
 
     def to(self, device: torch.device | str) -> CSR:
         """The same graph on ``device``, with all that was or will be derived from it; itself if it is there already."""
-        indptr = self.indptr.to(device)
+        device = torch.device(device)
+        indptr = devices.to_device(self.indptr, device)
         if indptr is self.indptr:
             return self
-        return CSR(indptr, self.indices.to(device), self.num_src, origin=self)
+        return CSR(indptr, devices.to_device(self.indices, device), self.num_src, origin=self)
 
     @staticmethod
     def concat(graphs: Sequence[CSR]) -> CSR:
@@ -340,8 +341,9 @@ def _moved(back: Transposed, graph: CSR, moved: CSR) -> Transposed:
     """The transpose of ``graph`` where ``moved`` is; that of a symmetric graph shares its tensors there too."""
     device = moved.indptr.device
     if back.indices is graph.indices:
-        return Transposed(moved.indptr, moved.indices, back.edge.to(device), origin=back)
-    return Transposed(back.indptr.to(device), back.indices.to(device), back.edge.to(device), origin=back)
+        return Transposed(moved.indptr, moved.indices, devices.to_device(back.edge, device), origin=back)
+    parts = (devices.to_device(part, device) for part in (back.indptr, back.indices, back.edge))
+    return Transposed(*parts, origin=back)
 
 
 def _long_rows(graph: CSR | Transposed) -> LongRows | None:

@@ -30,7 +30,8 @@ def require(holds: Tensor, message: Callable[[], str]) -> None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """``tensor`` on ``device``; from the CPU to a GPU by way of pinned memory, which nobody waits for."""
     if tensor.device.type == "cpu" and device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(device, non_blocking=True)
     return tensor.to(device)
 
 
