@@ -162,7 +162,9 @@ def random_batch(n: int, dim: int, device: torch.device, graph: bool, dtype: tor
     """One labelled bag of n random patches that fill a square; with its 5 x 5 windows where a graph is wanted."""
     side = int((n - 1) ** 0.5) + 1
     cell = torch.arange(n, device=device)
-    csr = window_graph(n, device) if graph else None
+    csr = None
+    if graph:  # on the CPU, where graphs are built, unless that takes long
+        csr = window_graph(n, device if n > 200_000 else torch.device("cpu")).to(device)
     return BagBatch(
         features=torch.randn(n, dim, device=device, dtype=dtype),
         offsets=torch.tensor([0, n], device=device),
