@@ -23,7 +23,7 @@ AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator", package="mil_zo
 
 @dataclass(frozen=True)
 class Paper:
-    """Where an aggregator comes from.
+    """Says where an aggregator comes from.
 
     Attributes:
         title: of the paper.
@@ -40,7 +40,7 @@ class Paper:
 
 @dataclass
 class AggregatorOutput:
-    """What every aggregator returns for a batch of B bags with ΣN instances.
+    """Holds what every aggregator returns for a batch of B bags with ΣN instances.
 
     Attributes:
         logits: ``[B, C]``, before softmax (one column with ``num_classes=1``, before the sigmoid).
@@ -61,7 +61,7 @@ class AggregatorOutput:
 
 
 class Aggregator(nn.Module):
-    """Base class of all aggregators: packed bags in, one row of logits a bag out.
+    """Turns packed bags into one row of logits a bag; the base class of all aggregators.
 
     A subclass implements ``forward``; one whose paper trains with more than cross-entropy overrides ``losses``.
 
@@ -122,7 +122,7 @@ class Aggregator(nn.Module):
 
     @classmethod
     def loads_published(cls) -> bool:
-        """Whether there is an authors' implementation, whose weights then load."""
+        """Says whether there is an authors' implementation, whose weights then load."""
         return cls.paper is not None and cls.paper.code is not None
 
     def load_published(self, path: str | Path) -> None:
@@ -194,7 +194,7 @@ def register_aggregator(name: str) -> Callable[[type[Aggregator]], type[Aggregat
 
 
 def list_aggregators() -> list[str]:
-    """Names of all registered aggregators, sorted."""
+    """Returns the names of all registered aggregators, sorted."""
     return AGGREGATORS.names()
 
 
@@ -219,7 +219,7 @@ def create_aggregator(name: str, in_dim: int = 1024, num_classes: int = 2, **opt
 
 
 def aggregator_options(name: str) -> dict[str, Any]:
-    """The options of a registered aggregator and their defaults (``inspect.Parameter.empty`` where there is none)."""
+    """Returns the options of an aggregator and their defaults (``inspect.Parameter.empty`` where there is none)."""
     parameters = inspect.signature(AGGREGATORS.get(name).__init__).parameters
     return {
         key: parameter.default for key, parameter in parameters.items() if key not in ("self", "in_dim", "num_classes")

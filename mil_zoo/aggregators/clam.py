@@ -16,7 +16,7 @@ from mil_zoo.kernels import segment_attention_pool
 
 
 class _DropoutGatedAttention(GatedAttention):
-    """Gated attention with dropout on both of its hidden vectors."""
+    """Drops out both hidden vectors of gated attention."""
 
     def __init__(self, in_dim: int, attention_dim: int, branches: int, dropout: float) -> None:
         super().__init__(in_dim, attention_dim, branches)
@@ -75,7 +75,7 @@ class _CLAM(Aggregator):
         return self._score(batch)[0]
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """The terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
+        """Computes the terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
         output, h = self._score(batch)
         bag = self.bag_loss(output.logits, batch.labels)
         scores = output.attention_logits.detach().view(len(h), -1)
@@ -95,7 +95,7 @@ class _CLAM(Aggregator):
 
 @register_aggregator("clam_sb")
 class CLAM_SB(_CLAM):
-    """One gated attention branch, and clustering of its most and least attended instances by class.
+    """Pools by one gated attention branch and clusters its most and least attended instances by class.
 
     With ``h = ReLU(W x)`` and gated attention ``a``, the embedding is ``z = sum_n a_n h_n`` and the logits are linear
     in it. Each class c has an instance classifier ``g_c`` (in it, out of it). In training, with the k = ``k_sample``
@@ -131,7 +131,7 @@ class CLAM_SB(_CLAM):
 
 @register_aggregator("clam_mb")
 class CLAM_MB(_CLAM):
-    """One gated attention branch for each class, and clustering of the instances each attends to most and least.
+    """Pools by a gated attention branch for each class and clusters what each attends to most and least.
 
     As ``clam_sb``, with attention ``a_c``, embedding ``z_c = sum_n a_nc h_n`` and a linear logit of it for each class
     c; the instances clustered by ``g_c`` are those of highest and lowest ``a_c``.
