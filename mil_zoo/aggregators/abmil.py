@@ -16,7 +16,7 @@ from mil_zoo.kernels import segment_attention_pool, segment_reduce
 
 @register_aggregator("abmil")
 class ABMIL(Aggregator):
-    """Pools instances by attention, ``z = sum_k a_k h_k``, ``a = softmax_k(w^T tanh(V h_k))``; a linear classifier follows.
+    """Pools instances by attention, ``z = sum_k a_k h_k``, ``a = softmax_k(w^T tanh(V h_k))``; classifies z linearly.
 
     Source: Ilse, Tomczak, Welling, ICML 2018, equations 7 to 9; github AMLab-Amsterdam/AttentionDeepMIL.
 
@@ -108,7 +108,7 @@ class ABMIL(Aggregator):
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0]), h
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """Computes "loss"; with a regulariser also "cross_entropy", and "negative_entropy" or "instance" as it is on."""
+        """Computes "loss"; with a regulariser also "cross_entropy" and "negative_entropy" or "instance"."""
         output, h = self._score(batch)
         loss = cross_entropy = self.bag_loss(output.logits, batch.labels)
         terms = {}

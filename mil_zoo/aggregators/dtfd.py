@@ -190,8 +190,10 @@ class DTFD(Aggregator):
         return place % self.num_groups
 
     def _distilled(self, tier1: FirstTier) -> tuple[Tensor, Tensor]:
-        """Returns distilled features ``[M, E]`` in the order of the bags, and int64 ``[M]``: the sorted instance of each,
-        or for "afs" the pseudo-bag."""
+        """Returns distilled features ``[M, E]``, bags in order, and int64 ``[M]``: the sorted instance that each is.
+
+        For "afs" it is the pseudo-bag.
+        """
         if self.distill == "afs":
             return tier1.pooled, torch.arange(len(tier1.pooled), device=tier1.order.device)
         score = tier1.instance_logits.detach()[:, -1:]

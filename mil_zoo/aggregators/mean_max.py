@@ -28,7 +28,7 @@ class _Pooling(Aggregator):
 
 @register_aggregator("mean")
 class MeanPooling(_Pooling):
-    """Averages the instance features and classifies the mean linearly. All instances weigh alike: there is no attention.
+    """Averages the instance features and classifies the mean linearly. All instances weigh alike: it has no attention.
 
     Source: the mean operator that Wang et al., Revisiting Multiple Instance Neural Networks (2018) compare.
 

@@ -113,7 +113,7 @@ class WiKG(Aggregator):
 
 
 def _message(tail: Tensor, head: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
-    """Computes ``n_i`` ``[n, E]`` from tails ``[N, E]``, n heads ``[n, E]`` and their neighbours' rows ``[n, topk]``."""
+    """Computes ``n_i`` ``[n, E]`` of tails ``[N, E]``, n heads ``[n, E]`` and their neighbours' rows ``[n, topk]``."""
     tails = tail.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)  # [n, topk, E]
     scores = (tails @ head[:, :, None])[..., 0] * head.shape[1] ** -0.5
     p = scores.masked_fill(absent, -torch.inf).softmax(dim=1)[..., None]

@@ -36,7 +36,8 @@ def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tenso
 def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> Tensor:
     """Draws a random share of the ``count`` highest scores of each bag, for each column apart.
 
-    This is stochastic top-k masking. Of k = min(count, N) instances int(share * k) are drawn, and of a bag one instance at least is left.
+    This is stochastic top-k masking. Of k = min(count, N) instances int(share * k) are drawn, and one of a bag at
+    least is left.
 
     Args:
         scores: ``[ΣN, K]`` attention logits, without gradient.

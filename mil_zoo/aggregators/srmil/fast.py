@@ -155,7 +155,7 @@ class SRMIL(Aggregator):
         return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
 
     def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """Reconstructs ``[len(rows), D]``, the features at the masked ``rows``, from the first layer ``[N, hidden]``."""
+        """Reconstructs ``[len(rows), D]``, the features at masked ``rows``, from the first layer ``[N, hidden]``."""
         last = self.decoder.gat_layers[1]
         return last.fc(self._decode(h, rows, graph)) + last.bias
 
