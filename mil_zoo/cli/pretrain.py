@@ -177,7 +177,7 @@ def _run(
         TimeRemainingColumn,
     )
 
-    from mil_zoo.report.pretraining import draw_pretraining
+    from mil_zoo.report.figures.pretraining_curves import draw_pretraining
     from mil_zoo.ssl.distributed import world
     from mil_zoo.ssl.pretrain import pretrain
 

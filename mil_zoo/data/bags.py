@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.graph_cache import GraphCache
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet
+from mil_zoo.errors import InputError
 
 
 class Slide(ABC):
@@ -31,6 +34,7 @@ class Slide(ABC):
     Attributes:
         slide_id: its name.
         label: class index, or None where unknown.
+        target: what the task reads, T numbers; None where it is the label alone, or unknown.
         patient_id: the patient, or None where unknown.
         on_disk: whether :meth:`read` reads files, so that reading ahead pays.
     """
@@ -38,6 +42,7 @@ class Slide(ABC):
     slide_id: str
     label: int | None
     patient_id: str | None
+    target: tuple[float, ...] | None
     on_disk: ClassVar[bool] = True
 
     @abstractmethod
@@ -53,7 +58,7 @@ class Slide(ABC):
         return None
 
     def changed(self, **fields: Any) -> Slide:
-        """The same slide with another ``label`` or ``patient_id``."""
+        """The same slide with another ``label``, ``target`` or ``patient_id``."""
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
 
@@ -78,6 +83,11 @@ class MemorySlide(Slide):
     def patient_id(self) -> str | None:  # type: ignore[override]
         """See :class:`Slide`."""
         return self.bag.patient_id
+
+    @property
+    def target(self) -> tuple[float, ...] | None:  # type: ignore[override]
+        """See :class:`Slide`."""
+        return None if self.bag.target is None else tuple(self.bag.target.tolist())
 
     def read(self) -> Bag:
         """The bag itself."""
@@ -108,11 +118,12 @@ class SlideFile(Slide):
     path: Path
     layout: str
     labeller: InstanceLabeller | None = None
+    target: tuple[float, ...] | None = None
 
     def read(self) -> Bag:
         """The bag of the slide, with the label and patient that the dataset gives it."""
         bag = LAYOUTS.get(self.layout).read(self.path)
-        return bag.changed(slide_id=self.slide_id, label=self.label, patient_id=self.patient_id)
+        return bag.changed(slide_id=self.slide_id, label=self.label, target=self.target, patient_id=self.patient_id)
 
     def shape(self) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
@@ -139,6 +150,20 @@ class Bags(Sequence[Bag]):
     def labels(self) -> list[int | None]:
         """The label of each bag."""
         return [slide.label for slide in self.slides]
+
+    @property
+    def targets(self) -> npt.NDArray[np.float64]:
+        """The target ``[n, T]`` of each bag: what it states, else its label.
+
+        Raises:
+            InputError: a bag has neither.
+        """
+        rows = []
+        for slide in self.slides:
+            if slide.target is None and slide.label is None:
+                raise InputError(f"slide {slide.slide_id!r} has no label and no target; leave it out")
+            rows.append([slide.label] if slide.target is None else list(slide.target))
+        return np.array(rows, dtype=np.float64)
 
     @property
     def slide_ids(self) -> list[str]:
@@ -173,6 +198,14 @@ class Bags(Sequence[Bag]):
     def relabelled(self, labels: Sequence[int | None]) -> Bags:
         """The same bags with other labels."""
         slides = [slide.changed(label=label) for slide, label in zip(self.slides, labels, strict=True)]
+        return replace(self, slides=slides)
+
+    def with_targets_of(self, order: Sequence[int]) -> Bags:
+        """The same bags, each with the label and the target of the bag at its place in ``order``."""
+        slides = [
+            slide.changed(label=self.slides[i].label, target=self.slides[i].target)
+            for slide, i in zip(self.slides, order, strict=True)
+        ]
         return replace(self, slides=slides)
 
     def __add__(self, other: Bags) -> Bags:

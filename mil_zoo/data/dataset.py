@@ -32,6 +32,7 @@ from mil_zoo.data.patients import PatientRule
 from mil_zoo.data.splits.files import published_split
 from mil_zoo.data.splits.split import Split, from_masks
 from mil_zoo.errors import InputError
+from mil_zoo.tasks import Classification, Task
 
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
 
@@ -70,6 +71,11 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes C."""
         return len(self.card.classes)
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return Classification(len(self.card.classes), tuple(self.card.classes))
 
 
 def data_root(root: Path | None) -> Path | None:

@@ -15,6 +15,7 @@ from mil_zoo.data import DatasetSource
 from mil_zoo.data.patients import merged, pack_patients, pack_splits, settle_rule
 from mil_zoo.data.splits.split import Split
 from mil_zoo.metrics import patient_predictions, score
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 
 
@@ -100,7 +101,7 @@ def folder(tmp_path):
 def run_small(out, folder, **given):
     suite = read_suite(None, **{"datasets": [str(folder)], "models": ["mean"], "folds": 3, "epochs": 1} | given)
     run = run_plan(make_plan(suite, str(folder)), out)
-    write_tables(run)
+    write_tables(Results.load(run))
     return run, (out / "table.md").read_text()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -13,16 +12,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.results import METRICS, dataset_title, summaries
-from mil_zoo.report.style import DPI, STYLE, WIDTH
-from mil_zoo.report.text import bullets, csv, escape_latex, markdown, p_value
+from mil_zoo.metrics import Metric
+from mil_zoo.report.figures.look import STYLE, WIDTH
+from mil_zoo.report.figures.registry import save
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.table import Table
+from mil_zoo.report.tables.text import one_line, p_value
 from mil_zoo.stats import FriedmanNemenyi, friedman_nemenyi, holm, wilcoxon_test
 
-if TYPE_CHECKING:
-    from mil_zoo.bench.run_directory import RunDirectory
 
-
-def scores_by_dataset(runs: Sequence[RunDirectory], metric: str) -> pd.DataFrame:
+def scores_by_dataset(runs: Sequence[Results], metric: str) -> pd.DataFrame:
     """Mean of ``metric`` over the splits of each dataset (rows, by title) and ``aggregator[@grid]`` (columns).
 
     Runs of one dataset add their aggregators up. NaN where an aggregator has no finished trial on a dataset.
@@ -31,15 +30,15 @@ def scores_by_dataset(runs: Sequence[RunDirectory], metric: str) -> pd.DataFrame
         InputError: an aggregator is in two runs of one dataset, or these have different splits.
     """
     rows: dict[str, dict[str, float]] = {}
-    splits: dict[str, tuple[str, RunDirectory]] = {}
+    splits: dict[str, tuple[str, Results]] = {}
     for run in runs:
-        name, split = dataset_title(run), run.config["split"]["hash"]
+        name, split = run.dataset_title, run.config.split.hash
         known = splits.setdefault(name, (split, run))
         if known[0] != split:
             raise InputError(
                 f"{known[1].path} and {run.path} split {name} differently; compare runs of the same splits"
             )
-        for label, summary in summaries(run, metric).items():
+        for label, summary in run.summaries(metric).items():
             if label in rows.setdefault(name, {}):
                 raise InputError(f"{label} is in two runs of {name} ({run.path} is one); name one of them")
             rows[name][label] = summary.mean
@@ -47,20 +46,58 @@ def scores_by_dataset(runs: Sequence[RunDirectory], metric: str) -> pd.DataFrame
 
 
 def write_ranking(
-    runs: Sequence[RunDirectory], out: Path, metric: str = "auc", models: Sequence[str] | None = None
+    runs: Sequence[Results], out: Path, metric: str | None = None, models: Sequence[str] | None = None
 ) -> list[Path]:
     """Writes ``ranking.csv|md|tex``, ``differences.csv`` and, of three aggregators, ``critical_difference.png``.
 
     Args:
         runs: finished or not; at least two datasets in all.
         out: folder to write into.
-        metric: what ranks.
+        metric: what ranks; None for the one that the runs' task selects by.
         models: aggregators to rank; None for all that every dataset has a score of.
 
     Raises:
-        InputError: fewer than two datasets, fewer than two aggregators in common, or one of ``models`` without a score.
+        InputError: runs of different tasks or without the metric, fewer than two datasets, fewer than two aggregators
+            in common, or one of ``models`` without a score.
     """
-    scores = scores_by_dataset(runs, metric)
+    by = _metric_of(runs, metric)
+    table, left_out = _ranked(scores_by_dataset(runs, by.name), models)
+    ranks = table.rank(axis=1, ascending=not by.higher_is_better).mean()
+    table = table[ranks.sort_values(kind="stable").index]
+    towards = 1 if by.higher_is_better else -1
+    result = friedman_nemenyi(towards * table) if table.shape[1] > 2 else None
+    rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    rows.append(["Mean rank", *(f"{ranks[label]:.2f}" for label in table)])
+    lines = _notes(runs, by, table, left_out, result)
+    shown = Table(["Dataset", *table], rows, lines, ruled=frozenset([len(rows) - 1]))
+    tidy = table.rename_axis("dataset").reset_index().melt("dataset", var_name="aggregator", value_name=by.name)
+    written = {
+        "ranking.csv": Table.of(tidy.assign(mean_rank=tidy["aggregator"].map(ranks))).csv(),
+        "ranking.md": shown.markdown(),
+        "ranking.tex": shown.latex(f"{by.title} and mean ranks"),
+        "differences.csv": Table.of(_differences(table)).csv(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in written.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    paths = [out / name for name in written]
+    if result is not None:
+        with mpl.rc_context(STYLE):
+            figure = diagram(result, list(table), f"{by.title} over {len(table)} datasets", lines[0])
+            save(figure, out / "critical_difference.png")
+        paths.append(out / "critical_difference.png")
+    return paths
+
+
+def _metric_of(runs: Sequence[Results], name: str | None) -> Metric:
+    tasks = dict.fromkeys(run.task.name for run in runs)
+    if len(tasks) > 1:
+        raise InputError(f"the runs are of different tasks ({', '.join(tasks)}); compare runs of one")
+    return [run.metric(name or run.task.select) for run in runs][-1]  # each has it, or says so
+
+
+def _ranked(scores: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:
+    """The scores that every dataset has, and the aggregators that are left out since one lacks theirs."""
     scores = _chosen(scores, models)
     left_out = [label for label in scores if scores[label].isna().any()]
     table = scores.drop(columns=left_out)
@@ -69,31 +106,7 @@ def write_ranking(
             f"ranks need at least 2 datasets and 2 aggregators with a score on all of them, not {len(table)} datasets "
             f"and {table.shape[1]} aggregators ({', '.join(table) or 'none'})"
         )
-    result = friedman_nemenyi(table) if table.shape[1] > 2 else None
-    ranks = table.rank(axis=1, ascending=False).mean()
-    table = table[ranks.sort_values(kind="stable").index]
-    lines = _notes(runs, metric, table, left_out, result)
-    rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    rows.append(["Mean rank", *(f"{ranks[label]:.2f}" for label in table)])
-    tidy = table.rename_axis("dataset").reset_index().melt("dataset", var_name="aggregator", value_name=metric)
-    written = {
-        "ranking.csv": csv(tidy.assign(mean_rank=tidy["aggregator"].map(ranks))),
-        "ranking.md": markdown(["Dataset", *table], rows) + "\n" + bullets(lines),
-        "ranking.tex": _latex(["Dataset", *table], rows, METRICS[metric], lines),
-        "differences.csv": csv(_differences(table)),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in written.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-    paths = [out / name for name in written]
-    if result is not None:
-        with mpl.rc_context(STYLE):
-            figure = diagram(
-                friedman_nemenyi(table), list(table), f"{METRICS[metric]} over {len(table)} datasets", lines[0]
-            )
-            figure.savefig(out / "critical_difference.png", dpi=DPI)
-        paths.append(out / "critical_difference.png")
-    return paths
+    return table, left_out
 
 
 def diagram(result: FriedmanNemenyi, labels: list[str], title: str, note: str) -> Figure:
@@ -164,8 +177,8 @@ def _differences(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _notes(
-    runs: Sequence[RunDirectory],
-    metric: str,
+    runs: Sequence[Results],
+    metric: Metric,
     table: pd.DataFrame,
     left_out: list[str],
     result: FriedmanNemenyi | None,
@@ -180,7 +193,7 @@ def _notes(
         if result.p_f >= 0.05:
             lines.append("The aggregators do not rank differently (p >= 0.05): no pair should be called better.")
     lines.append(
-        f"{METRICS[metric]}, mean over test folds; rank 1 is best, ties share their mean rank. Pairs: differences.csv "
+        f"{metric.title}, mean over test folds; rank 1 is best, ties share their mean rank. Pairs: differences.csv "
         "(Wilcoxon over datasets, Holm)."
     )
     if len(table) < 10:
@@ -188,33 +201,11 @@ def _notes(
     if left_out:
         lines.append(f"Left out, since a dataset has no score of them: {', '.join(left_out)}.")
     for run in runs:
-        budgets = sorted({model["training"]["epochs"] for model in run.config["model_settings"].values()})
+        split, settings = run.config.split, run.config.model_settings.values()
+        budgets = sorted({model.training["epochs"] for model in settings})
         lines.append(
-            f"{dataset_title(run)}: {run.config['split']['kind']}, {run.config['split']['repeats']} x "
-            f"{run.config['split']['folds']} folds; epochs {', '.join(map(str, budgets))}."
+            f"{run.dataset_title}: {split.kind}, {split.repeats} x {split.folds} folds; epochs "
+            f"{', '.join(map(str, budgets))}."
         )
-        lines += [" ".join(str(warning).split()) for warning in run.config["dataset"]["warnings"]]
+        lines += [one_line(warning) for warning in run.config.dataset.warnings]
     return lines
-
-
-def _latex(header: list[str], rows: list[list[str]], metric: str, lines: list[str]) -> str:
-    body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
-    text = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering\footnotesize",
-        rf"\caption{{{escape_latex(metric)} and mean ranks.}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        r"\toprule",
-        " & ".join(map(escape_latex, header)) + r" \\",
-        r"\midrule",
-        *body[:-1],
-        r"\midrule",
-        body[-1],
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\par\medskip\raggedright",
-        *(escape_latex(line) + r"\par" for line in lines),
-        r"\end{table}",
-    ]
-    return "\n".join(text) + "\n"

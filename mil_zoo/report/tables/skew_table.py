@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from mil_zoo.report.pooled import diagnostics_table
-from mil_zoo.report.text import bullets, csv, markdown, short
-
-if TYPE_CHECKING:
-    from mil_zoo.bench.run_directory import RunDirectory
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.diagnostics_table import diagnostics_table
+from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.text import short
 
 SKEW = {
     "n_instances": "Instances",
@@ -45,18 +44,36 @@ STABILITY = {
 _FAITHFUL = re.compile(r"(remove|keep)_(top|random)(\d+)")
 
 
-def table_skew(run: RunDirectory, numbers: pd.DataFrame | None = None) -> pd.DataFrame:
+def skew_table(results: Results) -> pd.DataFrame:
     """One row an ``aggregator[@grid]`` with attention, over the test slides of all its trials.
 
     Columns: ``aggregator``, ``slides`` (slides times trials), ``heads`` (1 where a model records no separate heads),
     ``positive_slides`` (those behind ``mass_ratio``), and for each number recorded its ``_median``, ``_q1`` and
     ``_q3``: over slides; of FROC over trials; of stability over slides and folds. ``head_max`` is the mean over heads
     of a slide's per-head maxima.
-
-    Args:
-        numbers: of ``diagnostics_table(run)``, where it is there already.
     """
-    numbers = diagnostics_table(run) if numbers is None else numbers
+    return results.once(_skew_table)
+
+
+def shown_skew(results: Results, notes: Sequence[str]) -> Document:
+    """The same as it is read: skew, alignment with instance labels, stability, faithfulness."""
+    table = skew_table(results)
+    faithful = {
+        name: "{} {} {}".format(*_FAITHFUL.fullmatch(name).groups())
+        for name in dict.fromkeys(column.removesuffix("_median") for column in table if column.endswith("_median"))
+        if _FAITHFUL.fullmatch(name)
+    }
+    parts = [
+        _part(table, {"slides": "Slides", "heads": "Heads"}, SKEW, _SKEW_NOTE),
+        _part(table, {"positive_slides": "Positive slides"}, ALIGNMENT, _ALIGNMENT_NOTE),
+        _part(table, {}, STABILITY, _STABILITY_NOTE),
+        _part(table, {}, faithful, _FAITHFUL_NOTE),
+    ]
+    return Document("skew", "Attention", [part for part in parts if part], notes)
+
+
+def _skew_table(results: Results) -> pd.DataFrame:
+    numbers = diagnostics_table(results)
     faithful = sorted({name for name in numbers["name"] if _FAITHFUL.fullmatch(name)}, key=_faithful_place)
     rows = []
     for label, part in numbers.groupby("aggregator", sort=False):
@@ -78,27 +95,6 @@ def table_skew(run: RunDirectory, numbers: pd.DataFrame | None = None) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def write_skew(run: RunDirectory, lines: list[str]) -> dict[str, str]:
-    """``diagnostics.csv``, ``skew.csv`` and ``skew.md`` as name to text; nothing where no model has attention."""
-    numbers = diagnostics_table(run)
-    if not len(numbers):
-        return {}
-    table = table_skew(run, numbers)
-    faithful = {
-        name: "{} {} {}".format(*_FAITHFUL.fullmatch(name).groups())
-        for name in dict.fromkeys(column.removesuffix("_median") for column in table if column.endswith("_median"))
-        if _FAITHFUL.fullmatch(name)
-    }
-    parts = [
-        _part(table, {"slides": "Slides", "heads": "Heads"}, SKEW, _SKEW_NOTE),
-        _part(table, {"positive_slides": "Positive slides"}, ALIGNMENT, _ALIGNMENT_NOTE),
-        _part(table, {}, STABILITY, _STABILITY_NOTE),
-        _part(table, {}, faithful, _FAITHFUL_NOTE),
-    ]
-    text = "\n".join(part for part in parts if part) + "\n" + bullets(lines)
-    return {"diagnostics.csv": csv(numbers), "skew.csv": csv(table), "skew.md": text}
-
-
 _SKEW_NOTE = (
     "Median [first, third quartile] over the test slides of all trials. N x maximum is 1 for uniform attention. "
     "Averaging heads lowers the maximum: compare the maximum of a head (mean over heads). Entropy is over log N; "
@@ -117,19 +113,23 @@ _FAITHFUL_NOTE = (
 )
 
 
-def _part(table: pd.DataFrame, counts: dict[str, str], names: dict[str, str], note: str) -> str:
-    """A table of the numbers that were recorded, and its note; "" where none was."""
+def _part(table: pd.DataFrame, counts: Mapping[str, str], names: Mapping[str, str], note: str) -> Table | None:
+    """A table of those numbers that were recorded; None where none was."""
     names = {name: title for name, title in names.items() if table[f"{name}_median"].notna().any()}
     if not names:
-        return ""
+        return None
     rows = []
-    for _, row in table.iterrows():
-        cells = [row["aggregator"], *(str(row[name]) for name in counts)]
+    for row in table.to_dict("records"):
+        cells: list[str | Cell] = [row["aggregator"], *(str(row[name]) for name in counts)]
         for name in names:
             middle, low, high = (row[f"{name}_{part}"] for part in ("median", "q1", "q3"))
-            cells.append("-" if np.isnan(middle) else f"{short(middle)} [{short(low)}, {short(high)}]")
+            cells.append(Cell("-" if np.isnan(middle) else short(middle), below=_quartiles(low, high)))
         rows.append(cells)
-    return markdown(["Aggregator", *counts.values(), *names.values()], rows) + "\n" + bullets([note])
+    return Table(["Aggregator", *counts.values(), *names.values()], rows, [note])
+
+
+def _quartiles(low: float, high: float) -> tuple[str, ...]:
+    return () if np.isnan(low) else (f"[{short(low)}, {short(high)}]",)
 
 
 def _faithful_place(name: str) -> tuple[int, str]:

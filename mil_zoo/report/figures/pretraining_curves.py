@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import pandas as pd
@@ -11,29 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.results import finished, trials_by_aggregator
-from mil_zoo.report.style import DPI, STYLE, WIDTH, save, title
-
-if TYPE_CHECKING:
-    from mil_zoo.bench.run_directory import RunDirectory
+from mil_zoo.report.figures.look import STYLE, WIDTH, title
+from mil_zoo.report.figures.registry import register_figure, save
+from mil_zoo.report.load import Results
 
 
-def draw_pretrainings(run: RunDirectory) -> list[Path]:
-    """Draws ``figures/pretraining.png`` of a run: the mean curves over the trials that pretrained without labels.
-
-    Returns:
-        The files written; none where no trial did.
-    """
-    curves = []
-    for trials in trials_by_aggregator(run).values():
-        # Trials that differ in the number of labels alone share their pretraining; the mean does not change by them.
-        epochs = [run.epochs(trial["trial"]) for trial in finished(trials)]
-        curves += [table for table in epochs if "embedding_spread" in table]
+@register_figure("pretraining", place=100, page=100)
+def draw(results: Results) -> dict[str, Figure]:
+    """``pretraining``: the mean curves over the trials that pretrained without labels."""
+    # Trials that differ in the number of labels alone share their pretraining; the mean does not change by them.
+    epochs = [results.epochs(trial) for trials in results.finished.values() for trial in trials]
+    curves = [table for table in epochs if "embedding_spread" in table]
     if not curves:
-        return []
+        return {}
     numbers = pd.concat(curves).groupby("epoch").mean(numeric_only=True)
-    with mpl.rc_context(STYLE):
-        return [save(run, "pretraining", _figure(numbers, title(run, "Pretraining without labels")))]
+    return {"pretraining": _figure(numbers, title(results, "Pretraining without labels"))}
 
 
 def draw_pretraining(folder: Path, what: str) -> Path:
@@ -51,9 +42,8 @@ def draw_pretraining(folder: Path, what: str) -> Path:
     except FileNotFoundError:
         raise InputError(f"{folder} holds no curve.csv; pass the --out folder of a pretraining") from None
     with mpl.rc_context(STYLE):
-        path = folder / "curve.png"
-        _figure(curve, what).savefig(path, dpi=DPI)
-    return path
+        save(_figure(curve, what), folder / "curve.png")
+    return folder / "curve.png"
 
 
 def _figure(curve: pd.DataFrame, what: str) -> Figure:

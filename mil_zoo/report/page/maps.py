@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from typing import Any
+from urllib.parse import unquote
 
-import h5py
 import numpy as np
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.results import finished
+from mil_zoo.report.load import Results
 
-if TYPE_CHECKING:
-    from mil_zoo.bench.run_directory import RunDirectory
-
+MAPS_MIB = 24.0  # of attention maps in a page: what a browser opens at once
 _THUMBNAIL = 1024  # pixels of its longer side
 _IMAGES = (
     ".svs",
@@ -52,24 +50,17 @@ class Maps:
     place: dict[str, int] = field(default_factory=dict)
 
 
-def slide_maps(
-    run: RunDirectory,
-    groups: dict[str, list[dict[str, Any]]],
-    slides: list[str],
-    images: Path | None,
-    limit: float,
-) -> Maps:
+def slide_maps(results: Results, slides: Sequence[str], images: Path | None, limit: float) -> Maps:
     """Packs slides in the given order until ``limit`` bytes are reached; of each model the first trial that has one.
 
     Raises:
         InputError: ``images`` is no folder, or OpenSlide is not installed.
     """
     found = _images(images)
-    files = _files(run, groups)
+    trials = _trials(results)
     maps, size = Maps(), 0
     for slide in slides:
-        layers = files.get(slide, {})
-        packed = _pack(run, slide, layers)
+        packed = _pack(results, slide, trials.get(slide, {}))
         if packed is None:
             continue
         facts, text = packed
@@ -84,33 +75,30 @@ def slide_maps(
     return maps
 
 
-def _files(run: RunDirectory, groups: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Path]]:
-    """For each slide and model the attention file of the first trial that holds it."""
-    files: dict[str, dict[str, Path]] = {}
-    for label, trials in groups.items():
-        for trial in finished(trials):
-            path = Path(run.attention(trial["trial"]))
-            if path.exists():
-                with h5py.File(path) as file:
-                    for group in file.values():
-                        files.setdefault(str(group.attrs["slide_id"]), {}).setdefault(label, path)
-    return files
+def _trials(results: Results) -> dict[str, dict[str, str]]:
+    """For each slide and model the first trial that stored its attention."""
+    found: dict[str, dict[str, str]] = {}
+    for label, trials in results.finished.items():
+        for trial in trials:
+            for slide in results.attention.slides(trial.trial):
+                found.setdefault(slide, {}).setdefault(label, trial.trial)
+    return found
 
 
-def _pack(run: RunDirectory, slide: str, files: dict[str, Path]) -> tuple[dict[str, Any], str] | None:
+def _pack(results: Results, slide: str, trials: Mapping[str, str]) -> tuple[dict[str, Any], str] | None:
     layers: list[dict[str, str]] = []
     values: list[np.ndarray] = []
     coords = labels = None
     side = truth = np.nan
-    for label, path in files.items():
-        with h5py.File(path) as file:
-            group = file[quote(slide, safe="")]
-            if "coords" not in group:
-                return None
-            coords, side, truth = group["coords"][:].astype(np.float64), group.attrs["patch_size"], group.attrs["label"]
-            labels = group["instance_labels"][:] if "instance_labels" in group else None
-            relative = len(coords) * group["attention"][:].astype(np.float64)
-        layers.append({"name": f"{label} ({path.parent.name})", "colours": "attention"})
+    for label, trial in trials.items():
+        facts = results.attention.slides(trial)[slide]
+        coords = results.attention.read(trial, slide, "coords")
+        if coords is None:
+            return None
+        coords, side, truth = coords.astype(np.float64), facts["patch_size"], facts["label"]
+        labels = results.attention.read(trial, slide, "instance_labels")
+        relative = len(coords) * np.asarray(results.attention.read(trial, slide, "attention"), dtype=np.float64)
+        layers.append({"name": f"{label} ({trial})", "colours": "attention"})
         # 1/100 to 100 times uniform in 255 logarithmic steps
         values.append(np.rint(255 * (np.log10(np.clip(relative, 1e-2, 1e2)) + 2) / 4).astype(np.uint8))
     if coords is None:
@@ -122,7 +110,7 @@ def _pack(run: RunDirectory, slide: str, files: dict[str, Path]) -> tuple[dict[s
     unit = _unit(coords - origin)
     places = np.rint((coords - origin) / unit).astype("<u2")
     packed = zlib.compress(b"".join([places[:, 0].tobytes(), places[:, 1].tobytes(), *map(bytes, values)]), 6)
-    names = run.config["dataset"]["classes"]
+    names = results.config.dataset.classes
     facts = {
         "slide_id": slide,
         "label": names[int(truth)] if 0 <= truth < len(names) else str(int(truth)),

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-import h5py
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,93 +16,81 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.results import finished, label_of, trials_by_aggregator
-from mil_zoo.report.style import STYLE, WIDTH, save, title
-
-if TYPE_CHECKING:
-    from mil_zoo.bench.run_directory import RunDirectory
+from mil_zoo.report.figures.look import WIDTH, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.load import Results
 
 COLUMNS = 4
 SPAN = 100.0  # colours end at a hundredth and a hundred times uniform attention: one scale for all slides and runs
 _TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
 
 
-def draw_attention_maps(run: RunDirectory, slides: Sequence[str] | None = None) -> list[Path]:
-    """Draws ``figures/figure4.png`` and ``figures/attention-<slide>.png``: truth and a map an aggregator, on the grid.
+@register_figure("attention", place=90, page=95)
+def draw(results: Results) -> dict[str, Figure]:
+    """``figure4`` and ``attention-<slide>``: truth and a map an aggregator, on the patch grid.
 
     Figure 4 of the SRMIL paper is the map of a negative slide; here a positive one stands below it.
 
     The trials are those of one fold, the first that most aggregators with attention finished, so that all maps are of
     one test slide. Colour is N x attention, on one logarithmic scale centred on 1, which is uniform attention; a ring
-    marks the most attended patch and the title gives its attention. Patches without a size (nuclei) are dots.
-
-    Args:
-        slides: slide ids among the test slides of any one fold. Default: one negative slide of median size, and one
-            positive slide, predicted rightly by as many aggregators as any is and of median positive share.
-
-    Returns:
-        The files written; none where no model has attention or no slide has coordinates.
+    marks the most attended patch and the title gives its attention. Patches without a size (nuclei) are dots. The
+    slides are those of ``results.slides``; by default one negative slide of median size, and one positive slide,
+    predicted rightly by as many aggregators as any is and of median positive share.
 
     Raises:
         InputError: a slide that is in no test set, or has no coordinates.
     """
-    folds = _folds(run)
-    if slides is None:
+    folds = _folds(results)
+    if results.slides is None:
         # max keeps the first fold among those with equally many aggregators.
         chosen = max(folds, key=len, default={})
-        figures = [(slide, chosen) for slide in _typical_slides(chosen)]
+        figures = [(slide, chosen) for slide in _typical_slides(results, chosen)]
     else:
-        figures = [(slide, _fold_of(run, slide, folds)) for slide in slides]
-    maps = {slide: _read(slide, files) for slide, files in figures}
-    with mpl.rc_context(STYLE):
-        drawn = [save(run, "figure4", _figure(run, maps))] if maps else []
-        return drawn + [
-            save(run, f"attention-{quote(slide, safe='')}", _figure(run, {slide: part})) for slide, part in maps.items()
-        ]
+        figures = [(slide, _fold_of(results, slide, folds)) for slide in results.slides]
+    maps = {slide: _read(results, slide, trials) for slide, trials in figures}
+    drawn = {"figure4": _figure(results, maps)} if maps else {}
+    return drawn | {
+        f"attention-{quote(slide, safe='')}": _figure(results, {slide: part}) for slide, part in maps.items()
+    }
 
 
-def _folds(run: RunDirectory) -> list[dict[str, Path]]:
-    """For every repeat, seed and fold, in this order, the attention file of each aggregator that has one."""
-    folds: dict[Any, dict[str, Path]] = defaultdict(dict)
-    for trials in trials_by_aggregator(run).values():
-        for trial in finished(trials):
-            path = Path(run.attention(trial["trial"]))
-            if path.exists():
-                folds[trial["repeat"], trial["seed"], trial["fold"]][label_of(trial)] = path
+def _folds(results: Results) -> list[dict[str, str]]:
+    """For every repeat, seed and fold, in this order, the trial of each aggregator that stored attention."""
+    folds: dict[Any, dict[str, str]] = defaultdict(dict)
+    for label, trials in results.finished.items():
+        for trial in trials:
+            if results.attention.slides(trial.trial):
+                folds[trial.repeat, trial.seed, trial.fold][label] = trial.trial
     return [folds[key] for key in sorted(folds)]
 
 
-def _fold_of(run: RunDirectory, slide: str, folds: list[dict[str, Path]]) -> dict[str, Path]:
-    holding = []
-    for files in folds:
-        have = {}
-        for label, path in files.items():
-            with h5py.File(path) as file:
-                if quote(slide, safe="") in file:
-                    have[label] = path
-        holding.append(have)
+def _fold_of(results: Results, slide: str, folds: list[dict[str, str]]) -> dict[str, str]:
+    holding = [
+        {label: trial for label, trial in trials.items() if slide in results.attention.slides(trial)}
+        for trials in folds
+    ]
     best = max(holding, key=len, default={})
     if not best:
-        raise InputError(f"{run.path}: no attention of slide {slide!r} is stored; name a test slide of this run")
+        raise InputError(f"{results.path}: no attention of slide {slide!r} is stored; name a test slide of this run")
     return best
 
 
-def _typical_slides(files: dict[str, Path]) -> list[str]:
-    """A negative and a positive slide that every file holds, with coordinates."""
+def _typical_slides(results: Results, trials: dict[str, str]) -> list[str]:
+    """A negative and a positive slide that every trial stored, with coordinates."""
     found: dict[bool, list[tuple[Any, ...]]] = {False: [], True: []}
-    with ExitStack() as stack:
-        opened = [stack.enter_context(h5py.File(path)) for path in files.values()]
-        if not opened:
-            return []
-        for key in sorted(set.intersection(*map(set, opened))):
-            group = opened[0][key]
-            label, size = int(group.attrs["label"]), len(group["attention"])
-            if "coords" not in group or label < 0:
-                continue
-            share = float(group["instance_labels"][:].mean()) if "instance_labels" in group else 0.0
-            right = sum(int(file[key].attrs["predicted"]) == label for file in opened)
-            order = (share, size) if label else (size,)
-            found[label > 0].append((right if label else 0, order, str(group.attrs["slide_id"])))
+    stored = [results.attention.slides(trial) for trial in trials.values()]
+    if not stored:
+        return []
+    for slide in sorted(set.intersection(*map(set, stored)), key=lambda slide: quote(slide, safe="")):
+        facts = stored[0][slide]
+        label, size = int(facts["label"]), facts["n"]
+        if "coords" not in facts["arrays"] or label < 0:
+            continue
+        labels = results.attention.read(next(iter(trials.values())), slide, "instance_labels")
+        share = 0.0 if labels is None else float(labels.mean())
+        right = sum(int(part[slide]["predicted"]) == label for part in stored)
+        order = (share, size) if label else (size,)
+        found[label > 0].append((right if label else 0, order, slide))
     typical = []
     for candidates in found.values():
         best = [candidate for candidate in sorted(candidates) if candidate[0] == max(candidates)[0]]
@@ -114,30 +98,34 @@ def _typical_slides(files: dict[str, Path]) -> list[str]:
     return typical
 
 
-def _read(slide: str, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def _read(results: Results, slide: str, trials: dict[str, str]) -> dict[str, dict[str, Any]]:
     maps = {}
-    for label, path in files.items():
-        with h5py.File(path) as file:
-            group = file[quote(slide, safe="")]
-            maps[label] = {name: group[name][:] for name in ("attention", "coords", "instance_labels") if name in group}
-            maps[label] |= dict(group.attrs)
-        if "coords" not in maps[label]:
-            raise InputError(f"{path}: slide {slide!r} has no coordinates, so no attention map; give coords in its bag")
+    for label, trial in trials.items():
+        facts = results.attention.slides(trial)[slide]
+        if "coords" not in facts["arrays"]:
+            raise InputError(
+                f"{results.run.attention(trial)}: slide {slide!r} has no coordinates, so no attention map; give coords "
+                "in its bag"
+            )
+        names = [name for name in ("attention", "coords", "instance_labels") if name in facts["arrays"]]
+        maps[label] = facts | {name: results.attention.read(trial, slide, name) for name in names}
     return maps
 
 
-def _figure(run: RunDirectory, slides: dict[str, dict[str, dict[str, Any]]]) -> Figure:
+def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> Figure:
     """One block a slide: the truth and the maps of all aggregators."""
     heights = {slide: _height(maps) for slide, maps in slides.items()}
     figure = Figure(figsize=(WIDTH, sum(heights.values()) + 0.6), layout="constrained")
-    figure.suptitle(title(run, f"Attention on slide {next(iter(slides))}" if len(slides) == 1 else "Attention maps"))
+    figure.suptitle(
+        title(results, f"Attention on slide {next(iter(slides))}" if len(slides) == 1 else "Attention maps")
+    )
     blocks = figure.subfigures(len(slides), 1, height_ratios=list(heights.values()), squeeze=False).ravel()
     for block, (slide, maps) in zip(blocks, slides.items(), strict=True):
         if len(slides) > 1:
             block.suptitle(f"slide {slide}", x=0.01, ha="left", fontsize=8)
-        _draw_slide(block, maps, run.config["dataset"]["classes"])
+        _draw_slide(block, maps, results.config.dataset.classes)
     note = "Ring: the most attended patch."
-    missing = [label for label in trials_by_aggregator(run) if label not in next(iter(slides.values()))]
+    missing = [label for label in results.groups if label not in next(iter(slides.values()))]
     if missing:
         where = "this slide" if len(slides) == 1 else "these slides"
         note += f" Without a stored attention on {where}: {', '.join(missing)}."
