@@ -12,6 +12,7 @@ from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
+from mil_zoo.tasks import Classification, Task
 
 
 @register_aggregator("abmil")
@@ -92,6 +93,14 @@ class ABMIL(Aggregator):
         self.instance_weight, self.k_sample = instance_weight, k_sample
         if instance_weight:
             self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(num_classes))
+
+    def set_task(self, task: Task) -> None:
+        """See ``Aggregator.set_task``; ``instance_weight`` clusters instances by class."""
+        if self.instance_weight and not isinstance(task, Classification):
+            raise InputError(
+                f"its instance loss needs classes, which the task {task.name} has not; leave instance_weight at 0"
+            )
+        super().set_task(task)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``."""

@@ -102,6 +102,16 @@ class Aggregator(nn.Module):
         """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
         return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
 
+    def set_task(self, task: Task) -> None:
+        """Makes ``task`` what is predicted; an aggregator whose loss needs classes overrides this and refuses others.
+
+        Raises:
+            InputError: the task has another number of outputs, or a term of the loss needs classes and it has none.
+        """
+        if task.width != self.num_classes:
+            raise InputError(f"the task {task.name} has {task.width} outputs, the aggregator {self.num_classes}")
+        self.task = task
+
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
         return self.task.predict(logits)
@@ -210,7 +220,8 @@ def create_aggregator(
         **options: the aggregator's own options.
 
     Raises:
-        InputError: unknown name or option (the nearest valid one is offered), or an option's value is refused.
+        InputError: unknown name or option (the nearest valid one is offered), an option's value is refused, or a term
+            of the loss needs classes and the task has none.
     """
     cls = AGGREGATORS.get(name)
     known = aggregator_options(name)
@@ -219,7 +230,10 @@ def create_aggregator(
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
     task = task or Classification(num_classes)
     aggregator = cls(in_dim, task.width, **options)
-    aggregator.task = task
+    try:
+        aggregator.set_task(task)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     return aggregator
 
 

@@ -13,6 +13,7 @@ from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.tasks import Classification, Task
 
 
 class _DropoutGatedAttention(GatedAttention):
@@ -70,6 +71,17 @@ class _CLAM(Aggregator):
         )
         self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
 
+    def set_task(self, task: Task) -> None:
+        """See ``Aggregator.set_task``; instances are clustered by class, so other tasks train with the bag's alone."""
+        if not isinstance(task, Classification):
+            if self.bag_weight < 1:
+                raise InputError(
+                    f"its clustering of instances needs classes, which the task {task.name} has not; set bag_weight=1 "
+                    "to train with the loss of the bag alone"
+                )
+            self.instance_classifiers = nn.ModuleList()
+        super().set_task(task)
+
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``, or with branches ``[ΣN, C]`` and embedding ``[B, C * E]``."""
         return self._score(batch)[0]
@@ -78,6 +90,8 @@ class _CLAM(Aggregator):
         """Computes the terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
         output, h = self._score(batch)
         bag = self.bag_loss(output.logits, batch.targets, batch.weights)
+        if not isinstance(self.task, Classification):
+            return {"loss": bag, "bag": bag}
         scores = output.attention_logits.detach().view(len(h), -1)
         instance = instance_clustering_loss(h, scores, self.instance_classifiers, batch, self.k_sample, self.subtyping)
         return {"loss": self.bag_weight * bag + (1 - self.bag_weight) * instance, "bag": bag, "instance": instance}

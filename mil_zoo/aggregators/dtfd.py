@@ -48,7 +48,8 @@ class DTFD(Aggregator):
     slide, and scores every instance by its part of that, ``a_n W h_n`` (``instance_logits``). From each pseudo-bag
     features are distilled:
 
-    - "maxs": h of the ``instances_per_group`` instances with the highest probability of the last class
+    - "maxs": h of the ``instances_per_group`` instances with the highest probability of the last class (in another task
+      than classification: with the highest last output against the others)
     - "maxmins": those and as many with the lowest (an instance of a small pseudo-bag may be taken twice)
     - "afs": z itself
 
