@@ -10,21 +10,20 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.graph_cache import GraphCache
 from mil_zoo.data.labels.annotations import InstanceLabeller
-from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet
+from mil_zoo.data.layouts.base import LAYOUTS
 from mil_zoo.errors import InputError
 
 
@@ -34,8 +33,8 @@ class Slide(ABC):
     Attributes:
         slide_id: its name.
         label: class index, or None where unknown.
-        target: what the task reads, T numbers; None where it is the label alone, or unknown.
         patient_id: the patient, or None where unknown.
+        target: what the task reads, T numbers; None where it is the label alone.
         on_disk: whether :meth:`read` reads files, so that reading ahead pays.
     """
 
@@ -60,6 +59,10 @@ class Slide(ABC):
     def changed(self, **fields: Any) -> Slide:
         """The same slide with another ``label``, ``target`` or ``patient_id``."""
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+
+    def annotated(self, labeller: InstanceLabeller) -> Slide:
+        """The same slide with the instance labels that a labeller gives it."""
+        return dataclasses.replace(self, labeller=labeller)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +101,15 @@ class MemorySlide(Slide):
         return len(self.bag), int(self.bag.features.shape[1])
 
     def changed(self, **fields: Any) -> MemorySlide:
-        """The same slide with another ``label`` or ``patient_id``; its graphs are kept."""
+        """The same slide with another ``label``, ``target`` or ``patient_id``; its graphs are kept."""
+        if all(getattr(self, name) == value for name, value in fields.items()):
+            return self
         return MemorySlide(self.bag.changed(**fields))
+
+    def annotated(self, labeller: InstanceLabeller) -> MemorySlide:
+        """The same slide with the instance labels that a labeller gives it, now."""
+        labels = labeller(self.bag)
+        return self if labels is None else MemorySlide(self.bag.changed(instance_labels=labels))
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class Bags(Sequence[Bag]):
 
     @property
     def targets(self) -> npt.NDArray[np.float64]:
-        """The target ``[n, T]`` of each bag: what it states, else its label.
+        """The targets ``[n, T]``; of bags that state none, their labels.
 
         Raises:
             InputError: a bag has neither.
@@ -162,7 +172,7 @@ class Bags(Sequence[Bag]):
         for slide in self.slides:
             if slide.target is None and slide.label is None:
                 raise InputError(f"slide {slide.slide_id!r} has no label and no target; leave it out")
-            rows.append([slide.label] if slide.target is None else list(slide.target))
+            rows.append(slide.target or (slide.label,))
         return np.array(rows, dtype=np.float64)
 
     @property
@@ -202,11 +212,9 @@ class Bags(Sequence[Bag]):
 
     def with_targets_of(self, order: Sequence[int]) -> Bags:
         """The same bags, each with the label and the target of the bag at its place in ``order``."""
-        slides = [
-            slide.changed(label=self.slides[i].label, target=self.slides[i].target)
-            for slide, i in zip(self.slides, order, strict=True)
-        ]
-        return replace(self, slides=slides)
+        givers = [self.slides[i] for i in order]
+        pairs = zip(self.slides, givers, strict=True)
+        return replace(self, slides=[slide.changed(label=giver.label, target=giver.target) for slide, giver in pairs])
 
     def __add__(self, other: Bags) -> Bags:
         return Bags([*self.slides, *other.slides])
@@ -241,27 +249,3 @@ class Bags(Sequence[Bag]):
 def as_bags(bags: Sequence[Bag]) -> Bags:
     """``bags`` as they are, or a list of bags in memory as :class:`Bags`."""
     return bags if isinstance(bags, Bags) else Bags([MemorySlide(bag) for bag in bags])
-
-
-def files_as_bags(features: FeatureSet, labels: pd.DataFrame, labellers: Mapping[str, InstanceLabeller]) -> Bags:
-    """The labelled slides of a set of features.
-
-    Args:
-        features: the files.
-        labels: columns slide_id, label (class index) and, optionally, patient_id; every slide has features.
-        labellers: for the slides that have instance labels, how to get them.
-    """
-    slides = []
-    for row in labels.to_dict("records"):
-        patient = row.get("patient_id")
-        slides.append(
-            SlideFile(
-                slide_id=row["slide_id"],
-                label=int(row["label"]),
-                patient_id=None if pd.isna(patient) else str(patient),
-                path=features.files.get(row["slide_id"], features.folder),
-                layout=features.layout,
-                labeller=labellers.get(row["slide_id"]),
-            )
-        )
-    return Bags(slides)

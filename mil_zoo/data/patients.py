@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, MemorySlide, Slide, as_bags
+from mil_zoo.data.source import PatientRule
 from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.errors import InputError
 
-PatientRule = Literal["mean", "max", "packed"]
 _GAP = 1000  # patches between two slides of a packed bag: no graph over neighbours reaches across
 
 
@@ -25,12 +24,12 @@ class PatientSlides(Slide):
     slide_id: str
     label: int | None
     patient_id: str | None
+    target: tuple[float, ...] | None
     members: tuple[Slide, ...]
-    target: tuple[float, ...] | None = None
 
     def read(self) -> Bag:
         """All slides in one bag, with their instance labels."""
-        return merged(list(Bags(self.members)), self.slide_id, self.label, self.target)
+        return merged(list(Bags(self.members)), self.slide_id, self.label)
 
     def shape(self) -> tuple[int, int]:
         """``(N, D)`` without reading the features."""
@@ -48,9 +47,9 @@ def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule 
     Raises:
         InputError: a rule was asked for, and a patient has slides of different labels.
     """
-    labels: dict[str, set[Any]] = {}
+    labels: dict[str, set[tuple[float | None, ...]]] = {}
     for slide in as_bags(bags).slides:
-        labels.setdefault(patient_key(slide), set()).add((slide.label, slide.target))
+        labels.setdefault(patient_key(slide), set()).add(slide.target or (slide.label,))
     torn = sorted(patient for patient, found in labels.items() if len(found) > 1)
     if torn and wanted is not None:
         raise InputError(
@@ -72,8 +71,8 @@ def pack_patients(bags: Sequence[Bag]) -> Bags:
 
 def _packed(patient: str, slides: Sequence[Slide]) -> Slide:
     if any(slide.on_disk for slide in slides):
-        return PatientSlides(patient, slides[0].label, patient, tuple(slides), slides[0].target)
-    return MemorySlide(merged([slide.read() for slide in slides], patient, slides[0].label, slides[0].target))
+        return PatientSlides(patient, slides[0].label, patient, slides[0].target, tuple(slides))
+    return MemorySlide(merged([slide.read() for slide in slides], patient, slides[0].label))
 
 
 def pack_splits(splits: Sequence[Split], bags: Sequence[Bag]) -> list[Split]:
@@ -89,14 +88,13 @@ def pack_splits(splits: Sequence[Split], bags: Sequence[Bag]) -> list[Split]:
     ]
 
 
-def merged(bags: Sequence[Bag], slide_id: str, label: int | None, target: Sequence[float] | None = None) -> Bag:
+def merged(bags: Sequence[Bag], slide_id: str, label: int | None) -> Bag:
     """The instances of several bags as one bag. Slides lie side by side, in patches of the first one's size.
 
     Args:
         bags: of one feature dimension.
         slide_id: name of the merged bag, and its patient.
         label: its label.
-        target: its target, where it is more than the label.
     """
     known = [bag.instance_labels for bag in bags if bag.instance_labels is not None]
     return replace(
@@ -104,7 +102,6 @@ def merged(bags: Sequence[Bag], slide_id: str, label: int | None, target: Sequen
         features=torch.cat([bag.features for bag in bags]),
         coords=_side_by_side(bags),
         label=label,
-        target=target,
         instance_labels=torch.cat(known) if len(known) == len(bags) else None,
         slide_id=slide_id,
         patient_id=slide_id,

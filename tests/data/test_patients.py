@@ -11,7 +11,7 @@ from mil_zoo import Bag, InputError
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.data import DatasetSource
+from mil_zoo.data import DatasetSource, open_dataset
 from mil_zoo.data.patients import merged, pack_patients, pack_splits, settle_rule
 from mil_zoo.data.splits.split import Split
 from mil_zoo.metrics import patient_predictions, score
@@ -154,4 +154,4 @@ def test_datasets_that_do_not_go_together_are_refused(folder, change, message):
     given = {"names": [f"q{i:02d}" for i in range(10)], "labels": [i % 2 for i in range(10)]} | change
     other = write_folder(folder.parent / "b", **given)
     with pytest.raises(InputError, match=message):
-        DatasetSource(str(folder), test_on=DatasetSource(str(other))).open()
+        open_dataset(str(folder), test_on=DatasetSource(str(other)))
