@@ -99,6 +99,7 @@ class DSMIL(Aggregator):
     def _binary_loss(self, logits: Tensor, batch: BagBatch) -> Tensor:
         if self.num_classes == 1 or batch.labels is None or not isinstance(self.task, Classification):
             return self.bag_loss(logits, batch.targets, batch.weights)
-        target = F.one_hot(batch.labels, self.num_classes).to(logits.dtype)
+        classes = torch.arange(self.num_classes, device=logits.device)
+        target = (batch.labels[:, None] == classes).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
         return (loss if batch.weights is None else loss * batch.weights).mean()
