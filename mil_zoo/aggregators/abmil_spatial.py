@@ -16,7 +16,7 @@ from mil_zoo.kernels import graph_attention
 
 @register_aggregator("abmil_spatial")
 class SpatialABMIL(ABMIL):
-    """ABMIL whose instance embedding must also tell the features of masked neighbours.
+    """Trains ABMIL so that its instance embedding must also tell the features of masked neighbours.
 
     With h = ReLU(W x) the embedding that ABMIL attends over, a share ``mask_rate`` of each bag's rows of h is replaced
     by a learned token, one graph-attention layer over the patch graph gathers what the neighbours hold, and a linear
@@ -88,7 +88,7 @@ class SpatialABMIL(ABMIL):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Cross-entropy and reconstruction.
+        """Computes the cross-entropy and the reconstruction.
 
         Args:
             batch: labelled bags with their graph.

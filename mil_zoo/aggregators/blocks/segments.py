@@ -9,7 +9,7 @@ from mil_zoo.kernels.devices import positions
 
 
 def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None = None) -> Tensor:
-    """The k highest scores of each bag, in each column.
+    """Finds the k highest scores of each bag, in each column.
 
     Args:
         scores: ``[N, K]``.

@@ -19,7 +19,7 @@ from mil_zoo.kernels.devices import positions, to_device
 
 @register_aggregator("srmil")
 class SRMIL(Aggregator):
-    """A graph-attention encoder shared by slide classification and masked patch-feature reconstruction.
+    """Shares a graph-attention encoder between slide classification and masked patch-feature reconstruction.
 
     With X the patch features and X_M the same with a share ``mask_rate`` of the rows replaced by a learned token::
 
@@ -114,7 +114,7 @@ class SRMIL(Aggregator):
         return self.readout.read(self, h, h_global, graph, offsets)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The three paths of a training step.
+        """Computes the three paths of a training step.
 
         Args:
             batch: labelled bags with their graph.
@@ -152,18 +152,18 @@ class SRMIL(Aggregator):
         return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
 
     def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
-        """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
+        """Encodes the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
         graph = self._needs_graph(batch).graph.csr
         h, h_global = self._first_layer(batch.features, Paths(graph, batch.offsets))
         return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
 
     def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """Features ``[len(rows), D]`` at the masked ``rows`` from the encoder's first layer ``[N, hidden]``."""
+        """Reconstructs ``[len(rows), D]``, the features at masked ``rows``, from the first layer ``[N, hidden]``."""
         last = self.decoder.gat_layers[1]
         return last.fc(self._decode(h, rows, graph)) + last.bias
 
     def _decode(self, h: Tensor, rows: Tensor, graph: CSR, masked_edges: int | None = None) -> Tensor:
-        """``reconstruct`` up to the last linear map: ``[len(rows), hidden]``; the rows have ``masked_edges`` edges."""
+        """Does ``reconstruct`` up to its last product ``[len(rows), hidden]``; rows have ``masked_edges`` edges."""
         masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
         seen = positions(~masked, len(h) - len(rows))
         seen_edges = None if masked_edges is None else graph.num_edges - masked_edges
@@ -174,7 +174,7 @@ class SRMIL(Aggregator):
         return last.mix(first(code, graph, packing=packing), graph, rows, masked_edges)[0]
 
     def _first_layer(self, features: Tensor, paths: Paths) -> tuple[Tensor, Tensor | None]:
-        """The reformer and the encoder's first layer: patches ``[M, hidden]`` and, if there are any, global nodes."""
+        """Runs the reformer and the encoder's first layer: patches ``[M, hidden]`` and global nodes, if any."""
         layer, reformer = self.encoder.gat_layers[0], self.reformer[0]
         tokens = self.readout.tokens(self, len(paths.offsets) - 1 - paths.skip)
         if paths.packing is None and not layer.drops and len(features) > layer.fc.out_features:
@@ -198,12 +198,12 @@ class SRMIL(Aggregator):
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
 
     def head_mean(self, h: Tensor) -> Tensor:
-        """``[M, hidden]`` to the mean over heads ``[M, hidden / heads]``."""
+        """Averages ``[M, hidden]`` over heads to ``[M, hidden / heads]``."""
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
 
 
 def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """``cos(W h + b, x)`` of every row without the wide ``W h + b``.
+    """Computes ``cos(W h + b, x)`` of every row without the wide ``W h + b``.
 
     ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``.
 
