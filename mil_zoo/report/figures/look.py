@@ -70,7 +70,7 @@ def plain(text: str) -> str:
 def wrapped(label: str, width: int = 26) -> str:
     """An ``aggregator[@grid]`` on as many lines as it needs, broken between its settings."""
     lines = [""]
-    for part in re.findall(r"[^@,]*[@,]?", label):
+    for part in re.findall(r"[^@,]+[@,]?", label):
         pieces = [part[i : i + width] for i in range(0, len(part), width)]
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
