@@ -251,7 +251,7 @@ def _write(
 ) -> None:
     if result.task != task:
         (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
-    predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
+    predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n", float_format="%.8g")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
     if result.recorder is not None:
         result.recorder.write(folder)

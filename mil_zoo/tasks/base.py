@@ -187,14 +187,13 @@ class Task:
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
         """The target's columns of ``predictions.csv``: whole numbers as such, others with eight digits."""
         return {
-            name: [int(value) if float(value).is_integer() else f"{value:.8g}" for value in column]
-            for name, column in zip(self.target_columns, np.asarray(targets, dtype=np.float64).T, strict=True)
+            name: [int(value) if value.is_integer() else value for value in column.tolist()]
+            for name, column in zip(self.target_columns, eight_digits(targets).T, strict=True)
         }
 
     def prediction_cells(self, predictions: Floats) -> dict[str, Sequence[Any]]:
-        """The prediction's columns of ``predictions.csv``, with eight digits."""
-        columns = zip(self.prediction_columns, np.asarray(predictions).T, strict=True)
-        return {name: [f"{value:.8g}" for value in column.tolist()] for name, column in columns}
+        """The prediction's columns of ``predictions.csv``, with eight digits: scores are of what the file holds."""
+        return dict(zip(self.prediction_columns, eight_digits(predictions).T.tolist(), strict=True))
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
@@ -264,6 +263,15 @@ def task_of_config(config: Mapping[str, Any]) -> Task:
     settings = dict(config.get("task") or {})
     classes = config.get("classes") or config.get("dataset", {}).get("classes", ())
     return create_task(settings.pop("name", DEFAULT), settings, classes)
+
+
+def eight_digits(values: Floats) -> Floats:
+    """The values rounded to eight significant digits, which is what ``%.8g`` writes and reading it back gives."""
+    exact = np.asarray(values, dtype=np.float64)
+    size = np.abs(np.where(np.isfinite(exact) & (exact != 0), exact, 1.0))
+    places = 7 - np.floor(np.log10(size))
+    up, down = 10.0 ** np.maximum(places, 0), 10.0 ** np.maximum(-places, 0)  # powers below 1 are not exact
+    return np.asarray(np.round(exact * up / down) * down / up)
 
 
 def _missing(task: Task, what: str) -> TypeError:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from mil_zoo.metrics import Metric
 from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, line, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import Series, attended, band_note, majority, without_attention
@@ -65,7 +66,7 @@ def _figure(results: Results, shown: dict[str, Series], note: str) -> Figure:
         if labelled:
             _positives(positives, counted, part.attention, colour)
         _shares(maxima, part.large["max_attention"], colour)
-    _dress(accuracy, high, maxima, inside(results.metrics[0].title), labelled)
+    _dress(accuracy, high, maxima, results.metrics[0], labelled)
     share = majority(results)
     if share is not None and results.metrics[0].name == "accuracy":
         level(accuracy, share, "majority class")
@@ -122,7 +123,8 @@ def _shares(axes: Axes, values: pd.Series, colour: Any) -> None:
     )
 
 
-def _dress(accuracy: Axes, high: Axes, maxima: Axes, score: str, labelled: bool) -> None:
+def _dress(accuracy: Axes, high: Axes, maxima: Axes, metric: Metric, labelled: bool) -> None:
+    score = inside(metric.title)
     accuracy.set(title=f"(a) training {score}", xlabel="epoch", ylabel=score)
     high.set(title="(b) slides with an instance\nof attention ≥ 0.5", xlabel="epoch", ylabel="training slides")
     maxima.set(
@@ -131,7 +133,7 @@ def _dress(accuracy: Axes, high: Axes, maxima: Axes, score: str, labelled: bool)
         ylabel="slides at or below",
         xscale="log",
     )
-    for axes in (accuracy, high, maxima):
+    for axes in [accuracy] * (metric.bounds == (0, 1)) + [high, maxima]:
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (accuracy, high):

@@ -136,10 +136,11 @@ def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
     """
     by_epoch = table.groupby("epoch")[column]
     mean = by_epoch.mean()
-    if table["trial"].nunique() < FEW:
+    trials = table["trial"].nunique()
+    if 1 < trials < FEW:
         for _, part in table.groupby("trial"):
             axes.plot(part.groupby("epoch")[column].mean(), color=colour, linewidth=0.6, alpha=0.5)
-    else:
+    elif trials > 1:
         axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
     line(axes, mean, color=colour)
 
