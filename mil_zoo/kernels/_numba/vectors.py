@@ -84,7 +84,7 @@ class Array:
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         proxy = context.make_array(kind)(context, builder, value)
         self.builder, self.pointer = builder, proxy.data
-        self.shape = cgutils.unpack_tuple(builder, proxy.shape)
+        self.dtype, self.shape = kind.dtype, cgutils.unpack_tuple(builder, proxy.shape)
         self.align, self.number = kind.dtype.bitwidth // 8, context.get_data_type(kind.dtype)
         self.vector = ir.VectorType(self.number, BYTES // self.align)
 
@@ -218,8 +218,10 @@ def _dots(typing, row, table, indices, result, place):
 class _Hash:
     """The scales of sixteen counters, in code that is being generated."""
 
-    def __init__(self, builder: Any, dropout: Any, scale: Array) -> None:
-        threshold, low, high, self.kept = cgutils.unpack_tuple(builder, dropout)
+    def __init__(self, context: Any, builder: Any, dropout: tuple[Any, Any], scale: Array) -> None:
+        kind, value = dropout
+        threshold, low, high, kept = cgutils.unpack_tuple(builder, value)
+        self.kept = context.cast(builder, kept, kind[3], scale.dtype)
         self.builder, self.scale = builder, scale
         self.threshold, self.low, self.high = (self.splat(word) for word in (threshold, low, high))
 
@@ -254,7 +256,8 @@ def hash_run(typing, first, column, dropout, scale):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         first, column, dropout, scale = args
-        hashed = _Hash(builder, dropout, Array(context, builder, signature.args[3], scale))
+        scales = Array(context, builder, signature.args[3], scale)
+        hashed = _Hash(context, builder, (signature.args[2], dropout), scales)
         shifts = builder.add(hashed.splat(column), ir.Constant(_WORDS, list(range(HASH_LANES))))
         top = builder.lshr(first, first.type(32))
         hashed.write(hashed.splat(first), shifts, hashed.splat(top), column)
@@ -273,7 +276,7 @@ def hash_counters(typing, counter, dropout, scale, place):
         head, at = cgutils.unpack_tuple(builder, place)
         counters = Array(context, builder, signature.args[0], counter)
         scales = Array(context, builder, signature.args[2], scale)
-        hashed = _Hash(builder, dropout, scales)
+        hashed = _Hash(context, builder, (signature.args[1], dropout), scales)
         base, top = counters.load_vector(at), counters.load_vector(builder.add(counters.shape[1], at))
         hashed.write(base, hashed.splat(head), top, builder.add(builder.mul(head, scales.shape[1]), at))
         return context.get_dummy_value()
