@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     )
     from mil_zoo.bench.predictor import Predictor
     from mil_zoo.data.bag import Bag, BagBatch
+    from mil_zoo.data.layouts.base import register_layout
     from mil_zoo.errors import InputError
     from mil_zoo.graph import register_graph
+    from mil_zoo.metrics import register_metric
+    from mil_zoo.tasks import register_task
+    from mil_zoo.train.protocols import register_protocol
 
 __version__ = "0.1.0"
 
@@ -37,8 +41,25 @@ _HOME = {
     "list_aggregators": "mil_zoo.aggregators.base",
     "register_aggregator": "mil_zoo.aggregators.base",
     "register_graph": "mil_zoo.graph",
+    "register_layout": "mil_zoo.data.layouts.base",
+    "register_metric": "mil_zoo.metrics",
+    "register_protocol": "mil_zoo.train.protocols",
+    "register_task": "mil_zoo.tasks",
 }
-_SUBPACKAGES = ("aggregators", "bench", "data", "diagnostics", "graph", "kernels", "report", "ssl", "train")
+_SUBPACKAGES = (
+    "aggregators",
+    "bench",
+    "data",
+    "diagnostics",
+    "graph",
+    "kernels",
+    "metrics",
+    "report",
+    "ssl",
+    "stats",
+    "tasks",
+    "train",
+)
 
 __all__ = [
     "Aggregator",
@@ -51,6 +72,10 @@ __all__ = [
     "list_aggregators",
     "register_aggregator",
     "register_graph",
+    "register_layout",
+    "register_metric",
+    "register_protocol",
+    "register_task",
 ]
 
 

@@ -1,12 +1,16 @@
-"""Typed configuration: dataclasses from YAML and ``key=value`` overrides, with errors that name the nearest key."""
+"""Typed configuration: dataclasses from YAML and ``key=value`` overrides, with errors that name the nearest key.
+
+The types are checked by pydantic; what it finds is said in this package's words."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import types
+import functools
+import json
+import numbers
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +20,15 @@ import yaml
 from mil_zoo.errors import InputError, did_you_mean
 
 C = TypeVar("C")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, to which ``1e-4`` is a number, as in YAML 1.2 and to people (YAML 1.1 reads a text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -36,8 +49,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping in a YAML text that came from ``where``."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 13th month, a number of 5000 digits
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -72,71 +85,123 @@ def _folder(folder: str) -> Any:
 
 
 def from_mapping(cls: type[C], mapping: Mapping[str, Any], where: str) -> C:
-    """Builds the dataclass ``cls`` from ``mapping``, checking every key and type.
+    """Builds the dataclass ``cls`` from ``mapping``; pydantic checks every key and type, strictly.
+
+    Values are what YAML and JSON know: a list becomes the tuple, a text the ``Path`` that the annotation asks for, and
+    a whole number a float; nothing else is converted.
 
     Args:
+        cls: a dataclass; its ``__post_init__`` may raise an ``InputError`` of its own.
+        mapping: names of its fields to values.
         where: what the mapping is, for messages ("configs/aggregators/srmil.yaml").
 
     Raises:
-        InputError: an unknown key (the nearest valid one is offered), a missing key, or a value of the wrong type.
+        InputError: an unknown key (the nearest valid one is offered), a missing key, or a value of the wrong type (all
+            that the field takes are named).
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for key in mapping:
-        if key not in fields:
-            raise InputError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in mapping:
-            raise InputError(f"{where}: the key {name!r} is missing")
-    return cls(**{key: convert(value, hints[key], f"{where}: {key}") for key, value in mapping.items()})
+    from pydantic import ValidationError
+
+    try:
+        text = json.dumps({where: _plain(mapping)})
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply, or holds itself; write its values out") from None
+    try:
+        adapter: Any = _adapter(cls)  # type: ignore[arg-type]
+        built: C = adapter.validate_json(text)[where]
+    except ValidationError as error:
+        raise _first_fault(cls, mapping, where, error) from None
+    return built
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the annotated type ``hint``, or an ``InputError`` that says what was expected.
+@functools.cache
+def _adapter(cls: type) -> Any:
+    """What validates ``{where: mapping}``: a dataclass takes the rules over from the mapping around it."""
+    from pydantic import ConfigDict, TypeAdapter
 
-    YAML reads ``1e-4`` (no dot) as text: where a number is expected, such text is a number.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    return TypeAdapter(dict[str, cls], config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))  # type: ignore[valid-type]
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it: mappings, lists, texts, numbers, true, false and null; anything else as its text."""
+    if value is None or isinstance(value, bool | str):
         return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        for option in (arg for arg in args if arg is not type(None)):
-            try:
-                return convert(value, option, where)
-            except InputError as error:
-                failure = error
-        raise failure
-    if origin is typing.Literal:
-        if value in args:
-            return value
-        raise InputError(f"{where} must be one of {', '.join(map(repr, args))}, not {value!r}")
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where} must be a mapping, not {value!r}")
-        return from_mapping(hint, value, where)
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{where} must be a list, not {value!r}")
-        return origin(convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where} must be a mapping, not {value!r}")
-        return {str(key): convert(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    if hint is float and not isinstance(value, bool):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else str(value)
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+}
+"""What a field takes, in words, by pydantic's name of the fault."""
+
+
+def _first_fault(cls: type, mapping: Mapping[str, Any], where: str, error: Any) -> InputError:
+    """The first fault that pydantic found, as one sentence. Of a union it finds one in every branch: all are told."""
+    faults = error.errors(include_url=False)
+    first, places = faults[0], [_place(mapping, fault["loc"][1:]) for fault in faults]
+    keys, value = places[0]
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    if first["type"] == "value_error":
+        raised = first["ctx"]["error"]
+        return raised if isinstance(raised, InputError) else InputError(f"{where}: {raised}")
+    if first["type"] in ("unexpected_keyword_argument", "missing") and isinstance(first["loc"][-1], str):
+        *parents, key = first["loc"][1:]
+        place = ": ".join([where, *map(str, parents)])
+        if first["type"] == "missing":
+            return InputError(f"{place}: the key {key!r} is missing")
+        return InputError(f"{place}: unknown key {key!r}{did_you_mean(key, _fields(cls, parents))}")
+    if first["type"] in ("missing", "too_long", "too_short"):  # of a list of a fixed length
+        keys, value = _place(mapping, first["loc"][1 : 2 if first["type"] == "missing" else None])
+        return InputError(f"{where}: {'.'.join(map(str, keys))} has the wrong number of values: {value!r}")
+    here = [fault for fault, place in zip(faults, places, strict=True) if place[0] == keys]
+    choices = [choice for fault in here if fault["type"] == "literal_error" for choice in _choices(fault)]
+    words = [_EXPECTED.get(fault["type"], fault["msg"]) for fault in here if fault["type"] != "literal_error"]
+    if len(keys) == 1 and type(None) in typing.get_args(typing.get_type_hints(cls)[str(keys[0])]):
+        words.append("null")
+    if len(choices) > 1:
+        words.insert(0, f"one of {', '.join(choices)}")
+    else:
+        words += choices
+    return InputError(f"{where}: {path} must be {' or '.join(dict.fromkeys(words))}, not {value!r}")
+
+
+def _place(value: Any, location: Sequence[int | str]) -> tuple[list[int | str], Any]:
+    """The keys of ``location`` that lead into ``value``, and what they lead to; what follows names a union's branch."""
+    keys: list[int | str] = []
+    for key in location:
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{where} must be a number, not {value!r}") from None
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise InputError(f"{where} must be of type {hint.__name__}, not {value!r}")
+            value = value[key]
+        except (LookupError, TypeError):
+            break
+        keys.append(key)
+    return keys, value
+
+
+def _choices(fault: Mapping[str, Any]) -> list[str]:
+    return str(fault["ctx"]["expected"]).replace(" or ", ", ").split(", ")
+
+
+def _fields(cls: Any, parents: Sequence[int | str]) -> list[str]:
+    """Names of the fields of ``cls``, or of the dataclass that its fields called ``parents`` hold."""
+    for parent in parents:
+        hint = typing.get_type_hints(cls).get(str(parent))
+        cls = next(each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each))
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -145,10 +210,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {text!r} must look like srmil.mask_rate=0.5")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = yaml.load(value, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {text!r}: {value!r} is not a YAML value") from None
-    if isinstance(parsed, str):
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)
     return key.strip().split("."), parsed

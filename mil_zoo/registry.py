@@ -7,7 +7,9 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -79,68 +81,89 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
         self._loaded = True  # before the plugins: theirs may look names up
-        load_entry_points()
+        PLUGINS.load_installed()
 
 
-_entry_points_loaded = False
+@dataclass
+class Plugins:
+    """The code from elsewhere that registers things: modules of installed packages, and files that the user names.
 
+    Python keeps the modules that it imported for as long as the process lives; this says which of them are plugins.
 
-def load_entry_points() -> None:
-    """Imports every module that an installed package names in the entry point group ``mil_zoo.plugins``, once."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return
-    _entry_points_loaded = True
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    Attributes:
+        files: the plugin files imported so far, in that order, for another process to import too.
+        installed: whether the modules of installed packages have been imported.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    installed: bool = False
+
+    def load(self, path: str | Path) -> None:
+        """Imports a Python file so that its ``@register_...`` decorators run; a second time changes nothing.
+
+        The file is code of the user's own choosing and is executed.
+
+        Raises:
+            InputError: the file is missing or fails to import (the message names the line), or another plugin has its
+                name.
+        """
+        path = Path(path).resolve()
+        if path in self.files:
+            return
+        if not path.is_file():
+            raise InputError(f"plugin file {path} does not exist; pass --plugin a Python file")
+        name = f"mil_zoo_plugin_{path.stem}"
+        if name in sys.modules:
+            raise InputError(f"two plugin files are called {path.name}; rename one of them")
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"plugin file {path} is not a Python file; its name must end in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
         try:
-            entry_point.load()
-        except Exception as error:
-            raise InputError(
-                f"plugin {entry_point.name!r} ({entry_point.value}) failed to import: {error}; fix or uninstall it"
-            ) from error
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, InputError | KeyboardInterrupt):
+                raise
+            raise InputError(_why(path, error)) from error
+        self.files.append(path)
+
+    def load_installed(self) -> None:
+        """Imports every module that an installed package names in the entry point group ``mil_zoo.plugins``, once.
+
+        Raises:
+            InputError: one of them fails to import.
+        """
+        if self.installed:
+            return
+        self.installed = True  # before they are imported: they may look names up
+        for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                entry_point.load()
+            except Exception as error:
+                raise InputError(
+                    f"plugin {entry_point.name!r} ({entry_point.value}) failed to import: {error}; fix or uninstall it"
+                ) from error
 
 
-def loaded_plugins() -> tuple[Path, ...]:
-    """The plugin files imported so far, for another process to import too."""
-    return tuple(_plugins)
-
-
-_plugins: list[Path] = []
+PLUGINS = Plugins()
+"""The plugins of this process."""
 
 
 def load_plugin(path: str | Path) -> None:
-    """Imports a Python file so that its ``@register_...`` decorators run.
+    """Imports a plugin file into this process, see :meth:`Plugins.load`."""
+    PLUGINS.load(path)
 
-    The file is code of the user's own choosing and is executed.
 
-    Raises:
-        InputError: the file is missing or fails to import (a syntax error names its line).
-    """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise InputError(f"plugin file {path} does not exist; pass --plugin a Python file")
-    name = f"mil_zoo_plugin_{path.stem}"
-    if name in sys.modules:
-        if getattr(sys.modules[name], "__file__", None) == str(path):
-            return
-        raise InputError(f"two plugin files are called {path.name}; rename one of them")
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"plugin file {path} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        del sys.modules[name]
-        raise InputError(f"plugin {path}, line {error.lineno}: {error.msg}; correct it and start again") from error
-    except InputError:
-        del sys.modules[name]
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        raise InputError(f"plugin {path} failed to import: {type(error).__name__}: {error}") from error
-    _plugins.append(path)
+def _why(path: Path, error: BaseException) -> str:
+    """Why a plugin file failed to import, with the line of it that was at work."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"plugin {path}, line {error.lineno}: {error.msg}; correct it and start again"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    what = f"it calls for an exit (code {error.code})" if isinstance(error, SystemExit) else str(error)
+    where = f", line {lines[-1]}" if lines else ""
+    return f"plugin {path}{where} failed to import: {type(error).__name__}: {what}"
 
 
 def _origin(obj: object) -> str:

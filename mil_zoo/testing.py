@@ -107,7 +107,7 @@ def the_order_of_instances_is_without_effect(cls: type[Aggregator], options: Opt
     aggregator, bag = _create(cls, options), _bags((60,))[0]
     order = torch.from_numpy(np.random.default_rng(1).permutation(60))
     assert bag.coords is not None
-    permuted = replace(bag, features=bag.features[order], coords=bag.coords[order], instance_labels=None, _graphs={})
+    permuted = replace(bag, features=bag.features[order], coords=bag.coords[order], instance_labels=None)
     one, other = (_run(aggregator, BagBatch.from_bags([b], graph=cls.graph)) for b in (bag, permuted))
     _same(other.logits, one.logits, "logits")
     for name in ("attention", "attention_logits", "head_attention", "instance_logits"):

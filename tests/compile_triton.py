@@ -1,11 +1,16 @@
-"""Compiles for sm_90, without a GPU, every Triton kernel that the ops launch; prints what was compiled as JSON.
+"""Compiles, without a GPU, every Triton kernel that the ops launch, and prints what each configuration takes as JSON.
 
-Run in a process without ``TRITON_INTERPRET``. Launches are caught and compiled with their own arguments, the last of
-their block sizes, and never run: the results are garbage and nobody looks at them.
+Run in a process without ``TRITON_INTERPRET``. Launches are caught and compiled with their own arguments, and never run:
+the results are garbage and nobody looks at them. ``python tests/compile_triton.py --capabilities 80 90 100 --all``
+compiles every block size of every kernel and lists registers, bytes spilled and shared memory as a table.
 """
 
+import argparse
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -16,19 +21,32 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mil_zoo.kernels import GlobalKey
+from mil_zoo.kernels._triton.tools import LONG
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
-compiled: dict[str, tuple[str, str]] = {}
-case = ""
+POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"
+}  # fmt: skip
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+rows: list[dict[str, object]] = []
+seen: set[str] = set()
+arguments = argparse.Namespace(capabilities=[90], all=False, case="")
 
 
 def compile_launch(self, *args, grid, warmup, **kwargs):
     """Stands in for ``Autotuner.run``."""
     values = dict(zip(self.arg_names, args)) | kwargs  # noqa: B905  the last ones are keywords
-    config = self.early_config_prune(self.configs, values, **kwargs)[-1]
-    values |= config.kwargs
+    if "row" in values and isinstance(values["row"], torch.Tensor):
+        values["row"].zero_()  # the one result that is used as an index
+    configs = self.early_config_prune(self.configs, values, **kwargs)
+    kernel = f"{Path(self.base_fn.__code__.co_filename).parent.name}/{self.base_fn.__name__}"
+    for config in configs if arguments.all else configs[-1:]:
+        for capability in arguments.capabilities:
+            _compile(self.fn, kernel, values | config.kwargs, config, capability)
+
+
+def _compile(function, kernel, values, config, capability):
     types, constants, aligned = {}, {}, {}
-    for i, parameter in enumerate(self.fn.params):
+    for i, parameter in enumerate(function.params):
         name, value = parameter.name, values[parameter.name]
         if parameter.is_constexpr or value is None:
             types[name], constants[name] = "constexpr", value
@@ -36,19 +54,36 @@ def compile_launch(self, *args, grid, warmup, **kwargs):
             types[name], aligned[(i,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32"
-    if "row" in values:
-        values["row"].zero_()  # the one result that is used as an index
-    kernel = f"{Path(self.base_fn.__code__.co_filename).parent.name}/{self.base_fn.__name__}"
-    key = f"{case} {kernel} {types} {constants}"
-    if key in compiled:
+    key = f"{arguments.case} {kernel} {types} {constants} {config.num_warps} {capability}"
+    if key in seen:
         return
+    seen.add(key)
     result = triton.compile(
-        ASTSource(self.fn, types, constants, aligned),
-        target=GPUTarget("cuda", 90, 32),
+        ASTSource(function, types, constants, aligned),
+        target=GPUTarget("cuda", capability, 32),
         options={"num_warps": config.num_warps},
     )
-    assert result.asm["cubin"]
-    compiled[key] = case, kernel
+    blocks = {name: value for name, value in constants.items() if name.startswith("BLOCK_")}
+    row = {
+        "case": arguments.case,
+        "kernel": kernel,
+        "capability": capability,
+        "blocks": blocks,
+        "warps": config.num_warps,
+    }
+    rows.append(row | {"shared_bytes": result.metadata.shared} | _resources(result.asm["cubin"]))
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread and bytes of its stack, where spilled registers lie."""
+    if not CUOBJDUMP.exists():
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=False)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout + done.stderr)
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])} if found else {}
 
 
 def backend(op):
@@ -56,12 +91,14 @@ def backend(op):
 
 
 def step(function, *inputs):
-    sum(output.sum() for output in function(*inputs) if output is not None and output.is_floating_point()).backward()
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(output.sum() for output in outputs if output is not None and output.is_floating_point()).backward()
 
 
 def run_ops(dtype, everything):
     """One step of each op: with every option, or with none."""
-    n = 1500  # so that the hub is in pieces
+    n = LONG.value + 476  # so that the hub is in pieces
     graph, bag, offsets = random_csr(n, n, degree=1), torch.zeros(n, dtype=torch.long), torch.tensor([0, 3, n])
     p, key = 0.3 if everything else 0.0, None
     feat, src, dst = (draw(*shape, seed=1, dtype=dtype) for shape in [(n, 4, 64), (n, 4), (n, 4)])
@@ -74,12 +111,50 @@ def run_ops(dtype, everything):
     step(lambda *x: backend("segment_attention_pool")(*x, offsets, p, 1), src, values)
     for reduce in ("sum", "max", "logsumexp"):
         step(lambda *x: backend("segment_reduce")(*x, offsets, reduce), src)  # noqa: B023
+    run_layer_ops(dtype, everything)
+
+
+def run_layer_ops(dtype, everything):
+    n, width = 300, 256
+    x, residual = draw(n, width, seed=1, dtype=dtype), draw(n, width, seed=2, dtype=dtype) if everything else None
+    vectors = [draw(width, seed=i, dtype=dtype) for i in range(3)]
+    slope, weight = draw(1, seed=3, dtype=dtype), draw(24, width, seed=4, dtype=dtype)
+    step(lambda *t: backend("residual_norm_prelu")(*t, 1e-5), x, residual, *vectors, slope)
+    step(lambda t: backend("seeded_dropout")(t, 0.3, 1), x)
+    index, token = torch.arange(n, dtype=torch.int32), vectors[0]
+    index[::3] = -1
+    for p in (0.3, 0.0) if everything else (0.0,):
+        step(lambda *t: backend("dropout_linear")(*t, None, [16, 8], index, token, p, 1, dtype), x, weight)  # noqa: B023
+
+
+def table() -> str:
+    """``rows`` as Markdown, the worst case of each kernel, block size and capability; spilling ones are marked."""
+    lines = [
+        "| kernel | sm | blocks | warps | registers | stack bytes | shared bytes | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        blocks = " ".join(f"{name.removeprefix('BLOCK_')}={value}" for name, value in row["blocks"].items())
+        stack = row.get("stack_bytes", 0)
+        lines.append(
+            f"| {row['kernel']} ({row['case']}) | {row['capability']} | {blocks} | {row['warps']} | "
+            f"{row.get('registers')} | {stack} | {row['shared_bytes']} | {'SPILLS' if stack else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    global case
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capabilities", type=int, nargs="+", default=[90], help="80, 90, 100 ...")
+    parser.add_argument("--all", action="store_true", help="Every block size instead of the last of each kernel.")
+    parser.add_argument("--table", action="store_true", help="Markdown instead of JSON.")
+    parser.parse_args(namespace=arguments)
+    triton.runtime.Autotuner.run = compile_launch
+    for arguments.case, dtype in (("bf16, all options", torch.bfloat16), ("fp32, no option", torch.float32)):
+        run_ops(dtype, everything=dtype == torch.bfloat16)
+    print(table()) if arguments.table else json.dump(rows, sys.stdout)
 
 
 if __name__ == "__main__":
-    triton.runtime.Autotuner.run = compile_launch
-    case = "bf16, all options"
-    run_ops(torch.bfloat16, everything=True)
-    case = "fp32, no option"
-    run_ops(torch.float32, everything=False)
-    json.dump(list(compiled.values()), sys.stdout)
+    main()

@@ -1,5 +1,8 @@
 """Inputs, gradients and the tolerance that the tests of the kernels share."""
 
+import importlib
+from contextlib import contextmanager
+
 import torch
 
 from mil_zoo.kernels import CSR
@@ -34,3 +37,15 @@ def assert_close(got, expected, dtype):
         # Relative to the largest entry, or to 1 (the scale of the inputs) where a gradient cancels to nothing.
         error = (a.double() - b.double()).abs().max() / b.abs().max().clamp(min=1)
         assert error < tolerance, f"tensor {i} differs by {error:.2g}"
+
+
+@contextmanager
+def one_config(choice):
+    """Kernels run with one of their block sizes, the ``choice``-th or so of each, and are not tuned."""
+    autotuner = importlib.import_module("triton").runtime.Autotuner
+    tune = autotuner._bench
+    autotuner._bench = lambda self, *args, config, **meta: (self.configs.index(config) - choice) % len(self.configs)
+    try:
+        yield
+    finally:
+        autotuner._bench = tune

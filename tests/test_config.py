@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from mil_zoo import InputError
-from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
+from mil_zoo.config import from_mapping, parse_override, parse_yaml, read_shipped, read_yaml, shipped_names
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,29 @@ class Settings:
     more: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     flag: bool = False
+    select: Literal["auc", "f1"] | Literal["last"] = "auc"
+    pair: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if self.rate < 0:
+            raise InputError(f"a rate is positive, not {self.rate}")
 
 
 def test_values_become_their_types():
     settings = from_mapping(
         Settings,
-        {"rate": "5e-4", "names": ["x"], "folds": "published", "limit": 3, "inner": {"width": 7}, "path": "here"},
+        {"rate": 5e-4, "names": ["x"], "folds": "published", "limit": 3, "inner": {"width": 7}, "path": "here"},
         "it",
     )
     assert settings == Settings(5e-4, ["x"], folds="published", limit=3, inner=Inner(7), path=Path("here"))
-    assert from_mapping(Settings, {"rate": 1, "limit": None}, "it") == Settings(1.0)
+    assert from_mapping(Settings, {"rate": 1, "limit": None, "pair": [1, 2]}, "it") == Settings(1.0, pair=(1.0, 2.0))
+
+
+def test_what_people_write_as_a_number_is_one():
+    for text, value in {"5e-4": 5e-4, "1E5": 1e5, "-2.5e3": -2500.0, ".5e1": 5.0, "3": 3, "0.5": 0.5}.items():
+        assert parse_yaml(f"a: {text}", "it") == {"a": value}
+        assert type(parse_override(f"a={text}")[1]) is type(value)
+    assert parse_yaml("a: 1e-4x", "it") == {"a": "1e-4x"}
 
 
 @pytest.mark.parametrize(
@@ -44,15 +57,23 @@ def test_values_become_their_types():
         ({}, "it: the key 'rate' is missing"),
         ({"rate": 1, "nams": []}, "it: unknown key 'nams'; did you mean 'names'"),
         ({"rate": "fast"}, "it: rate must be a number, not 'fast'"),
-        ({"rate": True}, "rate must be of type float"),
+        ({"rate": True}, "rate must be a number, not True"),
         ({"rate": 1, "names": "x"}, "names must be a list"),
-        ({"rate": 1, "names": [1]}, r"names\[0\] must be of type str"),
+        ({"rate": 1, "names": [1]}, r"it: names\[0\] must be text, not 1"),
         ({"rate": 1, "kind": "c"}, "kind must be one of 'a', 'b', not 'c'"),
-        ({"rate": 1, "folds": 2.5}, "folds must be"),
-        ({"rate": 1, "limit": True}, "limit must be of type int"),
+        ({"rate": 1, "folds": 2.5}, "it: folds must be a whole number or 'published', not 2.5"),
+        ({"rate": 1, "limit": True}, "it: limit must be a whole number or null, not True"),
         ({"rate": 1, "inner": 3}, "inner must be a mapping"),
         ({"rate": 1, "inner": {"widht": 3}}, "it: inner: unknown key 'widht'; did you mean 'width'"),
-        ({"rate": 1, "flag": 1}, "flag must be of type bool"),
+        ({"rate": 1, "flag": 1}, "it: flag must be true or false, not 1"),
+        ({"rate": 1, "select": "recall"}, "it: select must be one of 'auc', 'f1', 'last', not 'recall'"),
+        ({"rate": 1, "pair": [1]}, r"it: pair has the wrong number of values: \[1\]"),
+        ({"rate": 1, "pair": [1, 2, 3]}, r"it: pair has the wrong number of values: \[1, 2, 3\]"),
+        ({"rate": 1, "pair": [1, "x"]}, r"it: pair\[1\] must be a number, not 'x'"),
+        ({"rate": 1, "more": 3}, "it: more must be a mapping, not 3"),
+        ({"rate": 1, "path": 3}, "it: path must be text or null, not 3"),
+        ({"rate": float("inf")}, "it: rate must be a finite number, not inf"),
+        ({"rate": -1}, "^a rate is positive, not -1.0$"),
     ],
 )
 def test_wrong_values_are_named(mapping, message):
@@ -81,6 +102,13 @@ def test_files_that_are_no_mapping_are_refused(tmp_path):
         read_yaml(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="no such file"):
         read_yaml(tmp_path / "none.yaml")
+
+
+def test_settings_that_hold_themselves_and_dates_that_are_none_are_sentences(tmp_path):
+    for content in ("a: &a [*a]", "a: 2023-13-45", f"a: {'9' * 5000}", f"a: {'[' * 400}{']' * 400}"):
+        (tmp_path / "c.yaml").write_text(content)
+        with pytest.raises(InputError, match=r"c.yaml"):
+            from_mapping(Settings, {"rate": 1, "more": read_yaml(tmp_path / "c.yaml")}, "c.yaml")
 
 
 def test_yaml_cannot_run_code(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 import mil_zoo
 from mil_zoo import InputError, registry
-from mil_zoo.registry import Registry, load_plugin
+from mil_zoo.registry import Plugins, Registry, load_plugin
 
 
 def test_register_get_and_names():
@@ -68,7 +68,11 @@ def test_a_plugin_file(tmp_path):
     ("text", "message"),
     [
         ("def broken(:\n", r"plugin .*bad_0.py, line 1: invalid syntax"),
-        ("x = 1\nimport no_such_module_here\n", r"bad_1.py failed to import: ModuleNotFoundError"),
+        ("x = 1\nimport no_such_module_here\n", r"bad_1.py, line 2 failed to import: ModuleNotFoundError"),
+        (
+            "import sys\n\nsys.exit(3)\n",
+            r"bad_2.py, line 3 failed to import: SystemExit: it calls for an exit \(code 3",
+        ),
         (PLUGIN.format(name="abmil"), "aggregator 'abmil' is already registered"),
     ],
 )
@@ -88,11 +92,11 @@ def test_entry_points(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     points = [importlib.metadata.EntryPoint("packaged", "packaged_mil", registry.ENTRY_POINT_GROUP)]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points if group == "mil_zoo.plugins" else [])
-    monkeypatch.setattr(registry, "_entry_points_loaded", False)
-    registry.load_entry_points()
+    plugins = Plugins()
+    plugins.load_installed()
     assert "from_a_package" in mil_zoo.list_aggregators()
     broken = importlib.metadata.EntryPoint("broken", "no_such_module_here", registry.ENTRY_POINT_GROUP)
     points.append(broken)
-    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    plugins.load_installed()  # once
     with pytest.raises(InputError, match="plugin 'broken'"):
-        registry.load_entry_points()
+        Plugins().load_installed()

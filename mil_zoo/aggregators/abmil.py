@@ -74,7 +74,7 @@ class ABMIL(Aggregator):
         self,
         in_dim: int,
         num_classes: int,
-        embed_dim: int | None = None,
+        embed_dim: int | None = 512,
         attention_dim: int = 128,
         gated: bool = False,
         entropy_weight: float = 0.0,

@@ -219,10 +219,8 @@ def create_aggregator(name: str, in_dim: int = 1024, num_classes: int = 2, **opt
 
 
 def aggregator_options(name: str) -> dict[str, Any]:
-    """The options of a registered aggregator and their defaults."""
+    """The options of a registered aggregator and their defaults (``inspect.Parameter.empty`` where there is none)."""
     parameters = inspect.signature(AGGREGATORS.get(name).__init__).parameters
     return {
-        key: None if parameter.default is parameter.empty else parameter.default
-        for key, parameter in parameters.items()
-        if key not in ("self", "in_dim", "num_classes")
+        key: parameter.default for key, parameter in parameters.items() if key not in ("self", "in_dim", "num_classes")
     }

@@ -15,7 +15,7 @@ from mil_zoo.kernels import segment_reduce
 class _Pooling(Aggregator):
     reduce: ClassVar[Literal["mean", "max"]]
 
-    def __init__(self, in_dim: int, num_classes: int, embed_dim: int | None = None) -> None:
+    def __init__(self, in_dim: int, num_classes: int, embed_dim: int | None = 512) -> None:
         super().__init__(in_dim, num_classes)
         self.embed, width = feature_layer(in_dim, embed_dim)
         self.classifier = nn.Linear(width, num_classes)

@@ -161,7 +161,7 @@ class RRT(Aggregator):
         crmsa_k: prototypes of a region.
         crmsa_heads: heads of the attention between regions.
         all_shortcut: add the projected instances to the re-embedded ones (the authors' commands do for some datasets).
-        pool_act: "relu" (default of the authors' code) or "tanh" (their training commands) in the pooling.
+        pool_act: "tanh" (all training commands of the authors) or "relu" (their class's own default) in the pooling.
         dropout: rate after the projection.
         proj_drop: rate of the output of both attentions.
 
@@ -199,7 +199,7 @@ class RRT(Aggregator):
         crmsa_k: int = 3,
         crmsa_heads: int = 8,
         all_shortcut: bool = False,
-        pool_act: Literal["relu", "tanh"] = "relu",
+        pool_act: Literal["relu", "tanh"] = "tanh",
         dropout: float = 0.25,
         proj_drop: float = 0.1,
     ) -> None:

@@ -43,7 +43,7 @@ class TopKPooling(Aggregator):
         "https://www.cv-foundation.org/openaccess/content_cvpr_2015/papers/Li_Multiple_Instance_Learning_2015_CVPR_paper.pdf",
     )
 
-    def __init__(self, in_dim: int, num_classes: int, embed_dim: int | None = None, k: int = 8) -> None:
+    def __init__(self, in_dim: int, num_classes: int, embed_dim: int | None = 512, k: int = 8) -> None:
         super().__init__(in_dim, num_classes)
         if k < 1:
             raise InputError(f"topk: k must be positive, not {k}")

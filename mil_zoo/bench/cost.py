@@ -17,15 +17,13 @@ from datetime import date
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from mil_zoo.aggregators.base import create_aggregator
-from mil_zoo.bench import memory
 from mil_zoo.config import from_mapping
-from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.registry import load_plugin
+
+if TYPE_CHECKING:  # the list of aggregators reads the table below and must not wait for torch
+    from mil_zoo.data.bag import Bag, BagBatch
 
 INSTANCES, FEATURES = 10_000, 1024
 SECONDS, AT_LEAST = 2.0, 3  # a step is repeated for so long, and so often
@@ -34,23 +32,26 @@ STEPS = ("eval", "train")
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one bag of ``INSTANCES`` x ``FEATURES`` with an aggregator's default options.
+    """Cost of one bag of ``INSTANCES`` x ``FEATURES`` with an aggregator as the benchmark trains it.
 
     Attributes:
         name: of the aggregator.
-        eval_ms: median time of ``forward`` in eval mode without gradients, its graph built before.
+        parameters: numbers trained, with ``FEATURES`` features and two classes.
+        eval_ms: median time of ``forward`` in eval mode without gradients, its graph built before; None, as the next
+            three are, where it was not measured since the model changed.
         eval_mib: peak of resident memory during it, above the weights and the loaded bag.
         train_ms: median time of a training step: losses, gradients and the update by AdamW.
         train_mib: its peak of resident memory, above weights, optimiser state and bag.
-        machine: processor, threads and versions.
-        date: of the measurement, ISO.
+        machine: processor, threads and versions; empty where nothing was measured.
+        date: of the measurement, ISO; empty likewise.
     """
 
     name: str
-    eval_ms: float
-    eval_mib: float
-    train_ms: float
-    train_mib: float
+    parameters: int
+    eval_ms: float | None
+    eval_mib: float | None
+    train_ms: float | None
+    train_mib: float | None
     machine: str
     date: str
 
@@ -68,6 +69,7 @@ def measure(name: str, threads: int = 2, plugins: Iterable[str | Path] = ()) -> 
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     numbers: dict[str, float] = {}
+    parameters = 0
     for step in STEPS:
         command = [sys.executable, "-m", "mil_zoo.bench.cost", name, step, str(threads), *map(str, plugins)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -76,7 +78,8 @@ def measure(name: str, threads: int = 2, plugins: Iterable[str | Path] = ()) -> 
             raise InputError(f"{name} could not be measured on a bag of {INSTANCES:,} instances: {reason}")
         result = json.loads(done.stdout.splitlines()[-1])
         numbers |= {f"{step}_ms": result["ms"], f"{step}_mib": result["mib"]}
-    return Cost(name=name, **numbers, machine=_machine(threads), date=date.today().isoformat())
+        parameters = result["parameters"]
+    return Cost(name=name, parameters=parameters, **numbers, machine=_machine(threads), date=date.today().isoformat())
 
 
 def read_costs(path: Path | None = None) -> dict[str, Cost]:
@@ -91,8 +94,15 @@ def read_costs(path: Path | None = None) -> dict[str, Cost]:
     return {cost.name: cost for cost in costs}
 
 
-def _numbers(row: dict[str, str]) -> dict[str, str | float]:
-    return {key: float(value) if key.endswith(("_ms", "_mib")) else value for key, value in row.items()}
+def _numbers(row: dict[str, str]) -> dict[str, str | float | None]:
+    def number(key: str, value: str) -> str | float | None:
+        if key == "parameters":
+            return int(value)
+        if key.endswith(("_ms", "_mib")):
+            return float(value) if value else None
+        return value
+
+    return {key: number(key, value) for key, value in row.items()}
 
 
 def write_costs(costs: Iterable[Cost], path: Path) -> None:
@@ -112,8 +122,21 @@ def _machine(threads: int) -> str:
     return f"{processor}, {threads} threads, Python {platform.python_version()}, {versions}"
 
 
+def count_parameters(name: str) -> int:
+    """How many numbers the benchmark trains in an aggregator, with ``FEATURES`` features and two classes."""
+    from mil_zoo.aggregators.base import create_aggregator
+
+    return sum(parameter.numel() for parameter in create_aggregator(name, FEATURES, 2).parameters())
+
+
 def _run(name: str, step: str, threads: int) -> dict[str, float]:
-    """Time in ms and memory in MiB of one kind of step, in this process."""
+    """Parameters, time in ms and memory in MiB of one kind of step, in this process."""
+    import torch
+
+    from mil_zoo.aggregators.base import create_aggregator
+    from mil_zoo.bench import memory
+    from mil_zoo.data.bag import BagBatch
+
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     aggregator = create_aggregator(name, FEATURES, 2).train(step == "train")
@@ -140,11 +163,16 @@ def _run(name: str, step: str, threads: int) -> dict[str, float]:
         start = time.perf_counter()
         run(batch)
         times.append(time.perf_counter() - start)
-    return {"ms": round(1e3 * statistics.median(times), 1), "mib": round(mib, 1)}
+    parameters = sum(parameter.numel() for parameter in aggregator.parameters())
+    return {"parameters": parameters, "ms": round(1e3 * statistics.median(times), 1), "mib": round(mib, 1)}
 
 
 def _bag(n: int) -> Bag:
     """A labelled bag of random features on a patch grid with a fifth of its sites empty."""
+    import torch
+
+    from mil_zoo.data.bag import Bag
+
     side = int((1.25 * n) ** 0.5) + 1
     site = torch.randperm(side * side)[:n]
     coords = torch.stack([site % side, site // side], dim=1) * 256.0
@@ -152,6 +180,8 @@ def _bag(n: int) -> Bag:
 
 
 if __name__ == "__main__":
+    from mil_zoo.registry import load_plugin
+
     for plugin in sys.argv[4:]:
         load_plugin(plugin)
     print(json.dumps(_run(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -13,7 +13,6 @@ from mil_zoo.aggregators.base import create_aggregator
 from mil_zoo.bench.plan import ModelPlan, Plan
 from mil_zoo.bench.trial import split_bags, trial_device, trial_threads
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import sizes_of
 from mil_zoo.train.loop import fit
 from mil_zoo.train.protocols import PROTOCOLS
 
@@ -50,7 +49,7 @@ def estimate(plan: Plan, done: Collection[str] = ()) -> list[Estimate]:
         done: ids of trials that a run directory holds already.
     """
     bags, _ = split_bags(plan.dataset, plan.splits[0])
-    sizes = sizes_of(bags["train"])
+    sizes = bags["train"].sizes
     spread = np.linspace(0, len(sizes) - 1, min(SAMPLE + 2, len(sizes))).round().astype(int)
     chosen = np.argsort(sizes, kind="stable")[spread[1:-1] if len(spread) > 2 else spread]
     sample = [bags["train"][int(i)] for i in chosen]

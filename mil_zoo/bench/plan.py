@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +14,6 @@ from mil_zoo.bench.grid import points
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import count_instances, heads
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
@@ -25,6 +23,8 @@ from mil_zoo.train.protocols import PROTOCOLS, model_options
 
 PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
 
+_PLAIN = (bool, int, float, str, type(None))
+
 
 @dataclass(frozen=True)
 class ModelPlan:
@@ -32,7 +32,7 @@ class ModelPlan:
 
     Attributes:
         name: registry key.
-        options: constructor options.
+        options: constructor options, defaults included as far as a YAML file can hold them.
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection rule.
         grid: the variant's name, "" without a grid.
@@ -97,7 +97,7 @@ class Plan:
     def _patients(self) -> dict[str, Any]:
         if self.dataset.patient_rule is None:
             return {}
-        count = len({patient_key(slide) for slide in heads(self.dataset.bags)})
+        count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
     def source_of(self, trial: Trial) -> DatasetSource:
@@ -118,7 +118,7 @@ class Plan:
                 "simulated": card.kind == "simulated",
                 "classes": list(card.classes),
                 "bags": len(self.dataset.bags),
-                "instances": count_instances(self.dataset.bags),
+                "instances": self.dataset.bags.num_instances,
                 "in_dim": self.dataset.in_dim,
                 **self._files(),
                 "standardised": card.standardise,
@@ -152,50 +152,26 @@ class Plan:
         }
 
 
-def make_plan(
-    suite: Suite,
-    dataset_name: str,
-    root: Path | None = None,
-    labels: Path | None = None,
-    *,
-    features: Sequence[str] | None = None,
-    layout: str | None = None,
-    allow_pickle: bool = False,
-    test_root: Path | None = None,
-) -> Plan:
+def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str] = ()) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
     Args:
         suite: what to compare.
-        dataset_name: which of the suite's datasets.
-        root: folder of the dataset's files, see ``open_dataset``.
-        labels: csv of other labels, see ``open_dataset``.
-        features: which sets of features (encoders), see ``open_dataset``; several are compared, each with every model.
-        layout: how the files are laid out, see ``open_dataset``.
-        allow_pickle: see ``open_dataset``.
-        test_root: folder of the files of ``suite.test_on``; None for ``root``.
+        source: how to open the dataset, or its name alone. What the suite says of patients and of the dataset that is
+            tested on holds where the source says nothing.
+        features: which sets of features (encoders); several are compared, each with every model. Empty for the
+            source's, or the only one.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
     """
-    if not suite.models or len(set(suite.models)) < len(suite.models):
-        raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
-    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
-        raise InputError("--seeds must name each seed once")
-    if any(k < 1 for k in suite.faithfulness):
-        raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
-    if suite.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {suite.threads}")
-    for name in suite.models:
-        model_options(name)  # an unknown name is told before the data are read
-    _check_targets(suite)
-    wanted: list[str | None] = [*features] if features else [None]
-    how = {"features": wanted[0], "layout": layout, "allow_pickle": allow_pickle}
-    other = suite.test_on and DatasetSource(suite.test_on, test_root or root, **how)  # type: ignore[arg-type]
-    source = DatasetSource(dataset_name, root, labels, **how, patients=suite.patients, test_on=other or None).anywhere()  # type: ignore[arg-type]
+    _check_suite(suite)
+    source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
+    if features:
+        source = source.with_features(features[0])
     dataset = source.open()
-    for each in wanted[1:]:  # all of them now: a missing slide costs no training
-        source.with_features(str(each)).open()
+    for each in features[1:]:  # all of them now: a missing slide costs no training
+        source.with_features(each).open()
     drawn = draw_splits(
         dataset,
         suite.split,
@@ -206,16 +182,26 @@ def make_plan(
         suite.allow_leaky_splits,
     )
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
-    if len(wanted) > 1:
-        models = [_with_features(model, str(each)) for model in models for each in wanted]
+    if len(features) > 1:
+        models = [_with_features(model, each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn)
 
 
+def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
+    """The source with the suite's patients and dataset to test on, where it names none; independent of this process."""
+    if source.patients is None:
+        source = dataclasses.replace(source, patients=suite.patients)
+    if source.test_on is None and suite.test_on is not None:
+        other = dataclasses.replace(source, name=suite.test_on, labels=None, patients=None)
+        source = dataclasses.replace(source, test_on=other)
+    return source.anywhere()
+
+
 def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:
-    """An aggregator's shipped configuration with the suite's budget and overrides on top, once a point of its grids.
+    """An aggregator as shipped with the suite's budget and overrides on top, once a point of its grids.
 
     Args:
-        name: registry key; one without a shipped YAML starts from its constructor's defaults.
+        name: registry key; its constructor's defaults come first, then what its shipped YAML sets.
         suite: budget and overrides.
         graph: the dataset's graph spec; None for the aggregator's own.
     """
@@ -225,8 +211,11 @@ def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[Model
 
 def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: dict[str, Any]) -> ModelPlan:
     shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
-    options, training = dict(shipped.get("options", {})), dict(shipped.get("training", {}))
     known, fields = model_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
+    # A run keeps every option that it trained with, so that a default that changes later changes no old run.
+    options = {option: default for option, default in known.items() if isinstance(default, _PLAIN)}
+    options |= shipped.get("options", {})
+    training = dict(shipped.get("training", {}))
     own_graph = _own_graph(name)
     graph = own_graph and (graph or own_graph)
     if suite.epochs is not None:
@@ -262,6 +251,21 @@ def _known(name: str) -> set[str]:
 
 def _own_graph(name: str) -> str | None:
     return None if name in PROTOCOLS else AGGREGATORS.get(name).graph
+
+
+def _check_suite(suite: Suite) -> None:
+    """Raises an ``InputError`` for what can be told before the data are read."""
+    if not suite.models or len(set(suite.models)) < len(suite.models):
+        raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
+    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
+        raise InputError("--seeds must name each seed once")
+    if any(k < 1 for k in suite.faithfulness):
+        raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
+    if suite.threads < 1:
+        raise InputError(f"--threads must be at least 1, not {suite.threads}")
+    for name in suite.models:
+        model_options(name)  # an unknown name is told
+    _check_targets(suite)
 
 
 def _check_targets(suite: Suite) -> None:

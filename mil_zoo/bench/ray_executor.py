@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import socket
 import tempfile
@@ -17,8 +18,6 @@ from mil_zoo.bench.plan import Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.trial import Job, Row, Worker
 from mil_zoo.errors import InputError
-
-_worker: Worker | None = None  # of a process of Ray: one dataset serves its trials one after the other
 
 
 class OnRay:
@@ -124,13 +123,17 @@ class OnRay:
         return dict(row)
 
 
+@functools.cache
+def _worker() -> Worker:
+    """The worker of a process of Ray: its open dataset serves the trials that come there one after the other."""
+    return Worker()
+
+
 def _run(job: Job) -> tuple[Row, dict[str, bytes]]:
     """The task: a trial's row and files."""
-    global _worker
-    _worker = _worker or Worker()
     with tempfile.TemporaryDirectory(prefix="mil-zoo-") as temporary:
         folder = Path(temporary) / "trial"
-        row = _worker.run(dataclasses.replace(job, folder=folder))
+        row = _worker().run(dataclasses.replace(job, folder=folder))
         files = {path.name: path.read_bytes() for path in folder.iterdir()} if row["status"] == "ok" else {}
     return row, files
 

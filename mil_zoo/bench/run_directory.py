@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
@@ -53,18 +54,21 @@ class RunDirectory:
         Raises:
             InputError: the directory cannot be written, another runner is at work in it, or it holds another run.
         """
+        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            if (self.path / ".lock").is_symlink():
+                raise InputError(f"{self.path / '.lock'} is a link, which a run does not write through; delete it")
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another mil-zoo is writing this run; wait for it or choose another --out"
+            ) from None
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{self.path}: another mil-zoo is writing this run; wait for it or choose another --out"
-                ) from None
+        except NotImplementedError:  # no locks on this file system: two runners are then the user's to avoid
+            warnings.warn(f"{self.path} lies where files cannot be locked; start one run there at a time", stacklevel=3)
+        try:
             settings = json.loads(json.dumps(settings))
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
@@ -74,6 +78,8 @@ class RunDirectory:
                 )
             self._drop_torn_row()
             yield
+        finally:
+            lock.release()
 
     def write_text(self, name: str, text: str) -> None:
         """Writes the file ``name`` of the run as a whole."""

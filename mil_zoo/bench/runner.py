@@ -11,7 +11,7 @@ from mil_zoo.bench.plan import Plan, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job, Row
 from mil_zoo.data.splits.files import splits_csv
-from mil_zoo.registry import loaded_plugins
+from mil_zoo.registry import PLUGINS
 
 
 def run_plan(
@@ -50,7 +50,7 @@ def run_plan(
                 on_result(done[trial.id])
             else:
                 folder = run.staging(trial.id).resolve()
-                jobs.append(Job(trial, plan.source_of(trial), folder, plan.suite, loaded_plugins()))
+                jobs.append(Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files)))
         with closing(executor.run(jobs, on_trial, on_epoch)) as rows:
             for row in rows:
                 run.add_trial(row)

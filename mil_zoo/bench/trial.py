@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from mil_zoo.bench import memory
 from mil_zoo.bench.plan import Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
-from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.dataset import Dataset, Standardiser
-from mil_zoo.data.slide_files import heads, labels_of, pick, relabel
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.metrics import patient_predictions, score
 from mil_zoo.registry import load_plugin
-from mil_zoo.train.metrics import patient_predictions, score
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 Row = dict[str, Any]
-Parts = dict[str, Sequence[Bag]]
+Parts = dict[str, Bags]
 
 
 @dataclass(frozen=True)
@@ -149,18 +148,18 @@ def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> 
     "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
     """
     slides = {part: getattr(split, part) for part in ("train", "val", "test")}
-    tested = {patient_key(slide) for slide in heads(pick(dataset.bags, split.test))}
-    slides["unlabelled"] = [slide.slide_id for slide in heads(dataset.bags) if patient_key(slide) not in tested]
+    tested = {patient_key(slide) for slide in dataset.bags.select(split.test).slides}
+    slides["unlabelled"] = [slide.slide_id for slide in dataset.bags.slides if patient_key(slide) not in tested]
     bags, standardiser = dataset.bags, None
     if dataset.card.standardise:
-        standardiser = Standardiser.fit(pick(bags, split.train))
-        bags = [standardiser(bag) for bag in bags]
-    parts: Parts = {part: pick(bags, ids) for part, ids in slides.items()}
+        standardiser = Standardiser.fit(bags.select(split.train))
+        bags = as_bags([standardiser(bag) for bag in bags])
+    parts: Parts = {part: bags.select(ids) for part, ids in slides.items()}
     if permute_labels:
         for number, part in enumerate(("train", "val")):
             rng = np.random.default_rng([number, split.repeat, split.fold])
-            shuffled = shuffled_labels(np.array(labels_of(parts[part])), rng)
-            parts[part] = relabel(parts[part], shuffled.tolist())
+            shuffled = shuffled_labels(np.array(parts[part].labels), rng)
+            parts[part] = parts[part].relabelled(shuffled.tolist())
     return parts, standardiser
 
 
@@ -175,9 +174,9 @@ def few_labels(bags: Parts, trial: Trial) -> Parts:
     split, thinned = trial.split, dict(bags)
     shares = (labelled, min(1.0, labelled if labelled <= 1 else labelled / len(bags["train"])))
     for number, (part, share) in enumerate(zip(("train", "val"), shares, strict=True)):
-        slides = heads(bags[part])
-        chosen = choose_labelled(labels_of(bags[part]), share, [trial.seed, split.repeat, split.fold, number])
-        thinned[part] = pick(bags[part], [slides[i].slide_id for i in chosen])
+        names = bags[part].slide_ids
+        chosen = choose_labelled(bags[part].labels, share, [trial.seed, split.repeat, split.fold, number])
+        thinned[part] = bags[part].select([names[i] for i in chosen])
     return thinned
 
 
@@ -215,7 +214,7 @@ def _context(job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], 
 def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
     rows = []
     for part, probabilities in result.probabilities.items():
-        for slide, row in zip(heads(bags[part]), probabilities.tolist(), strict=True):
+        for slide, row in zip(bags[part].slides, probabilities.tolist(), strict=True):
             known = {
                 "slide_id": slide.slide_id,
                 "patient_id": slide.patient_id or "",

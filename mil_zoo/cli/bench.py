@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
 
-from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.dry_run import show_dry_run
+from mil_zoo.cli.options import as_one_value, comma_list, plugin_option
+from mil_zoo.cli.progress import run_with_progress, saved
 from mil_zoo.errors import InputError
 
+if TYPE_CHECKING:
+    from mil_zoo.bench.executors import Executor
+    from mil_zoo.bench.suite import Suite
+    from mil_zoo.data.source import DatasetSource
+
 EXECUTORS = ("local", "processes", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What ``mil-zoo bench`` was asked for: its options, as click read them; None where one was not given."""
+
+    suite: str | None
+    models: list[str] | None
+    datasets: list[str] | None
+    labels: Path | None
+    root: Path | None
+    features: list[str] | None
+    layout: str | None
+    allow_pickle: bool
+    split: str | None
+    allow_leaky_splits: bool | None
+    test_on: str | None
+    test_root: Path | None
+    patients: str | None
+    folds: str | None
+    repeats: int | None
+    seeds: list[int] | None
+    epochs: int | None
+    settings: tuple[str, ...]
+    grid: tuple[str, ...]
+    class_weights: str | None
+    max_instances: int | None
+    faithfulness: list[int] | None
+    permute_labels: bool | None
+    threads: int | None
+    jobs: int | None
+    executor: str | None
+    address: str | None
+    trial_cpus: float | None
+    trial_gpus: float
+    dry_run: bool
+    out: Path | None
+    plugin: tuple[Path, ...]
 
 
 @click.command(
@@ -109,40 +154,8 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
-def bench(
-    suite: str | None,
-    models: list[str] | None,
-    datasets: list[str] | None,
-    labels: Path | None,
-    root: Path | None,
-    features: list[str] | None,
-    layout: str | None,
-    allow_pickle: bool,
-    split: str | None,
-    allow_leaky_splits: bool | None,
-    test_on: str | None,
-    test_root: Path | None,
-    patients: str | None,
-    folds: str | None,
-    repeats: int | None,
-    seeds: list[int] | None,
-    epochs: int | None,
-    settings: tuple[str, ...],
-    grid: tuple[str, ...],
-    class_weights: str | None,
-    max_instances: int | None,
-    faithfulness: list[int] | None,
-    permute_labels: bool | None,
-    threads: int | None,
-    jobs: int | None,
-    executor: str | None,
-    address: str | None,
-    trial_cpus: float | None,
-    trial_gpus: float,
-    dry_run: bool,
-    out: Path | None,
-    plugin: tuple[Path, ...],
-) -> int:
+@as_one_value(BenchOptions)
+def bench(options: BenchOptions) -> int:
     """Compare aggregators on a dataset.
 
     Every aggregator trains on the same folds; its checkpoint is chosen on validation patients that are in neither train
@@ -151,65 +164,73 @@ def bench(
     from rich.console import Console
 
     console = Console()
-    with console.status("Loading torch and DGL"):
-        from mil_zoo.bench.grid import parse_grids
+    with console.status("Loading torch"):
         from mil_zoo.bench.plan import make_plan
-        from mil_zoo.bench.suite import parse_overrides, read_suite
         from mil_zoo.cli.report import show
 
-    shortcuts = {"class_weights": class_weights, "max_instances": max_instances}
-    overrides = {key: value for key, value in shortcuts.items() if value is not None} | parse_overrides(settings)
-    chosen = read_suite(
-        suite,
-        datasets=datasets,
-        models=models,
-        split=split,
-        allow_leaky_splits=allow_leaky_splits,
-        test_on=test_on,
-        patients=patients,
-        folds=_folds(folds),
-        repeats=repeats,
-        seeds=seeds,
-        epochs=epochs,
-        faithfulness=faithfulness,
-        permute_labels=permute_labels,
-        threads=threads,
-        overrides=overrides,
-        grid=parse_grids(grid),
-    )
+    suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
-        where = {"features": features, "layout": layout, "allow_pickle": allow_pickle, "test_root": test_root}
-        plans = [make_plan(chosen, name, root, labels, **where) for name in chosen.datasets]
+        sources = [_source(options, suite, name) for name in suite.datasets]
+        plans = [make_plan(suite, source, options.features or ()) for source in sources]
+    out = options.out
     if out is None:
-        name = Path(suite or "-".join(plan.dataset.card.name for plan in plans)).stem
+        name = Path(options.suite or "-".join(plan.dataset.card.name for plan in plans)).stem
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if dry_run:
-        for plan in plans:
-            _dry_run(plan, out if len(plans) == 1 else out / plan.dataset.card.name, jobs or 1, console)
+    folders = [out if len(plans) == 1 else out / plan.dataset.card.name for plan in plans]
+    if options.dry_run:
+        for plan, folder in zip(plans, folders, strict=True):
+            show_dry_run(plan, folder, options.jobs or 1, console)
         return 0
     failures = 0
-    for plan in plans:
-        folder = out if len(plans) == 1 else out / plan.dataset.card.name
-        rows = _run(plan, folder, console, _executor(executor, jobs, address, trial_cpus, trial_gpus))
+    for plan, folder in zip(plans, folders, strict=True):
+        rows = run_with_progress(plan, folder, console, _executor(options))
         failed = [row for row in rows if row["status"] != "ok"]
         for row in failed:
             console.print(f"[red]failed[/] {row['trial']}: {escape(row['reason'])}", highlight=False)
         failures += len(failed)
-        with _saved(folder, rows):
+        with saved(folder, rows):
             show(folder, console)
     return 1 if failures else 0
 
 
-def _executor(name: str | None, jobs: int | None, address: str | None, cpus: float | None, gpus: float) -> Any:
+def _suite(options: BenchOptions) -> Suite:
+    """The suite that the options name, with those that are settings of it on top."""
+    from mil_zoo.bench.grid import parse_grids
+    from mil_zoo.bench.suite import Suite, parse_overrides, read_suite
+
+    shortcuts = {"class_weights": options.class_weights, "max_instances": options.max_instances}
+    told = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Suite)}
+    told |= {
+        "folds": _folds(options.folds),
+        "overrides": {key: value for key, value in shortcuts.items() if value is not None}
+        | parse_overrides(options.settings),
+        "grid": parse_grids(options.grid),
+    }
+    return read_suite(options.suite, **told)
+
+
+def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:
+    """How to open one of the suite's datasets, and the one that is tested on."""
+    from mil_zoo.data.source import DatasetSource
+
+    source = DatasetSource(name, options.root, options.labels, None, options.layout, options.allow_pickle)
+    if suite.test_on is None:
+        return source
+    other = dataclasses.replace(source, name=suite.test_on, labels=None, root=options.test_root or options.root)
+    return dataclasses.replace(source, test_on=other)
+
+
+def _executor(options: BenchOptions) -> Executor | None:
     """The executor asked for; None for this process."""
     from mil_zoo.bench.executors import Processes
 
-    if name != "ray" and (address is not None or cpus is not None or gpus):
-        raise InputError("--address, --trial-cpus and --trial-gpus are Ray's; add --executor ray")
+    name, jobs = options.executor, options.jobs
     if name == "ray":
         from mil_zoo.bench.ray_executor import OnRay
 
-        return OnRay(address, jobs, cpus, gpus)
+        return OnRay(options.address, jobs, options.trial_cpus, options.trial_gpus)
+    if options.address is not None or options.trial_cpus is not None or options.trial_gpus:
+        raise InputError("--address, --trial-cpus and --trial-gpus are Ray's; add --executor ray")
     if name == "local" and jobs not in (None, 1):
         raise InputError("--executor local runs one trial at a time; leave it out, or --jobs")
     if name == "processes" or (name is None and jobs not in (None, 1)):
@@ -224,115 +245,3 @@ def _folds(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         raise InputError(f"--folds must be a number or 'published', not {text!r}") from None
-
-
-def _dry_run(plan: Any, out: Path, jobs: int, console: Any) -> None:
-    """Lists the trials that ``out`` does not hold, and what they would take."""
-    from rich.table import Table
-
-    from mil_zoo.bench.estimate import SAMPLE, estimate
-    from mil_zoo.bench.run_directory import RunDirectory
-
-    done = {row["trial"] for row in RunDirectory(out).trials() if row["status"] == "ok"}
-    left = [trial.id for trial in plan.trials if trial.id not in done]
-    with console.status("Measuring a few steps"):
-        estimates = estimate(plan, done)
-    for trial in left:
-        click.echo(trial)
-    table = Table("model", "trials to run", "epochs", "a trial", "together", title=plan.dataset.card.title)
-    for found in estimates:
-        a_trial, together = (_duration(found.seconds * number) for number in (1, found.trials))
-        table.add_row(found.label, str(found.trials), str(found.epochs), escape(found.reason) or a_trial, together)
-    console.print(table)
-    known = [found for found in estimates if found.trials and found.seconds == found.seconds]
-    whole = sum(found.seconds * found.trials for found in known) / jobs
-    least = max((found.seconds for found in known), default=0.0)
-    console.print(
-        f"{len(left)} trials to run, {len(done)} done. About {_duration(max(whole, least))} with --jobs {jobs}, from "
-        f"one step and one evaluation of {SAMPLE} slides a model on {plan.suite.threads} threads: expect it within a "
-        "factor of two, more where the trials get in each other's way.",
-        highlight=False,
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds != seconds:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _saved(folder: Path, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """Turns a failing disk into one sentence that says what is kept."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"writing to {folder} failed ({error}); {len(rows)} finished trials are kept there; free some space and "
-            f"start the same command with --out {folder} again"
-        ) from error
-
-
-def _run(plan: Any, out: Path, console: Any, executor: Any) -> list[dict[str, Any]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from mil_zoo.bench.runner import run_plan
-    from mil_zoo.data.slide_files import count_instances
-    from mil_zoo.report.results import label_of
-
-    card = plan.dataset.card
-    console.print(
-        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {count_instances(plan.dataset.bags):,} instances of "
-        f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
-        highlight=False,
-    )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    rows: list[dict[str, Any]] = []
-    with Progress(*columns, console=console) as progress:
-        # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
-        bars, epochs = {}, {}
-        for model in plan.models:
-            epochs[model.label] = {trial.id: 0 for trial in plan.trials if trial.model is model}
-            total = len(epochs[model.label]) * model.training.epochs
-            bars[model.label] = progress.add_task(model.label, total=total)
-
-        def reached(label: str, trial: str, epoch: int) -> None:
-            epochs[label][trial] = epoch
-            progress.update(bars[label], completed=sum(epochs[label].values()))
-
-        def on_epoch(trial: Any, row: dict[str, Any]) -> None:
-            reached(trial.model.label, trial.id, row["epoch"])
-
-        budgets = {model.label: model.training.epochs for model in plan.models}
-
-        def on_result(row: dict[str, Any]) -> None:
-            rows.append(row)
-            reached(label_of(row), row["trial"], budgets[label_of(row)])
-
-        try:
-            with _saved(out, rows):
-                run_plan(plan, out, executor=executor, on_epoch=on_epoch, on_result=on_result)
-        except KeyboardInterrupt:
-            progress.stop()
-            console.print(
-                f"Interrupted after {len(rows)} of {len(plan.trials)} trials; they are kept. The same command with "
-                f"--out {out} continues.",
-                highlight=False,
-            )
-            raise
-    return rows

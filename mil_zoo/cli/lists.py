@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 from pathlib import Path
 
@@ -34,17 +35,40 @@ def graphs(plugin: tuple[Path, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    table = Table("spec", "over", "edges", title="Graphs")
+    for name, (over, parameters, docstring) in _describe_graphs(with_plugins=bool(plugin)).items():
+        numbers = [argument for argument in parameters[1:] if argument not in ("patch_size", "features")]
+        summary = docstring.split("\n\n")[0].replace("\n", " ").replace("``", "")
+        table.add_row(f"{name}:{','.join(numbers)}".rstrip(":"), over, summary)
+    Console().print(table)
+
+
+def _describe_graphs(with_plugins: bool) -> dict[str, tuple[str, list[str], str]]:
+    """Of each builder what it reads, its positional parameters and its docstring; from source where that is enough."""
+    from mil_zoo.registry import ENTRY_POINT_GROUP
+    from mil_zoo.source_index import registered_in
+
+    if not with_plugins and not importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        return {
+            name: (
+                entry.keywords.get("over", "coords"),
+                [parameter for parameter in entry.parameters if parameter not in entry.keyword_only],
+                entry.docstring,
+            )
+            for name, entry in registered_in("mil_zoo.graph", "register_graph").items()
+        }
     from mil_zoo.graph import GRAPHS
 
-    table = Table("spec", "over", "edges", title="Graphs")
-    for name in GRAPHS:
-        builder = GRAPHS.get(name)
-        positional = [
-            parameter.name
-            for parameter in list(inspect.signature(builder.function).parameters.values())[1:]
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        ]
-        numbers = [argument for argument in positional if argument not in ("patch_size", "features")]
-        summary = (inspect.getdoc(builder.function) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
-        table.add_row(f"{name}:{','.join(numbers)}".rstrip(":"), builder.over, summary)
-    Console().print(table)
+    return {
+        name: (
+            builder.over,
+            [
+                parameter.name
+                for parameter in inspect.signature(builder.function).parameters.values()
+                if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            ],
+            inspect.getdoc(builder.function) or "",
+        )
+        for name in GRAPHS
+        for builder in [GRAPHS.get(name)]
+    }

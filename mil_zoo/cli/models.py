@@ -12,8 +12,11 @@ import click
 from mil_zoo.cli.options import plugin_option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
+    from mil_zoo.aggregators.catalogue import Description
     from mil_zoo.bench.cost import Cost
 
 COLUMNS = ("name", "paper", "year", "parameters", "graph", "eval", "training step", "official weights")
@@ -35,21 +38,21 @@ def models(name: str | None, markdown: bool, measure: Path | None, threads: int,
     """List the aggregators, or tell all about the one called NAME: what it computes, its paper, its options."""
     from rich.console import Console
 
-    from mil_zoo.aggregators.base import AGGREGATORS
+    from mil_zoo.aggregators.catalogue import describe_aggregators, find_description
     from mil_zoo.bench.cost import read_costs
 
-    names = AGGREGATORS.names() if name is None else [name]
-    for key in names:
-        AGGREGATORS.get(key)  # an unknown name is an error before anything is measured
+    described = describe_aggregators(with_plugins=bool(plugin))
+    if name is not None:  # an unknown name is an error before anything is measured
+        described = {name: find_description(name, described)}
     if measure is not None:
-        _measure(names, measure, threads, plugin)
+        _measure(list(described), measure, threads, plugin)
     costs = read_costs(measure)
     if name is not None:
-        _show(Console(), name, costs.get(name))
+        _show(Console(), described[name], costs.get(name))
     elif markdown:
-        _print_markdown(costs)
+        _print_markdown(described, costs)
     else:
-        _print_table(Console(), costs)
+        _print_table(Console(), described, costs)
 
 
 def _measure(names: list[str], path: Path, threads: int, plugins: tuple[Path, ...]) -> None:
@@ -64,22 +67,25 @@ def _measure(names: list[str], path: Path, threads: int, plugins: tuple[Path, ..
         cost.write_costs(costs.values(), path)
 
 
-def _row(name: str, cost: Cost | None) -> tuple[str, ...]:
-    from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
+def _row(about: Description, cost: Cost | None) -> tuple[str, ...]:
+    from mil_zoo.bench.cost import count_parameters
 
-    cls = AGGREGATORS.get(name)
-    parameters = sum(p.numel() for p in create_aggregator(name).parameters())
-    title, year = (cls.paper.title, str(cls.paper.year)) if cls.paper else ("", "")
-    weights = "load" if cls.loads_published() else "none"
-    return (name, title, year, f"{parameters:,}", cls.graph or "none", *_measured(cost), weights)
+    parameters = count_parameters(about.name) if cost is None else cost.parameters
+    title, year = (about.paper["title"], str(about.paper["year"])) if about.paper else ("", "")
+    weights = "load" if about.loads_published else "none"
+    return (about.name, title, year, f"{parameters:,}", about.graph or "none", *_measured(cost), weights)
 
 
 def _measured(cost: Cost | None) -> tuple[str, str]:
     if cost is None:
         return "not measured", "not measured"
-    pairs = ((cost.eval_ms, cost.eval_mib), (cost.train_ms, cost.train_mib))
-    evaluation, step = (f"{ms:,.0f} ms, {f'{mib:,.0f}' if mib >= 1 else '< 1'} MiB" for ms, mib in pairs)
-    return evaluation, step
+
+    def cell(ms: float | None, mib: float | None) -> str:
+        if ms is None or mib is None:
+            return "not measured"
+        return f"{ms:,.0f} ms, {f'{mib:,.0f}' if mib >= 1 else '< 1'} MiB"
+
+    return cell(cost.eval_ms, cost.eval_mib), cell(cost.train_ms, cost.train_mib)
 
 
 def _conditions(costs: dict[str, Cost]) -> str:
@@ -87,84 +93,78 @@ def _conditions(costs: dict[str, Cost]) -> str:
 
     dates: dict[str, list[str]] = {}
     for cost in costs.values():
-        dates.setdefault(cost.machine, []).append(cost.date)
+        if cost.machine:
+            dates.setdefault(cost.machine, []).append(cost.date)
     machines = [f"{machine}, {' to '.join(sorted({min(days), max(days)}))}" for machine, days in sorted(dates.items())]
     return (
-        f"Default options, {FEATURES} features, two classes. Median time, and peak memory above weights, optimiser "
-        f"state, bag and graph, for one bag of {INSTANCES:,} instances: a prediction, and a training step with its "
-        f"update. {'Measured on ' + '; '.join(machines) + '.' if machines else ''}"
+        f"Models as mil-zoo bench trains them, {FEATURES} features, two classes. Median time, and peak memory above "
+        f"weights, optimiser state, bag and graph, for one bag of {INSTANCES:,} instances: a prediction, and a "
+        f"training step with its update. {'Measured on ' + '; '.join(machines) + '.' if machines else ''}"
     ).strip()
 
 
-def _print_markdown(costs: dict[str, Cost]) -> None:
-    from mil_zoo.aggregators.base import AGGREGATORS
-
+def _print_markdown(described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
     click.echo(f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---:|---|")
-    for key in AGGREGATORS:
-        paper = AGGREGATORS.get(key).paper
-        _, title, *cells = _row(key, costs.get(key))
-        click.echo(f"| {' | '.join([f'`{key}`', f'[{title}]({paper.url})' if paper else '', *cells])} |")
+    for key, about in described.items():
+        _, title, *cells = _row(about, costs.get(key))
+        link = f"[{title}]({about.paper['url']})" if about.paper else ""
+        click.echo(f"| {' | '.join([f'`{key}`', link, *cells])} |")
     click.echo(f"\n({_conditions(costs)})")
 
 
-def _print_table(console: Console, costs: dict[str, Cost]) -> None:
+def _print_table(console: Console, described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
     from rich.table import Table
-
-    from mil_zoo.aggregators.base import AGGREGATORS
 
     table = Table(title="Aggregators", caption=_conditions(costs), caption_justify="left")
     for column in COLUMNS:
         right = column in ("year", "parameters", "eval", "training step")
         table.add_column(column, justify="right" if right else "left", no_wrap=column in ("name", "parameters"))
-    for key in AGGREGATORS:
-        table.add_row(*_row(key, costs.get(key)))
+    for key, about in described.items():
+        table.add_row(*_row(about, costs.get(key)))
     console.print(table)
     console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
 
 
-def _show(console: Console, name: str, cost: Cost | None) -> None:
+def _show(console: Console, about: Description, cost: Cost | None) -> None:
     from rich.markup import escape
 
-    from mil_zoo.aggregators.base import AGGREGATORS
-
-    cls = AGGREGATORS.get(name)
-    description, arguments = _split_docstring(inspect.getdoc(cls) or "")
-    _, title, year, parameters, graph, evaluation, step, _ = _row(name, cost)
+    name = about.name
+    description, arguments = _split_docstring(about.docstring)
+    _, title, year, parameters, graph, evaluation, step, _ = _row(about, cost)
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     say(f"[bold]{name}[/]  {escape(title)}{', ' + year if year else ''}")
-    if cls.paper:
-        say("  ".join(filter(None, (cls.paper.url, cls.paper.code))))
+    if about.paper:
+        say("  ".join(filter(None, (about.paper["url"], about.paper["code"]))))
     say()
     say(re.sub(r"(?m)^(Source|Deviations):", r"[bold]\1:[/]", escape(description)))
     say(f"\n[bold]Cost:[/] {parameters} parameters, graph {graph}. Eval {evaluation}; training step {step}.")
     if cost is not None:
         say(f"({_conditions({name: cost})})")
     say()
-    _print_options(console, name, arguments)
+    _print_options(console, about, arguments)
     _print_training(console, name)
     say("[bold]Use it[/]")
-    first = next(iter(arguments), None)
+    first = next(iter(about.options), None)
     setting = f" --set {name}.{first}=..." if first else ""
     say(f"  mil-zoo bench --models {name}{setting}")
     say(f'  aggregator = mil_zoo.create_aggregator("{name}", in_dim=1024, num_classes=2)')
-    if cls.loads_published():
+    if about.loads_published:
         say('  aggregator.load_published("checkpoint.pth")  # of the authors\' own code; .pth, .pt or .safetensors')
 
 
-def _print_options(console: Console, name: str, arguments: dict[str, str]) -> None:
+def _print_options(console: Console, about: Description, arguments: dict[str, str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from mil_zoo.aggregators.base import aggregator_options
-
-    recipe = _recipe(name).get("options", {})
-    table = Table("option", "default", "in the benchmark", "what it is", title=f"--set {name}.OPTION=VALUE")
-    for option, default in aggregator_options(name).items():
-        benchmark = str(recipe[option]) if option in recipe and recipe[option] != default else ""
-        table.add_row(*map(escape, (option, str(default), benchmark, arguments.get(option, ""))))
+    recipe = _recipe(about.name).get("options", {})  # holds what differs from the constructor alone
+    table = Table("option", "default", "what it is", title=f"--set {about.name}.OPTION=VALUE")
+    for option, default in about.options.items():
+        shown = "required" if default is inspect.Parameter.empty else str(default)
+        shown += f" ({recipe[option]} in the benchmark)" if option in recipe else ""
+        table.add_row(*map(escape, (option, shown, arguments.get(option, ""))))
     console.print(table)
 
 

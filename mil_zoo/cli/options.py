@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,23 @@ def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., Any]:
             raise InputError(f"--{param.name} {value!r}: write for instance --{param.name} 0,1,2") from None
 
     return parse
+
+
+def as_one_value(options: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
+    """Decorator below ``@click.option``: passes the command's parameters as one value.
+
+    Args:
+        options: the dataclass of that value; its fields are named as click's parameters.
+    """
+
+    def decorate(command: Callable[[Any], Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def called(**parameters: Any) -> Any:
+            return command(options(**parameters))
+
+        return called
+
+    return decorate
 
 
 def load_plugins(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -60,9 +60,9 @@ def predict(
     if unknown := sorted(set(wanted) - set(FILES)):
         raise InputError(f"--write takes {', '.join(FILES)} or none, not {', '.join(unknown)}")
     console = Console()
-    with console.status("Loading torch, DGL and the weights"):
+    with console.status("Loading torch and the weights"):
         from mil_zoo.bench.predictor import Predictor
-        from mil_zoo.data.prefetch import ahead
+        from mil_zoo.data.prefetch import map_ahead
 
         predictor = Predictor(run, model, trial)
     found = list(_slides(slides, features, layout))
@@ -77,7 +77,7 @@ def predict(
             task = progress.add_task("predicting", total=len(found))
             rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
             rows.writeheader()
-            for name, bag in zip((name for name, _ in found), ahead(_reading, iter(found)), strict=True):
+            for name, bag in zip((name for name, _ in found), map_ahead(_reading, iter(found)), strict=True):
                 row = _row(name, bag, predictor, wanted, out)
                 rows.writerow(row)
                 file.flush()
@@ -122,7 +122,7 @@ def _slides(
     for text in texts:
         path = Path(text)
         if is_complete(path):
-            bags = PackedStore.open(path).dataset.bags
+            bags = PackedStore.open(path).bags
             yield from ((f"{text}#{slide.slide_id}", slide.read) for slide in bags.slides)
             continue
         files = {path.stem: path}

@@ -100,7 +100,6 @@ def open_source(
 ) -> tuple[ViewSource, int, dict[str, Any]]:
     """The slides that the options name, their feature dimension, and what else a pretraining needs of them."""
     from mil_zoo.data.dataset import Standardiser, open_dataset
-    from mil_zoo.data.slide_files import heads, pick
     from mil_zoo.data.splits.split import patient_key
     from mil_zoo.ssl.pretrain import Monitor
     from mil_zoo.ssl.views import AugmentationStore, BagSource
@@ -114,18 +113,18 @@ def open_source(
     opened = open_dataset(str(dataset), root)
     bags = opened.bags
     if wanted is not None:
-        known = [slide.slide_id for slide in heads(bags)]
+        known = bags.slide_ids
         for slide_id in wanted:
             if slide_id not in known:
                 raise InputError(f"{slides}: the dataset has no slide {slide_id!r}{did_you_mean(slide_id, known)}")
-        bags = pick(bags, wanted)
+        bags = bags.select(wanted)
     return (
         BagSource(bags),
         opened.in_dim,
         {
             "title": opened.card.title,
             "standardiser": Standardiser.fit(bags) if opened.card.standardise else None,
-            "monitor": Monitor([slide.label for slide in heads(bags)], [patient_key(slide) for slide in heads(bags)]),
+            "monitor": Monitor(bags.labels, [patient_key(slide) for slide in bags.slides]),
         },
     )
 

@@ -1,13 +1,35 @@
-"""Bags of instances, datasets, their cards, readers and splits."""
+"""Bags of instances, datasets, their cards, readers and splits. The names below load on first use."""
 
-from mil_zoo.data import splits
-from mil_zoo.data.bag import Bag, BagBatch
-from mil_zoo.data.card import DataCard, list_cards, read_card
-from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
-from mil_zoo.data.labels.annotations import Annotations, label_instances, read_annotations
-from mil_zoo.data.layouts.base import find_features, read_bag
-from mil_zoo.data.layouts.table import read_table
-from mil_zoo.data.source import DatasetSource
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mil_zoo.data import splits
+    from mil_zoo.data.bag import Bag, BagBatch
+    from mil_zoo.data.card import DataCard, list_cards, read_card
+    from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
+    from mil_zoo.data.labels.annotations import Annotations, label_instances, read_annotations
+    from mil_zoo.data.layouts.base import find_features, read_bag
+    from mil_zoo.data.layouts.table import read_table
+    from mil_zoo.data.source import DatasetSource
+
+_HOME = {
+    "Annotations": "labels.annotations",
+    "Bag": "bag",
+    "BagBatch": "bag",
+    "DataCard": "card",
+    "Dataset": "dataset",
+    "DatasetSource": "source",
+    "Standardiser": "dataset",
+    "find_features": "layouts.base",
+    "label_instances": "labels.annotations",
+    "list_cards": "card",
+    "open_dataset": "dataset",
+    "read_annotations": "labels.annotations",
+    "read_bag": "layouts.base",
+    "read_card": "card",
+    "read_table": "layouts.table",
+}
 
 __all__ = [
     "Annotations",
@@ -27,3 +49,11 @@ __all__ = [
     "read_table",
     "splits",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"mil_zoo.data.{_HOME[name]}"), name)
+    if name == "splits":
+        return importlib.import_module("mil_zoo.data.splits")
+    raise AttributeError(f"module 'mil_zoo.data' has no attribute {name!r}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.graph import BagGraph, build, csr_of, parse_spec
+from mil_zoo.graph import BagGraph, build_csr, parse_spec
 from mil_zoo.kernels.csr import CSR
 
 
@@ -26,12 +26,15 @@ class Bag:
         coords: float ``[N, 2]`` (x, y), or None.
         patch_size: step of the patch grid in the unit of the coordinates (level-0 patch size), or None.
         label: class index, or None where unknown.
+        target: float ``[T]``, what the task reads (any shape of T numbers is taken); None where it is the label alone.
         instance_labels: int ``[N]`` (1 positive, 0 negative), or None.
         slide_id: names the bag in every message and result.
         patient_id: the patient, or None where unknown; splits never separate the slides of a patient.
         unit: of the coordinates: "px" (level-0 pixels), "um" (micrometres) or "tile" (columns and rows of a grid).
         layout: the layout that the bag was read from; empty for one that was made otherwise.
         geometry: where ``patch_size`` comes from, in words.
+        graphs: the graphs built so far, by spec. They belong to this bag: one that is made from it begins without any,
+            and :meth:`changed` alone takes along those that still hold.
 
     Raises:
         InputError: an empty bag, non-finite features, or arrays whose lengths differ.
@@ -41,13 +44,14 @@ class Bag:
     coords: Tensor | None = None
     patch_size: float | None = None
     label: int | None = None
+    target: Tensor | None = None
     instance_labels: Tensor | None = None
     slide_id: str = ""
     patient_id: str | None = None
     unit: Literal["px", "um", "tile"] = "px"
     layout: str = ""
     geometry: str = ""
-    _graphs: MutableMapping[str, CSR] = field(default_factory=dict, repr=False)
+    graphs: MutableMapping[str, CSR] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         name = f"slide {self.slide_id!r}"
@@ -65,6 +69,8 @@ class Bag:
                     f"{name}: features are NaN or infinite in {int((~finite).sum())} of {len(finite)} patches "
                     f"(first: patch {row}); extract them again or drop these patches"
                 )
+        if self.target is not None:
+            self.target = torch.as_tensor(self.target, dtype=torch.float32).reshape(-1)
         if self.coords is not None:
             self.coords = self._column("coords", torch.as_tensor(self.coords).float(), (len(features), 2))
             if not self.coords.isfinite().all():
@@ -88,23 +94,32 @@ class Bag:
 
     def graph(self, spec: str) -> CSR:
         """The bag's graph by ``spec``, built at the first call and kept (with self-loops, symmetric, on the CPU)."""
-        if spec not in self._graphs:
+        if spec not in self.graphs:
             try:
-                graph = build(self.coords, spec, patch_size=self.patch_size, features=self.features)
+                csr = build_csr(self.coords, spec, patch_size=self.patch_size, features=self.features)
             except InputError as error:
                 raise InputError(f"slide {self.slide_id!r}: {error}") from error
-            csr = csr_of(graph)
             if len(self) > 1 and self.coords is not None and csr.num_edges == len(self):  # self-loops only
                 raise InputError(
                     f"slide {self.slide_id!r}: no patch has a neighbour in the graph {spec!r}; patch_size "
                     f"({self.patch_size} {self.unit}, {self.geometry or 'as given'}) is not the step of these "
                     "coordinates, or they are in another unit: correct one of the two"
                 )
-            self._graphs[spec] = csr
-        return self._graphs[spec]
+            self.graphs[spec] = csr
+        return self.graphs[spec]
+
+    def changed(self, **fields: Any) -> Bag:
+        """The bag with other ``fields``, and the graphs that do not depend on them (shared where none does)."""
+        bag = replace(self, **fields)
+        stale = {over for over, made_from in _GRAPH_INPUTS.items() if not made_from.isdisjoint(fields)}
+        if stale:
+            bag.graphs = {spec: csr for spec, csr in self.graphs.items() if parse_spec(spec)[0].over not in stale}
+        else:
+            bag.graphs = self.graphs
+        return bag
 
     def subset(self, rows: Tensor) -> Bag:
-        """The slide with the instances ``rows`` alone (bool ``[N]`` or int64), without the graphs built so far."""
+        """The slide with the instances ``rows`` alone (bool ``[N]`` or int64)."""
 
         def take(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
@@ -114,13 +129,15 @@ class Bag:
             features=self.features[rows],
             coords=take(self.coords),
             instance_labels=take(self.instance_labels),
-            _graphs={},
         )
 
     def with_features(self, features: Tensor) -> Bag:
         """The same slide with other features; graphs over coordinates are kept, graphs over features are not."""
-        kept = {spec: csr for spec, csr in self._graphs.items() if parse_spec(spec)[0].over == "coords"}
-        return replace(self, features=features, _graphs=kept)
+        return self.changed(features=features)
+
+
+# What the graphs over coordinates and over features are made from.
+_GRAPH_INPUTS = {"coords": {"coords", "patch_size"}, "features": {"features"}}
 
 
 @dataclass(eq=False, kw_only=True)
@@ -131,6 +148,8 @@ class BagBatch:
         features: float ``[ΣN, D]``.
         offsets: int64 ``[B + 1]``; bag b is rows ``offsets[b]:offsets[b + 1]``.
         labels: int64 ``[B]``, or None unless every bag has one.
+        targets: ``[B, T]``, float32, or int64 where they are the labels; None unless every bag has one.
+        weights: float ``[B]`` of each bag's loss, or None for one each.
         coords: float ``[ΣN, 2]``, or None unless every bag has them.
         patch_sizes: float ``[B]``, or None unless every bag has one.
         graph: the batched graph, or None.
@@ -140,6 +159,8 @@ class BagBatch:
     features: Tensor
     offsets: Tensor
     labels: Tensor | None = None
+    targets: Tensor | None = None
+    weights: Tensor | None = None
     coords: Tensor | None = None
     patch_sizes: Tensor | None = None
     graph: BagGraph | None = None
@@ -161,11 +182,13 @@ class BagBatch:
                     f"{bags[0].slide_id!r} {bags[0].features.shape[1]}; use one encoder for all"
                 )
         device = bags[0].features.device
+        labels = _column([bag.label for bag in bags], torch.int64, device)
         sizes = torch.tensor([0] + [len(bag) for bag in bags], device=device)
         return cls(
             features=_cat([bag.features for bag in bags]),
             offsets=sizes.cumsum(0),
-            labels=_column([bag.label for bag in bags], torch.int64, device),
+            labels=labels,
+            targets=_targets(bags, labels),
             coords=_cat([bag.coords for bag in bags]),
             patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
             graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
@@ -202,6 +225,8 @@ class BagBatch:
             features=move(self.features),
             offsets=move(self.offsets),
             labels=move(self.labels),
+            targets=move(self.targets),
+            weights=move(self.weights),
             coords=move(self.coords),
             patch_sizes=move(self.patch_sizes),
             graph=move(self.graph),
@@ -212,6 +237,20 @@ def _cat(parts: Sequence[Tensor | None]) -> Any:
     if any(part is None for part in parts):
         return None
     return parts[0] if len(parts) == 1 else torch.cat(parts)  # type: ignore[arg-type]
+
+
+def _targets(bags: Sequence[Bag], labels: Tensor | None) -> Tensor | None:
+    """Targets ``[B, T]`` of bags; their labels where no bag states one."""
+    if all(bag.target is None for bag in bags):
+        return None if labels is None else labels[:, None]
+    if any(bag.target is None for bag in bags):
+        return None
+    widths = {len(bag.target) for bag in bags if bag.target is not None}
+    if len(widths) > 1:
+        raise InputError(
+            f"the targets of a batch hold {' and '.join(map(str, sorted(widths)))} numbers; give all alike"
+        )
+    return torch.stack([bag.target for bag in bags]).to(bags[0].features.device)  # type: ignore[misc]
 
 
 def _column(values: Sequence[float | None], dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import Bags, as_bags, files_as_bags
 from mil_zoo.data.card import DataCard, count_differences, per_class, read_card
 from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.folder import choose_features, labels_of_bags, labels_of_folder, read_tables
@@ -27,8 +27,8 @@ from mil_zoo.data.labels.tables import (
 )
 from mil_zoo.data.layouts.base import FeatureSet, find_features
 from mil_zoo.data.layouts.table import read_published_folds, read_table
+from mil_zoo.data.packed.store import PackedStore
 from mil_zoo.data.patients import PatientRule
-from mil_zoo.data.slide_files import SlideFiles, heads, slide_files
 from mil_zoo.data.splits.files import published_split
 from mil_zoo.data.splits.split import Split, from_masks
 from mil_zoo.errors import InputError
@@ -42,7 +42,7 @@ class Dataset:
 
     Attributes:
         card: what it is.
-        bags: one a slide, in the dataset's order.
+        bags: one a slide, in the dataset's order; a list of bags becomes :class:`Bags`.
         published_splits: the splits that come with it, without validation parts where none are published; or empty.
         site_of: the site that each slide comes from; empty where unknown.
         test_ids: slides of another dataset, on all of which training on the others is tested; or empty.
@@ -51,19 +51,20 @@ class Dataset:
     """
 
     card: DataCard
-    bags: Sequence[Bag]
+    bags: Bags
     published_splits: Sequence[Split] = ()
     site_of: Mapping[str, str] = field(default_factory=dict)
     test_ids: Sequence[str] = ()
     patient_rule: PatientRule | None = None
     features: FeatureSet | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bags", as_bags(self.bags))
+
     @property
     def in_dim(self) -> int:
         """Feature dimension D."""
-        if isinstance(self.bags, SlideFiles):
-            return self.bags.slides[0].shape()[1]
-        return int(self.bags[0].features.shape[1])
+        return self.bags.dim
 
     @property
     def num_classes(self) -> int:
@@ -113,7 +114,7 @@ def open_dataset(
     root = data_root(root)
     if card.layout == "slides":
         return _checked(_open_slides(card, card.locate(root), labels, features, layout, allow_pickle))
-    bags: list[Bag]
+    bags: Sequence[Bag]
     if card.layout == "simulated":
         bags, folds = load_demo(), None
     else:
@@ -122,14 +123,14 @@ def open_dataset(
         folds = None if card.single_label else read_published_folds(path)
     if labels is not None:
         card = replace(card, bags_per_class=None, warnings=[*card.warnings, f"Labels were replaced by {labels}."])
-        bags = _relabelled(bags, labels, class_indices(card.classes))
-    return _checked(Dataset(card, bags, () if folds is None else from_masks(folds, bags)))
+        bags = _relabelled(as_bags(bags), labels, class_indices(card.classes))
+    return _checked(Dataset(card, as_bags(bags), () if folds is None else from_masks(folds, bags)))
 
 
 def _open_table(path: Path, labels: Path | None) -> Dataset:
-    bags = read_table(path)
+    bags: Sequence[Bag] = read_table(path)
     if labels is not None:
-        bags = _relabelled(bags, labels, None)
+        bags = _relabelled(as_bags(bags), labels, None)
     num_classes = max(2, 1 + max(bag.label or 0 for bag in bags))
     card = DataCard(
         name=path.stem,
@@ -142,7 +143,7 @@ def _open_table(path: Path, labels: Path | None) -> Dataset:
         instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
     )
     folds = read_published_folds(path)
-    return Dataset(card, bags, () if folds is None else from_masks(folds, bags))
+    return Dataset(card, as_bags(bags), () if folds is None else from_masks(folds, bags))
 
 
 def _is_store(folder: Path) -> bool:
@@ -150,16 +151,14 @@ def _is_store(folder: Path) -> bool:
 
 
 def _open_store(path: Path, labels: Path | None) -> Dataset:
-    from mil_zoo.data.packed.store import PackedStore  # which makes datasets
-
-    dataset = PackedStore.open(path).dataset
+    store = PackedStore.open(path)
+    dataset = Dataset(store.card, store.bags, store.splits, store.site_of)
     if labels is None:
         return dataset
     card = dataset.card
     note = f"Labels were replaced by {labels}."
     card = replace(card, bags=None, bags_per_class=None, warnings=[*card.warnings, note])
-    slides: Any = _relabelled(list(heads(dataset.bags)), labels, class_indices(card.classes))  # type: ignore[arg-type]
-    return _checked(replace(dataset, card=card, bags=SlideFiles(slides)))
+    return _checked(replace(dataset, card=card, bags=_relabelled(dataset.bags, labels, class_indices(card.classes))))
 
 
 def _open_slides(
@@ -187,8 +186,8 @@ def _open_slides(
     if labellers:
         rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
         card = replace(card, instance_labels=card.instance_labels or rule)
-    slides = slide_files(chosen, table, labellers)
-    bags = slides if read is None else _labelled(read, slides)
+    slides = files_as_bags(chosen, table, labellers)
+    bags = slides if read is None else as_bags(_labelled(read, slides))
     site_of = {}
     if "site" not in table and card.site_prefix:
         table["site"] = table["slide_id"].str[: card.site_prefix]
@@ -213,18 +212,19 @@ def _labellers(card: DataCard, folder: Path, table: pd.DataFrame) -> dict[str, I
     }
 
 
-def _labelled(bags: list[Bag], slides: SlideFiles) -> list[Bag]:
+def _labelled(bags: list[Bag], slides: Bags) -> list[Bag]:
     by_id = {bag.slide_id: bag for bag in bags}
     labelled = []
-    for head in slides.slides:
-        bag = replace(by_id[head.slide_id], label=head.label, patient_id=head.patient_id)
-        labelled.append(replace(bag, instance_labels=head.labeller(bag)) if head.labeller else bag)
+    for slide in slides.slides:
+        bag = replace(by_id[slide.slide_id], label=slide.label, patient_id=slide.patient_id)
+        found = slide.instance_labels(bag)
+        labelled.append(bag if found is None else replace(bag, instance_labels=found))
     return labelled
 
 
-def _relabelled(bags: list[Bag], path: Path, class_of: dict[str, int] | None) -> list[Bag]:
+def _relabelled(bags: Bags, path: Path, class_of: dict[str, int] | None) -> Bags:
     table = read_labels(path)
-    known, given = {bag.slide_id for bag in bags}, set(table["slide_id"])
+    known, given = set(bags.slide_ids), set(table["slide_id"])
     for problem, slides in {
         "names slides that the dataset lacks": sorted(given - known),
         "has no row for slides of the dataset": sorted(known - given),
@@ -242,15 +242,20 @@ def _relabelled(bags: list[Bag], path: Path, class_of: dict[str, int] | None) ->
             raise InputError(f"{path}: the label of slide {slide_id!r} must be {expected}, not {text!r}")
         return class_of[text]
 
-    return [
-        replace(bag, label=label(bag.slide_id), patient_id=rows[bag.slide_id].get("patient_id", bag.patient_id))
-        for bag in bags
-    ]
+    return replace(
+        bags,
+        slides=[
+            slide.changed(
+                label=label(slide.slide_id), patient_id=rows[slide.slide_id].get("patient_id", slide.patient_id)
+            )
+            for slide in bags.slides
+        ],
+    )
 
 
 def _checked(dataset: Dataset) -> Dataset:
     card, name = dataset.card, dataset.card.name
-    slides = heads(dataset.bags)
+    slides = dataset.bags.slides
     repeated = [slide_id for slide_id, n in Counter(slide.slide_id for slide in slides).items() if n > 1]
     if repeated:
         raise InputError(f"dataset {name!r}: slide {repeated[0]!r} occurs more than once; keep one of them")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import SlideFile, SlideFiles, heads
+from mil_zoo.data.bags import Bags, MemorySlide, Slide, as_bags
 from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.errors import InputError
 
@@ -19,23 +19,21 @@ _GAP = 1000  # patches between two slides of a packed bag: no graph over neighbo
 
 
 @dataclass(frozen=True)
-class PatientFile:
-    """The slides of a patient as one labelled bag on disk; stands where a ``SlideFile`` does."""
+class PatientSlides(Slide):
+    """The slides of a patient, some of them on disk, as one labelled bag."""
 
     slide_id: str
-    label: int
+    label: int | None
     patient_id: str | None
-    slides: tuple[SlideFile, ...]
-    labeller: None = None
+    members: tuple[Slide, ...]
 
     def read(self) -> Bag:
         """All slides in one bag, with their instance labels."""
-        bags = [SlideFiles([slide])[0] for slide in self.slides]
-        return merged(bags, self.slide_id, self.label)
+        return merged(list(Bags(self.members)), self.slide_id, self.label)
 
     def shape(self) -> tuple[int, int]:
         """``(N, D)`` without reading the features."""
-        shapes = [slide.shape() for slide in self.slides]
+        shapes = [slide.shape() for slide in self.members]
         return sum(n for n, _ in shapes), shapes[0][1]
 
 
@@ -50,7 +48,7 @@ def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule 
         InputError: a rule was asked for, and a patient has slides of different labels.
     """
     labels: dict[str, set[int | None]] = {}
-    for slide in heads(bags):
+    for slide in as_bags(bags).slides:
         labels.setdefault(patient_key(slide), set()).add(slide.label)
     torn = sorted(patient for patient, found in labels.items() if len(found) > 1)
     if torn and wanted is not None:
@@ -58,28 +56,28 @@ def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule 
             f"patients with slides of different labels have none of their own: {', '.join(torn[:10])} ({len(torn)} in "
             "all); correct the label table or leave out the patient level"
         )
-    if torn or len(labels) == len(heads(bags)):
+    if torn or len(labels) == len(as_bags(bags).slides):
         return None
     return wanted or "mean"
 
 
-def pack_patients(bags: Sequence[Bag]) -> Sequence[Bag]:
+def pack_patients(bags: Sequence[Bag]) -> Bags:
     """One bag a patient, called by the patient's name, in the order of their first slides; labels must agree."""
-    rows: dict[str, list[int]] = {}
-    for i, slide in enumerate(heads(bags)):
-        rows.setdefault(patient_key(slide), []).append(i)
-    if isinstance(bags, SlideFiles):
-        packed = []
-        for patient, members in rows.items():
-            slides = tuple(bags.slides[i] for i in members)
-            packed.append(PatientFile(patient, slides[0].label, patient, slides))
-        return SlideFiles(packed)  # type: ignore[arg-type]
-    return [merged([bags[i] for i in members], patient, bags[members[0]].label) for patient, members in rows.items()]
+    members: dict[str, list[Slide]] = {}
+    for slide in as_bags(bags).slides:
+        members.setdefault(patient_key(slide), []).append(slide)
+    return Bags([_packed(patient, slides) for patient, slides in members.items()])
+
+
+def _packed(patient: str, slides: Sequence[Slide]) -> Slide:
+    if any(slide.on_disk for slide in slides):
+        return PatientSlides(patient, slides[0].label, patient, tuple(slides))
+    return MemorySlide(merged([slide.read() for slide in slides], patient, slides[0].label))
 
 
 def pack_splits(splits: Sequence[Split], bags: Sequence[Bag]) -> list[Split]:
     """The same divisions by patient instead of slide id."""
-    patient_of = {slide.slide_id: patient_key(slide) for slide in heads(bags)}
+    patient_of = {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides}
 
     def patients(part: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(patient_of[slide] for slide in part))
@@ -107,7 +105,6 @@ def merged(bags: Sequence[Bag], slide_id: str, label: int | None) -> Bag:
         instance_labels=torch.cat(known) if len(known) == len(bags) else None,
         slide_id=slide_id,
         patient_id=slide_id,
-        _graphs={},
     )
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import SlideFiles
+from mil_zoo.data.bags import as_bags
 
 AHEAD = 2  # bags in memory besides the one in use: enough to hide a slow one behind two quick steps
 
@@ -28,7 +28,7 @@ def read_ahead(bags: Sequence[Bag], order: Iterable[int] | None = None, graph: s
         graph: spec of a graph that will be asked for, or None.
     """
     order = range(len(bags)) if order is None else order
-    if not isinstance(bags, SlideFiles):
+    if not as_bags(bags).on_disk:
         return (bags[int(i)] for i in order)
 
     def read(i: int) -> Bag:
@@ -37,10 +37,10 @@ def read_ahead(bags: Sequence[Bag], order: Iterable[int] | None = None, graph: s
             bag.graph(graph)
         return bag
 
-    return ahead(read, map(int, order))
+    return map_ahead(read, map(int, order))
 
 
-def ahead(read: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
+def map_ahead(read: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
     """``map(read, items)`` that is up to ``AHEAD`` items ahead, in another thread."""
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
         coming: deque[Future[T]] = deque(thread.submit(read, item) for item in islice(items, AHEAD))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mil_zoo.data.dataset import Dataset, data_root, open_dataset
 from mil_zoo.data.patients import PatientRule, pack_patients, pack_splits, settle_rule
-from mil_zoo.data.slide_files import heads
 from mil_zoo.data.splits.split import patient_key
 from mil_zoo.data.transfer import joined
 
@@ -66,7 +65,7 @@ class DatasetSource:
         rule = settle_rule(dataset.bags, self.patients or dataset.card.patient_level)
         if rule != "packed":
             return replace(dataset, patient_rule=rule)
-        place = {slide.slide_id: patient_key(slide) for slide in heads(dataset.bags)}
+        place = {slide.slide_id: patient_key(slide) for slide in dataset.bags.slides}
         return replace(
             dataset,
             bags=pack_patients(dataset.bags),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from mil_zoo.data.bag import Bag
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import SlideFiles, heads
 from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
 
@@ -35,8 +32,8 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
         raise InputError(
             f"{a.name!r} has {train.in_dim} features a patch and {b.name!r} {test.in_dim}; use one encoder for both"
         )
-    ours, theirs = ([slide.slide_id for slide in heads(dataset.bags)] for dataset in (train, test))
-    patient_of = {slide.slide_id: patient_key(slide) for d in (train, test) for slide in heads(d.bags)}
+    ours, theirs = (dataset.bags.slide_ids for dataset in (train, test))
+    patient_of = {slide.slide_id: patient_key(slide) for d in (train, test) for slide in d.bags.slides}
     shared = sorted({*find_leaks(ours, theirs, patient_of), *(set(ours) & set(theirs))})
     if shared:
         raise InputError(f"patients are in both {a.name!r} and {b.name!r}: {', '.join(shared)}; drop them from one")
@@ -51,16 +48,10 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
         instance_labels=_both(a.instance_labels, b.instance_labels),
         warnings=list(dict.fromkeys([*a.warnings, *b.warnings])),
     )
-    return Dataset(card, _concatenated(train.bags, test.bags), test_ids=tuple(theirs), features=train.features)
+    return Dataset(card, train.bags + test.bags, test_ids=tuple(theirs), features=train.features)
 
 
 def _both(train: str | None, test: str | None) -> str | None:
     if train == test or train is None or test is None:
         return train or test
     return f"{train} (training); {test} (test)"
-
-
-def _concatenated(train: Sequence[Bag], test: Sequence[Bag]) -> Sequence[Bag]:
-    if isinstance(train, SlideFiles) and isinstance(test, SlideFiles):
-        return SlideFiles([*train.slides, *test.slides])
-    return [*train, *test]

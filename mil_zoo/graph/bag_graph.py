@@ -1,22 +1,18 @@
-"""The graph of a batch: one CSR for the kernels, and the DGLGraph it stands for."""
+"""The graph of a batch: one CSR for the kernels, and the DGLGraph that it stands for, for who asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
-from mil_zoo._dgl import DGLGraph
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dgl_graph import dgl_graph
 
-
-def csr_of(graph: DGLGraph) -> CSR:
-    """The in-edges of a homogeneous ``DGLGraph`` as a CSR (shares memory where DGL has it in that form)."""
-    indptr, indices, _ = graph.adj_tensors("csc")
-    return CSR(indptr.int(), indices.int(), graph.num_nodes())
+if TYPE_CHECKING:
+    from mil_zoo._dgl import DGLGraph
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +37,12 @@ class BagGraph:
 
     @cached_property
     def dgl(self) -> DGLGraph:
-        """The batched ``DGLGraph`` (``batch_num_nodes`` set), on the CPU; edge ids are CSR positions."""
-        graph = dgl_graph(self.csr)
+        """The batched ``DGLGraph`` (``batch_num_nodes`` set), on the CPU; edge ids are CSR positions.
+
+        Raises:
+            InputError: DGL cannot be imported.
+        """
+        graph = self.csr.dgl
         graph.set_batch_num_nodes(torch.tensor(self.num_nodes, dtype=torch.int32))
         graph.set_batch_num_edges(torch.tensor(self.num_edges, dtype=torch.int32))
         return graph

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +18,7 @@ def _reference() -> str | None:
 
 
 def _dgl() -> str | None:
-    return None if importlib.util.find_spec("dgl") else "dgl is not installed"
+    return importlib.import_module("mil_zoo._dgl").why_not()  # type: ignore[no-any-return]
 
 
 def _numba() -> str | None:

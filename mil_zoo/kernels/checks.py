@@ -61,10 +61,22 @@ def check_tensor(name: str, tensor: Tensor, shape: Sequence[int | None], like: T
         )
 
 
+def require(holds: Tensor, message: Callable[[], str]) -> None:
+    """Raises an ``InputError`` unless the boolean scalar ``holds`` is true.
+
+    A CUDA device looks at it when it gets there, and the process does not wait for it: what does not hold ends in
+    CUDA's device-side assertion, as an index out of range does in torch.
+    """
+    if holds.device.type == "cuda":
+        torch._assert_async(holds)
+    elif not holds:
+        raise InputError(message())
+
+
 def check_graph(graph: CSR, num_src: int, num_dst: int, device: torch.device) -> None:
     """Checks that a CSR is int32, on ``device``, of the given size, and that no index points outside.
 
-    The values are read once for each graph and the result is remembered on it.
+    The values are read once for each graph: ``graph.problem``.
     """
     if (graph.num_src, graph.num_dst) != (num_src, num_dst):
         raise InputError(
@@ -73,16 +85,8 @@ def check_graph(graph: CSR, num_src: int, num_dst: int, device: torch.device) ->
         )
     if graph.indptr.device != device or graph.indices.device != device:
         raise InputError(f"the graph is on {graph.indptr.device}, the tensors on {device}; move it with graph.to(...)")
-    if "_checked" in graph.__dict__:
-        return
-    if graph.indptr.dtype != torch.int32 or graph.indices.dtype != torch.int32:
-        raise InputError(f"CSR must be int32, not indptr {graph.indptr.dtype} and indices {graph.indices.dtype}")
-    indptr, indices = graph.indptr, graph.indices
-    if indptr[0] != 0 or indptr[-1] != len(indices) or bool((indptr.diff() < 0).any()):
-        raise InputError("CSR indptr must rise from 0 to the number of edges")
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= num_src):
-        raise InputError(f"CSR indices must lie in 0..{num_src - 1}, not {int(indices.min())}..{int(indices.max())}")
-    graph.__dict__["_checked"] = True
+    if graph.problem is not None:
+        raise InputError(graph.problem)
 
 
 def check_offsets(offsets: Tensor, num_rows: int, device: torch.device) -> None:
@@ -91,13 +95,15 @@ def check_offsets(offsets: Tensor, num_rows: int, device: torch.device) -> None:
         raise InputError(f"offsets must be integer [B + 1], not {offsets.dtype} {list(offsets.shape)}")
     if offsets.device != device:
         raise InputError(f"offsets are on {offsets.device}, the values on {device}")
-    if offsets[0] != 0 or offsets[-1] != num_rows:
-        raise InputError(f"offsets must run from 0 to {num_rows}, not {int(offsets[0])} to {int(offsets[-1])}")
-    sizes = offsets.diff()
-    if bool((sizes <= 0).any()):
-        raise InputError(
-            f"bag {int((sizes <= 0).nonzero()[0])} is empty or its offsets fall; every bag needs an instance"
-        )
+    require(
+        (offsets[0] == 0) & (offsets[-1] == num_rows),
+        lambda: f"offsets must run from 0 to {num_rows}, not {int(offsets[0])} to {int(offsets[-1])}",
+    )
+    rising = offsets.diff() > 0
+    require(
+        rising.all(),
+        lambda: f"bag {int((~rising).nonzero()[0])} is empty or its offsets fall; every bag needs an instance",
+    )
 
 
 def check_dropout(dropout_p: float) -> None:

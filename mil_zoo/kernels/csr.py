@@ -1,14 +1,81 @@
-"""The graph as tensors: CSR by destination, the only graph format the kernels know."""
+"""The graph as tensors: CSR by destination, the only graph format that the kernels know.
+
+What is derived from a graph (its transpose, its long rows, the result of its check, its ``DGLGraph``) is a cached
+property of it. A graph that was moved to another device derives at the graph that it was moved from, which outlives
+it, and moves the result: nothing is sorted or checked again for each step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mil_zoo import _dgl
+from mil_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from mil_zoo._dgl import DGLGraph
+
+LONG_ROW = 1024  # edges of a row that one GPU program walks; longer rows are cut into pieces of this many
+
+
+class Rows(NamedTuple):
+    """What one launch over a graph works on: all rows of it (``rows`` is None), or pieces of some.
+
+    Attributes:
+        starts: integer ``[count]``, the first edge of each.
+        ends: integer ``[count]``, one past the last edge.
+        rows: int64 ``[count]``, the row that each is a piece of.
+        count: how many.
+    """
+
+    starts: Tensor
+    ends: Tensor
+    rows: Tensor | None
+    count: int
+
+
+class LongRows(NamedTuple):
+    """The rows of a graph with more than ``LONG_ROW`` edges, in pieces.
+
+    Attributes:
+        pieces: at most ``LONG_ROW`` edges each, in order.
+        rows: int64 ``[L]``.
+        first: int64 ``[L + 1]``, the first piece of each.
+    """
+
+    pieces: Rows
+    rows: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, indptr: Tensor) -> LongRows | None:
+        """The long rows of a graph whose rows start at ``indptr``; None where it has none."""
+        indptr = indptr.long()
+        degrees = indptr.diff()
+        rows = (degrees > LONG_ROW).nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+        counts = (degrees[rows] + LONG_ROW - 1) // LONG_ROW
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        of = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)  # piece -> long row
+        starts = indptr[rows][of] + LONG_ROW * (torch.arange(len(of), device=of.device) - first[of])
+        ends = torch.minimum(starts + LONG_ROW, indptr[rows + 1][of])
+        return cls(Rows(starts, ends, rows[of], len(of)), rows, first)
+
+    def to(self, device: torch.device) -> LongRows:
+        """The same on ``device``."""
+        starts, ends, rows, count = self.pieces
+        pieces = Rows(starts.to(device), ends.to(device), None if rows is None else rows.to(device), count)
+        return LongRows(pieces, self.rows.to(device), self.first.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,14 +83,35 @@ class Transposed:
     """The same edges grouped by source: row j lists the destinations of j.
 
     Attributes:
-        indptr: int32 ``[Ns + 1]``.
-        indices: int32 ``[E]``, destinations.
+        indptr: int32 ``[Ns + 1]``; of a symmetric graph the very tensor of its CSR.
+        indices: int32 ``[E]``, destinations; of a symmetric graph the very tensor of its CSR.
         edge: int32 ``[E]``, the position of each of these edges in the CSR it was made from.
+        origin: what this was moved from, or None.
     """
 
     indptr: Tensor
     indices: Tensor
     edge: Tensor
+    origin: Transposed | None = field(default=None, repr=False)
+
+    @cached_property
+    def long_rows(self) -> LongRows | None:
+        """The rows with more than ``LONG_ROW`` edges, None where there are none."""
+        return _long_rows(self)
+
+
+class Selection(NamedTuple):
+    """Which part of another graph a graph is.
+
+    Attributes:
+        whole: the other graph.
+        rows: int64 ``[Nd]``, the row of it that each row is.
+        edges: int32 ``[E]``, the edge of it that each edge is.
+    """
+
+    whole: CSR
+    rows: Tensor
+    edges: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +122,19 @@ class CSR:
         indptr: int32 ``[Nd + 1]``, where each row starts.
         indices: int32 ``[E]``, sources.
         num_src: number of source nodes ``Ns``.
+        stored: the transpose, where it is known beforehand (a packed store keeps it); not checked.
+        origin: the graph that this one was moved from, or None.
+        parts: the graphs that :meth:`concat` joined to this one.
+        selection: the graph and rows that :meth:`select` made this one of, or None.
     """
 
     indptr: Tensor
     indices: Tensor
     num_src: int
+    stored: Transposed | None = field(default=None, repr=False)
+    origin: CSR | None = field(default=None, repr=False)
+    parts: tuple[CSR, ...] = field(default=(), repr=False)
+    selection: Selection | None = field(default=None, repr=False)
 
     @classmethod
     def from_edges(cls, src: Tensor, dst: Tensor, num_src: int, num_dst: int | None = None) -> CSR:
@@ -68,41 +164,55 @@ class CSR:
 
     @cached_property
     def transposed(self) -> Transposed:
-        """The edges grouped by source, for backward passes that must not use atomics."""
-        if "_parts" in self.__dict__:
+        """The edges grouped by source, for backward passes that must not use atomics; within a row by CSR position.
+
+        Raises:
+            InputError: the graph has a :attr:`problem`.
+        """
+        if self.problem is not None:
+            raise InputError(self.problem)
+        if self.stored is not None:
+            return self.stored
+        if self.origin is not None:
+            return _moved(self.origin.transposed, self.origin, self)
+        if self.parts:
             return self._transposed_parts()
-        if "_selected" in self.__dict__:
-            return self._transposed_selection()
-        order = torch.argsort(self.indices.long() * self.num_dst + self.destinations)
-        indptr = torch.zeros(self.num_src + 1, dtype=torch.int32, device=self.indptr.device)
-        indptr[1:] = torch.bincount(self.indices.long(), minlength=self.num_src).cumsum(0)
-        return Transposed(indptr, self.destinations[order].int(), order.int())
+        if self.selection is not None:
+            return self._transposed_selection(*self.selection)
+        if self.indptr.device.type != "cpu":
+            order = torch.argsort(self.indices.long() * self.num_dst + self.destinations)
+            indptr = torch.zeros(self.num_src + 1, dtype=torch.int32, device=self.indptr.device)
+            indptr[1:] = torch.bincount(self.indices.long(), minlength=self.num_src).cumsum(0)
+            return Transposed(indptr, self.destinations[order].int(), order.int())
+        return self._transposed_by_counting()
+
+    def _transposed_by_counting(self) -> Transposed:
+        # O(E), where a sort of 25 million edges takes seconds. The data of the sparse matrix are the edges' positions.
+        from scipy.sparse import csr_array  # takes a tenth of a second to import
+
+        edges = np.arange(self.num_edges, dtype=np.int32)
+        shape = (self.num_dst, self.num_src)
+        columns = csr_array((edges, self.indices.numpy(), self.indptr.numpy()), shape=shape).tocsc()
+        arrays = columns.indptr, columns.indices, columns.data
+        indptr, indices, edge = (torch.from_numpy(array.astype(np.int32, copy=False)) for array in arrays)
+        if indptr.equal(self.indptr) and indices.equal(self.indices):  # symmetric, as built graphs are
+            return Transposed(self.indptr, self.indices, edge)
+        return Transposed(indptr, indices, edge)
 
     def _transposed_parts(self) -> Transposed:
         # Joined from those of the parts, which outlive this graph and so are sorted once.
-        indptrs, indices, edge, nodes, edges = [self.indptr[:1]], [], [], 0, 0
-        for part in self.__dict__["_parts"]:
-            back = part.transposed
-            indptrs.append(back.indptr[1:] + edges)
-            indices.append(back.indices + nodes)
-            edge.append(back.edge + edges)
-            nodes, edges = nodes + part.num_dst, edges + part.num_edges
-        return Transposed(torch.cat(indptrs), torch.cat(indices), torch.cat(edge))
+        backs = [part.transposed for part in self.parts]
+        shifts = _starts(part.num_edges for part in self.parts)
+        edge = torch.cat([back.edge + shift for back, shift in zip(backs, shifts, strict=True)])
+        if all(back.indices is part.indices for back, part in zip(backs, self.parts, strict=True)):
+            return Transposed(self.indptr, self.indices, edge)
+        nodes = _starts(part.num_dst for part in self.parts)
+        indptrs = [back.indptr[1:] + shift for back, shift in zip(backs, shifts, strict=True)]
+        indices = [back.indices + first for back, first in zip(backs, nodes, strict=True)]
+        return Transposed(torch.cat([self.indptr[:1], *indptrs]), torch.cat(indices), edge)
 
-    def select(self, rows: Tensor) -> CSR:
-        """The destinations ``rows`` (int64, each at most once) alone, in that order; sources stay."""
-        counts, starts = self.indptr.diff()[rows], self.indptr[rows]
-        indptr = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
-        indptr[1:] = counts.cumsum(0)
-        edges = torch.repeat_interleave(starts - indptr[:-1], counts, output_size=int(indptr[-1]))
-        edges += torch.arange(len(edges), dtype=torch.int32, device=rows.device)
-        selection = CSR(indptr, self.indices[edges], self.num_src)
-        selection.__dict__["_selected"] = self, rows, edges
-        return selection
-
-    def _transposed_selection(self) -> Transposed:
+    def _transposed_selection(self, whole: CSR, rows: Tensor, edges: Tensor) -> Transposed:
         # That of the whole graph, which is sorted once, without the rows that were not selected.
-        whole, rows, edges = self.__dict__["_selected"]
         back, place = whole.transposed, torch.full((whole.num_edges,), -1, dtype=torch.int32, device=rows.device)
         place[edges] = torch.arange(len(edges), dtype=torch.int32, device=rows.device)
         place = place[back.edge]
@@ -112,27 +222,102 @@ class CSR:
         row[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
         return Transposed(indptr, row[back.indices[kept]], place[kept])
 
+    @cached_property
+    def long_rows(self) -> LongRows | None:
+        """The rows with more than ``LONG_ROW`` edges, None where there are none."""
+        return _long_rows(self)
+
+    @cached_property
+    def problem(self) -> str | None:
+        """What is wrong with the tensors, in one sentence; None for a valid graph.
+
+        Its values are read once: a graph moved, joined or selected from valid ones is valid.
+        """
+        if self.origin is not None:
+            return self.origin.problem
+        if self.parts:
+            return next((part.problem for part in self.parts if part.problem is not None), None)
+        if self.selection is not None and self.selection.whole.problem is None:
+            return None
+        indptr, indices = self.indptr, self.indices
+        if indptr.dtype != torch.int32 or indices.dtype != torch.int32:
+            return f"CSR must be int32, not indptr {indptr.dtype} and indices {indices.dtype}"
+        if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(indices) or bool((indptr.diff() < 0).any()):
+            return "CSR indptr must rise from 0 to the number of edges"
+        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= self.num_src):
+            return f"CSR indices must lie in 0..{self.num_src - 1}, not {int(indices.min())}..{int(indices.max())}"
+        return None
+
+    @cached_property
+    def dgl(self) -> DGLGraph:
+        """The same graph as a ``DGLGraph`` on the CPU, whose edge ids are CSR positions.
+
+        Homogeneous where sources and destinations are the same nodes in number, else bipartite.
+
+        Raises:
+            InputError: DGL cannot be imported.
+        """
+        if self.origin is not None:
+            return self.origin.dgl
+        dgl = _dgl.load()
+        # The edge ids are given although they only count up: DGL's libxsmm kernels refuse a CSR without them.
+        edge_ids = torch.arange(self.num_edges, dtype=torch.int32)
+        edges = ("csc", (self.indptr.cpu(), self.indices.cpu(), edge_ids))
+        if self.num_src == self.num_dst:
+            return dgl.graph(edges, num_nodes=self.num_src, idtype=torch.int32)
+        nodes = {"source": self.num_src, "destination": self.num_dst}
+        return dgl.heterograph({("source", "to", "destination"): edges}, nodes, idtype=torch.int32)
+
+    def select(self, rows: Tensor) -> CSR:
+        """The destinations ``rows`` (int64, each at most once) alone, in that order; sources stay."""
+        counts, starts = self.indptr.diff()[rows], self.indptr[rows]
+        indptr = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
+        indptr[1:] = counts.cumsum(0)
+        edges = torch.repeat_interleave(starts - indptr[:-1], counts, output_size=int(indptr[-1]))
+        edges += torch.arange(len(edges), dtype=torch.int32, device=rows.device)
+        return CSR(indptr, self.indices[edges], self.num_src, selection=Selection(self, rows, edges))
+
     def to(self, device: torch.device | str) -> CSR:
-        """The same graph on ``device``; itself if it is there already."""
-        if self.indptr.device == torch.device(device):
+        """The same graph on ``device``, with all that was or will be derived from it; itself if it is there already."""
+        indptr = self.indptr.to(device)
+        if indptr is self.indptr:
             return self
-        moved = CSR(self.indptr.to(device), self.indices.to(device), self.num_src)
-        if "_checked" in self.__dict__:
-            moved.__dict__["_checked"] = True
-        return moved
+        return CSR(indptr, self.indices.to(device), self.num_src, origin=self)
 
     @staticmethod
     def concat(graphs: Sequence[CSR]) -> CSR:
-        """Graphs side by side as one, nodes numbered end to end."""
+        """Graphs side by side as one, nodes numbered end to end.
+
+        Raises:
+            InputError: more edges than int32 counts.
+        """
         if len(graphs) == 1:
             return graphs[0]
-        indptrs, indices, nodes, edges = [graphs[0].indptr[:1]], [], 0, 0
-        for graph in graphs:
-            indptrs.append(graph.indptr[1:] + edges)
-            indices.append(graph.indices + nodes)
-            nodes, edges = nodes + graph.num_src, edges + graph.num_edges
-        if edges >= 2**31:
-            raise ValueError(f"{edges} edges in one batch do not fit int32; put fewer bags in a batch")
-        joined = CSR(torch.cat(indptrs), torch.cat(indices), nodes)
-        joined.__dict__["_parts"] = tuple(graphs)
-        return joined
+        nodes, edges = _starts(graph.num_src for graph in graphs), _starts(graph.num_edges for graph in graphs)
+        num_edges = edges[-1] + graphs[-1].num_edges
+        if num_edges >= 2**31:
+            raise InputError(f"{num_edges} edges in one batch do not fit int32; put fewer bags in a batch")
+        indptrs = [graph.indptr[1:] + first for graph, first in zip(graphs, edges, strict=True)]
+        indices = [graph.indices + first for graph, first in zip(graphs, nodes, strict=True)]
+        num_src = nodes[-1] + graphs[-1].num_src
+        return CSR(torch.cat([graphs[0].indptr[:1], *indptrs]), torch.cat(indices), num_src, parts=tuple(graphs))
+
+
+def _starts(sizes: Iterable[int]) -> list[int]:
+    """Where each of things of these sizes starts, laid end to end."""
+    return [0, *accumulate(sizes)][:-1]
+
+
+def _moved(back: Transposed, graph: CSR, moved: CSR) -> Transposed:
+    """The transpose of ``graph`` where ``moved`` is; that of a symmetric graph shares its tensors there too."""
+    device = moved.indptr.device
+    if back.indices is graph.indices:
+        return Transposed(moved.indptr, moved.indices, back.edge.to(device), origin=back)
+    return Transposed(back.indptr.to(device), back.indices.to(device), back.edge.to(device), origin=back)
+
+
+def _long_rows(graph: CSR | Transposed) -> LongRows | None:
+    if graph.origin is None:
+        return LongRows.of(graph.indptr)
+    long = graph.origin.long_rows
+    return None if long is None else long.to(graph.indptr.device)

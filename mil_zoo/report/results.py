@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mil_zoo.metrics import patient_predictions
 from mil_zoo.stats import Summary, TestSet, summarise
-from mil_zoo.train.metrics import patient_predictions
 
 if TYPE_CHECKING:
     from mil_zoo.bench.run_directory import RunDirectory
@@ -105,7 +105,7 @@ def test_sets(
     """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
 
     Where patients are unknown, each slide is one of its own. Trials without files are left out. With a patient rule the
-    predictions are of patients, see :func:`mil_zoo.train.metrics.patient_predictions`.
+    predictions are of patients, see :func:`mil_zoo.metrics.patient_predictions`.
     """
     by_split = defaultdict(list)
     for trial in sorted(ok, key=lambda trial: trial["seed"]):

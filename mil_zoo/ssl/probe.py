@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError
-from mil_zoo.train.metrics import score
+from mil_zoo.metrics import score
 
 PROBE_C = 10.0  # the authors'; fixed, so that nothing is chosen on test slides
 

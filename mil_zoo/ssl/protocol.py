@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import heads, labels_of
+from mil_zoo.data.bags import as_bags
 from mil_zoo.errors import InputError
 from mil_zoo.ssl.config import SPARSE, PretrainConfig
 from mil_zoo.ssl.embed import embed_slides
@@ -83,10 +83,10 @@ def gigassl(
         context.on_epoch(row)
 
     def embedded(bags: Sequence[Bag]) -> np.ndarray:
-        return torch.stack([embeddings[slide.slide_id] for slide in heads(bags)]).numpy()
+        return torch.stack([embeddings[slide.slide_id] for slide in as_bags(bags).slides]).numpy()
 
     train = context.bags["train"]
-    probe = LinearProbe(max(2, context.num_classes)).fit(embedded(train), np.array(labels_of(train)))
+    probe = LinearProbe(max(2, context.num_classes)).fit(embedded(train), np.array(as_bags(train).labels))
     probabilities = {part: torch.from_numpy(probe.predict(embedded(context.bags[part]))) for part in ("val", "test")}
     weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     weights |= {f"probe.{name}": torch.from_numpy(value) for name, value in probe.arrays().items()}
@@ -106,7 +106,7 @@ class _LastPretraining:
     def get(self, context: TrialContext, config: PretrainConfig) -> tuple[SlideEncoder, list[Row], dict[str, Tensor]]:
         """Encoder, its curve, and the embeddings of all slides, tested ones too, by slide id."""
         pool, test = context.bags["unlabelled"], context.bags["test"]
-        ids = [slide.slide_id for part in (pool, test) for slide in heads(part)]
+        ids = [slide_id for part in (pool, test) for slide_id in as_bags(part).slide_ids]
         first = hashlib.sha256(pool[0].features.float().numpy().tobytes()).hexdigest()
         key = (ids, first, dataclasses.asdict(config), context.device)
         if self._kept is None or key != self._key:

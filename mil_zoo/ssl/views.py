@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import heads
+from mil_zoo.data.bags import as_bags
 from mil_zoo.errors import InputError, did_you_mean
 
 SCALE = (0.7, 1.3)
@@ -45,7 +45,7 @@ class BagSource:
     @property
     def slide_ids(self) -> Sequence[str]:
         """One a slide."""
-        return [slide.slide_id for slide in heads(self._bags)]
+        return as_bags(self._bags).slide_ids
 
     def draw(self, slide: int, instances: int, generators: Sequence[np.random.Generator]) -> list[Bag]:
         """See :class:`ViewSource`."""
@@ -78,7 +78,7 @@ def draw_views(source: ViewSource, slide: int, instances: int, seed: Sequence[in
     generators = [generator_of(source.slide_ids[slide], *seed, view) for view in range(number)]
     bags = source.draw(slide, instances, generators)
     return [
-        bag if bag.coords is None else replace(bag, coords=augment_locations(bag.coords, generator), _graphs={})
+        bag if bag.coords is None else replace(bag, coords=augment_locations(bag.coords, generator))
         for bag, generator in zip(bags, generators, strict=True)
     ]
 

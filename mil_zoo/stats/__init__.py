@@ -22,7 +22,7 @@ from mil_zoo.stats.paired import (
     wilcoxon_test,
 )
 from mil_zoo.stats.ranks import FriedmanNemenyi, friedman_nemenyi
-from mil_zoo.stats.resampling import TestSet, bootstrap, weighted_metrics
+from mil_zoo.stats.resampling import TestSet, bootstrap
 
 __all__ = [
     "Calibration",
@@ -41,6 +41,5 @@ __all__ = [
     "mean_curve",
     "permutation_test",
     "summarise",
-    "weighted_metrics",
     "wilcoxon_test",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.errors import InputError
+from mil_zoo.metrics import metrics_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -39,7 +40,9 @@ class TestSet:
             )
 
 
-def bootstrap(test_sets: Sequence[TestSet], replicates: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap(
+    test_sets: Sequence[TestSet], replicates: int = 1000, seed: int = 0, task: str = "classification"
+) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of the mean over splits (and seeds) of every metric, over the choice of test slides.
 
     Patients are drawn with replacement within each test set and each class, so that no replicate lacks a class. The
@@ -49,6 +52,7 @@ def bootstrap(test_sets: Sequence[TestSet], replicates: int = 1000, seed: int = 
         test_sets: one a split.
         replicates: number of draws.
         seed: of the draws.
+        task: the family of tasks whose metrics are meant.
 
     Returns:
         ``(low, high)`` by name of metric; NaN where a metric is undefined.
@@ -58,8 +62,9 @@ def bootstrap(test_sets: Sequence[TestSet], replicates: int = 1000, seed: int = 
     for part in test_sets:
         weights = _draws(part, replicates, rng)
         for one_seed in part.probabilities:
-            for name, values in weighted_metrics(part.labels, one_seed, weights).items():
-                totals.setdefault(name, []).append(values)
+            for metric in metrics_of(task):
+                values = metric.weighted(part.labels, one_seed, weights=weights)
+                totals.setdefault(metric.name, []).append(values)
     intervals = {}
     for name, of_splits in totals.items():
         low, high = np.quantile(np.mean(of_splits, axis=0), [0.025, 0.975])
@@ -74,44 +79,6 @@ def bands(
     values = statistic(test_set, _draws(test_set, replicates, np.random.default_rng(seed)))
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return low, high
-
-
-def weighted_metrics(labels: Ints, probabilities: Floats, weights: Floats) -> dict[str, Floats]:
-    """Accuracy, balanced accuracy, AUC and F1 of slides with weights, for many weightings at once.
-
-    With weights that count how often a slide was drawn these are the metrics of the drawn slides, without drawing them.
-
-    Args:
-        labels: ``[n]``.
-        probabilities: ``[n, C]``.
-        weights: ``[R, n]``, not negative.
-
-    Returns:
-        ``[R]`` for each name; the definitions are those of ``mil_zoo.train.metrics``.
-    """
-    num_classes = probabilities.shape[1]
-    predicted = probabilities.argmax(1)
-    truth, guess = (labels[:, None] == np.arange(num_classes)), (predicted[:, None] == np.arange(num_classes))
-    size, of_class, given = weights.sum(1), weights @ truth, weights @ guess  # [R], [R, C], [R, C]
-    hits = weights @ (truth & guess)  # [R, C]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = hits / of_class
-        f1 = np.nan_to_num(2 * hits / (of_class + given))
-        areas = [_weighted_auc(truth[:, c], probabilities[:, c], weights) for c in range(num_classes)]
-    return {
-        "accuracy": hits.sum(1) / size,
-        "balanced_accuracy": np.nanmean(recall, axis=1),
-        "auc": areas[1] if num_classes == 2 else np.mean(areas, axis=0),
-        "f1": f1[:, 1] if num_classes == 2 else f1.mean(1),
-    }
-
-
-def _weighted_auc(positive: npt.NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Share of (positive, negative) pairs in the right order, ties counting half, ``[R]``."""
-    above = scores[positive][:, None] - scores[~positive][None, :]
-    right = (above > 0) + 0.5 * (above == 0)  # [positives, negatives]
-    up, down = weights[:, positive], weights[:, ~positive]
-    return np.asarray(((up @ right) * down).sum(1) / (up.sum(1) * down.sum(1)))
 
 
 def _draws(part: TestSet, replicates: int, rng: np.random.Generator) -> Floats:

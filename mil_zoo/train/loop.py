@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.bags import as_bags
 from mil_zoo.data.prefetch import read_ahead
-from mil_zoo.data.slide_files import labels_of
+from mil_zoo.metrics import score
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.metrics import score
 
 PACK = 16_384  # instances scored together: enough to hide the overhead of a call, little beside one large slide
 
@@ -213,7 +213,7 @@ def _evaluate(
         probabilities.append(probability.double().numpy())
         if after_epoch is not None:
             after_epoch(epoch, bag, output, probability)
-    labels, stacked = np.array(labels_of(bags)), np.stack(probabilities)
+    labels, stacked = np.array(as_bags(bags).labels), np.stack(probabilities)
     true_class = stacked[np.arange(len(labels)), labels]
     return score(labels, stacked) | {"loss": float(-np.log(true_class.clip(min=1e-12)).mean())}
 
@@ -269,13 +269,13 @@ def _decay(epoch: int, config: TrainingConfig) -> float:
 
 def _balanced_draw(train: Sequence[Bag], order: np.random.Generator) -> np.ndarray:
     """As many slides as there are, with replacement, each class with the same probability."""
-    labels = np.array(labels_of(train))
+    labels = np.array(as_bags(train).labels)
     weights = 1 / np.bincount(labels)[labels]
     return order.choice(len(train), len(train), p=weights / weights.sum())
 
 
 def _balanced_weights(train: Sequence[Bag], num_classes: int) -> Tensor:
-    counts = torch.bincount(torch.tensor(labels_of(train)), minlength=num_classes)
+    counts = torch.bincount(torch.tensor(as_bags(train).labels), minlength=num_classes)
     return len(train) / (counts.clamp(min=1) * (counts > 0).sum())
 
 

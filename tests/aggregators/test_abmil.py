@@ -8,7 +8,12 @@ from helpers import Golden, assert_close, assert_gradients, make_bag
 
 from mil_zoo import BagBatch, InputError, create_aggregator
 
-CASES = {"abmil": {"gated": False, "attention_dim": 32}, "abmil_gated": {"gated": True, "attention_dim": 32}}
+CASES = {
+    "abmil": {"gated": False, "embed_dim": None, "attention_dim": 32},
+    "abmil_gated": {"gated": True, "embed_dim": None, "attention_dim": 32},
+}
+
+GOLDEN = {"in_dim": 24, "num_classes": 1, "embed_dim": None}
 
 
 @pytest.fixture(params=CASES)
@@ -57,10 +62,8 @@ def test_the_feature_layer_comes_before_the_attention():
 def test_published_weights_of_other_options_are_refused():
     golden = Golden("abmil_gated")
     with pytest.raises(InputError, match="no place for 'attention_U"):
-        create_aggregator("abmil", in_dim=24, num_classes=1, attention_dim=32).load_published_state_dict(
-            golden.parameters
-        )
-    gated = create_aggregator("abmil", in_dim=24, num_classes=1, attention_dim=16, gated=True)
+        create_aggregator("abmil", **GOLDEN, attention_dim=32).load_published_state_dict(golden.parameters)
+    gated = create_aggregator("abmil", **GOLDEN, attention_dim=16, gated=True)
     with pytest.raises(InputError, match=r"shape \[32, 24\], here \[16, 24\]"):
         gated.load_published_state_dict(golden.parameters)
     with pytest.raises(InputError, match=r"lack attention\.U\.bias"):

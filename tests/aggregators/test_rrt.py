@@ -15,8 +15,8 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 
 NO_DROPOUT = {"dropout": 0.0, "proj_drop": 0.0}
 CASES = {
-    "rrt": {"n_heads": 4, "region_num": 2, "epeg_k": 5},
-    "rrt_regions": {"n_heads": 4, "region_num": 3, "epeg_k": 5},
+    "rrt": {"n_heads": 4, "region_num": 2, "epeg_k": 5, "pool_act": "relu"},
+    "rrt_regions": {"n_heads": 4, "region_num": 3, "epeg_k": 5, "pool_act": "relu"},
     "rrt_shortcut": {"epeg_k": 3, "crmsa_k": 1, "crmsa_heads": 2, "all_shortcut": True, "pool_act": "tanh"},
 }
 

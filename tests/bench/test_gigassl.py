@@ -10,7 +10,6 @@ from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
-from mil_zoo.data.slide_files import relabel
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.learning_curve import learning_curve
 from mil_zoo.ssl import protocol
@@ -92,7 +91,7 @@ def test_pretraining_needs_no_labels(finished):
     bags, _ = split_bags(plan.dataset, trial.split)
     few = few_labels(bags, trial)
     assert (len(few["train"]), len(few["unlabelled"])) == (4, len(trial.split.train) + len(trial.split.val))
-    few["unlabelled"] = relabel(few["unlabelled"], [None] * len(few["unlabelled"]))
+    few["unlabelled"] = few["unlabelled"].relabelled([None] * len(few["unlabelled"]))
     job = Job(trial, plan.source, run.path, plan.suite)
     protocol._PRETRAINED = protocol._LastPretraining()
     result = run_protocol(_context(job, plan.dataset, few, lambda row: None))

@@ -49,7 +49,7 @@ def test_overrides_reach_options_training_and_graph(bag_table):
         ("abmil.learning_rat=1", "did you mean 'learning_rate'"),
         ("srmil.mask_rate=0.5", "'srmil' is not among the models"),
         ("lerning_rate=1", "no aggregator has an option 'lerning_rate'; did you mean 'learning_rate'"),
-        ("epochs=many", "epochs must be of type int"),
+        ("epochs=many", "epochs must be a whole number, not 'many'"),
         ("epochs=0", "training.epochs must be positive"),
         ("a.b.c=1", "must look like"),
     ],

@@ -19,9 +19,9 @@ from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import shuffled_labels, split_bags
 from mil_zoo.data.dataset import open_dataset
+from mil_zoo.metrics import score
 from mil_zoo.registry import Registry
 from mil_zoo.train.loop import predict
-from mil_zoo.train.metrics import score
 
 SMALL = {
     "models": ["srmil", "abmil", "mean"],

@@ -13,9 +13,7 @@ from mil_zoo.stats import (
     friedman_nemenyi,
     mean_curve,
     summarise,
-    weighted_metrics,
 )
-from mil_zoo.train.metrics import score
 
 # Demsar 2006, table 6: AUC of C4.5, C4.5+m, C4.5+cf, C4.5+m+cf on 14 data sets. (Voting prints
 # 0.975 twice and ranks them 2 and 3: the ranks are of unrounded numbers.)
@@ -63,18 +61,6 @@ def random_set(n=40, classes=2, seeds=1, seed=0, per_patient=1):
     values = rng.dirichlet(np.ones(classes), (seeds, n)) + 0.4 * np.eye(classes)[labels]
     patients = (np.arange(n) // per_patient).astype(str)
     return TestSet(labels, values / values.sum(-1, keepdims=True), patients)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_weighted_metrics_are_those_of_drawn_slides(classes):
-    part = random_set(classes=classes)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, 40, (5, 60))
-    weights = np.stack([np.bincount(row, minlength=40) for row in drawn]).astype(float)
-    got = weighted_metrics(part.labels, part.probabilities[0], weights)
-    for i, row in enumerate(drawn):
-        expected = score(part.labels[row], part.probabilities[0, row])
-        assert {name: got[name][i] for name in expected} == pytest.approx(expected)
 
 
 def test_the_bootstrap_interval_of_an_accuracy_is_the_binomials():

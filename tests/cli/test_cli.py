@@ -73,7 +73,7 @@ def test_measurements_are_kept_and_shown(run_cli, tmp_path, monkeypatch):
 
     def measure(name, threads, plugins):
         measured.append(name)
-        return cost.Cost(name, 12.4, 34.0, 1567.0, 890.0, f"a machine, {threads} threads", "2026-01-01")
+        return cost.Cost(name, 5, 12.4, 34.0, 1567.0, 890.0, f"a machine, {threads} threads", "2026-01-01")
 
     monkeypatch.setattr(cost, "measure", measure)
     path = tmp_path / "costs.csv"

@@ -68,7 +68,7 @@ def test_every_bag_comes_back(dataset, tmp_path, dtype, tolerance):
     assert opened.card == dataset.card
     assert opened.in_dim == 8
     for stored, bag in zip(opened.bags, dataset.bags, strict=True):
-        assert "window:2" in stored._graphs  # read, not built
+        assert "window:2" in stored.graphs  # read, not built
         got, expected = stored.graph("window:2"), bag.graph("window:2")
         assert torch.equal(got.indptr, expected.indptr)
         assert torch.equal(got.indices, expected.indices)

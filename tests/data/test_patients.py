@@ -14,8 +14,8 @@ from mil_zoo.bench.suite import read_suite
 from mil_zoo.data import DatasetSource
 from mil_zoo.data.patients import merged, pack_patients, pack_splits, settle_rule
 from mil_zoo.data.splits.split import Split
+from mil_zoo.metrics import patient_predictions, score
 from mil_zoo.report.tables import write_tables
-from mil_zoo.train.metrics import patient_predictions, score
 
 
 def bags(labels, patients):

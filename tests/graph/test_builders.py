@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import needs_dgl
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from mil_zoo._dgl import dgl
 from mil_zoo.errors import InputError
-from mil_zoo.graph import build, builders
+from mil_zoo.graph import build_csr, builders
+from mil_zoo.kernels import CSR
 
 SPATIAL = ["window:2", "radius:1.5", "knn:3", "delaunay"]
 
 
-def edge_set(graph) -> set[tuple[int, int]]:
-    src, dst = (end.tolist() for end in graph.edges())
+def edge_set(graph: CSR) -> set[tuple[int, int]]:
+    src, dst = graph.indices.tolist(), graph.destinations.tolist()
     edges = set(zip(src, dst, strict=True))
     assert len(edges) == len(src), "an edge is repeated"
     return edges
@@ -72,12 +73,15 @@ def contours(seed: int) -> np.ndarray:
 # --- window and radius ---------------------------------------------------------------------------------------------
 
 
+@needs_dgl
 @pytest.mark.parametrize("points", [tissue(0), contours(1)], ids=["grid", "contours"])
 @pytest.mark.parametrize(("spec", "steps"), [("window:1", 1.42), ("window:2", 2.84), ("radius:1.7", 1.7)])
 def test_radius_graphs_equal_dgl(points, spec, steps):
+    from mil_zoo._dgl import dgl
+
     coords = torch.from_numpy(points).double()
     oracle = dgl.radius_graph(coords, steps * 256)
-    assert edge_set(build(coords, spec, 256)) == closed_dgl(oracle)
+    assert edge_set(build_csr(coords, spec, 256)) == closed_dgl(oracle)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -87,20 +91,20 @@ def test_radius_equals_brute_force_on_scattered_points(seed):
     points = rng.normal(size=(rng.integers(2, 300), 2)) * [spread, 1] + rng.normal(size=2) * 1e4
     points = np.concatenate([points, points[:7]])  # with twins
     for steps in (0.1, 1.0, 3.3):
-        assert edge_set(build(points, f"radius:{steps}", 2.0)) == within(points, steps * 2.0)
+        assert edge_set(build_csr(points, f"radius:{steps}", 2.0)) == within(points, steps * 2.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 50])
 def test_radius_does_not_depend_on_the_chunk_size(monkeypatch, chunk):
     points = contours(2)
-    expected = edge_set(build(points, "window:2", 256))
+    expected = edge_set(build_csr(points, "window:2", 256))
     monkeypatch.setattr(builders, "CHUNK", chunk)
-    assert edge_set(build(points, "window:2", 256)) == expected == within(points, 2.84 * 256)
+    assert edge_set(build_csr(points, "window:2", 256)) == expected == within(points, 2.84 * 256)
 
 
 def test_window_is_radius_of_1_42_w():
     points = contours(3)
-    assert edge_set(build(points, "window", 256)) == edge_set(build(points, "radius:2.84", 256))
+    assert edge_set(build_csr(points, "window", 256)) == edge_set(build_csr(points, "radius:2.84", 256))
 
 
 def test_window_reaches_what_the_paper_says():
@@ -109,11 +113,13 @@ def test_window_reaches_what_the_paper_says():
     points = grid(21, 21, 224)
 
     def reached(spec):
-        offsets = (points[build(points, spec, 224).in_edges(centre)[0]] - points[centre]) // 224
+        graph = build_csr(points, spec, 224)
+        row = graph.indices[graph.indptr[centre] : graph.indptr[centre + 1]]
+        offsets = (points[row] - points[centre]) // 224
         return {(int(x), int(y)) for x, y in offsets}
 
     assert reached("window:2") == {(x, y) for x in range(-2, 3) for y in range(-2, 3)}
-    assert build(points, "window:2", 224).in_degrees(centre) == 25
+    assert build_csr(points, "window:2", 224).indptr.diff()[centre] == 25
     three = reached("window:3")
     assert {(4, 0), (4, 1), (0, -4), (3, 3)} <= three
     assert not {(4, 2), (2, 4), (5, 0)} & three
@@ -122,7 +128,7 @@ def test_window_reaches_what_the_paper_says():
 
 def test_window_equals_the_golden_graph():
     golden = np.load(Path(__file__).parents[1] / "golden" / "srmil.npz")
-    graph = build(golden["coords"], "window:2", float(golden["patch_size"]))
+    graph = build_csr(golden["coords"], "window:2", float(golden["patch_size"]))
     assert edge_set(graph) == {(int(a), int(b)) for a, b in golden["edges"].T}
 
 
@@ -130,56 +136,62 @@ def test_distances_equal_to_the_radius_count_in_float32():
     """0.1 has no exact float: a step of it must still be one step, and 1e-5 of a step more must not."""
     points = torch.tensor([[0.1 * i, 0] for i in range(8)], dtype=torch.float32)
     assert (points[:, 0].double().diff() > 0.1).any()
-    assert edge_set(build(points, "radius:1", 0.1)) == closed(pairwise(range(8)), 8)
-    assert edge_set(build([[0, 0], [1.00001, 0]], "radius:1", 1)) == closed([], 2)
+    assert edge_set(build_csr(points, "radius:1", 0.1)) == closed(pairwise(range(8)), 8)
+    assert edge_set(build_csr([[0, 0], [1.00001, 0]], "radius:1", 1)) == closed([], 2)
 
 
 @pytest.mark.parametrize("offset", [-(10**12), 10**12, 2**50])
 def test_far_away_coordinates(offset):
     points = contours(4)
     moved = torch.from_numpy(points + offset)
-    assert edge_set(build(moved, "window:2", 256)) == within(points, 2.84 * 256)
+    assert edge_set(build_csr(moved, "window:2", 256)) == within(points, 2.84 * 256)
 
 
 def test_two_clusters_very_far_apart():
     points = tissue(5, count=100)
     both = np.concatenate([points, points + np.array([[10**12, -(10**12)]])])
     one = within(points, 2.84 * 256)
-    assert edge_set(build(both, "window:2", 256)) == one | {(a + 100, b + 100) for a, b in one}
+    assert edge_set(build_csr(both, "window:2", 256)) == one | {(a + 100, b + 100) for a, b in one}
 
 
 def test_too_many_edges_are_refused_before_they_are_made():
     with pytest.raises(InputError, match="patch_size has the unit of coords"):
-        build(np.zeros((60_000, 2)), "window:2", 256)
+        build_csr(np.zeros((60_000, 2)), "window:2", 256)
 
 
 def test_coords_and_patch_size_of_different_units_are_refused():
     with pytest.raises(InputError, match="one unit"):
-        build([[0.0, 0.0], [1e9, 0.0]], "window:2", 1e-6)
+        build_csr([[0.0, 0.0], [1e9, 0.0]], "window:2", 1e-6)
 
 
 # --- nearest neighbours --------------------------------------------------------------------------------------------
 
 
+@needs_dgl
 @pytest.mark.parametrize("k", [1, 4, 9])
 def test_knn_equals_dgl(k):
+    from mil_zoo._dgl import dgl
+
     coords = torch.from_numpy(np.random.default_rng(k).normal(size=(200, 2)) * 1000)
     oracle = dgl.knn_graph(coords, k + 1)  # DGL counts the patch itself
-    assert edge_set(build(coords, f"knn:{k}")) == closed_dgl(oracle)
+    assert edge_set(build_csr(coords, f"knn:{k}")) == closed_dgl(oracle)
 
 
+@needs_dgl
 @pytest.mark.parametrize("k", [1, 5])
 def test_feature_knn_equals_dgl(k):
+    from mil_zoo._dgl import dgl
+
     features = torch.from_numpy(np.random.default_rng(k).normal(size=(150, 24)))
     oracle = dgl.knn_graph(features, k + 1)
-    assert edge_set(build(None, f"feature_knn:{k}", features=features)) == closed_dgl(oracle)
+    assert edge_set(build_csr(None, f"feature_knn:{k}", features=features)) == closed_dgl(oracle)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 6, 8, 13])
 def test_knn_breaks_ties_by_index(k):
     """On a grid most distances are tied; twins are at distance 0 but are not the patch itself."""
     points = np.concatenate([tissue(6, count=150), tissue(6, count=150)[:20], np.zeros((30, 2))])
-    assert edge_set(build(points, f"knn:{k}")) == nearest(points, k)
+    assert edge_set(build_csr(points, f"knn:{k}")) == nearest(points, k)
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 2**23])
@@ -189,7 +201,7 @@ def test_feature_knn_breaks_ties_by_index(monkeypatch, k, chunk):
     monkeypatch.setattr(builders, "CHUNK", chunk)
     features = np.random.default_rng(k).integers(0, 3, (120, 5)).astype(np.float32)
     features[40:70] = features[3]
-    assert edge_set(build(None, f"feature_knn:{k}", features=features)) == nearest(features, k)
+    assert edge_set(build_csr(None, f"feature_knn:{k}", features=features)) == nearest(features, k)
 
 
 @pytest.mark.parametrize(
@@ -201,19 +213,19 @@ def test_feature_knn_is_exact_where_float32_products_are_not(scale, offset, nois
     features = rng.normal(size=(10, 64)).repeat(20, axis=0) + noise * rng.normal(size=(200, 64))
     features = ((features + offset) * scale).astype(np.float32)
     exact = features.astype(np.float64) / scale
-    assert edge_set(build(None, "feature_knn:4", features=features)) == nearest(exact, 4)
+    assert edge_set(build_csr(None, "feature_knn:4", features=features)) == nearest(exact, 4)
 
 
 def test_feature_knn_of_half_precision_features():
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)).half()
-    assert edge_set(build(None, "feature_knn:3", features=features)) == nearest(features.double().numpy(), 3)
+    assert edge_set(build_csr(None, "feature_knn:3", features=features)) == nearest(features.double().numpy(), 3)
 
 
 @pytest.mark.parametrize("spec", ["knn:8", "feature_knn:8"])
 def test_small_bags_take_all_others(spec):
     points = np.random.default_rng(0).normal(size=(6, 2))
     everything = {(a, b) for a in range(6) for b in range(6)}
-    assert edge_set(build(points, spec, features=points)) == everything
+    assert edge_set(build_csr(points, spec, features=points)) == everything
 
 
 @pytest.mark.parametrize("spec", ["knn:2", "feature_knn:2"])
@@ -221,7 +233,7 @@ def test_thousands_of_twins_join_the_first(spec):
     """Of patches all at one place, the two first others are taken: without an N x N search."""
     zeros = np.zeros((20_000, 2), dtype=np.float32)
     expected = closed([(j, i) for i in range(20_000) for j in [j for j in range(3) if j != i][:2]], 20_000)
-    assert edge_set(build(zeros, spec, features=zeros)) == expected
+    assert edge_set(build_csr(zeros, spec, features=zeros)) == expected
 
 
 # --- Delaunay ------------------------------------------------------------------------------------------------------
@@ -236,16 +248,16 @@ def test_delaunay_has_empty_circumcircles():
         distance = np.linalg.norm(points - centre, axis=1)
         if (np.delete(distance, [a, b, c]) > distance[a]).all():
             edges |= {(a, b), (b, c), (a, c)}
-    assert edge_set(build(points, "delaunay")) == closed(edges, 14)
+    assert edge_set(build_csr(points, "delaunay")) == closed(edges, 14)
 
 
 def test_delaunay_of_a_grid_has_no_long_edges():
     """12 x 9 without a corner: the sides, and one diagonal of every square or cut corner; nothing along the border."""
     points = grid(12, 9, 224)[1:] + 50_000
-    graph = build(points, "delaunay")
-    src, dst = (end.numpy() for end in graph.edges())
+    graph = build_csr(points, "delaunay")
+    src, dst = graph.indices.numpy(), graph.destinations.numpy()
     assert (np.abs(points[src] - points[dst]) <= 224).all()
-    assert graph.num_edges() == 2 * (11 * 9 + 12 * 8 - 2 + 11 * 8) + 107
+    assert graph.num_edges == 2 * (11 * 9 + 12 * 8 - 2 + 11 * 8) + 107
 
 
 @pytest.mark.parametrize("direction", [(1, 0), (0, 1), (3, -7), (0.1, 0.3)])
@@ -253,24 +265,24 @@ def test_delaunay_of_a_line_is_a_path(direction):
     place = np.random.default_rng(0).permutation(9)
     points = place[:, None] * np.array([direction]) + 5
     rank = np.argsort(place)
-    assert edge_set(build(points, "delaunay")) == closed(pairwise(rank), 9)
+    assert edge_set(build_csr(points, "delaunay")) == closed(pairwise(rank), 9)
 
 
 def test_delaunay_joins_twins_to_the_first():
     points = [[0, 0], [4, 0], [0, 3], [4, 0], [0, 0], [4, 0]]
-    assert edge_set(build(points, "delaunay")) == closed([(0, 1), (1, 2), (0, 2), (1, 3), (1, 5), (0, 4)], 6)
+    assert edge_set(build_csr(points, "delaunay")) == closed([(0, 1), (1, 2), (0, 2), (1, 3), (1, 5), (0, 4)], 6)
 
 
 def test_delaunay_keeps_patches_that_qhull_takes_for_others():
     points = np.random.default_rng(0).uniform(size=(30, 2))
     points = np.concatenate([points, points[:3] + 1e-15])
     assert len(np.unique(points, axis=0)) == 33
-    assert {(0, 30), (1, 31), (2, 32)} <= edge_set(build(points, "delaunay"))
+    assert {(0, 30), (1, 31), (2, 32)} <= edge_set(build_csr(points, "delaunay"))
 
 
 def test_delaunay_of_two_places():
-    assert edge_set(build([[0, 0], [1, 1]], "delaunay")) == closed([(0, 1)], 2)
-    assert edge_set(build([[0, 0], [0, 0], [1, 1]], "delaunay")) == closed([(0, 1), (0, 2)], 3)
+    assert edge_set(build_csr([[0, 0], [1, 1]], "delaunay")) == closed([(0, 1)], 2)
+    assert edge_set(build_csr([[0, 0], [0, 0], [1, 1]], "delaunay")) == closed([(0, 1), (0, 2)], 3)
 
 
 # --- all of them ---------------------------------------------------------------------------------------------------
@@ -284,19 +296,19 @@ def test_delaunay_of_two_places():
 )
 def test_graphs_are_symmetric_with_one_self_loop_a_patch(spec, points):
     features = points.astype(np.float32)
-    graph = build(points, spec, 256, features)
+    graph = build_csr(points, spec, 256, features)
     edges = edge_set(graph)
-    assert graph.num_nodes() == len(points)
-    assert graph.idtype == torch.int32
+    assert graph.num_src == graph.num_dst == len(points)
+    assert graph.indptr.dtype == graph.indices.dtype == torch.int32
     assert edges == closed(edges, len(points))
-    indptr, indices, _ = graph.adj_tensors("csc")
-    assert all((row.diff() > 0).all() for row in torch.tensor_split(indices, indptr[1:-1].long()) if len(points))
+    rows = torch.tensor_split(graph.indices, graph.indptr[1:-1].long())
+    assert all((row.diff() > 0).all() for row in rows if len(points))
 
 
 @pytest.mark.parametrize("spec", SPATIAL)
 def test_twins_are_connected(spec):
     points = np.concatenate([contours(9)[:50], contours(9)[:50]])
-    edges = edge_set(build(points, spec, 256))
+    edges = edge_set(build_csr(points, spec, 256))
     assert all((i, i + 50) in edges for i in range(50))
 
 
@@ -323,7 +335,7 @@ def test_twins_are_connected(spec):
 def test_bad_numbers_are_refused(spec, message):
     points = grid(3, 3)
     with pytest.raises(InputError, match=message):
-        build(points, spec, 1, points.astype(np.float32))
+        build_csr(points, spec, 1, points.astype(np.float32))
 
 
 @pytest.mark.parametrize("spec", ["window:2", "radius:1"])
@@ -332,19 +344,19 @@ def test_bad_numbers_are_refused(spec, message):
 )
 def test_patch_size_is_needed(spec, patch_size, message):
     with pytest.raises(InputError, match=message):
-        build(grid(3, 3), spec, patch_size)
+        build_csr(grid(3, 3), spec, patch_size)
 
 
 @pytest.mark.parametrize("spec", SPATIAL)
 @pytest.mark.parametrize("coords", [np.zeros((4, 3)), np.zeros(4), np.array([[0, 0], [np.nan, 1]])])
 def test_bad_coords_are_refused(spec, coords):
     with pytest.raises(InputError, match="finite numbers"):
-        build(coords, spec, 1)
+        build_csr(coords, spec, 1)
 
 
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="finite numbers"):
-        build(None, "feature_knn:1", features=np.array([[0.0], [np.inf]]))
+        build_csr(None, "feature_knn:1", features=np.array([[0.0], [np.inf]]))
 
 
 # --- real slides ---------------------------------------------------------------------------------------------------
@@ -377,5 +389,5 @@ def test_real_slides_equal_a_kd_tree(kind, spec):
     pairs = cKDTree(coords).query_pairs(reach, output_type="ndarray").astype(np.int64)
     loops = np.arange(len(coords))
     src, dst = np.concatenate([pairs, pairs[:, ::-1], np.stack([loops, loops], axis=1)]).T
-    graph_src, graph_dst = (end.numpy().astype(np.int64) for end in build(coords, spec, patch_size).edges())
-    assert np.array_equal(np.sort(dst * len(coords) + src), np.sort(graph_dst * len(coords) + graph_src))
+    graph = build_csr(coords, spec, patch_size)
+    assert np.array_equal(np.sort(dst * len(coords) + src), (graph.destinations * len(coords) + graph.indices).numpy())

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from helpers import needs_dgl
 
 from mil_zoo import InputError
 from mil_zoo.kernels import (
@@ -195,6 +196,7 @@ def test_a_kernel_is_compiled_again_after_a_change_in_another_file(tmp_path, mon
         numba.config.reload_config()
 
 
+@needs_dgl
 def test_a_numba_that_cannot_be_imported_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     backends._reason.cache_clear()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from helpers import needs_dgl
 from kernel_cases import assert_close, draw, outputs_and_gradients, random_csr
 
 from mil_zoo.kernels import CSR, GlobalKey, graph_attention, graph_dot_attention, segment_attention_pool, segment_reduce
 from mil_zoo.kernels.dropout import dropout_scale
 
-BACKENDS = ["reference", "dgl", "numba"]
+BACKENDS = ["reference", pytest.param("dgl", marks=needs_dgl), "numba"]
 REDUCE_BACKENDS = ["reference", "numba"]
 SIZES = [1, 63, 1000, 70_000]
 

@@ -98,7 +98,7 @@ class GATLayer(nn.Module):
         return self._finish(out.flatten(1), residual)
 
     def with_global(
-        self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, *, skip: int = 0, **options: Any
+        self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, *, skip: int = 0, first: int = 0, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
 
@@ -108,6 +108,7 @@ class GATLayer(nn.Module):
             graph: N rows.
             offsets: int64 ``[B + 1]``.
             skip: how many of the first bags have no global node.
+            first: how many rows these bags have.
             **options: see ``_project``.
 
         Returns:
@@ -119,10 +120,12 @@ class GATLayer(nn.Module):
         z_global, left_global, right_global, residual_global = self._project(h_global)
         bag = torch.repeat_interleave(offsets.diff(), output_size=len(z))
         key = GlobalKey(
-            F.pad(z_global, (0, 0, 0, 0, skip, 0)), F.pad(left_global, (0, 0, skip, 0), value=-torch.inf), bag
+            F.pad(z_global, (0, 0, 0, 0, skip, 0)),
+            F.pad(left_global, (0, 0, skip, 0), value=-torch.inf),
+            bag,
+            offsets,
         )
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop, global_key=key)
-        first = int(offsets[skip])
         scores = F.leaky_relu(left[first:] + right_global.index_select(0, bag[first:] - skip), 0.2)
         pooled, _ = segment_attention_pool(scores, z[first:], offsets[skip:] - first, dropout_p=self._attn_drop)
         return self._finish(out.flatten(1), residual), self._finish(pooled.flatten(1), residual_global)

@@ -49,6 +49,20 @@ class GatedAttention(nn.Module):
         return self.w(torch.tanh(self.V(h)) * torch.sigmoid(self.U(h)))
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor``, drawn on the CPU, on ``device``; a CUDA device takes it without making the process wait."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def positions(mask: Tensor, count: int) -> Tensor:
+    """int64 ``[count]``: where ``mask`` ``[N]`` is true, which is ``count`` times; no device is waited for."""
+    if mask.device.type != "cuda":
+        return mask.nonzero()[:, 0]
+    return (~mask).argsort(stable=True)[:count]
+
+
 def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
     """An instance-wise Linear + ReLU of width ``embed_dim``, and that width; the identity where it is None."""
     if embed_dim is None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
+from mil_zoo.aggregators.blocks.layers import positions, to_device
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import CSR, segment_attention_pool
@@ -134,7 +135,7 @@ class SRMIL(Aggregator):
         index[rows] = index[n + rows] = -1
         ends = batch.offsets[1:]
         h, h_global = self._first_layer(
-            features, CSR.concat([graph] * 3), torch.cat([batch.offsets, n + ends, 2 * n + ends]), index, len(batch)
+            features, CSR.concat([graph] * 3), torch.cat([batch.offsets, n + ends, 2 * n + ends]), index, len(batch), n
         )
         alone, both = h.split([n, 2 * n])
         reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
@@ -158,7 +159,7 @@ class SRMIL(Aggregator):
     def _decode(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
         """``reconstruct`` up to the last linear map: ``[len(rows), hidden]``."""
         masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
-        seen = (~masked).nonzero()[:, 0]
+        seen = positions(~masked, len(h) - len(rows))
         code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
         # Fixed re-mask: of the encoder's output the decoder sees the rows that were not masked.
         packing = Packing(torch.where(masked, -1, (~masked).cumsum(0) - 1), self.dec_mask_token[0])
@@ -166,7 +167,13 @@ class SRMIL(Aggregator):
         return last.mix(first(code, graph, packing=packing), graph, rows)[0]
 
     def _first_layer(
-        self, features: Tensor, graph: CSR, offsets: Tensor, index: Tensor | None = None, skip: int = 0
+        self,
+        features: Tensor,
+        graph: CSR,
+        offsets: Tensor,
+        index: Tensor | None = None,
+        skip: int = 0,
+        first_row: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """The reformer and the encoder's first layer.
 
@@ -176,6 +183,7 @@ class SRMIL(Aggregator):
             offsets: int64 ``[B + 1]``, of the graph's rows.
             index: int64 ``[M]``, the patch that each row of the graph is, -1 where masked; None for all in order.
             skip: how many of the first bags have no global node.
+            first_row: how many rows these bags have.
 
         Returns:
             patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]``, None with the attention readout.
@@ -191,7 +199,7 @@ class SRMIL(Aggregator):
             options["packing"] = Packing(index, self.reformer(self.enc_mask_token)[0])
         if self.readout == "attention":
             return first(*inputs, graph, **options), None
-        return first.with_global(*inputs, graph, offsets, skip=skip, **options)
+        return first.with_global(*inputs, graph, offsets, skip=skip, first=first_row, **options)
 
     def _read(self, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
         """The encoder's second layer, the readout and the classifier."""
@@ -217,11 +225,11 @@ class SRMIL(Aggregator):
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
 
     def _draw_mask(self, batch: BagBatch) -> Tensor:
-        drawn = [
-            start + torch.randperm(size)[: int(self.mask_rate * size)]
-            for start, size in zip(batch.offsets.tolist(), batch.sizes.tolist(), strict=False)
-        ]
-        return torch.cat(drawn).to(batch.features.device)
+        drawn, start = [], 0
+        for size in batch.graph.num_nodes:  # read on the host, which need not wait for the device
+            drawn.append(start + torch.randperm(size)[: int(self.mask_rate * size)])
+            start += size
+        return to_device(torch.cat(drawn), batch.features.device)
 
     def _head_mean(self, h: Tensor) -> Tensor:
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)

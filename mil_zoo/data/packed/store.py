@@ -27,9 +27,8 @@ from torch import Tensor
 
 from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import Bags, SlideFile
 from mil_zoo.data.card import DataCard
-from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import SlideFile, SlideFiles
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR, Transposed
@@ -65,7 +64,7 @@ class StoredSlide(SlideFile):
             coords = _map(self.path / "coords.bin", np.dtype("<f4"), entry["coords"], (n, 2))
         if entry["instance_labels"] is not None:
             labels = _map(self.path / "instance_labels.bin", np.dtype("i1"), entry["instance_labels"], (n,))
-        return Bag(
+        bag = Bag(
             features=features.view(DTYPES[self.dtype]).float(),
             coords=coords,
             instance_labels=labels,
@@ -74,8 +73,9 @@ class StoredSlide(SlideFile):
             slide_id=self.slide_id,
             layout="store",
             **{name: entry[name] for name in ("patch_size", "unit", "geometry")},
-            _graphs={spec: self._graph(spec, place) for spec, place in entry["graphs"].items()},
         )
+        bag.graphs = {spec: self._graph(spec, place) for spec, place in entry["graphs"].items()}
+        return bag
 
     def shape(self) -> tuple[int, int]:
         """``(N, D)``, from the index."""
@@ -88,9 +88,7 @@ class StoredSlide(SlideFile):
             _map(graph_file(self.path, spec, name), np.dtype("<i4"), start, (length,))
             for name, (start, length) in starts.items()
         )
-        csr = CSR(indptr, indices, n)
-        csr.__dict__["transposed"] = Transposed(indptr, indices, edge)  # of a symmetric graph: its own rows
-        return csr
+        return CSR(indptr, indices, n, stored=Transposed(indptr, indices, edge))  # of a symmetric graph: its own rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,28 +123,48 @@ class PackedStore:
         entries = list(read_index(path / INDEX))
         if len(entries) != head["slides"]:
             raise InputError(f"{path}: {INDEX} has {len(entries)} lines for {head['slides']} slides; import it again")
-        for name, size in sizes_of(entries, head).items():
+        for name, size in file_sizes(entries, head).items():
             file = path / name
             if not file.is_file() or file.stat().st_size != size:
                 raise InputError(f"{file} is missing or not of {size} bytes; import the store again")
         return cls(path.resolve(), head, entries)
 
     @cached_property
-    def dataset(self) -> Dataset:
-        """The dataset that was imported; its bags stay on disk."""
+    def card(self) -> DataCard:
+        """The card of the dataset that was imported."""
+        return from_mapping(DataCard, self.head["card"], str(self.path / HEAD))
+
+    @cached_property
+    def bags(self) -> Bags:
+        """Its bags, which stay on disk."""
         slides = [
             StoredSlide(
-                entry["slide_id"], entry["label"], entry["patient_id"], self.path, "store",
-                dtype=self.head["dtype"], dim=self.head["dim"], entry=entry,
+                slide_id=entry["slide_id"],
+                label=entry["label"],
+                patient_id=entry["patient_id"],
+                path=self.path,
+                layout="store",
+                dtype=self.head["dtype"],
+                dim=self.head["dim"],
+                entry=entry,
             )
             for entry in self.entries
-        ]  # fmt: skip
-        card = from_mapping(DataCard, self.head["card"], str(self.path / HEAD))
-        splits = [
+        ]
+        return Bags(slides)
+
+    @property
+    def splits(self) -> list[Split]:
+        """The splits that were published with it."""
+        return [
             Split(split["repeat"], split["fold"], *(tuple(split[part]) for part in ("train", "val", "test")))
             for split in self.head["published_splits"]
         ]
-        return Dataset(card, SlideFiles(slides), splits, self.head["site_of"])
+
+    @property
+    def site_of(self) -> Mapping[str, str]:
+        """The site of each slide, where known."""
+        sites: Mapping[str, str] = self.head["site_of"]
+        return sites
 
     def damaged(self, on_slide: Callable[[str], None] = lambda slide: None) -> list[str]:
         """The slides whose bytes are not those that were written."""
@@ -192,7 +210,7 @@ def ends_of(entry: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, int]
     return {name: start + shape[0] for name, (_, start, shape) in places_of(entry, head).items()}
 
 
-def sizes_of(entries: Iterable[Mapping[str, Any]], head: Mapping[str, Any]) -> dict[str, int]:
+def file_sizes(entries: Iterable[Mapping[str, Any]], head: Mapping[str, Any]) -> dict[str, int]:
     """How many bytes each file holds."""
     row = {"features.bin": NUMPY[head["dtype"]].itemsize * head["dim"], "coords.bin": 8, "instance_labels.bin": 1}
     return {name: rows * row.get(name, 4) for name, rows in ends_after(entries, head).items()}

@@ -27,12 +27,11 @@ from mil_zoo.data.packed.store import (
     digest_of,
     ends_after,
     ends_of,
+    file_sizes,
     graph_file,
     read_head,
     read_index,
-    sizes_of,
 )
-from mil_zoo.data.slide_files import heads
 from mil_zoo.errors import InputError
 
 
@@ -60,7 +59,7 @@ def import_dataset(
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    slides = heads(dataset.bags)
+    slides = dataset.bags.slides
     head = _head_of(dataset, dtype, graphs)
     out.mkdir(parents=True, exist_ok=True)
     written = _begin(out, head)
@@ -77,7 +76,7 @@ def import_dataset(
             index.flush()
             ends |= ends_of(entry, head)
             on_slide(entry["slide_id"])
-    for name in [*sizes_of(read_index(out / INDEX), head), INDEX]:
+    for name in [*file_sizes(read_index(out / INDEX), head), INDEX]:
         with (out / name).open("rb") as file:
             os.fsync(file.fileno())
     os.replace(out / PARTIAL, out / HEAD)
@@ -85,7 +84,7 @@ def import_dataset(
 
 
 def _head_of(dataset: Dataset, dtype: str, graphs: Sequence[str]) -> dict[str, Any]:
-    names = "\n".join(f"{slide.slide_id}\t{slide.label}\t{slide.patient_id}" for slide in heads(dataset.bags))
+    names = "\n".join(f"{slide.slide_id}\t{slide.label}\t{slide.patient_id}" for slide in dataset.bags.slides)
     head = {
         "format": FORMAT,
         "dtype": dtype,
@@ -119,7 +118,7 @@ def _begin(out: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
     content = (out / INDEX).read_bytes()
     os.truncate(out / INDEX, content.rfind(b"\n") + 1)  # what a kill left of a line
     written = list(read_index(out / INDEX))
-    for name, size in sizes_of(written, head).items():
+    for name, size in file_sizes(written, head).items():
         (out / name).touch()
         if (out / name).stat().st_size < size:
             raise InputError(f"{out / name} is shorter than the index says; delete the folder and import again")

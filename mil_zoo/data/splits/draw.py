@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import heads
+from mil_zoo.data.bags import as_bags
 from mil_zoo.data.splits.balance import arrange, hold_out
 from mil_zoo.data.splits.split import Split, Words, check_known, check_seed, check_sizes, check_splits, patient_key
 from mil_zoo.errors import InputError
@@ -44,7 +44,7 @@ class Cohort:
         Raises:
             InputError: strata of another number of bags, an unknown site, or a patient of two sites.
         """
-        slides = heads(bags)
+        slides = as_bags(bags).slides
         if strata is not None and len(strata) != len(slides):
             raise InputError(f"{len(strata)} strata are given for {len(slides)} slides; give each slide one")
         ids = np.array([slide.slide_id for slide in slides], dtype=str)
@@ -128,7 +128,7 @@ def kfold(
     alone = folds == len(counts)
     fewest = int((counts > 0).sum(0).min())
     if cohort.classes and not alone and fewest < folds:
-        label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+        label_of = {slide.slide_id: slide.label for slide in as_bags(bags).slides}
         labels = np.array([label_of[slide_id] for slide_id in cohort.ids.tolist()])
         numbers = {label: len(np.unique(cohort.groups[labels == label])) for label in np.unique(labels).tolist()}
         label = min(label for label, number in numbers.items() if number < folds)
@@ -208,7 +208,7 @@ def train_elsewhere(
     """
     check_sizes(2, repeats, validation_fraction)
     tested = set(test_ids)
-    rest = tuple(slide.slide_id for slide in heads(bags) if slide.slide_id not in tested)
+    rest = tuple(slide.slide_id for slide in as_bags(bags).slides if slide.slide_id not in tested)
     published = [Split(repeat, 0, rest, (), tuple(test_ids)) for repeat in range(repeats)]
     return completed(published, bags, validation_fraction, seed, strata=strata)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import heads
+from mil_zoo.data.bags import as_bags
 from mil_zoo.data.splits.formats import PARTS, of_parts, read_split_file
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError, did_you_mean
@@ -91,7 +91,7 @@ def published_split(labels: pd.DataFrame, path: Path) -> list[Split]:
 
 def splits_csv(splits: Sequence[Split], bags: Sequence[Bag]) -> str:
     """``splits.csv``: slide_id, patient_id, label, and a column a split with train, val, test or nothing."""
-    slides = heads(bags)
+    slides = as_bags(bags).slides
     table = pd.DataFrame(
         {
             "slide_id": [slide.slide_id for slide in slides],

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import as_bags
 from mil_zoo.data.dataset import Dataset
-from mil_zoo.data.slide_files import heads
 from mil_zoo.data.splits.draw import completed, kfold, monte_carlo, train_elsewhere
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
@@ -65,7 +65,7 @@ def draw_splits(
     """
     check_seed(seed)
     bags = dataset.bags
-    present = {slide.label for slide in heads(bags)}
+    present = {slide.label for slide in as_bags(bags).slides}
     for label, class_name in enumerate(dataset.card.classes if strata is None else ()):
         if label not in present:
             raise InputError(
@@ -87,7 +87,7 @@ def draw_splits(
         words = Words(
             Path(scheme).name, dataset.card.classes, "put slides of it there, or draw splits by leaving out --split"
         )
-        published = read_splits(scheme, {slide.slide_id: patient_key(slide) for slide in heads(bags)})
+        published = read_splits(scheme, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
         return DrawnSplits(splits, f"read from {Path(scheme).name}", said(splits, published))
     if name not in SCHEMES or (labelled != "") != (name == "low-label"):
@@ -107,7 +107,7 @@ def draw_splits(
         kind = "published folds" if len(splits) > 1 else "official split"
         drawn = DrawnSplits(splits, kind, said(splits, published))
         return _thinned(drawn, bags, labelled, seed, allow_leaks)
-    unit = "patient" if all(slide.patient_id for slide in heads(bags)) else "slide (patients unknown)"
+    unit = "patient" if all(slide.patient_id for slide in as_bags(bags).slides) else "slide (patients unknown)"
     if name == "site":
         if not dataset.site_of:
             raise InputError(
@@ -142,7 +142,7 @@ def low_label(
     Raises:
         InputError: more slides than a training part holds.
     """
-    label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+    label_of = {slide.slide_id: slide.label for slide in as_bags(bags).slides}
     thinned = []
     for split in splits:
         share = labelled if labelled <= 1 else labelled / len(split.train)
@@ -184,7 +184,7 @@ def _thinned(
 
 
 def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:
-    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in heads(bags)})
+    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
     patients = sorted({patient for found in leaks.values() for patient in found})
     if not patients:
         return []
@@ -201,7 +201,7 @@ def _validation_warnings(splits: Sequence[Split], dataset: Dataset, asked: float
     if not splits:
         return []
     lines = []
-    slides = {slide.slide_id: slide for slide in heads(dataset.bags)}
+    slides = {slide.slide_id: slide for slide in as_bags(dataset.bags).slides}
     for label, class_name in enumerate(dataset.card.classes if classes else ()):
         shares = []
         for split in splits:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.slide_files import SlideFile, heads
+from mil_zoo.data.bags import Slide, as_bags
 from mil_zoo.errors import InputError
 
 PatientOf: TypeAlias = Mapping[str, str | None] | Callable[[str], str | None]
@@ -49,7 +49,7 @@ def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
     """
     if test.shape[2] != len(bags):
         raise InputError(f"the published folds are of {test.shape[2]} bags, the dataset holds {len(bags)}")
-    ids = np.array([slide.slide_id for slide in heads(bags)])
+    ids = np.array([slide.slide_id for slide in as_bags(bags).slides])
     return [
         Split(repeat, fold, tuple(ids[~mask].tolist()), (), tuple(ids[mask].tolist()))
         for repeat, folds in enumerate(test)
@@ -120,7 +120,7 @@ def check_splits(
             that the dataset lacks; or a part without a class.
     """
     words = words or Words()
-    label_of = {slide.slide_id: slide.label for slide in heads(bags)}
+    label_of = {slide.slide_id: slide.label for slide in as_bags(bags).slides}
     check_known(splits, label_of, words)
     present = set(label_of.values())
     parts = ("train", "val", "test") if test_classes else ("train", "val")
@@ -130,7 +130,7 @@ def check_splits(
             if lacking:
                 label = min(lacking)  # type: ignore[type-var]
                 raise InputError(f"{words.place(split)}: no {part} slide {words.name(label)}; {words.advice}")
-    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in heads(bags)})
+    leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
     if allow_leaks:
         leaks = {place: patients for place, patients in leaks.items() if place[2:] != ("train", "test")}
     for (repeat, fold, one, other), patients in leaks.items():
@@ -176,7 +176,7 @@ def check_known(splits: Sequence[Split], known: Mapping[str, Any], words: Words)
                 )
 
 
-def patient_key(bag: Bag | SlideFile) -> str:
+def patient_key(bag: Bag | Slide) -> str:
     """The patient of a bag, or its slide id where the patient is unknown."""
     return bag.patient_id or bag.slide_id
 

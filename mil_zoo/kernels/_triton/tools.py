@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mil_zoo.kernels.csr import CSR, Transposed
+from mil_zoo.kernels.csr import CSR, LONG_ROW, Rows, Transposed
 
-LONG = tl.constexpr(1024)  # edges of a row that one program walks; longer rows are cut into pieces of this many
+LONG = tl.constexpr(LONG_ROW)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; and not -inf, for differences of two -inf are NaN
-_LARGEST_TILE = 2**14  # elements: 128 registers a thread of 4 warps
+_MOST = 64  # elements of a tile for each thread; more of them spill registers (tests/compile_triton.py)
 
 # Rows and edges of a tile. A window graph has 25 edges a row, nearest neighbours 5 to 9.
-_TILES = [(1, 32, 2), (2, 16, 2), (4, 8, 2), (4, 16, 4), (4, 32, 4), (8, 8, 4), (16, 8, 8)]
+_TILES = [(1, 8, 4), (1, 32, 4), (2, 16, 4), (4, 8, 2), (4, 16, 4), (16, 8, 8)]
 ROW_BLOCKS = [{"BLOCK_R": rows, "BLOCK_E": edges, "num_warps": warps} for rows, edges, warps in _TILES]
-INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 256, "BLOCK_E": 32}
+INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 128, "BLOCK_E": 32}
 
 
 @triton.jit
@@ -86,9 +86,9 @@ def tuned(key: tuple[str, ...], configs: list[dict[str, int]], interpreted: dict
         configs: block sizes; ``num_warps`` among them.
         interpreted: block sizes for the interpreter, whose cost is the number of operations and not their size.
 
-    Integer arguments that change at each call (``count``, ``edges`` and the words of the seed) start no compilation.
+    Integer arguments that change at each call (counts, first rows and the words of the seed) start no compilation.
     """
-    changing = ["count", "edges", "threshold", "low", "high"]
+    changing = ["count", "edges", "first", "num_rows", "size", "span", "threshold", "low", "high"]
 
     def decorate(function):
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -104,13 +104,13 @@ def _config(num_warps: int = 4, **blocks: int) -> triton.Config:
 
 
 def _prune(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """Those whose tile fits the registers, or the smallest."""
-    width = constants["BLOCK_F"]
+    """Those whose tile fits the registers, or the one that needs the fewest."""
+    width = constants.get("BLOCK_F", 1)
 
-    def tile(config: triton.Config) -> int:
-        return width * math.prod(config.kwargs.values())
+    def elements(config: triton.Config) -> float:
+        return width * math.prod(config.kwargs.values()) / (32 * config.num_warps)
 
-    return [config for config in configs if tile(config) <= _LARGEST_TILE] or [min(configs, key=tile)]
+    return [config for config in configs if elements(config) <= _MOST] or [min(configs, key=elements)]
 
 
 _PRUNE = {"early_config_prune": _prune}
@@ -131,57 +131,7 @@ def sum_rows(values: Tensor, graph: CSR) -> Tensor:
     return torch.segment_reduce(values, "sum", offsets=graph.indptr.long(), initial=0)
 
 
-class Rows(NamedTuple):
-    """What one launch over a graph works on: all rows of it (``rows`` is None), or pieces of some.
-
-    Attributes:
-        starts: integer ``[count]``, the first edge of each.
-        ends: integer ``[count]``, one past the last edge.
-        rows: int64 ``[count]``, the row that each is a piece of.
-        count: how many.
-    """
-
-    starts: Tensor
-    ends: Tensor
-    rows: Tensor | None
-    count: int
-
-
-class LongRows(NamedTuple):
-    """The rows of a graph with more than ``LONG`` edges, in pieces.
-
-    Attributes:
-        pieces: at most ``LONG`` edges each, in order.
-        rows: int64 ``[L]``.
-        first: int64 ``[L + 1]``, the first piece of each.
-    """
-
-    pieces: Rows
-    rows: Tensor
-    first: Tensor
-
-
 def all_rows(graph: CSR | Transposed) -> Rows:
     """All rows of a graph; kernels leave out the edges of the long ones."""
     indptr = graph.indptr.contiguous()
     return Rows(indptr, indptr[1:], None, len(indptr) - 1)
-
-
-def long_rows(graph: CSR | Transposed) -> LongRows | None:
-    """The long rows of a graph, None where it has none; found once for each graph."""
-    if "_long_rows" not in graph.__dict__:
-        graph.__dict__["_long_rows"] = _long_rows(graph.indptr.long())
-    return graph.__dict__["_long_rows"]
-
-
-def _long_rows(indptr: Tensor) -> LongRows | None:
-    size, degrees = LONG.value, indptr.diff()
-    rows = (degrees > size).nonzero()[:, 0]
-    if len(rows) == 0:
-        return None
-    counts = (degrees[rows] + size - 1) // size
-    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    of = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)  # piece -> long row
-    starts = indptr[rows][of] + size * (torch.arange(len(of), device=of.device) - first[of])
-    ends = torch.minimum(starts + size, indptr[rows + 1][of])
-    return LongRows(Rows(starts, ends, rows[of], len(of)), rows, first)

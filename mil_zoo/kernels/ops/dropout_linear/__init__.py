@@ -9,13 +9,14 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32
+from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32, require
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.ops.dropout_linear import reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
     "numba": lazy("mil_zoo.kernels.ops.dropout_linear.numba_cpu"),
+    "triton": lazy("mil_zoo.kernels.ops.dropout_linear.triton_gpu"),
 }
 
 
@@ -73,7 +74,7 @@ def _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend
         _check_index(index, x, token)
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
-    name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device)
+    name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device, x.dtype)
     return IMPLEMENTATIONS[name](x, weight, bias, sizes, index, token, dropout_p, seed or 0, precision)
 
 
@@ -83,5 +84,9 @@ def _check_index(index: Tensor, x: Tensor, token: Tensor | None) -> None:
     if index.device != x.device:
         raise InputError(f"index is on {index.device}, x on {x.device}; convert one of them")
     lowest = 0 if token is None else -1
-    if len(index) and not lowest <= int(index.min()) <= int(index.max()) < len(x):
-        raise InputError(f"index must lie in {lowest}..{len(x) - 1}, not {int(index.min())}..{int(index.max())}")
+    if len(index):
+        least, most = index.aminmax()
+        require(
+            (least >= lowest) & (most < len(x)),
+            lambda: f"index must lie in {lowest}..{len(x) - 1}, not {int(least)}..{int(most)}",
+        )

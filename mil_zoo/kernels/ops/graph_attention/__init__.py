@@ -15,11 +15,11 @@ from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor, in_float32
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
-from mil_zoo.kernels.ops.graph_attention import dgl_ops, reference
+from mil_zoo.kernels.ops.graph_attention import reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
-    "dgl": dgl_ops.forward,
+    "dgl": lazy("mil_zoo.kernels.ops.graph_attention.dgl_ops"),
     "numba": lazy("mil_zoo.kernels.ops.graph_attention.numba_cpu"),
     "triton": lazy("mil_zoo.kernels.ops.graph_attention.triton_gpu"),
 }
@@ -32,11 +32,13 @@ class GlobalKey(NamedTuple):
         feat: ``[B, H, F]``.
         score: ``[B, H]``; -inf where a bag has no global node.
         bag: int64 ``[Nd]``, the bag of every destination.
+        offsets: int64 ``[B + 1]`` where the destinations lie bag after bag, as ``bag`` says; None where they need not.
     """
 
     feat: Tensor
     score: Tensor
     bag: Tensor
+    offsets: Tensor | None = None
 
 
 @in_float32
@@ -88,6 +90,10 @@ def graph_attention(
         check_tensor("global_key.score", global_key.score, (len(global_key.feat), heads), like=feat)
         if global_key.bag.shape != (len(dst_score),):
             raise InputError(f"global_key.bag must be [{len(dst_score)}], not {list(global_key.bag.shape)}")
+        if global_key.offsets is not None and global_key.offsets.shape != (len(global_key.feat) + 1,):
+            raise InputError(
+                f"global_key.offsets must be [{len(global_key.feat) + 1}], not {list(global_key.offsets.shape)}"
+            )
         if global_key.bag.is_floating_point() or global_key.bag.device != feat.device:
             bag = global_key.bag
             raise InputError(f"global_key.bag must be integer on {feat.device}, not {bag.dtype} on {bag.device}")

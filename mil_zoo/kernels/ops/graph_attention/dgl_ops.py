@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from mil_zoo._dgl import ops
-from mil_zoo.kernels.dgl_graph import dgl_graph
 from mil_zoo.kernels.dropout import dropout_scale
 
 
 def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, global_key, return_attention):
     """See ``graph_attention``. The softmax is written out so that the global key can share its maximum and its sum."""
-    g = dgl_graph(graph)
+    g = graph.dgl
     scores = F.leaky_relu(ops.u_add_v(g, src_score, dst_score), negative_slope)  # [E, H]
     top = ops.copy_e_max(g, scores.detach())  # [Nd, H]; 0 in rows without edges
     if global_key is not None:

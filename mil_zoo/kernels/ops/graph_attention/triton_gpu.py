@@ -9,7 +9,7 @@ NeurIPS 2022). Rows with more than ``LONG`` edges are walked in pieces that are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,25 +18,26 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.errors import InputError
 from mil_zoo.kernels._triton.segments import Pieces, join_softmax, range_sum, segment_sum
 from mil_zoo.kernels._triton.tools import (
     INTERPRETED_ROW_BLOCKS,
     LOWEST,
     ROW_BLOCKS,
     Dropout,
-    Rows,
     all_rows,
     block,
     float32,
     keep,
     leaky_relu,
-    long_rows,
     row_block,
     sum_rows,
     tuned,
 )
-from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.checks import require
+from mil_zoo.kernels.csr import CSR, Rows
+
+if TYPE_CHECKING:
+    from mil_zoo.kernels.ops.graph_attention import GlobalKey
 
 
 class _Bags(NamedTuple):
@@ -44,7 +45,7 @@ class _Bags(NamedTuple):
 
     Attributes:
         bag: int64 ``[Nd]``.
-        order: int64 ``[Nd]``, destinations sorted by bag; None where they are.
+        order: int64 ``[Nd]``, destinations sorted by bag; None where they are known to be.
         pieces: of the bags, in that order.
     """
 
@@ -53,14 +54,17 @@ class _Bags(NamedTuple):
     pieces: Pieces
 
     @classmethod
-    def of(cls, bag: Tensor, count: int) -> _Bags:
-        bag, order = bag.long().contiguous(), None
+    def of(cls, key: GlobalKey) -> _Bags:
+        bag, count = key.bag.long().contiguous(), len(key.feat)
         if len(bag):
-            smallest, largest, falls = torch.stack([bag.min(), bag.max(), (bag.diff() < 0).sum()]).tolist()
-            if not 0 <= smallest <= largest < count:
-                raise InputError(f"global_key.bag must lie in 0..{count - 1}, not {smallest}..{largest}")
-            order = torch.argsort(bag, stable=True) if falls else None
-        ordered = bag if order is None else bag[order]
+            smallest, largest = bag.aminmax()
+            require(
+                (smallest >= 0) & (largest < count),
+                lambda: f"global_key.bag must lie in 0..{count - 1}, not {int(smallest)}..{int(largest)}",
+            )
+        if key.offsets is not None:
+            return cls(bag, None, Pieces.of(key.offsets, len(bag)))
+        ordered, order = bag.sort(stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=bag.device))
         return cls(bag, order, Pieces.of(offsets, len(bag)))
 
@@ -77,7 +81,7 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
     """See ``graph_attention``."""
     key_feat = key_score = bags = None
     if global_key is not None:
-        key_feat, key_score, bags = global_key.feat, global_key.score, _Bags.of(global_key.bag, len(global_key.feat))
+        key_feat, key_score, bags = global_key.feat, global_key.score, _Bags.of(global_key)
     settings = _Settings(graph, float(negative_slope), Dropout.of(dropout_p, seed), bags, return_attention)
     return _GraphAttention.apply(feat, src_score, dst_score, key_feat, key_score, settings)
 
@@ -89,7 +93,7 @@ class _GraphAttention(torch.autograd.Function):
         graph, (_, heads, width) = settings.graph, feat.shape
         out, lse = feat.new_empty(graph.num_dst, heads, width), float32(feat, graph.num_dst, heads)
         _walk(_forward, graph, all_rows(graph), inputs, settings, out, lse)
-        if long := long_rows(graph):
+        if long := graph.long_rows:
             parts = float32(feat, long.pieces.count, heads, width), float32(feat, long.pieces.count, heads)
             _walk(_forward, graph, long.pieces, inputs, settings, *parts)
             joined, lse[long.rows] = join_softmax(*parts, long.first)
@@ -118,14 +122,14 @@ class _GraphAttention(torch.autograd.Function):
             key_weight, key_flow = torch.empty_like(delta), torch.empty_like(delta)
         saved = lse, out, grad_out, *grads, extra, delta
         _walk(_backward_dst, graph, all_rows(graph), inputs, settings, *saved, grad_dst, key_weight, key_flow)
-        if long := long_rows(graph):
+        if long := graph.long_rows:
             part = float32(feat, long.pieces.count, heads)
             _walk(_backward_dst, graph, long.pieces, inputs, settings, *saved, part, None, None)
             grad_dst[long.rows] += range_sum(part[:, :, None], long.first)[:, :, 0]
         grad_feat, grad_src = torch.empty_like(feat), torch.empty_like(src_score)
         saved = back.edge, lse, grad_out, grads[0], delta
         _walk(_backward_src, back, all_rows(back), inputs, settings, *saved, grad_feat, grad_src)
-        if long := long_rows(back):
+        if long := back.long_rows:
             parts = float32(feat, long.pieces.count, heads, width), float32(feat, long.pieces.count, heads)
             _walk(_backward_src, back, long.pieces, inputs, settings, *saved, *parts)
             grad_feat[long.rows] = range_sum(parts[0], long.first).to(feat.dtype)

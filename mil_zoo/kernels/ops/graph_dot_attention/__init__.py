@@ -8,11 +8,11 @@ from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor, in_float32
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.dropout import draw_seed
-from mil_zoo.kernels.ops.graph_dot_attention import dgl_ops, reference
+from mil_zoo.kernels.ops.graph_dot_attention import reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
-    "dgl": dgl_ops.forward,
+    "dgl": lazy("mil_zoo.kernels.ops.graph_dot_attention.dgl_ops"),
     "numba": lazy("mil_zoo.kernels.ops.graph_dot_attention.numba_cpu"),
     "triton": lazy("mil_zoo.kernels.ops.graph_dot_attention.triton_gpu"),
 }

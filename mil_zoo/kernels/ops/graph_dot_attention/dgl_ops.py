@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from mil_zoo._dgl import ops
-from mil_zoo.kernels.dgl_graph import dgl_graph
 from mil_zoo.kernels.dropout import dropout_scale
 
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
     """See ``graph_dot_attention``. Returns out ``[Nd, H, Fv]`` and attention ``[E, H]``."""
-    g = dgl_graph(graph)
+    g = graph.dgl
     scores = scale * ops.u_dot_v(g, k, q).squeeze(-1)  # [E, H]
     attention = ops.edge_softmax(g, scores if bias is None else scores + bias)
     weights = attention

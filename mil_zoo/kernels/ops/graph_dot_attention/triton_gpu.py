@@ -16,17 +16,15 @@ from mil_zoo.kernels._triton.tools import (
     LOWEST,
     ROW_BLOCKS,
     Dropout,
-    Rows,
     all_rows,
     block,
     float32,
     keep,
-    long_rows,
     row_block,
     sum_rows,
     tuned,
 )
-from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.csr import CSR, Rows
 
 
 class _Settings(NamedTuple):
@@ -50,7 +48,7 @@ class _GraphDotAttention(torch.autograd.Function):
         out, lse = q.new_empty(graph.num_dst, heads, width), float32(q, graph.num_dst, heads)
         score = float32(q, graph.num_edges, heads) if settings.return_attention else None
         _walk(_forward, graph, all_rows(graph), inputs, settings, score, out, lse)
-        if long := long_rows(graph):
+        if long := graph.long_rows:
             parts = float32(q, long.pieces.count, heads, width), float32(q, long.pieces.count, heads)
             _walk(_forward, graph, long.pieces, inputs, settings, score, *parts)
             joined, lse[long.rows] = join_softmax(*parts, long.first)
@@ -80,13 +78,13 @@ class _GraphDotAttention(torch.autograd.Function):
         grad_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
         saved = lse, out, grad_out, grad_attention, extra, delta
         _walk(_backward_dst, graph, all_rows(graph), inputs, settings, *saved, grad_q, grad_bias)
-        if long := long_rows(graph):
+        if long := graph.long_rows:
             part = float32(q, long.pieces.count, *q.shape[1:])
             _walk(_backward_dst, graph, long.pieces, inputs, settings, *saved, part, grad_bias)
             grad_q[long.rows] = range_sum(part, long.first).to(q.dtype)
         saved = back.edge, lse, grad_out, grad_attention, delta
         _walk(_backward_src, back, all_rows(back), inputs, settings, *saved, grad_k, grad_v)
-        if long := long_rows(back):
+        if long := back.long_rows:
             parts = [float32(q, long.pieces.count, *x.shape[1:]) for x in (k, v)]
             _walk(_backward_src, back, long.pieces, inputs, settings, *saved, *parts)
             grad_k[long.rows] = range_sum(parts[0], long.first).to(k.dtype)

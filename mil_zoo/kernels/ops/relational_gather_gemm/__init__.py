@@ -7,6 +7,7 @@ Convolutional Networks, 2017); the sum over relations is that of R-GCN (Schlicht
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +37,16 @@ class RelationalEdges:
     counts: tuple[int, ...]
     num_src: int
     num_dst: int
+
+    @cached_property
+    def problem(self) -> str | None:
+        """What is wrong with the edges, in one sentence; None for valid ones. Their values are read once."""
+        if not len(self.src) == len(self.dst) == sum(self.counts):
+            return f"{sum(self.counts)} edges need as many sources and destinations, not {len(self.src)}"
+        for what, index, size in (("sources", self.src, self.num_src), ("destinations", self.dst, self.num_dst)):
+            if index.dtype != torch.int64 or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < size):
+                return f"{what} must be int64 in 0..{size - 1}"
+        return None
 
 
 def relational_gather_gemm(x: Tensor, weight: Tensor, edges: RelationalEdges, *, backend: str = "auto") -> Tensor:
@@ -67,14 +78,7 @@ def relational_gather_gemm(x: Tensor, weight: Tensor, edges: RelationalEdges, *,
 
 
 def _check_edges(edges: RelationalEdges, device: torch.device) -> None:
-    """The values are read once for each set of edges and the result is remembered on it."""
     if edges.src.device != device or edges.dst.device != device:
         raise InputError(f"the edges are on {edges.src.device}, the tensors on {device}; make them on one device")
-    if "_checked" in edges.__dict__:
-        return
-    if not len(edges.src) == len(edges.dst) == sum(edges.counts):
-        raise InputError(f"{sum(edges.counts)} edges need as many sources and destinations, not {len(edges.src)}")
-    for what, index, size in (("sources", edges.src, edges.num_src), ("destinations", edges.dst, edges.num_dst)):
-        if index.dtype != torch.int64 or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < size):
-            raise InputError(f"{what} must be int64 in 0..{size - 1}")
-    edges.__dict__["_checked"] = True
+    if edges.problem is not None:
+        raise InputError(edges.problem)

@@ -11,6 +11,7 @@ from mil_zoo.kernels.ops.residual_norm_prelu import reference
 IMPLEMENTATIONS = {
     "reference": reference.forward,
     "numba": lazy("mil_zoo.kernels.ops.residual_norm_prelu.numba_cpu"),
+    "triton": lazy("mil_zoo.kernels.ops.residual_norm_prelu.triton_gpu"),
 }
 
 
@@ -50,5 +51,5 @@ def residual_norm_prelu(
     for name, vector in {"bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias}.items():
         check_tensor(name, vector, (x.shape[1],), like=x)
     check_tensor("slope", slope, (1,), like=x)
-    name = choose_backend("residual_norm_prelu", IMPLEMENTATIONS, backend, x.device)
+    name = choose_backend("residual_norm_prelu", IMPLEMENTATIONS, backend, x.device, x.dtype)
     return IMPLEMENTATIONS[name](x, residual, bias, norm_weight, norm_bias, slope, eps)

@@ -12,6 +12,7 @@ from mil_zoo.kernels.ops.seeded_dropout import reference
 IMPLEMENTATIONS = {
     "reference": reference.forward,
     "numba": lazy("mil_zoo.kernels.ops.seeded_dropout.numba_cpu"),
+    "triton": lazy("mil_zoo.kernels.ops.seeded_dropout.triton_gpu"),
 }
 
 
@@ -31,5 +32,5 @@ def seeded_dropout(x: Tensor, dropout_p: float, *, seed: int | None = None, back
     check_dropout(dropout_p)
     if dropout_p == 0:
         return x
-    name = choose_backend("seeded_dropout", IMPLEMENTATIONS, backend, x.device)
+    name = choose_backend("seeded_dropout", IMPLEMENTATIONS, backend, x.device, x.dtype)
     return IMPLEMENTATIONS[name](x, dropout_p, draw_seed() if seed is None else seed)

@@ -7,11 +7,11 @@ from torch import Tensor
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_offsets, check_tensor, in_float32
 from mil_zoo.kernels.dropout import draw_seed
-from mil_zoo.kernels.ops.segment_attention_pool import dgl_ops, reference
+from mil_zoo.kernels.ops.segment_attention_pool import reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
-    "dgl": dgl_ops.forward,
+    "dgl": lazy("mil_zoo.kernels.ops.segment_attention_pool.dgl_ops"),
     "numba": lazy("mil_zoo.kernels.ops.segment_attention_pool.numba_cpu"),
     "triton": lazy("mil_zoo.kernels.ops.segment_attention_pool.triton_gpu"),
 }

@@ -6,14 +6,13 @@ import torch
 
 from mil_zoo._dgl import ops
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dgl_graph import dgl_graph
 from mil_zoo.kernels.dropout import dropout_scale
 
 
 def forward(scores, values, offsets, dropout_p, seed):
     """See ``segment_attention_pool``. Returns pooled ``[B, K, F]`` and attention ``[N, K]``."""
     instances = torch.arange(len(scores), dtype=torch.int32)
-    g = dgl_graph(CSR(offsets.int(), instances, len(scores)))
+    g = CSR(offsets.int(), instances, len(scores)).dgl
     attention = ops.edge_softmax(g, scores)
     weights = attention
     if dropout_p > 0:

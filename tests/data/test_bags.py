@@ -10,9 +10,8 @@ from layouts import GRID, write_clam, write_trident
 
 from mil_zoo import InputError
 from mil_zoo.data import dataset as dataset_module
-from mil_zoo.data import open_dataset, slide_files
+from mil_zoo.data import graph_cache, open_dataset
 from mil_zoo.data.card import DataCard
-from mil_zoo.data.slide_files import count_instances, labels_of, pick, relabel
 
 
 @pytest.fixture
@@ -33,13 +32,13 @@ def folder(tmp_path, monkeypatch):
 def test_slides_are_read_when_they_are_needed(folder):
     dataset = open_dataset("mine", folder)
     bags = dataset.bags
-    assert (len(bags), dataset.in_dim, count_instances(bags)) == (24, 3, 288)
-    assert labels_of(bags)[:4] == [0, 0, 1, 1]
+    assert (len(bags), dataset.in_dim, bags.num_instances) == (24, 3, 288)
+    assert bags.labels[:4] == [0, 0, 1, 1]
     assert bags[3].patient_id == "TCGA-01"
     assert bags[3].graph("window:2") is bags[3].graph("window:2")  # read twice, built once
-    chosen = pick(bags, ["TCGA-01-3", "TCGA-00-0"])
+    chosen = bags.select(["TCGA-01-3", "TCGA-00-0"])
     assert [bag.slide_id for bag in chosen] == ["TCGA-01-3", "TCGA-00-0"]
-    assert [bag.label for bag in relabel(chosen, [0, 1])] == [0, 1]
+    assert [bag.label for bag in chosen.relabelled([0, 1])] == [0, 1]
     (split,) = dataset.published_splits
     assert [len(part) for part in (split.train, split.val, split.test)] == [16, 0, 8]
 
@@ -48,7 +47,7 @@ def test_the_graphs_used_last_are_kept_within_a_limit(folder, monkeypatch):
     bags = open_dataset("mine", folder).bags
     first = [bags[i].graph("window:2") for i in range(3)]
     assert all(bags[i].graph("window:2") is first[i] for i in (0, 2, 1))  # kept; slide 0 was used first
-    monkeypatch.setattr(slide_files, "GRAPH_EDGES", 3 * first[0].num_edges)
+    monkeypatch.setattr(graph_cache, "GRAPH_EDGES", 3 * first[0].num_edges)
     bags[3].graph("window:2")
     assert bags[2].graph("window:2") is first[2]
     assert bags[1].graph("window:2") is first[1]
@@ -127,7 +126,7 @@ def test_a_folder_without_a_card(tmp_path):
     )
     dataset = open_dataset(str(tmp_path), features="conch")
     assert (dataset.in_dim, dataset.card.classes, dataset.features.name) == (5, ["normal", "tumor"], "conch")
-    assert labels_of(dataset.bags) == [1, 1, 0]
+    assert dataset.bags.labels == [1, 1, 0]
     assert [bag.patient_id for bag in dataset.bags] == ["p1", "p1", "p2"]
     assert dataset.card.warnings == ["1 slides with features have no label and are left out: d."]
     labels.write_text("slide_id,label\na,0\nb,2\n")

@@ -1,0 +1,96 @@
+"""What there is to say of each aggregator without building it: for lists, which must not wait for torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.registry import ENTRY_POINT_GROUP
+from mil_zoo.source_index import NotLiteral, Registered, registered_in
+
+PAPER_FIELDS = ("title", "year", "url", "code")
+
+
+@dataclass(frozen=True)
+class Description:
+    """An aggregator as ``mil-zoo models`` shows it.
+
+    Attributes:
+        name: registry key.
+        docstring: of its class.
+        options: of its constructor and their defaults (``inspect.Parameter.empty`` where there is none).
+        graph: the graph spec that it needs, or None.
+        paper: title, year, url and code of its ``Paper``; empty without one.
+        loads_published: whether the weights of the authors' own implementation load.
+    """
+
+    name: str
+    docstring: str
+    options: dict[str, Any]
+    graph: str | None
+    paper: Mapping[str, Any]
+    loads_published: bool
+
+
+def describe_aggregators(with_plugins: bool = False) -> dict[str, Description]:
+    """All aggregators by name.
+
+    Those of this package are read from their source, within a tenth of a second. Where plugins are involved, or where
+    the source does not state a value literally, the classes are imported and asked.
+
+    Args:
+        with_plugins: plugin files were loaded. Installed plugins (entry points) are noticed here.
+    """
+    if not with_plugins and not importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            found = registered_in("mil_zoo.aggregators", "register_aggregator")
+            return {name: _from_source(entry) for name, entry in found.items()}
+        except NotLiteral:
+            pass
+    return describe_classes()
+
+
+def describe_classes() -> dict[str, Description]:
+    """:func:`describe_aggregators` from the registered classes themselves."""
+    from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+
+    return {
+        name: Description(
+            name=name,
+            docstring=inspect.getdoc(cls) or "",
+            options=aggregator_options(name),
+            graph=cls.graph,
+            paper={field: getattr(cls.paper, field) for field in PAPER_FIELDS} if cls.paper else {},
+            loads_published=cls.loads_published(),
+        )
+        for name in AGGREGATORS
+        for cls in [AGGREGATORS.get(name)]
+    }
+
+
+def find_description(name: str, descriptions: Mapping[str, Description]) -> Description:
+    """One of ``descriptions``; an ``InputError`` offers the near names on a miss."""
+    if name not in descriptions:
+        raise InputError(f"unknown aggregator {name!r}{did_you_mean(name, descriptions)}")
+    return descriptions[name]
+
+
+def _from_source(entry: Registered) -> Description:
+    stated = entry.attribute("paper") or {}
+    values = {i: value for i, value in enumerate(PAPER_FIELDS) if i in stated}
+    paper = dict.fromkeys(PAPER_FIELDS) | {field: stated[i] for i, field in values.items()}
+    paper |= {field: value for field, value in stated.items() if isinstance(field, str)}
+    if entry.overrides("loads_published", base="Aggregator"):
+        raise NotLiteral(f"{entry.name}.loads_published")
+    return Description(
+        name=entry.name,
+        docstring=entry.docstring,
+        options={key: value for key, value in entry.parameters.items() if key not in ("in_dim", "num_classes", "task")},
+        graph=entry.attribute("graph"),
+        paper=paper if stated else {},
+        loads_published=bool(stated) and paper["code"] is not None,
+    )

@@ -1,0 +1,270 @@
+"""What a run says of itself, typed: the contract between the bench, which writes it, and the report, which reads it.
+
+``RunConfig`` is ``config.yaml``, ``Trial`` is a row of ``trials.jsonl``. Reading a file and writing it again gives the
+same bytes: a key that stands in no file is None here, and None is written only where the bench writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from mil_zoo.config import from_mapping, parse_yaml
+from mil_zoo.errors import InputError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What the tables say of the data.
+
+    Attributes:
+        name: the data card, or the name of a table or folder.
+        title: for headings.
+        kind: "real", "simulated" or "table".
+        simulated: whether the slides were made by a program.
+        classes: names, by class index.
+        bags: their number.
+        instances: number in all bags together.
+        in_dim: features of an instance.
+        layout: how the files lie; None where the data are no files.
+        features: the set of features that is read; a list of them where several are compared.
+        standardised: whether features were standardised by those of the training slides.
+        instance_labels: what makes an instance positive; None where instances have no labels.
+        patient_rule: how the slides of a patient are combined: "mean", "max", "packed"; None where they are not.
+        patients: their number, where there is such a rule.
+        mpp: micrometres a level-0 pixel; None where unknown.
+        warnings: sentences that belong under every table.
+    """
+
+    name: str
+    title: str
+    kind: str
+    simulated: bool = False
+    classes: list[str] = field(default_factory=list)
+    bags: int | None = None
+    instances: int | None = None
+    in_dim: int | None = None
+    layout: str | None = None
+    features: Any = None
+    standardised: bool = False
+    instance_labels: str | None = None
+    patient_rule: Literal["mean", "max", "packed"] | None = None
+    patients: int | None = None
+    mpp: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def several_encoders(self) -> bool:
+        """Whether several sets of features are compared."""
+        return isinstance(self.features, list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts:
+    """How the slides were divided.
+
+    Attributes:
+        kind: the scheme, or the split file's name.
+        folds: number of test parts.
+        repeats: repetitions of the division.
+        validation_fraction: share of the training slides on which checkpoints are chosen.
+        seed: of the shuffle into folds.
+        hash: of all parts; runs of one hash compare slide by slide.
+    """
+
+    kind: str
+    folds: int
+    repeats: int
+    validation_fraction: float
+    seed: int | None = None
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """How one ``aggregator[@grid]`` was made and trained.
+
+    Attributes:
+        options: of its constructor.
+        graph: graph spec, or None.
+        training: optimiser, schedule, budget, selection; the fields of ``mil_zoo.train.config.TrainingConfig``.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    graph: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """``config.yaml``: all that the results of a run depend on.
+
+    Attributes:
+        title: aggregators on dataset.
+        version: of mil-zoo.
+        task: what is predicted, by its registered name.
+        dataset: see :class:`DatasetFacts`.
+        models: aggregators, in the order of the tables.
+        model_settings: of every ``aggregator[@grid]``, in the order of the tables.
+        selection: for each of them how its checkpoint is chosen, in words.
+        split: see :class:`SplitFacts`.
+        seeds: of each fold.
+        permute_labels: whether training labels were shuffled.
+        threads: CPU threads of a trial.
+        faithfulness: numbers of instances removed and kept; None where nothing was.
+        grid: what was varied; None without a grid.
+    """
+
+    title: str
+    version: str
+    task: str = "classification"
+    dataset: DatasetFacts
+    models: list[str]
+    model_settings: dict[str, ModelSettings]
+    selection: dict[str, str]
+    split: SplitFacts
+    seeds: list[int]
+    permute_labels: bool = False
+    threads: int = 1
+    faithfulness: list[int] | None = None
+    grid: dict[str, Any] | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], where: str = "config.yaml") -> RunConfig:
+        """The settings as typed values.
+
+        Args:
+            settings: the mapping in ``config.yaml``.
+            where: its path, for messages.
+
+        Raises:
+            InputError: a key is missing or unknown, or a value has the wrong type; it names the version that wrote it.
+        """
+        try:
+            return from_mapping(cls, settings, where)
+        except InputError as error:
+            raise InputError(_other_version(str(error), settings.get("version"))) from None
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "config.yaml") -> RunConfig:
+        """The text of ``config.yaml`` as typed values; errors as in :meth:`from_settings`."""
+        return cls.from_settings(parse_yaml(text, where), where)
+
+    def settings(self) -> Row:
+        """The mapping that ``config.yaml`` holds, keys in their order; what does not apply is left out."""
+        settings = dataclasses.asdict(self)
+        absent = ["patient_rule", "patients", "mpp"]
+        if self.dataset.layout is None:
+            absent += ["layout", "features"]
+        settings["dataset"] = _without(settings["dataset"], absent)
+        if self.task == "classification":
+            del settings["task"]
+        return _without(settings, ["faithfulness", "grid"])
+
+    def to_yaml(self) -> str:
+        """The text of ``config.yaml``."""
+        return str(yaml.safe_dump(self.settings(), sort_keys=False, allow_unicode=True))
+
+    @property
+    def planned_trials(self) -> int:
+        """How many trials the run has when it is at its end."""
+        return len(self.model_settings) * self.split.folds * self.split.repeats * len(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A row of ``trials.jsonl``: what came of one aggregator on one split with one seed.
+
+    Attributes:
+        trial: its name, ``<aggregator>[@grid]-r<repeat>-f<fold>-s<seed>``.
+        aggregator: registry key.
+        grid: the variant's name; "" without a grid.
+        features: which set of features it read; None for the dataset's only one.
+        repeat: of the division.
+        fold: the test part.
+        seed: of the trial.
+        status: "ok" or "failed".
+        reason: why it failed.
+        n_train: slides of the training part.
+        n_val: validation slides.
+        n_test: test slides.
+        n_labelled: training slides whose labels were used.
+        metrics: on the test slides, by name; None where one is undefined. {} for a failed trial.
+        val_metrics: on the validation slides.
+        patient_metrics: on the test patients, where slides are combined into patients.
+        epochs: that were trained.
+        selected_epoch: the one whose checkpoint was tested.
+        parameters: trained numbers.
+        seconds_per_epoch: mean over epochs.
+        peak_mem_mib: largest memory use.
+    """
+
+    trial: str
+    aggregator: str
+    grid: str = ""
+    features: str | None = None
+    repeat: int
+    fold: int
+    seed: int
+    status: Literal["ok", "failed"] = "ok"
+    reason: str | None = None
+    n_train: int = 0
+    n_val: int = 0
+    n_test: int = 0
+    n_labelled: int | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    val_metrics: dict[str, float | None] = field(default_factory=dict)
+    patient_metrics: dict[str, float | None] = field(default_factory=dict)
+    epochs: int | None = None
+    selected_epoch: int | None = None
+    parameters: int | None = None
+    seconds_per_epoch: float | None = None
+    peak_mem_mib: float | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], where: str = "trials.jsonl") -> Trial:
+        """A row of ``trials.jsonl``, without its checksum, as typed values.
+
+        Raises:
+            InputError: a key is missing or unknown, or a value has the wrong type.
+        """
+        return from_mapping(cls, row, where)
+
+    def to_row(self) -> Row:
+        """The row that ``trials.jsonl`` holds, without its checksum, keys in their order."""
+        row = dataclasses.asdict(self)
+        return {name: value for name, value in row.items() if name in ("features", "reason") or value not in (None, {})}
+
+    @property
+    def ok(self) -> bool:
+        """Whether it finished."""
+        return self.status == "ok"
+
+    @property
+    def label(self) -> str:
+        """``aggregator[@grid]``, its row in the tables."""
+        return f"{self.aggregator}@{self.grid}" if self.grid else self.aggregator
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Repeat and fold: trials of one split are tested on the same slides."""
+        return self.repeat, self.fold
+
+
+def _without(mapping: Row, names: list[str]) -> Row:
+    """The mapping without those of ``names`` that hold nothing."""
+    return {name: value for name, value in mapping.items() if name not in names or value}
+
+
+def _other_version(message: str, version: Any) -> str:
+    from mil_zoo import __version__
+
+    if version == __version__:
+        return message
+    return f"{message}; the run was written by mil-zoo {version or 'of unknown version'}, this is {__version__}"

@@ -1,0 +1,93 @@
+"""What a running benchmark shows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mil_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mil_zoo.bench.executors import Executor
+    from mil_zoo.bench.plan import Plan, Trial
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def saved(folder: Path, rows: list[Row]) -> Iterator[None]:
+    """Turns a failing disk into one sentence that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"writing to {folder} failed ({error}); {len(rows)} finished trials are kept there; free some space and "
+            f"start the same command with --out {folder} again"
+        ) from error
+
+
+def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executor | None) -> list[Row]:
+    """Runs a plan into ``out`` with a bar a model, and gives the rows of all its trials."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from mil_zoo.bench.runner import run_plan
+    from mil_zoo.report.results import label_of
+
+    card = plan.dataset.card
+    console.print(
+        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {plan.dataset.bags.num_instances:,} instances of "
+        f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
+        highlight=False,
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    rows: list[Row] = []
+    with Progress(*columns, console=console) as progress:
+        # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
+        bars, epochs = {}, {}
+        for model in plan.models:
+            epochs[model.label] = {trial.id: 0 for trial in plan.trials if trial.model is model}
+            total = len(epochs[model.label]) * model.training.epochs
+            bars[model.label] = progress.add_task(model.label, total=total)
+
+        def reached(label: str, trial: str, epoch: int) -> None:
+            epochs[label][trial] = epoch
+            progress.update(bars[label], completed=sum(epochs[label].values()))
+
+        def on_epoch(trial: Trial, row: Row) -> None:
+            reached(trial.model.label, trial.id, row["epoch"])
+
+        budgets = {model.label: model.training.epochs for model in plan.models}
+
+        def on_result(row: Row) -> None:
+            rows.append(row)
+            reached(label_of(row), row["trial"], budgets[label_of(row)])
+
+        try:
+            with saved(out, rows):
+                run_plan(plan, out, executor=executor, on_epoch=on_epoch, on_result=on_result)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(
+                f"Interrupted after {len(rows)} of {len(plan.trials)} trials; they are kept. The same command with "
+                f"--out {out} continues.",
+                highlight=False,
+            )
+            raise
+    return rows

@@ -1,0 +1,234 @@
+"""The bags of a dataset as one sequence, wherever they lie: in memory, on disk, or several slides of a patient as one.
+
+A :class:`Slide` stands for a bag that need not be in memory: it tells its name, label and shape, and reads the bag when
+that is asked for. :class:`Bags` is a sequence of bags over slides of any kind; what splitting, relabelling and counting
+need is asked of the slides, so that nothing is read for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, overload
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.graph_cache import GraphCache
+from mil_zoo.data.labels.annotations import InstanceLabeller
+from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet
+
+
+class Slide(ABC):
+    """A bag that need not be in memory.
+
+    Attributes:
+        slide_id: its name.
+        label: class index, or None where unknown.
+        patient_id: the patient, or None where unknown.
+        on_disk: whether :meth:`read` reads files, so that reading ahead pays.
+    """
+
+    slide_id: str
+    label: int | None
+    patient_id: str | None
+    on_disk: ClassVar[bool] = True
+
+    @abstractmethod
+    def read(self) -> Bag:
+        """The bag, with the label and the patient that stand here."""
+
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)`` without reading the features."""
+
+    def instance_labels(self, bag: Bag) -> Tensor | None:
+        """Labels of the patches that do not lie with the features: int64 ``[N]``, or None."""
+        return None
+
+    def changed(self, **fields: Any) -> Slide:
+        """The same slide with another ``label`` or ``patient_id``."""
+        return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySlide(Slide):
+    """A bag that is in memory already."""
+
+    bag: Bag
+    on_disk: ClassVar[bool] = False
+
+    @property
+    def slide_id(self) -> str:  # type: ignore[override]
+        """See :class:`Slide`."""
+        return self.bag.slide_id
+
+    @property
+    def label(self) -> int | None:  # type: ignore[override]
+        """See :class:`Slide`."""
+        return self.bag.label
+
+    @property
+    def patient_id(self) -> str | None:  # type: ignore[override]
+        """See :class:`Slide`."""
+        return self.bag.patient_id
+
+    def read(self) -> Bag:
+        """The bag itself."""
+        return self.bag
+
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)``."""
+        return len(self.bag), int(self.bag.features.shape[1])
+
+    def changed(self, **fields: Any) -> MemorySlide:
+        """The same slide with another ``label`` or ``patient_id``; its graphs are kept."""
+        return MemorySlide(self.bag.changed(**fields))
+
+
+@dataclass(frozen=True)
+class SlideFile(Slide):
+    """A slide and where its features lie.
+
+    Attributes:
+        path: the feature file.
+        layout: how its file is laid out.
+        labeller: gives the bag its instance labels; None where there are none.
+    """
+
+    slide_id: str
+    label: int | None
+    patient_id: str | None
+    path: Path
+    layout: str
+    labeller: InstanceLabeller | None = None
+
+    def read(self) -> Bag:
+        """The bag of the slide, with the label and patient that the dataset gives it."""
+        bag = LAYOUTS.get(self.layout).read(self.path)
+        return bag.changed(slide_id=self.slide_id, label=self.label, patient_id=self.patient_id)
+
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)`` from the file's header."""
+        return LAYOUTS.get(self.layout).shape(self.path)
+
+    def instance_labels(self, bag: Bag) -> Tensor | None:
+        """Those of the annotations."""
+        return None if self.labeller is None else self.labeller(bag)
+
+
+@dataclass(frozen=True, eq=False)
+class Bags(Sequence[Bag]):
+    """A sequence of bags. Those on disk are read at each access; their instance labels and latest graphs are kept.
+
+    Attributes:
+        slides: one a bag.
+    """
+
+    slides: Sequence[Slide]
+    _graphs: GraphCache = field(default_factory=GraphCache, repr=False)
+    _instance_labels: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def labels(self) -> list[int | None]:
+        """The label of each bag."""
+        return [slide.label for slide in self.slides]
+
+    @property
+    def slide_ids(self) -> list[str]:
+        """The name of each bag."""
+        return [slide.slide_id for slide in self.slides]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Instances of each bag."""
+        return [slide.shape()[0] for slide in self.slides]
+
+    @property
+    def num_instances(self) -> int:
+        """Instances of all bags together."""
+        return sum(self.sizes)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D, of the first bag."""
+        return self.slides[0].shape()[1]
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether reading a bag reads files."""
+        return any(slide.on_disk for slide in self.slides)
+
+    def select(self, slide_ids: Sequence[str]) -> Bags:
+        """The bags called ``slide_ids``, in that order."""
+        place = {slide.slide_id: i for i, slide in enumerate(self.slides)}
+        return replace(self, slides=[self.slides[place[slide_id]] for slide_id in slide_ids])
+
+    def relabelled(self, labels: Sequence[int | None]) -> Bags:
+        """The same bags with other labels."""
+        slides = [slide.changed(label=label) for slide, label in zip(self.slides, labels, strict=True)]
+        return replace(self, slides=slides)
+
+    def __add__(self, other: Bags) -> Bags:
+        return Bags([*self.slides, *other.slides])
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    @overload
+    def __getitem__(self, index: int) -> Bag: ...
+    @overload
+    def __getitem__(self, index: slice) -> Bags: ...
+    def __getitem__(self, index: int | slice) -> Bag | Bags:
+        if isinstance(index, slice):
+            return replace(self, slides=self.slides[index])
+        slide = self.slides[index]
+        bag = slide.read()
+        if not slide.on_disk:
+            return bag
+        if slide.slide_id not in self._instance_labels:
+            labels = slide.instance_labels(bag)
+            self._instance_labels[slide.slide_id] = None if labels is None else labels.to(torch.int8)
+        if self._instance_labels[slide.slide_id] is not None:
+            bag = bag.changed(instance_labels=self._instance_labels[slide.slide_id])
+        # Graphs that are built are kept; those that came with the slide are read again, and need no memory.
+        bag.graphs = ChainMap(self._graphs.of(slide.slide_id), bag.graphs)
+        return bag
+
+    def __iter__(self) -> Iterator[Bag]:
+        return (self[i] for i in range(len(self)))
+
+
+def as_bags(bags: Sequence[Bag]) -> Bags:
+    """``bags`` as they are, or a list of bags in memory as :class:`Bags`."""
+    return bags if isinstance(bags, Bags) else Bags([MemorySlide(bag) for bag in bags])
+
+
+def files_as_bags(features: FeatureSet, labels: pd.DataFrame, labellers: Mapping[str, InstanceLabeller]) -> Bags:
+    """The labelled slides of a set of features.
+
+    Args:
+        features: the files.
+        labels: columns slide_id, label (class index) and, optionally, patient_id; every slide has features.
+        labellers: for the slides that have instance labels, how to get them.
+    """
+    slides = []
+    for row in labels.to_dict("records"):
+        patient = row.get("patient_id")
+        slides.append(
+            SlideFile(
+                slide_id=row["slide_id"],
+                label=int(row["label"]),
+                patient_id=None if pd.isna(patient) else str(patient),
+                path=features.files.get(row["slide_id"], features.folder),
+                layout=features.layout,
+                labeller=labellers.get(row["slide_id"]),
+            )
+        )
+    return Bags(slides)

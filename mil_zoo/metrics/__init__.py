@@ -1,0 +1,23 @@
+"""Scores of predictions: one registry of metrics, which every table, figure, test and selection rule asks. No torch.
+
+A file of this package holds the metrics of one family of tasks; :func:`register_metric` adds one from anywhere.
+"""
+
+import importlib
+import pkgutil
+
+from mil_zoo.metrics.patients import combine_slides, patient_predictions
+from mil_zoo.metrics.registry import Metric, find_metric, metrics_of, register_metric, score
+
+for _module in pkgutil.iter_modules(__path__):  # first of all, so that a plugin meets the built-in names
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "Metric",
+    "combine_slides",
+    "find_metric",
+    "metrics_of",
+    "patient_predictions",
+    "register_metric",
+    "score",
+]

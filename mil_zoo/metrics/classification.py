@@ -1,0 +1,83 @@
+"""Accuracy, balanced accuracy, AUC and F1 of class probabilities.
+
+Each takes labels, int ``[n]``; probabilities, float ``[n, C]``, whose rows sum to 1; and weights ``[n]``, ``[R, n]``
+(then R values come back) or None. The predicted class is the most probable one, of equal ones the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mil_zoo.metrics.registry import register_metric
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class _Counts(NamedTuple):
+    """Weights of all rows ``[...]``, and of those of, predicted to be of, and rightly so of each class ``[..., C]``."""
+
+    total: Any
+    of_class: Any
+    predicted: Any
+    right: Any
+
+
+def _counts(labels: Ints, probabilities: Floats, weights: Floats | None) -> _Counts:
+    w = np.ones(len(labels)) if weights is None else weights
+    classes = np.arange(probabilities.shape[1])
+    truth, guess = labels[:, None] == classes, probabilities.argmax(1)[:, None] == classes
+    return _Counts(w.sum(-1), w @ truth, w @ guess, w @ (truth & guess))
+
+
+@register_metric("accuracy", title="Accuracy", higher_is_better=True, batched=True)
+def accuracy(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
+    """Share of slides whose most probable class is the true one (with two classes: threshold 0.5)."""
+    counts = _counts(labels, probabilities, weights)
+    with np.errstate(invalid="ignore"):
+        return counts.right.sum(-1) / counts.total
+
+
+@register_metric("balanced_accuracy", title="Balanced accuracy", higher_is_better=True, batched=True)
+def balanced_accuracy(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
+    """Mean over the classes present of their recall."""
+    counts = _counts(labels, probabilities, weights)
+    present = counts.of_class > 0
+    with np.errstate(invalid="ignore"):
+        return (counts.right / np.where(present, counts.of_class, 1)).sum(-1) / present.sum(-1)
+
+
+@register_metric("auc", title="AUC", higher_is_better=True, batched=True)
+def auc(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
+    """Area under the ROC curve; with more than two classes the unweighted mean of one-against-rest areas.
+
+    It is the share of (positive, negative) pairs in the right order, ties counting half. NaN where a class is absent.
+    """
+    w = np.ones(len(labels)) if weights is None else weights
+    num_classes = probabilities.shape[1]
+    if num_classes == 2:
+        return _area(labels == 1, probabilities[:, 1], w)
+    areas = [_area(labels == label, probabilities[:, label], w) for label in range(num_classes)]
+    return np.mean(areas, axis=0)
+
+
+@register_metric("f1", title="F1", higher_is_better=True, batched=True)
+def f1(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
+    """F1 of class 1 with two classes, else the unweighted mean over classes; 0 where nothing is predicted."""
+    counts = _counts(labels, probabilities, weights)
+    both = counts.of_class + counts.predicted
+    values = 2 * counts.right / np.where(both > 0, both, 1)
+    return values[..., 1] if probabilities.shape[1] == 2 else values.mean(-1)
+
+
+def _area(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
+    """Share of the weight of (positive, negative) pairs in the right order, of weights ``[..., n]``."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # equal scores are one step
+    up, down = (np.add.reduceat((weights * side)[..., order], starts, axis=-1) for side in (positive, ~positive))
+    below = np.cumsum(down, axis=-1) - down
+    with np.errstate(invalid="ignore"):
+        return (up * (below + 0.5 * down)).sum(-1) / (up.sum(-1) * down.sum(-1))

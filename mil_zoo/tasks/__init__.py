@@ -1,0 +1,9 @@
+"""What a benchmark predicts: the task, and everything that follows from it. Nothing here imports torch until it trains.
+
+A file of this package holds one task; its losses, which need torch, lie in ``losses`` and load on use.
+"""
+
+from mil_zoo.tasks.base import TASKS, Task, create_task, register_task, task_of_config, task_settings
+from mil_zoo.tasks.classification import Classification
+
+__all__ = ["TASKS", "Classification", "Task", "create_task", "register_task", "task_of_config", "task_settings"]

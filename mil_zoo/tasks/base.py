@@ -1,0 +1,261 @@
+"""The contract of a task, and the registry that creates tasks by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mil_zoo.config import from_mapping
+from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.metrics import Metric, combine_slides, metrics_of
+from mil_zoo.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = NDArray[np.float64]
+TaskClass = TypeVar("TaskClass", bound="type[Task]")
+
+
+class Task:
+    """What is predicted of a bag. The loop, the store, the report and the tests ask it and never its name.
+
+    A subclass is a frozen dataclass whose fields are the settings that a card or a command may give. It states the
+    class attributes, ``width``, ``prediction_columns``, ``loss`` and ``predict``; the rest has defaults.
+
+    Arrays: targets are float ``[n, T]``, a column for each of ``target_columns``; logits ``[n, width]``; predictions
+    float ``[n, P]``, a column for each of ``prediction_columns``.
+
+    Class attributes:
+        name: registry key.
+        family: whose metrics score it; its own name where it is alone.
+        target_columns: what ``predictions.csv`` calls the target, and a label table too where nothing else is said.
+        select: the default criterion of the checkpoint: a metric, or "loss".
+        tie: the criterion that decides between equal ones.
+        figures: which of the figures that need a certain kind of prediction can be drawn: "roc", "pr", "calibration".
+        tests: which of the paired tests that need a certain kind of prediction apply: "delong", "permutation".
+    """
+
+    name: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    target_columns: ClassVar[tuple[str, ...]] = ("target",)
+    select: ClassVar[str] = "loss"
+    tie: ClassVar[str] = "loss"
+    figures: ClassVar[tuple[str, ...]] = ()
+    tests: ClassVar[tuple[str, ...]] = ()
+
+    # What it is made of ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Task:
+        """The task by its settings (a card's ``task:`` mapping without the name) and the dataset's class names.
+
+        Raises:
+            InputError: an unknown setting, or a value of another type.
+        """
+        if not dataclasses.is_dataclass(cls):
+            if settings:
+                raise InputError(f"task {cls.name} has no setting {next(iter(settings))!r}")
+            return cls()
+        return from_mapping(cls, settings, f"task {cls.name}")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that :meth:`create` makes it from again, as plain values."""
+        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        """Number of logits."""
+        raise _missing(self, "width")
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """Names of the columns of a prediction."""
+        raise _missing(self, "prediction_columns")
+
+    # Targets --------------------------------------------------------------------------------------------------------
+
+    def targets(self, table: pd.DataFrame, where: str = "the label table") -> Floats:
+        """The targets ``[n, T]`` that a label table states; a row of NaN has none and is left out by who reads it.
+
+        Args:
+            table: a row a slide, all columns as text; "slide_id" names the slide.
+            where: what the table is, for messages.
+
+        Raises:
+            InputError: a column is missing, or a value is no number (the message names the slide).
+        """
+        columns = []
+        for name in self.target_columns:
+            if name not in table:
+                near = did_you_mean(name, table.columns)
+                raise InputError(f"{where}: the column {name!r} of the task {self.name} is missing{near}")
+            values = pd.to_numeric(table[name], errors="coerce")
+            wrong = values.isna() & table[name].notna() | ~np.isfinite(values.fillna(0))
+            if wrong.any():
+                row = table[wrong].iloc[0]
+                raise InputError(f"{where}: slide {row['slide_id']!r} has {name} {row[name]!r}, which is no number")
+            columns.append(values.to_numpy(dtype=np.float64))
+        targets = np.stack(columns, axis=1)
+        self.check(targets, list(table["slide_id"]), where)
+        return targets
+
+    def check(self, targets: Floats, slide_ids: Sequence[str], where: str) -> None:
+        """Raises an ``InputError`` that names the slide whose target cannot be; the base class takes any number."""
+
+    def fit(self, targets: Floats) -> Task:
+        """The task with what it takes from the training bags of a split (scales, bins); most take nothing.
+
+        Trials call it before the aggregator is made; ``settings`` of the result are kept beside the weights.
+        """
+        return self
+
+    def strata(self, targets: Floats) -> NDArray[np.int64]:
+        """A stratum ``[n]``, from 0, of each bag, for folds, bootstraps and balanced sampling; here all are one."""
+        return np.zeros(len(targets), dtype=np.int64)
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def loss(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss of each bag ``[B]``, whose mean a step minimises.
+
+        Args:
+            logits: ``[B, width]``.
+            targets: ``[B, T]``.
+            weights: ``[B]``, or None for one each.
+        """
+        raise _missing(self, "loss(logits, targets, weights)")
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them."""
+        raise _missing(self, "predict(logits)")
+
+    def balanced_weights(self, targets: Floats) -> NDArray[np.float32]:
+        """A weight ``[n]`` of each training bag, the inverse frequency of its stratum, with mean 1."""
+        strata = self.strata(targets)
+        counts = np.bincount(strata)
+        inverse = np.float32(len(strata)) / (counts.clip(min=1) * (counts > 0).sum()).astype(np.float32)
+        return np.asarray(inverse[strata], dtype=np.float32)
+
+    # Scores ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Its metrics, in the order of tables."""
+        return metrics_of(self.family or self.name)
+
+    def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
+        """What its metrics are called with: here the targets ``[n]`` (``[n, T]``) and the predictions likewise."""
+        return tuple(array[:, 0] if array.shape[1] == 1 else array for array in (targets, predictions))
+
+    def context(self) -> dict[str, Any]:
+        """What its metrics may need besides, by name."""
+        return {}
+
+    def score(self, targets: Floats, predictions: Floats, weights: Floats | None = None) -> dict[str, float]:
+        """Every metric of the task; NaN where one is undefined."""
+        arguments, context = self.arguments(targets, predictions), self.context()
+        return {metric.name: metric(*arguments, weights=weights, **context) for metric in self.metrics}
+
+    def evaluation_loss(self, logits: Tensor, targets: Floats) -> float:
+        """The loss over all bags of a part at once, of logits ``[n, width]``; "loss" of a selection rule is this."""
+        logits = logits.detach().double()
+        return float(self.loss(logits, logits.new_tensor(np.asarray(targets))).mean())
+
+    @property
+    def criteria(self) -> list[str]:
+        """What a checkpoint may be chosen by: its metrics, and "loss"."""
+        return [*(metric.name for metric in self.metrics), "loss"]
+
+    def higher_is_better(self, criterion: str) -> bool:
+        """The direction of a criterion; an ``InputError`` offers the near names of one that it has not."""
+        if criterion == "loss":
+            return False
+        for metric in self.metrics:
+            if metric.name == criterion:
+                return metric.higher_is_better
+        raise InputError(f"task {self.name} has no criterion {criterion!r}{did_you_mean(criterion, self.criteria)}")
+
+    # Tables ---------------------------------------------------------------------------------------------------------
+
+    def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
+        """The target's columns of ``predictions.csv``: whole numbers as such, others with eight digits."""
+        return {
+            name: [int(value) if float(value).is_integer() else f"{value:.8g}" for value in column]
+            for name, column in zip(self.target_columns, np.asarray(targets, dtype=np.float64).T, strict=True)
+        }
+
+    def prediction_cells(self, predictions: Floats) -> dict[str, Sequence[Any]]:
+        """The prediction's columns of ``predictions.csv``, with eight digits."""
+        columns = zip(self.prediction_columns, np.asarray(predictions).T, strict=True)
+        return {name: [f"{value:.8g}" for value in column.tolist()] for name, column in columns}
+
+    def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
+        """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
+        return tuple(  # type: ignore[return-value]
+            table[list(names)].astype(float).to_numpy() for names in (self.target_columns, self.prediction_columns)
+        )
+
+    def patients(self, table: pd.DataFrame, rule: str) -> pd.DataFrame:
+        """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""
+        return combine_slides(table, rule, self.target_columns, self.prediction_columns)
+
+    # People ---------------------------------------------------------------------------------------------------------
+
+    def shown_output(self, prediction: Floats) -> int | None:
+        """Which output's attention a map of the slide shows, where there is one an output; None for their mean."""
+        return None
+
+    def describe(self, prediction: Floats) -> str:
+        """A prediction ``[P]`` in words, for ``mil-zoo predict`` and captions."""
+        named = zip(self.prediction_columns, prediction, strict=True)
+        return ", ".join(f"{name} {value:.4g}" for name, value in named)
+
+
+TASKS: Registry[type[Task]] = Registry("task", package="mil_zoo.tasks")
+DEFAULT = "classification"
+
+
+def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
+    """Class decorator that registers a :class:`Task` under ``name`` (lowercase, as in ``--task name``)."""
+
+    def decorate(cls: TaskClass) -> TaskClass:
+        cls.name = name
+        return TASKS.register(name)(cls)
+
+    return decorate
+
+
+def create_task(name: str = DEFAULT, settings: Mapping[str, Any] | None = None, classes: Sequence[str] = ()) -> Task:
+    """Creates a registered task.
+
+    Args:
+        name: registry key.
+        settings: its own settings.
+        classes: the dataset's class names, for the tasks that have classes.
+
+    Raises:
+        InputError: unknown name or setting (the nearest valid one is offered).
+    """
+    return TASKS.get(name).create(settings or {}, classes)
+
+
+def task_settings(task: Task) -> dict[str, Any]:
+    """What a run's ``config.yaml`` says of its task: ``{"task": {"name": ..., ...}}``, nothing for classification."""
+    return {} if task.name == DEFAULT else {"task": {"name": task.name, **task.settings()}}
+
+
+def task_of_config(config: Mapping[str, Any]) -> Task:
+    """The task of a run by its ``config.yaml``, or by a card's mapping with "task" and "classes"."""
+    settings = dict(config.get("task") or {})
+    classes = config.get("classes") or config.get("dataset", {}).get("classes", ())
+    return create_task(settings.pop("name", DEFAULT), settings, classes)
+
+
+def _missing(task: Task, what: str) -> TypeError:
+    return TypeError(f"{type(task).__name__} does not implement {what}")
