@@ -2,25 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+
+# A trial or a test computes with one thread; tests run beside each other instead, one process a core.
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+WORKERS ?= auto
 
 .PHONY: bench test check benchmark benchmark-gpu parity clean
 
-# Installs into .venv; done again only when the package's metadata change.
-$(VENV)/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[test,benchmark]"
+# Each stamp says what is installed in .venv; installing is done again only when the package's metadata change.
+# An unfit Python, or an installation that fails, leaves no half-made .venv behind.
+$(VENV)/.installed-run: setup.cfg pyproject.toml
+	@$(PYTHON) tests/fit_python.py
+	@if [ -d $(VENV) ]; then $(PIP) --editable .; else \
+		{ $(PYTHON) -m venv $(VENV) && $(PIP) --upgrade pip && $(PIP) --editable .; } || { rm -rf $(VENV); exit 1; }; fi
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-run
+	$(PIP) --editable ".[test]"
+	touch $@
+
+$(VENV)/.installed-benchmark: $(VENV)/.installed-test
+	$(PIP) --editable ".[test,benchmark]"
 	touch $@
 
 # Compares SRMIL and ABMIL on the simulated demo slides and says where tables and figures are.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-run
 	$(BIN)/mil-zoo bench --models srmil,abmil
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+# Every file of tests goes to one process, so that what its tests share is made once.
+test: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Style, types, import directions, and the built wheel in an environment of its own.
-check: $(VENV)/.installed
+check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -28,7 +43,7 @@ check: $(VENV)/.installed
 	$(BIN)/python tests/check_wheel.py
 
 # Speed and memory of kernels, graphs and steps: a table and plots under benchmarks/results/<cpu|gpu>-<machine>/.
-benchmark: $(VENV)/.installed
+benchmark: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/run.py
 
 # The same for a CUDA device. Builds and installs nothing: the packages of $(PYTHON) (mil-zoo[benchmark] and its torch).
@@ -36,8 +51,8 @@ benchmark-gpu:
 	$(PYTHON) benchmarks/run.py --device cuda
 
 # How near every aggregator comes to its authors' code, as the tests compare it.
-parity: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/aggregators --parity benchmarks/results/parity.md
+parity: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/aggregators --parity benchmarks/results/parity.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,8 +1,9 @@
 """Time and memory of training steps and predictions: ``pytest benchmarks/test_steps.py``.
 
-SRMIL beside its authors' order of work (``literal_srmil``: three passes over DGL graphs), other aggregators beside
-torchmil's models on padded batches. A training step is losses, gradients and a fused AdamW step. The floor counts the
-multiplications and additions of the matrix products that no reordering here avoids, and one reading of the features.
+SRMIL beside its authors' order of work (``literal_srmil``: three passes over DGL's message passing), other aggregators
+beside torchmil's models on padded batches. A training step is losses, gradients and a fused AdamW step. The floor
+counts the multiplications and additions of the matrix products that no reordering here avoids, and one reading of the
+features.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from literal_srmil import LiteralSRMIL
+from literal_srmil import create_yardstick
 
 from mil_zoo import Bag, BagBatch, create_aggregator
 from mil_zoo.aggregators.srmil.fast import SRMIL
@@ -69,7 +70,7 @@ def test_srmil(benchmark, measure, device, tiny, train, n, side):
     benchmark.group = f"srmil {'training step' if train else 'prediction'}, N = {n}, D = {DIM}"
     n = 50 if tiny else n
     torch.manual_seed(0)
-    model = (LiteralSRMIL if side == "literal" else SRMIL)(DIM, 2).to(device).train(train)
+    model = (create_yardstick if side == "literal" else SRMIL)(DIM, 2).to(device).train(train)
     batch = BagBatch.from_bags([random_bag(n)], graph="window:2").to(device)
     dtype = torch.bfloat16 if side.endswith("bfloat16") else torch.float32
     step = training_step(model, batch) if train else torch.inference_mode()(lambda: model(batch))

@@ -77,7 +77,7 @@ def registered_in(package: str, decorator: str) -> dict[str, Registered]:
         NotLiteral: a name, keyword or default is not a literal.
     """
     spec = importlib.util.find_spec(package)
-    found: dict[str, Registered] = {}
+    entries: dict[str, Registered] = {}
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         source = _Source(Path(folder), package)
         for path in sorted(Path(folder).rglob("*.py")):
@@ -87,8 +87,8 @@ def registered_in(package: str, decorator: str) -> dict[str, Registered]:
                 call = _decorated(node, decorator)
                 if call is not None:
                     entry = _entry(node, call, source, path)
-                    found[entry.name] = entry
-    return dict(sorted(found.items()))
+                    entries[entry.name] = entry
+    return dict(sorted(entries.items()))
 
 
 class _Source:
@@ -121,8 +121,8 @@ class _Source:
         """The class and those that it inherits from, as far as the package defines them, nearest first."""
         classes = [cls]
         for base in cls.bases:
-            found = self.find_class(base.id, path) if isinstance(base, ast.Name) else None
-            classes += self.lineage(*found) if found else ()
+            parent = self.find_class(base.id, path) if isinstance(base, ast.Name) else None
+            classes += self.lineage(*parent) if parent else ()
         return tuple(classes)
 
 
@@ -154,10 +154,10 @@ def _entry(node: Any, call: ast.Call, source: _Source, path: Path) -> Registered
 def _parameters(function: ast.FunctionDef | None) -> dict[str, Any]:
     if function is None:
         return {}
-    given = function.args
-    positional = [*given.posonlyargs, *given.args]
-    defaults: list[ast.expr | None] = [*[None] * (len(positional) - len(given.defaults)), *given.defaults]
-    pairs = [*zip(positional, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    signature = function.args
+    positional = [*signature.posonlyargs, *signature.args]
+    defaults: list[ast.expr | None] = [*[None] * (len(positional) - len(signature.defaults)), *signature.defaults]
+    pairs = [*zip(positional, defaults, strict=True), *zip(signature.kwonlyargs, signature.kw_defaults, strict=True)]
     return {
         argument.arg: inspect.Parameter.empty if default is None else _value(default)
         for argument, default in pairs

@@ -44,7 +44,7 @@ def test_a_miss_offers_near_names():
 
 PLUGIN = """
 from mil_zoo import register_aggregator, register_graph
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 
 @register_aggregator("{name}")
 class Mine(MeanPooling):

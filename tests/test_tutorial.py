@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.testing import check_aggregator
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.blocks.layers import (
-    Attention,
-    GatedAttention,
-    feature_layer,
-    instance_clustering_loss,
-    segment_topk,
-)
+from mil_zoo.aggregators.blocks.attention import Attention, GatedAttention, feature_layer
+from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
+from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
@@ -106,7 +101,8 @@ class ABMIL(Aggregator):
         h = self.embed(batch.features)  # [ΣN, E]
         scores = self.attention(h)  # [ΣN, 1]
         if self.training and self.topk_mask:
-            scores = scores.index_fill(0, self._draw_mask(scores, batch), -torch.inf)
+            masked = draw_top_rows(scores.detach(), batch, self.topk_mask, self.mask_drop)[:, 0]
+            scores = scores.index_fill(0, masked, -torch.inf)
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0]), h
@@ -127,11 +123,3 @@ class ABMIL(Aggregator):
             terms["instance"] = instance_clustering_loss(h, scores, self.instance_classifiers, batch, self.k_sample)
             loss = loss + self.instance_weight * terms["instance"]
         return {"loss": loss} | ({"cross_entropy": cross_entropy, **terms} if terms else {})
-
-    def _draw_mask(self, scores: Tensor, batch: BagBatch) -> Tensor:
-        """Rows to mask, int64."""
-        k = batch.sizes.clamp(max=self.topk_mask)
-        top = segment_topk(scores, batch.offsets, k)
-        masked = (k.double() * self.mask_drop).long().minimum(batch.sizes - 1)
-        keys = torch.rand(top.shape, device=top.device)
-        return top[segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked)[:, 0], 0]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.abmil import ABMIL
 from mil_zoo.aggregators.base import Paper, register_aggregator
+from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import graph_attention
@@ -96,7 +97,8 @@ class SpatialABMIL(ABMIL):
         Returns:
             "loss", "cross_entropy" and "reconstruction", each the mean over the bags of the batch.
         """
-        rows = self._draw_rows(self._needs_graph(batch)) if mask is None else mask
+        sizes, device = self._needs_graph(batch).graph.num_nodes, batch.features.device
+        rows = draw_rows(sizes, self.mask_rate, device) if mask is None else mask.to(device)
         cross_entropy = self.bag_loss(self(batch).logits, batch.labels)
         reconstruction = self._reconstruction(batch, rows)
         loss = 2 * (2 - self.w_gen) * cross_entropy + self.w_gen * reconstruction
@@ -108,15 +110,8 @@ class SpatialABMIL(ABMIL):
         left, right = (z * self.gather_source).sum(-1), (z * self.gather_target).sum(-1)  # [ΣN, H]
         dropout = self.attn_drop if self.training else 0.0
         gathered = graph_attention(z, left, right, batch.graph.csr, dropout_p=dropout).flatten(1)
-        told = self.reconstruct(self.activation(self.norm(gathered.index_select(0, rows))))
-        error = 1 - F.cosine_similarity(told, batch.features.index_select(0, rows), dim=1)  # [masked]
+        reconstructed = self.reconstruct(self.activation(self.norm(gathered.index_select(0, rows))))
+        error = 1 - F.cosine_similarity(reconstructed, batch.features.index_select(0, rows), dim=1)  # [masked]
         bag = batch.bag_index.index_select(0, rows)
         masked = torch.bincount(bag, minlength=len(batch)).clamp(min=1)  # a bag too small to be masked counts as 0
         return (error.new_zeros(len(batch)).index_add(0, bag, error) / masked).mean()
-
-    def _draw_rows(self, batch: BagBatch) -> Tensor:
-        drawn = [
-            start + torch.randperm(size, device=batch.features.device)[: int(self.mask_rate * size)]
-            for start, size in zip(batch.offsets[:-1].tolist(), batch.sizes.tolist(), strict=True)
-        ]
-        return torch.cat(drawn)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.blocks.layers import GatedAttention, segment_topk
+from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
@@ -104,22 +104,15 @@ class ACMIL(Aggregator):
 
     def branch_logits(self, pooled: Tensor) -> Tensor:
         """``[B, M, E]``, the embedding of each branch, to its own logits ``[B, M, C]``."""
-        return torch.stack([head(pooled[:, m]) for m, head in enumerate(self.branch_classifiers)], dim=1)
+        return torch.stack([classifier(pooled[:, m]) for m, classifier in enumerate(self.branch_classifiers)], dim=1)
 
     def _branches(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
         h = self.embed(batch.features)  # [ΣN, E]
         scores = self.attention(h)  # [ΣN, M]
         if self.training:
-            scores = scores.scatter(0, self._draw_mask(scores.detach(), batch), -torch.inf)
+            masked = draw_top_rows(scores.detach(), batch, self.n_masked_patch, self.mask_drop)
+            scores = scores.scatter(0, masked, -torch.inf)
         return segment_attention_pool(scores, h, batch.offsets)
-
-    def _draw_mask(self, scores: Tensor, batch: BagBatch) -> Tensor:
-        """Rows of each column of ``scores`` to mask, ``[masked, M]``."""
-        k = batch.sizes.clamp(max=self.n_masked_patch)
-        top = segment_topk(scores, batch.offsets, k)
-        masked = (k.double() * self.mask_drop).long().minimum(batch.sizes - 1)
-        keys = torch.rand(top.shape, device=top.device)
-        return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked))
 
 
 def _pairwise_cosine(attention: Tensor, offsets: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def describe_aggregators(with_plugins: bool = False) -> dict[str, Description]:
     """
     if not with_plugins and not importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
-            found = registered_in("mil_zoo.aggregators", "register_aggregator")
-            return {name: _from_source(entry) for name, entry in found.items()}
+            entries = registered_in("mil_zoo.aggregators", "register_aggregator")
+            return {name: _from_source(entry) for name, entry in entries.items()}
         except NotLiteral:
             pass
     return describe_classes()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.blocks.layers import GatedAttention, instance_clustering_loss
+from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
@@ -86,7 +87,7 @@ class _CLAM(Aggregator):
         scores = self.attention(h)  # [ΣN, K]
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)  # [B, K, E]
         if self.multi_branch:
-            logits = torch.cat([head(pooled[:, c]) for c, head in enumerate(self.classifiers)], dim=1)
+            logits = torch.cat([classifier(pooled[:, c]) for c, classifier in enumerate(self.classifiers)], dim=1)
             return AggregatorOutput(logits, pooled.flatten(1), attention, scores), h
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifiers(embedding), embedding, attention[:, 0], scores[:, 0]), h

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
-from mil_zoo.aggregators.blocks.layers import feature_layer, segment_topk
+from mil_zoo.aggregators.blocks.attention import feature_layer
+from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_reduce

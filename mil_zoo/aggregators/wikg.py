@@ -94,14 +94,14 @@ class WiKG(Aggregator):
 
         No kernel searches, so bags are taken one by one; the choice itself has no gradient.
         """
-        found = []
+        neighbours = []
         for start, end in pairwise(batch.offsets.tolist()):
             k = min(self.topk, end - start)
             for rows in head[start:end].split(max(1, AT_ONCE // (end - start))):
                 best = (rows @ tail[start:end].T).topk(k, dim=1).indices + start
-                found.append(F.pad(best, (0, self.topk - k), value=start))
+                neighbours.append(F.pad(best, (0, self.topk - k), value=start))
         place = torch.arange(self.topk, device=head.device)
-        return torch.cat(found), place >= batch.sizes[batch.bag_index][:, None]
+        return torch.cat(neighbours), place >= batch.sizes[batch.bag_index][:, None]
 
     def _messages(self, head: Tensor, tail: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
         """``n_i`` ``[N, E]``, a slice at a time; the backward pass computes a slice again instead of keeping it."""

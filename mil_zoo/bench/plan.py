@@ -13,7 +13,8 @@ from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
@@ -169,9 +170,9 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
     source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
     if features:
         source = source.with_features(features[0])
-    dataset = source.open()
+    dataset = open_dataset(source)
     for each in features[1:]:  # all of them now: a missing slide costs no training
-        source.with_features(each).open()
+        open_dataset(source.with_features(each))
     drawn = draw_splits(
         dataset,
         suite.split,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mil_zoo.aggregators.base import Aggregator, create_aggregator
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.dataset import Standardiser
+from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.train.loop import predict

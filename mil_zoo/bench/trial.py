@@ -20,7 +20,8 @@ from mil_zoo.bench.plan import Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bags import Bags, as_bags
-from mil_zoo.data.dataset import Dataset, Standardiser
+from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
@@ -135,7 +136,7 @@ class Worker:
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
         if job.source not in self._datasets:
-            self._datasets[job.source] = job.source.open()
+            self._datasets[job.source] = open_dataset(job.source)
         dataset, wanted = self._datasets[job.source], (job.source, job.trial.split)
         if self._bags is None or self._last != wanted:
             self._last, self._bags = wanted, split_bags(dataset, job.trial.split, job.suite.permute_labels)

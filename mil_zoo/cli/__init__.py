@@ -37,7 +37,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        return getattr(importlib.import_module(f"mil_zoo.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"mil_zoo.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in _COMMANDS:

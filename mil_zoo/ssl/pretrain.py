@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from mil_zoo.config import read_yaml
-from mil_zoo.data.dataset import Standardiser
+from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
 from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.ssl.distributed import average_gradients, world

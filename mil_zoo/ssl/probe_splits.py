@@ -13,7 +13,7 @@ from mil_zoo.data.labels.tables import read_labels
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.data.splits.draw import kfold
-from mil_zoo.data.splits.few_labels import choose_labelled
+from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.formats import read_split_file
 from mil_zoo.errors import InputError
 from mil_zoo.ssl.probe import ProbeSplit
@@ -134,9 +134,6 @@ class _Head:
 
 def _share(regime: str) -> float:
     try:
-        share = 1.0 if regime == "full" else float(regime[:-1]) / 100 if regime.endswith("%") else float(int(regime))
+        return 1.0 if regime == "full" else parse_labelled(regime)
     except ValueError:
-        share = 0
-    if not share > 0 or (regime.endswith("%") and share > 1):
-        raise InputError(f"regime {regime!r} must be full, a share (25%) or a number of training slides (50)")
-    return share
+        raise InputError(f"regime {regime!r} must be full, a share (25%) or a number of training slides (50)") from None

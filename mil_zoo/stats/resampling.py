@@ -108,7 +108,7 @@ def bootstrap(
 
     Patients are drawn with replacement, within each class, once for all splits: one who is tested in several splits
     counts equally often in each of them. Where no patient is tested twice they are drawn within each split, so that
-    none lacks a class; else a split without one in a replicate is left out of it. The training slides stay as they were:
+    none lacks a class; else a split without one in a replicate is left out of it. The training slides stay as they are:
     the interval tells of these trained models. Near the ends of a metric's range it is too short, and of no width where
     every slide is right: :func:`mil_zoo.stats.patient_interval` is better there.
 

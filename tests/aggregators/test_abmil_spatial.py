@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers import assert_close, make_batch
 
 from mil_zoo import InputError, create_aggregator
+from mil_zoo.aggregators.blocks.masking import draw_rows
 
 SIZES = [30, 1, 12]
 
@@ -41,8 +42,8 @@ def test_the_reconstruction_written_out():
         scores = (z[sources] * spatial.gather_source).sum(-1) + (z[row] * spatial.gather_target[0]).sum(-1)
         weights = F.leaky_relu(scores, 0.2).softmax(0)
         mixed = (weights[..., None] * z[sources]).sum(0).flatten()
-        told = spatial.reconstruct(spatial.activation(spatial.norm(mixed)))
-        errors.append(1 - F.cosine_similarity(told, batch.features[row], dim=0))
+        reconstructed = spatial.reconstruct(spatial.activation(spatial.norm(mixed)))
+        errors.append(1 - F.cosine_similarity(reconstructed, batch.features[row], dim=0))
     assert_close(losses["reconstruction"], torch.stack(errors).mean())
     assert_close(losses["loss"], 2 * 0.2 * losses["cross_entropy"] + 1.8 * losses["reconstruction"])
 
@@ -50,7 +51,7 @@ def test_the_reconstruction_written_out():
 def test_each_bag_is_masked_and_counts_alike():
     spatial = created(attn_drop=0.0, mask_rate=0.5)
     batch = make_batch(SIZES, 6, "window:2")
-    rows = spatial._draw_rows(batch)
+    rows = draw_rows(SIZES, 0.5, batch.features.device)
     assert torch.bincount(batch.bag_index[rows], minlength=3).tolist() == [15, 0, 6]
     assert len(set(rows.tolist())) == 21
     together = spatial.losses(batch, rows)["reconstruction"]

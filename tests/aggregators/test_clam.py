@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
 from mil_zoo import BagBatch, InputError, create_aggregator
-from mil_zoo.aggregators.blocks.layers import segment_topk
+from mil_zoo.aggregators.blocks.segments import segment_topk
 
 OPTIONS = {"embed_dim": 32, "attention_dim": 16, "k_sample": 4, "bag_weight": 0.7, "dropout": 0.0}
 CASES = {

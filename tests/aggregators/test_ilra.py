@@ -33,10 +33,16 @@ def test_loss_and_every_gradient():
 def cross_attention(layer, query, key):
     """A layer of the aggregator by torch's own multi-head attention, for one bag; also the weights of each head."""
     q, k, v = (fc(x) for fc, x in ((layer.fc_q, query), (layer.fc_k, key), (layer.fc_v, key)))
-    attended, weights = F.multi_head_attention_forward(
-        q[:, None], k[:, None], v[:, None], q.shape[1], layer.heads, layer.in_proj.weight, layer.in_proj.bias,
-        None, None, False, 0.0, layer.out_proj.weight, layer.out_proj.bias, average_attn_weights=False,
-    )  # fmt: skip
+    torch_layer = torch.nn.MultiheadAttention(q.shape[1], layer.heads)
+    torch_layer.load_state_dict(
+        {
+            "in_proj_weight": layer.in_proj.weight,
+            "in_proj_bias": layer.in_proj.bias,
+            "out_proj.weight": layer.out_proj.weight,
+            "out_proj.bias": layer.out_proj.bias,
+        }
+    )
+    attended, weights = torch_layer(q[:, None], k[:, None], v[:, None], average_attn_weights=False)
     out = layer.ln0(q + attended[:, 0])
     out = layer.ln1(out + F.relu(layer.fc_o(out)))
     return (out if layer.gate is None else out * F.silu(layer.gate(query))), weights[0]  # [H, queries, keys]

@@ -1,21 +1,20 @@
 """SRMIL against values computed with its authors' code, and the pieces that code restructures."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
 from mil_zoo import BagBatch, InputError, create_aggregator
+from mil_zoo.aggregators.blocks.gat import Packing
+from mil_zoo.aggregators.blocks.masking import draw_rows
+from mil_zoo.aggregators.srmil.fast import SRMIL
+from mil_zoo.aggregators.srmil.literal import LiteralSRMIL
+from mil_zoo.aggregators.srmil.readouts import Paths
 from mil_zoo.kernels import CSR
 
 GOLDEN = Golden("srmil")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OPTIONS = {
-    "hidden": 32, "heads": 4, "head_hidden": 19, "feat_drop": 0.0, "attn_drop": 0.0, "cls_drop": 0.0,
-    "w_gen": 1.3, "w_ce": 0.7, "alpha": 2.0,
-}  # fmt: skip
+NO_DROPOUT = {"feat_drop": 0.0, "attn_drop": 0.0, "cls_drop": 0.0}
+OPTIONS = {"hidden": 32, "heads": 4, "head_hidden": 19, "w_gen": 1.3, "w_ce": 0.7, "alpha": 2.0} | NO_DROPOUT
 MASK = torch.from_numpy(GOLDEN["mask_nodes"])
 
 
@@ -76,18 +75,73 @@ def test_every_loss_term_and_every_gradient():
     assert_gradients(aggregator, GOLDEN, "srmil", **OPTIONS)
 
 
-def test_the_literal_yardstick_of_the_benchmarks_computes_the_same():
-    spec = importlib.util.spec_from_file_location("literal_srmil", BENCHMARKS / "literal_srmil.py")
-    literal_srmil = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(literal_srmil)
-    literal = literal_srmil.LiteralSRMIL(24, 2, **OPTIONS)
-    literal.load_published_state_dict(GOLDEN.parameters)
+@pytest.fixture(params=["global_node", "attention"])
+def pair(request):
+    """What runs and what reads like the paper, with the same random weights."""
+    options = OPTIONS | {"readout": request.param}
+    torch.manual_seed(0)
+    literal = LiteralSRMIL(24, 3, **options)
+    torch.manual_seed(0)
+    return SRMIL(24, 3, **options), literal
+
+
+def batch_of_three():
+    return BagBatch.from_bags(
+        [make_bag(n, 24, label=label, seed=n) for label, n in enumerate((40, 1, 23))], graph="window:2"
+    )
+
+
+def test_the_literal_computes_the_golden_values():
+    literal = LiteralSRMIL(24, 2, **OPTIONS)
+    twin = GOLDEN.create("srmil", **OPTIONS)
+    literal.load_state_dict(twin.state_dict())
     batch = BagBatch.from_bags([golden_bag()], graph="window:2")
-    assert_close(literal(batch).logits.detach(), GOLDEN["logits_eval"], "logits")
+    output = literal(batch)
+    assert_close(output.logits.detach(), GOLDEN["logits_eval"], "logits")
+    assert_close(output.head_attention.detach(), GOLDEN["global_attention_eval"], "attention")
     losses = literal.losses(batch, mask=MASK)
     losses["loss"].backward()
     assert_close(losses["loss"].detach(), GOLDEN["loss"], "loss")
-    assert_gradients(literal, GOLDEN, "srmil", **OPTIONS)
+    twin.load_published_state_dict(GOLDEN.gradients)
+    expected = dict(twin.named_parameters())
+    for name, parameter in literal.named_parameters():
+        assert_close(parameter.grad, expected[name].detach(), name)
+
+
+def test_one_seed_gives_the_literal_and_the_fast_the_same_weights(pair):
+    fast, literal = (model.state_dict() for model in pair)
+    assert list(fast) == list(literal)
+    assert all(torch.equal(fast[name], literal[name]) for name in fast)
+
+
+def test_the_fast_predicts_what_the_literal_does(pair):
+    with torch.no_grad():
+        fast, literal = (model.eval()(batch_of_three()) for model in pair)
+    for name in ("logits", "embedding", "attention"):
+        assert_close(getattr(fast, name), getattr(literal, name), name)
+    if literal.head_attention is not None:
+        assert_close(fast.head_attention, literal.head_attention, "attention of the heads")
+
+
+def test_the_fast_has_every_loss_and_gradient_of_the_literal(pair):
+    batch, mask = batch_of_three(), torch.tensor([0, 3, 5, 11, 39, 41, 50, 60])
+    fast, literal = (model.train().losses(batch, mask=mask) for model in pair)
+    for name in literal:
+        assert_close(fast[name].detach(), literal[name].detach(), name)
+    fast["loss"].backward()
+    literal["loss"].backward()
+    expected = dict(pair[1].named_parameters())
+    for name, parameter in pair[0].named_parameters():
+        if expected[name].grad.abs().max() > 1e-7:  # else it vanishes, up to rounding
+            assert_close(parameter.grad, expected[name].grad, name)
+
+
+def test_a_seed_masks_the_same_patches_in_both(pair):
+    drawn = []
+    for model in pair:
+        torch.manual_seed(3)
+        drawn.append(model.train().losses(batch_of_three())["loss"].detach())
+    assert_close(*drawn, "loss")
 
 
 def test_reconstructed_features():
@@ -113,10 +167,9 @@ def test_losses_of_a_batch_are_the_mean_over_its_bags():
 
 
 def test_the_drawn_mask_has_its_share_of_each_bag():
-    aggregator, batch = create_aggregator("srmil", in_dim=8), make_batch([1, 10, 33], 8, None)
-    drawn = aggregator._draw_mask(batch)
+    drawn = draw_rows([1, 10, 33], 0.7, torch.device("cpu"))
     assert len(set(drawn.tolist())) == len(drawn)
-    assert torch.bincount(batch.bag_index[drawn], minlength=3).tolist() == [0, 7, 23]
+    assert torch.bincount(make_batch([1, 10, 33], 8, None).bag_index[drawn], minlength=3).tolist() == [0, 7, 23]
 
 
 def test_a_bag_of_one_patch_has_no_reconstruction_loss():
@@ -140,13 +193,13 @@ def test_the_three_paths_have_masks_of_their_own(drop):
         create_aggregator("srmil", in_dim=8, readout="attention", **rates),
         make_batch([80], 8, "window:2"),
     )
-    same_rows, graphs = torch.arange(80).repeat(3), CSR.concat([batch.graph.csr] * 3)
-    offsets = torch.tensor([0, 80, 160, 240])
+    same_rows = Packing(torch.arange(80).repeat(3), aggregator.enc_mask_token[0])
+    paths = Paths(CSR.concat([batch.graph.csr] * 3), torch.tensor([0, 80, 160, 240]), packing=same_rows)
     with torch.no_grad():
-        paths = aggregator.train()._first_layer(batch.features, graphs, offsets, same_rows)[0].split(80)
-        assert not any(torch.equal(paths[i], paths[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
-        paths = aggregator.eval()._first_layer(batch.features, graphs, offsets, same_rows)[0].split(80)
-        assert torch.equal(paths[0], paths[1])
+        trained = aggregator.train()._first_layer(batch.features, paths)[0].split(80)
+        assert not any(torch.equal(trained[i], trained[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+        evaluated = aggregator.eval()._first_layer(batch.features, paths)[0].split(80)
+        assert torch.equal(evaluated[0], evaluated[1])
 
 
 def test_the_passes_have_dropout_of_their_own():

@@ -11,7 +11,8 @@ from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
 from mil_zoo.data.splits.split import find_leaks
-from mil_zoo.report.learning_curve import learning_curve
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.label_budget import label_budget_table
 from mil_zoo.ssl import protocol
 from mil_zoo.train.protocols import model_options, run_protocol
 
@@ -77,7 +78,7 @@ def test_no_tested_patient_is_pretrained_on_and_budgets_share_a_pretraining(fini
 
 def test_the_curve_has_a_point_for_every_number_of_labels(finished):
     _, run = finished
-    table = learning_curve(run)
+    table = label_budget_table(Results.load(run))
     assert list(zip(table["aggregator"], table["labelled"], strict=True)) == [
         (model, labelled) for model in SMALL["models"] for labelled in ("0.2", "1")
     ]

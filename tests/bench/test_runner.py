@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mil_zoo import create_aggregator
-from mil_zoo.aggregators.pooling import MeanPooling
+from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
@@ -176,6 +176,7 @@ from pathlib import Path
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 
 table, killed, whole = sys.argv[1:]
@@ -186,7 +187,7 @@ plan = make_plan(suite, table)
 def attempt(folder, seconds=None):
     child = os.fork()
     if child == 0:
-        write_tables(run_plan(plan, Path(folder)))
+        write_tables(Results.load(run_plan(plan, Path(folder))))
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)

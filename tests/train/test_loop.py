@@ -174,7 +174,7 @@ def test_subsampling_is_of_training_steps_only(monkeypatch):
         seen["train" if self.training else "eval"].update(batch.sizes.tolist())
         return forward(self, batch)
 
-    monkeypatch.setattr("mil_zoo.aggregators.pooling._Pooling.forward", spy)
+    monkeypatch.setattr("mil_zoo.aggregators.mean_max._Pooling.forward", spy)
     train(TrainingConfig(epochs=1, max_instances=7), "mean")
     assert seen["train"] == {5, 6, 7}
     assert max(seen["eval"]) == 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,22 +75,32 @@ class GATLayer(nn.Module):
         for weight in [self.fc.weight, self.attn_l, self.attn_r] + ([self.res_fc.weight] if self.res_fc else []):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
-    def forward(self, h: Tensor, graph: CSR, rows: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        graph: CSR,
+        rows: Tensor | None = None,
+        *,
+        before: nn.Linear | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """Patches attending to their neighbours.
 
         Args:
             h: ``[N, in_dim]``.
             graph: N rows.
             rows: int64, the patches whose output is wanted; None for all.
-            **options: see ``_project``.
+            before: a linear map that ``h`` has still to go through; without dropout one product does for both.
+            packing: the N rows that the patches are, where they are not those of ``h`` in order.
 
         Returns:
             ``[N or len(rows), H * F]``.
         """
-        if self.heads == 1 and self.head_dim > h.shape[1] and not options:  # narrower before the projection than after
+        narrower = self.heads == 1 and self.head_dim > h.shape[1]  # before the projection than after
+        if narrower and before is None and packing is None:
             mixed, h = self.mix(h, graph, rows)
             return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
-        z, left, right, residual = self._project(h, **options)
+        z, left, right, residual = self._project(h, before, packing)
         if rows is not None:
             graph, right = graph.select(rows), right.index_select(0, rows)
             residual = None if residual is None else residual.index_select(0, rows)
@@ -98,7 +108,16 @@ class GATLayer(nn.Module):
         return self._finish(out.flatten(1), residual)
 
     def with_global(
-        self, h: Tensor, h_global: Tensor, graph: CSR, offsets: Tensor, *, skip: int = 0, first: int = 0, **options: Any
+        self,
+        h: Tensor,
+        h_global: Tensor,
+        graph: CSR,
+        offsets: Tensor,
+        *,
+        skip: int = 0,
+        first: int = 0,
+        before: nn.Linear | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
 
@@ -109,14 +128,15 @@ class GATLayer(nn.Module):
             offsets: int64 ``[B + 1]``.
             skip: how many of the first bags have no global node.
             first: how many rows these bags have.
-            **options: see ``_project``.
+            before: as in ``forward``, for patches and global nodes.
+            packing: as in ``forward``, for the patches.
 
         Returns:
             patches ``[N, H * F]`` and global nodes ``[B - skip, H * F]``.
         """
-        z, left, right, residual = self._project(h, **options)
-        if "before" in options:  # a few rows: not worth a product of weights
-            h_global = options["before"](h_global)
+        z, left, right, residual = self._project(h, before, packing)
+        if before is not None:  # a few rows: not worth a product of weights
+            h_global = before(h_global)
         z_global, left_global, right_global, residual_global = self._project(h_global)
         bag = torch.repeat_interleave(offsets.diff(), output_size=len(z))
         key = GlobalKey(

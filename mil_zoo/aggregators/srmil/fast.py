@@ -1,4 +1,4 @@
-"""SRMIL: spatially regularised multiple-instance learning."""
+"""SRMIL as it runs: the numbers of ``literal.py``, which reads like the paper, with a fraction of its work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
-from mil_zoo.aggregators.blocks.layers import positions, to_device
+from mil_zoo.aggregators.blocks.masking import draw_rows
+from mil_zoo.aggregators.blocks.segments import positions
+from mil_zoo.aggregators.srmil.readouts import READOUTS, Paths
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import CSR, segment_attention_pool
+from mil_zoo.kernels import CSR
 
 
 @register_aggregator("srmil")
@@ -29,7 +31,7 @@ class SRMIL(Aggregator):
     The reconstruction runs on the patch graph without the global node, prediction on the unmasked bag with it.
     Attention is the weight of every patch in the last encoder layer's global node, averaged over heads.
 
-    Source: Wu et al., WACV 2026, arXiv 2602.19487; github wwyi1828/SRMIL.
+    Source: Wu et al., WACV 2026, arXiv 2602.19487; github wwyi1828/SRMIL. Read ``literal.py`` beside the paper.
 
     Deviations: none in the numbers, only in the order of work. The three paths are one batch of three graphs whose
     first layer reads copies of the reformed rows that are never made; values, scores and residual of a layer are one
@@ -84,7 +86,8 @@ class SRMIL(Aggregator):
         super().__init__(in_dim, num_classes)
         _check_options(hidden, heads, mask_rate, w_gen, w_ce, readout)
         head_dim, drops = hidden // heads, (feat_drop, attn_drop)
-        self.mask_rate, self.w_gen, self.w_ce, self.alpha, self.readout = mask_rate, w_gen, w_ce, alpha, readout
+        self.mask_rate, self.w_gen, self.w_ce, self.alpha = mask_rate, w_gen, w_ce, alpha
+        self.readout = READOUTS[readout]
         self.enc_mask_token = nn.Parameter(0.01 * torch.randn(1, in_dim))
         self.dec_mask_token = nn.Parameter(0.01 * torch.randn(1, hidden))
         self.reformer = nn.Sequential(nn.Linear(in_dim, in_dim))
@@ -97,26 +100,18 @@ class SRMIL(Aggregator):
         self.classifier = nn.Sequential(
             nn.Linear(head_dim, head_hidden), nn.ReLU(), nn.Dropout(cls_drop), nn.Linear(head_hidden, num_classes)
         )
-        if readout == "global_node":
-            self.super_tokens = nn.Parameter(0.01 * torch.randn(1, in_dim))
-        else:
-            self.attender = GAT(
-                GATLayer(head_dim, 1, head_hidden, *drops, norm=False, activation="relu"),
-                GATLayer(head_hidden, 1, 1, *drops, residual=False, norm=False, activation=None),
-            )
+        self.readout.add_parameters(self, head_hidden, feat_drop, attn_drop)
         # The authors' layers carry mask tokens that nothing reads, and both readouts whichever is on.
-        self.published_unused = (
-            r"(encoder|decoder|attender)\.mask_tokens\..*",
-            r"attender\..*" if readout == "global_node" else "super_tokens",
-        )
+        self.published_unused = (r"(encoder|decoder|attender)\.mask_tokens\..*", self.readout.unused)
         nn.init.xavier_uniform_(self.reformer[0].weight, gain=1.414)
         nn.init.zeros_(self.reformer[0].bias)
         nn.init.xavier_normal_(self.encoder_to_decoder.weight, gain=1.414)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``: complete classification; attention ``[ΣN]``, head_attention ``[ΣN, H]``."""
-        graph = self._needs_graph(batch).graph.csr
-        return self._read(*self._first_layer(batch.features, graph, batch.offsets), graph, batch.offsets)
+        graph, offsets = self._needs_graph(batch).graph.csr, batch.offsets
+        h, h_global = self._first_layer(batch.features, Paths(graph, offsets))
+        return self.readout.read(self, h, h_global, graph, offsets)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The three paths of a training step.
@@ -129,17 +124,25 @@ class SRMIL(Aggregator):
             "loss", "reconstruction", "ce_masked" and "ce_full", each the mean over the bags of the batch.
         """
         features, graph, n = self._needs_graph(batch).features, batch.graph.csr, batch.num_instances
-        rows = (self._draw_mask(batch) if mask is None else mask.to(features.device)).sort().values
+        if mask is None:
+            mask = draw_rows(batch.graph.num_nodes, self.mask_rate, features.device)
+        rows = mask.to(features.device).sort().values
         # The three paths are three graphs of one batch: masked without the global node, masked, and complete.
         index = torch.arange(n, device=features.device).repeat(3)
         index[rows] = index[n + rows] = -1
         ends = batch.offsets[1:]
-        h, h_global = self._first_layer(
-            features, CSR.concat([graph] * 3), torch.cat([batch.offsets, n + ends, 2 * n + ends]), index, len(batch), n
+        paths = Paths(
+            CSR.concat([graph] * 3),
+            torch.cat([batch.offsets, n + ends, 2 * n + ends]),
+            skip=len(batch),
+            first=n,
+            packing=Packing(index, self.enc_mask_token[0]),
         )
+        h, h_global = self._first_layer(features, paths)
         alone, both = h.split([n, 2 * n])
         reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
-        logits = self._read(both, h_global, CSR.concat([graph] * 2), torch.cat([batch.offsets, n + ends])).logits
+        offsets = torch.cat([batch.offsets, n + ends])
+        logits = self.readout.read(self, both, h_global, CSR.concat([graph] * 2), offsets).logits
         ce_masked, ce_full = (self.bag_loss(part, batch.labels) for part in logits.split(len(batch)))
         classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
         loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction
@@ -148,7 +151,7 @@ class SRMIL(Aggregator):
     def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
         """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
         graph = self._needs_graph(batch).graph.csr
-        h, h_global = self._first_layer(batch.features, graph, batch.offsets)
+        h, h_global = self._first_layer(batch.features, Paths(graph, batch.offsets))
         return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
 
     def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
@@ -166,54 +169,18 @@ class SRMIL(Aggregator):
         first, last = self.decoder.gat_layers
         return last.mix(first(code, graph, packing=packing), graph, rows)[0]
 
-    def _first_layer(
-        self,
-        features: Tensor,
-        graph: CSR,
-        offsets: Tensor,
-        index: Tensor | None = None,
-        skip: int = 0,
-        first_row: int = 0,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The reformer and the encoder's first layer.
-
-        Args:
-            features: ``[N, D]``.
-            graph: M rows.
-            offsets: int64 ``[B + 1]``, of the graph's rows.
-            index: int64 ``[M]``, the patch that each row of the graph is, -1 where masked; None for all in order.
-            skip: how many of the first bags have no global node.
-            first_row: how many rows these bags have.
-
-        Returns:
-            patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]``, None with the attention readout.
-        """
-        first, bags = self.encoder.gat_layers[0], len(offsets) - 1 - skip
-        tokens = [] if self.readout == "attention" else [self.super_tokens.expand(bags, -1)]
-        if index is None and not first.drops and len(features) > first.fc.out_features:
-            inputs, options = [features, *tokens], {"before": self.reformer[0]}
-        else:
-            # The reformer works row by row: masked rows are its image of the token, the others serve every path.
-            inputs, options = [self.reformer(x) for x in (features, *tokens)], {}
-        if index is not None:
-            options["packing"] = Packing(index, self.reformer(self.enc_mask_token)[0])
-        if self.readout == "attention":
-            return first(*inputs, graph, **options), None
-        return first.with_global(*inputs, graph, offsets, skip=skip, first=first_row, **options)
-
-    def _read(self, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
-        """The encoder's second layer, the readout and the classifier."""
-        second = self.encoder.gat_layers[1]
-        if h_global is None:
-            h = self._head_mean(second(h, graph))  # [N, hidden / heads]
-            scores = self.attender(h, graph)  # [N, 1]
-            pooled, attention = segment_attention_pool(scores, h, offsets)
-            embedding = pooled[:, 0]
-            return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])
-        h_global, head_attention = second.global_only(h, h_global, offsets)
-        embedding = self._head_mean(h_global)
-        attention = head_attention.mean(1)
-        return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=head_attention)
+    def _first_layer(self, features: Tensor, paths: Paths) -> tuple[Tensor, Tensor | None]:
+        """The reformer and the encoder's first layer: patches ``[M, hidden]`` and, if there are any, global nodes."""
+        layer, reformer = self.encoder.gat_layers[0], self.reformer[0]
+        tokens = self.readout.tokens(self, len(paths.offsets) - 1 - paths.skip)
+        if paths.packing is None and not layer.drops and len(features) > layer.fc.out_features:
+            return self.readout.first_layer(self, features, tokens, paths, before=reformer)
+        # The reformer works row by row: masked rows are its image of the token, the others serve every path.
+        reformed = reformer(features)
+        tokens = None if tokens is None else reformer(tokens)
+        if paths.packing is not None:
+            paths = paths._replace(packing=paths.packing._replace(token=reformer(self.enc_mask_token)[0]))
+        return self.readout.first_layer(self, reformed, tokens, paths, before=None)
 
     def _reconstruction_loss(self, h: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
         if len(rows) == 0:
@@ -224,14 +191,8 @@ class SRMIL(Aggregator):
         count = torch.bincount(bag, minlength=len(batch)).clamp(min=1)
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
 
-    def _draw_mask(self, batch: BagBatch) -> Tensor:
-        drawn, start = [], 0
-        for size in batch.graph.num_nodes:  # read on the host, which need not wait for the device
-            drawn.append(start + torch.randperm(size)[: int(self.mask_rate * size)])
-            start += size
-        return to_device(torch.cat(drawn), batch.features.device)
-
-    def _head_mean(self, h: Tensor) -> Tensor:
+    def head_mean(self, h: Tensor) -> Tensor:
+        """``[M, hidden]`` to the mean over heads ``[M, hidden / heads]``."""
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
 
 
@@ -263,5 +224,5 @@ def _check_options(hidden: int, heads: int, mask_rate: float, w_gen: float, w_ce
         raise InputError(f"srmil: mask_rate must be at least 0 and below 1, not {mask_rate}")
     if not (0 <= w_gen <= 2 and 0 <= w_ce <= 2):
         raise InputError(f"srmil: w_gen and w_ce must lie between 0 and 2, not {w_gen} and {w_ce}")
-    if readout not in ("global_node", "attention"):
+    if readout not in READOUTS:
         raise InputError(f"srmil: readout must be 'global_node' or 'attention', not {readout!r}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.packed.store import (
     DTYPES,
     FORMAT,
@@ -152,6 +152,8 @@ def _pack(bag: Bag, head: Mapping[str, Any], ends: Mapping[str, int]) -> tuple[d
         "instance_labels": None,
         "graphs": {},
     }
+    if bag.target is not None:
+        entry["target"] = bag.target.tolist()
     if bag.coords is not None:
         entry["coords"] = ends["coords.bin"]
         chunks["coords.bin"] = bag.coords.numpy()

@@ -10,6 +10,18 @@ import numpy as np
 from mil_zoo.errors import InputError
 
 
+def parse_labelled(text: str) -> float:
+    """How many slides "50" or "25%" asks for, as :func:`choose_labelled` takes it: a number above 1, or a share.
+
+    Raises:
+        ValueError: neither; "1" is none either, because it would be read as a share.
+    """
+    share = float(text[:-1]) / 100 if text.endswith("%") else float(int(text))
+    if not share > 0 or (text.endswith("%") and share > 1) or text.strip() == "1":
+        raise ValueError(text)
+    return share
+
+
 def choose_labelled(labels: Sequence[int | None], labelled: float, seed: Sequence[int] | int) -> list[int]:
     """A random part of the slides, stratified by class, with at least one slide of each class.
 

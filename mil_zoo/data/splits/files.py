@@ -69,7 +69,7 @@ def read_splits(text: str, patient_of: Mapping[str, str] | None = None) -> list[
     return expanded
 
 
-def published_split(labels: pd.DataFrame, path: Path) -> list[Split]:
+def published_split(labels: pd.DataFrame, path: Path | str) -> list[Split]:
     """The split in the column ``split`` of a label table; none where it lacks the column, train or test slides.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.draw import completed, kfold, monte_carlo, train_elsewhere
-from mil_zoo.data.splits.few_labels import choose_labelled
+from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
 from mil_zoo.data.splits.split import Split, Words, check_seed, check_splits, leaks_of, patient_key
 from mil_zoo.errors import InputError, did_you_mean
@@ -172,13 +172,11 @@ def _thinned(
     if not labelled:
         return drawn
     try:
-        share = float(labelled[:-1]) / 100 if labelled.endswith("%") else float(int(labelled))
+        share = parse_labelled(labelled)
     except ValueError:
-        share = 0
-    if share <= 0 or (labelled.endswith("%") and share > 1) or labelled == "1":
         raise InputError(
             f"--split low-label:{labelled}: write low-label:50 (training slides) or low-label:25% (of them)"
-        )
+        ) from None
     kind = f"{drawn.kind}, {labelled} {'of the ' if labelled.endswith('%') else ''}training slides"
     return DrawnSplits(low_label(drawn.splits, bags, share, seed, allow_leaks), kind, drawn.warnings)
 

@@ -1,0 +1,52 @@
+"""Attention over instances, plain and gated, and the layer that comes before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Attention logits ``w^T tanh(V h)`` (Ilse et al. 2018, equation 8).
+
+    Args:
+        in_dim: width of h.
+        attention_dim: rows of V.
+        branches: number K of attention distributions.
+    """
+
+    def __init__(self, in_dim: int, attention_dim: int, branches: int = 1) -> None:
+        super().__init__()
+        self.V = nn.Linear(in_dim, attention_dim)
+        self.w = nn.Linear(attention_dim, branches)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``[N, in_dim]`` to attention logits ``[N, K]``."""
+        return self.w(torch.tanh(self.V(h)))
+
+
+class GatedAttention(nn.Module):
+    """Attention logits ``w^T (tanh(V h) * sigmoid(U h))`` (Ilse et al. 2018, equation 9).
+
+    Args:
+        in_dim: width of h.
+        attention_dim: rows of V and U.
+        branches: number K of attention distributions.
+    """
+
+    def __init__(self, in_dim: int, attention_dim: int, branches: int = 1) -> None:
+        super().__init__()
+        self.V = nn.Linear(in_dim, attention_dim)
+        self.U = nn.Linear(in_dim, attention_dim)
+        self.w = nn.Linear(attention_dim, branches)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``[N, in_dim]`` to attention logits ``[N, K]``."""
+        return self.w(torch.tanh(self.V(h)) * torch.sigmoid(self.U(h)))
+
+
+def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
+    """An instance-wise Linear + ReLU of width ``embed_dim``, and that width; the identity where it is None."""
+    if embed_dim is None:
+        return nn.Identity(), in_dim
+    return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU()), embed_dim

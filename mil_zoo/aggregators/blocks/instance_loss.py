@@ -1,0 +1,48 @@
+"""CLAM's clustering of the most and the least attended instances, which other aggregators can add to their loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mil_zoo.aggregators.blocks.segments import segment_topk
+from mil_zoo.data.bag import BagBatch
+from mil_zoo.kernels import segment_reduce
+
+
+def instance_clustering_loss(
+    h: Tensor, scores: Tensor, classifiers: nn.ModuleList, batch: BagBatch, k_sample: int, subtyping: bool = False
+) -> Tensor:
+    """CLAM's instance loss: the most attended instances belong to the bag's class, the least attended do not.
+
+    Args:
+        h: ``[ΣN, E]`` instance embeddings.
+        scores: ``[ΣN, 1]`` attention logits, or ``[ΣN, C]``, one for each class; without gradient.
+        classifiers: C linear maps to (out of the class, in it); of the positive class alone with one logit.
+        batch: labelled bags.
+        k_sample: instances on either end; all of them in a smaller bag.
+        subtyping: classes exclude each other, so that top instances are negative for every other class.
+
+    Returns:
+        scalar, the mean over bags.
+
+    Source: Lu et al., Nature Biomedical Engineering 2021; github mahmoodlab/CLAM.
+    """
+    k = batch.sizes.clamp(max=k_sample)
+    top = _log_probabilities(h, segment_topk(scores, batch.offsets, k), classifiers)  # [sum k, C, 2]
+    bottom = _log_probabilities(h, segment_topk(-scores, batch.offsets, k), classifiers)
+    inside = -(top[..., 1] + bottom[..., 0]) / 2
+    outside = -top[..., 0] if subtyping else torch.zeros_like(inside)
+    classes = torch.arange(len(classifiers), device=h.device) + (len(classifiers) == 1)
+    own = batch.labels[:, None] == classes  # [B, C]
+    error = torch.where(own.repeat_interleave(k, dim=0), inside, outside)
+    total = segment_reduce(error, F.pad(k.cumsum(0), (1, 0)), "mean").sum(1)  # [B]
+    return total.mean() / (len(classifiers) if subtyping else 1)
+
+
+def _log_probabilities(h: Tensor, rows: Tensor, classifiers: nn.ModuleList) -> Tensor:
+    """Of instances ``rows`` ``[M, K]`` under each class's classifier, ``[M, C, 2]``."""
+    rows = rows.expand(-1, len(classifiers))
+    logits = [classifier(h.index_select(0, rows[:, c])) for c, classifier in enumerate(classifiers)]
+    return torch.stack(logits, dim=1).log_softmax(-1)

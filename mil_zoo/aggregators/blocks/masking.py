@@ -1,0 +1,56 @@
+"""Which instances a training step masks: a share of each bag, or of the most attended in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mil_zoo.aggregators.blocks.segments import segment_topk, to_device
+from mil_zoo.data.bag import BagBatch
+
+
+def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tensor:
+    """Random rows of packed bags: int(share * N) of each bag of N, none twice.
+
+    They are drawn by torch's generator of the CPU whatever the device, so that a seed gives the same rows everywhere,
+    and sizes are numbers of the host, so that no device is waited for.
+
+    Args:
+        sizes: instances of each bag.
+        share: in [0, 1].
+        device: where the rows are wanted.
+
+    Returns:
+        int64 ``[rows]``, the bags in order.
+    """
+    drawn, start = [], 0
+    for size in sizes:
+        drawn.append(start + torch.randperm(size)[: int(share * size)])
+        start += size
+    return to_device(torch.cat(drawn), device)
+
+
+def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> Tensor:
+    """Stochastic top-k masking: of the ``count`` highest scores of each bag a random share, for each column apart.
+
+    Of k = min(count, N) instances int(share * k) are drawn, and of a bag one instance at least is left.
+
+    Args:
+        scores: ``[ΣN, K]`` attention logits, without gradient.
+        batch: their bags.
+        count: how many of the most attended instances are looked at.
+        share: of them that is masked, in [0, 1].
+
+    Returns:
+        int64 ``[masked, K]``, rows of each column of ``scores``.
+
+    Source: Zhang et al., ACMIL, ECCV 2024; github dazhangyu123/ACMIL.
+    """
+    k = batch.sizes.clamp(max=count)
+    top = segment_topk(scores, batch.offsets, k)
+    masked = (k.double() * share).long().minimum(batch.sizes - 1)
+    keys = torch.rand(top.shape, device=top.device)
+    return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked))

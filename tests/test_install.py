@@ -1,0 +1,32 @@
+"""What the Makefile and the interpreter see of the package before anything of it runs."""
+
+import subprocess
+import sys
+
+import pytest
+from fit_python import unfit
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 12), (3, 14)])
+def test_a_python_that_fits(version):
+    assert unfit(version, ">=3.10,<3.15") == ""
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 15), (4, 0)])
+def test_a_python_that_does_not_fit_is_one_sentence(version):
+    text = unfit(version, ">=3.10,<3.15")
+    assert text.startswith(f"mil-zoo runs on Python 3.10 to 3.14 and this is {version[0]}.{version[1]};")
+    assert "make bench PYTHON=" in text
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "mil_zoo", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:7]) == (0, "mil-zoo")
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys\nfrom mil_zoo.cli import main\ntry:\n    main()\nfinally:\n    print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for name in ("torch", "numpy", "pandas", "dgl", "numba", "matplotlib", "pydantic"):
+        assert f"'{name}'" not in done.stdout, name
