@@ -64,7 +64,7 @@ class Job:
             "seed": self.trial.seed,
             "status": "ok",
             "reason": None,
-            "n_train": len(split.train),
+            "n_train": len(split.train) + len(split.withheld),
             "n_val": len(split.val),
             "n_test": len(split.test),
         }

@@ -25,6 +25,7 @@ from mil_zoo.stats.paired import (
     PairedT,
     corrected_t_test,
     delong_test,
+    patient_test,
     permutation_test,
     wilcoxon_test,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "holm",
     "mean_curve",
     "patient_interval",
+    "patient_test",
     "permutation_test",
     "summarise",
     "wilcoxon_test",

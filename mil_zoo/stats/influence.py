@@ -89,17 +89,13 @@ def area_variance(test_sets: Sequence[TestSet], areas: Sequence[Area], patients:
     return max(float(value), 0.0)
 
 
-def jackknife_variance(test_sets: Sequence[TestSet], metric: Metric, patients: Patients | None = None) -> float:
-    """Variance of the mean over splits and seeds of a metric, by leaving out one patient at a time, in all splits.
-
-    ``(P - 1) / P sum_p (value without p - their mean)^2``; a value that is undefined without p is left out of it.
+def leave_one_out(test_sets: Sequence[TestSet], metric: Metric, patients: Patients | None = None) -> Floats:
+    """The mean over splits and seeds of a metric without each patient in turn, ``[P]``; NaN where it is undefined.
 
     Args:
         test_sets: one a split.
         metric: of the task of the test sets.
-        patients: what is left out together; None for the test sets' patients.
-
-    Source: Efron & Stein, Annals of Statistics 9 (1981); a cluster is left out as one (Rust & Rao 1996).
+        patients: what is left out together, in all splits; None for the test sets' patients.
     """
     patients = patients or Patients.of(test_sets)
     count = len(patients.names)
@@ -115,10 +111,18 @@ def jackknife_variance(test_sets: Sequence[TestSet], metric: Metric, patients: P
         there = ~np.isnan(without)
         totals += np.where(there, without, 0).sum(0)
         defined += there.sum(0)
-    values = totals[defined > 0] / defined[defined > 0]
-    if len(values) < 2:
-        return np.nan
-    return float((len(values) - 1) * values.var())
+    return np.where(defined > 0, totals / np.maximum(defined, 1), np.nan)
+
+
+def jackknife_variance(without: Floats) -> float:
+    """Variance of a number over the choice of patients from its values without each of them, ``[P]``.
+
+    ``(P - 1) / P sum_p (value without p - their mean)^2``; undefined values are left out, NaN for fewer than two.
+
+    Source: Efron & Stein, Annals of Statistics 9 (1981); a patient's slides are left out together (Rust & Rao 1996).
+    """
+    values = without[~np.isnan(without)]
+    return float((len(values) - 1) * values.var()) if len(values) > 1 else np.nan
 
 
 def each_slide(test_sets: Sequence[TestSet]) -> Patients:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
-from mil_zoo.stats.influence import area, area_variance, each_slide, jackknife_variance
+from mil_zoo.stats.influence import area, area_variance, each_slide, jackknife_variance, leave_one_out
 from mil_zoo.stats.resampling import Floats, Patients, TestSet, distinct_test_sets
 
 _EQUAL = 1e-9  # values that differ by less than this part of the largest are equal: it is rounding
@@ -230,7 +230,7 @@ def all_equal(numbers: Floats) -> bool:
 
 def _variance(test_sets: Sequence[TestSet], metric: Metric, patients: Patients) -> float:
     if metric.name != "auc":
-        return jackknife_variance(test_sets, metric, patients)
+        return jackknife_variance(leave_one_out(test_sets, metric, patients))
     areas = [area(part) for part in test_sets]
     usable = [i for i, one in enumerate(areas) if not np.isnan(one.value)]
     if not usable:

@@ -25,10 +25,14 @@ _NEVER = 2**60  # the price of a group that is not there
 _CELLS = 30  # a share is taken to the nearest fraction with a denominator up to this
 
 
+def raw(number: int, *seed: int) -> npt.NDArray[np.uint64]:
+    """Whole numbers below 2^64 that never change for a seed (numbers of 0 or more)."""
+    return np.asarray(np.random.PCG64(np.random.SeedSequence(list(seed))).random_raw(number), dtype=np.uint64)
+
+
 def shuffled(number: int, *seed: int) -> Ints:
-    """A permutation of ``number`` things that never changes for a seed (numbers of 0 or more)."""
-    keys = np.random.PCG64(np.random.SeedSequence(list(seed))).random_raw(number)
-    return np.argsort(keys, kind="stable")
+    """A permutation of ``number`` things that never changes for a seed."""
+    return np.argsort(raw(number, *seed), kind="stable")
 
 
 def share_of(fraction: float) -> Fraction:

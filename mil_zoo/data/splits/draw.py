@@ -77,7 +77,7 @@ class Cohort:
         return rows[~inside], rows[inside]
 
     def split(self, repeat: int, fold: int, *parts: npt.NDArray[Any]) -> Split:
-        """The split with the rows ``train, val, test``."""
+        """The split with the rows ``train, val, test`` (and ``withheld``)."""
         return Split(repeat, fold, *(tuple(self.ids[np.sort(part)].tolist()) for part in parts))
 
 
@@ -244,8 +244,9 @@ def completed(
     check_known(published, place, words)
     splits = []
     for split in published:
-        train, val, test = (
-            np.array([place[slide] for slide in part], dtype=int) for part in (split.train, split.val, split.test)
+        train, val, test, withheld = (
+            np.array([place[slide] for slide in part], dtype=int)
+            for part in (split.train, split.val, split.test, split.withheld)
         )
         if len(val) == 0:
             tested = np.isin(cohort.patients[train], cohort.patients[test]) & allow_leaks
@@ -254,7 +255,7 @@ def completed(
             train = np.concatenate([kept, train[tested]])
         elif allow_leaks:
             val = val[~np.isin(cohort.patients[val], cohort.patients[np.concatenate([train, test])])]
-        splits.append(cohort.split(split.repeat, split.fold, train, val, test))
+        splits.append(cohort.split(split.repeat, split.fold, train, val, test, withheld))
     check_splits(splits, bags, allow_leaks, classes=cohort.classes, words=words)
     return splits
 

@@ -61,11 +61,11 @@ def read_splits(text: str, patient_of: Mapping[str, str] | None = None) -> list[
         )
     expanded = []
     for split in chosen:
-        train, val, test = (
+        train, val, test, withheld = (
             tuple(slide for name in part for slide in _known(name, known) or [name])
-            for part in (split.train, split.val, split.test)
+            for part in (split.train, split.val, split.test, split.withheld)
         )
-        expanded.append(replace(split, train=train, val=val, test=test))
+        expanded.append(replace(split, train=train, val=val, test=test, withheld=withheld))
     return expanded
 
 
@@ -90,7 +90,7 @@ def published_split(labels: pd.DataFrame, path: Path | str) -> list[Split]:
 
 
 def splits_csv(splits: Sequence[Split], bags: Sequence[Bag]) -> str:
-    """``splits.csv``: slide_id, patient_id, label, and a column a split with train, val, test or nothing."""
+    """``splits.csv``: slide_id, patient_id, label, and a column a split with train, val, test, withheld or nothing."""
     slides = as_bags(bags).slides
     table = pd.DataFrame(
         {
@@ -101,7 +101,7 @@ def splits_csv(splits: Sequence[Split], bags: Sequence[Bag]) -> str:
     )
     columns = {}
     for split in splits:
-        part_of = {slide: part for part in ("train", "val", "test") for slide in getattr(split, part)}
+        part_of = {slide: part for part in ("train", "val", "test", "withheld") for slide in getattr(split, part)}
         columns[f"r{split.repeat}-f{split.fold}"] = table["slide_id"].map(part_of)
     text: str = pd.concat([table, pd.DataFrame(columns)], axis=1).to_csv(index=False, lineterminator="\n")
     return text

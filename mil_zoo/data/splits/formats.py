@@ -17,7 +17,15 @@ from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
 
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "withheld": "withheld",  # our own: training slides whose labels are not used
+}
 _CODES = {1: "train", 2: "test"}  # of Giga-SSL bundles; 0 is unused
 _OWN = re.compile(r"r(\d+)-f(\d+)")
 _ID_COLUMNS = (*COLUMNS["slide_id"], "FILENAME", "filename", "pathology_id", "image_id", "slide_path")
@@ -190,7 +198,7 @@ def _from_rows(path: Path, table: pd.DataFrame) -> SplitFile:
 
 def of_parts(ids: pd.Series[str], part: pd.Series[str]) -> Split:
     """The split of slides ``ids`` whose parts are train, val, test or missing."""
-    return Split(0, 0, *(tuple(ids[part == side].tolist()) for side in ("train", "val", "test")))
+    return Split(0, 0, *(tuple(ids[part == side].tolist()) for side in ("train", "val", "test", "withheld")))
 
 
 def _is_split(values: pd.Series[str]) -> bool:

@@ -146,12 +146,14 @@ def low_label(
     thinned = []
     for split in splits:
         share = labelled if labelled <= 1 else labelled / len(split.train)
-        parts = []
+        parts: list[tuple[str, ...]] = []
         for number, (part, wanted) in enumerate(((split.train, labelled), (split.val, min(share, 1.0)))):
             labels = [label_of[slide] for slide in part]
             chosen = choose_labelled(labels, wanted, [seed, split.repeat, split.fold, number])
             parts.append(tuple(part[i] for i in chosen))
-        thinned.append(replace(split, train=parts[0], val=parts[1]))
+        used = set(parts[0])
+        withheld = tuple(slide for slide in split.train if slide not in used)
+        thinned.append(replace(split, train=parts[0], val=parts[1], withheld=withheld))
     check_splits(thinned, bags, allow_leaks)
     return thinned
 

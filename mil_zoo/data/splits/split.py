@@ -28,6 +28,8 @@ class Split:
         train: slides that the weights are fitted on.
         val: slides that the checkpoint is chosen on; their patients are in neither other part.
         test: slides that are scored.
+        withheld: slides of the training side whose labels are not used; they count where it matters how much the
+            training sides of two splits overlap.
     """
 
     repeat: int
@@ -35,6 +37,7 @@ class Split:
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
+    withheld: tuple[str, ...] = ()
 
 
 def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
@@ -183,5 +186,6 @@ def patient_key(bag: Bag | Slide) -> str:
 
 def split_hash(splits: Sequence[Split]) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of the splits: equal hashes, equal splits."""
-    text = json.dumps([asdict(split) for split in splits], separators=(",", ":"), sort_keys=True)
+    fields = [{name: ids for name, ids in asdict(split).items() if name != "withheld" or ids} for split in splits]
+    text = json.dumps(fields, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -38,6 +38,8 @@ def draw(results: Results) -> dict[str, Figure]:
     axes.set_yticks(range(len(table)), table["aggregator"])
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(results, "Test metrics"))
-    note = "One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t, cut to [0, 1])."
+    several = table["splits"].max() > 1
+    how = "corrected resampled t" if several else "over the test patients of the one test set"
+    note = f"One point a trial; diamond: mean, line: its 95 % interval ({how}, cut to [0, 1])."
     figure.supxlabel(note, fontsize=7)
     return {"metrics": figure}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mil_zoo.bench.results import Trial
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.text import count, sentence
 
@@ -73,7 +72,7 @@ def _outcome(results: Results) -> list[str]:
     unfinished = f" (the run is not at its end: {planned} are planned)" * (len(trials) < planned)
     ok = sum(trial.ok for trial in trials)
     lines = [
-        _interval_note(trials),
+        _interval_note(results),
         f"Trials: {ok} of {len(trials)} finished{unfinished}; mil-zoo {results.config.version}.",
     ]
     for label, group in results.groups.items():
@@ -104,16 +103,23 @@ def _by_model(of_label: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _interval_note(trials: Sequence[Trial]) -> str:
-    splits, seeds = {trial.split for trial in trials}, {trial.seed for trial in trials}
-    boot = " Bootstrap (patients drawn again within classes, percentiles): the training is taken as it was."
+def _interval_note(results: Results) -> str:
+    trials = results.trials
+    sets, seeds = {results.test_set_of(trial.split) for trial in trials}, {trial.seed for trial in trials}
+    trainings = len({(trial.split, trial.seed) for trial in trials})
     start = "Mean ± standard deviation [95 % interval] of test metrics over "
-    end = (
-        " Corrected resampled t interval (Nadeau & Bengio 2003), shown within [0, 1], where metrics lie; table.csv "
-        "holds it uncut."
+    if len(sets) > 1:
+        shared = len({trial.split for trial in trials}) > len(sets)
+        averaged = ", splits of one test set averaged first" if shared else ""
+        averaged += ", seeds averaged within a fold" if len(seeds) > 1 else ""
+        return (
+            f"{start}{len(sets)} test folds{averaged}. Corrected resampled t interval (Nadeau & Bengio 2003), shown "
+            "within [0, 1], where metrics lie; table.csv holds it uncut."
+        )
+    by_patient = (
+        "the interval is over the choice of test patients (Wilson's, with the number of patients that the variance by "
+        "patient stands for); the training is taken as it was."
     )
-    if len(splits) > 1:
-        return f"{start}{len(splits)} test folds{', seeds averaged within a fold' * (len(seeds) > 1)}.{end}"
-    if len(seeds) > 1:
-        return f"{start}{len(seeds)} seeds of one split; the interval is over the choice of test patients.{boot}"
-    return f"Test metrics of one trial a model; the interval is over the choice of test patients.{boot}"
+    if trainings > 1:
+        return f"{start}{trainings} trainings tested on one set, which says nothing of other test sets: {by_patient}"
+    return f"Test metrics of one trial a model; {by_patient}"
