@@ -154,8 +154,6 @@ def estimate(
 def patient_interval(
     test_sets: Sequence[TestSet],
     metric: Metric,
-    *,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
     level: float = 0.95,
 ) -> Interval:
     """Interval of the mean of a metric over splits and seeds, over the choice of test patients.
@@ -177,8 +175,8 @@ def patient_interval(
 
     Args:
         test_sets: one a split.
-        metric: of the task of the test sets.
-        bounds: the least and the largest value of the metric; None (or values beyond them) for ``v ± t se``.
+        metric: of the task of the test sets. Without bounds (a mean error, for instance) the interval is ``v ± t se``,
+            t with one degree of freedom less than there are patients.
         level: of confidence.
 
     Source:
@@ -194,7 +192,8 @@ def patient_interval(
     if np.isnan(value) or np.isnan(se):
         return Interval(value, np.nan, np.nan, np.nan, np.nan)
     z = float(stats.norm.ppf(0.5 + level / 2))
-    if bounds is None or not bounds[0] <= value <= bounds[1]:
+    bounds = metric.bounds
+    if not np.isfinite(bounds).all() or not bounds[0] <= value <= bounds[1]:
         t = float(stats.t.ppf(0.5 + level / 2, len(patients.names) - 1)) if len(patients.names) > 1 else np.nan
         return Interval(value, value - t * se, value + t * se, se, np.nan)
     width = bounds[1] - bounds[0]

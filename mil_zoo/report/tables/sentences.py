@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.text import count, sentence
 
@@ -15,9 +17,9 @@ _KINDS = {
     "table": "bags from a feature table, not slides",
 }
 _PATIENTS = {
-    "mean": "Rows (patients): a patient's prediction is the mean of its slides' probabilities ({patients} patients, "
+    "mean": "Rows (patients): a patient's prediction is the mean of its slides' {what} ({patients} patients, "
     "{bags} slides).",
-    "max": "Rows (patients): a patient's prediction is the largest of its slides' probabilities ({patients} patients, "
+    "max": "Rows (patients): a patient's prediction is the largest of its slides' {what} ({patients} patients, "
     "{bags} slides).",
     "packed": "All slides of a patient are one bag: every number is of patients ({patients}).",
 }
@@ -35,7 +37,9 @@ def _data(results: Results) -> list[str]:
     if dataset.instance_labels:
         lines.append(f"Instance labels: {sentence(dataset.instance_labels)}")
     if dataset.patient_rule:
-        lines.append(_PATIENTS[dataset.patient_rule].format(patients=f"{dataset.patients:,}", bags=f"{dataset.bags:,}"))
+        what = "probabilities" if results.config.dataset.classes else "predictions"
+        counts = {"patients": f"{dataset.patients:,}", "bags": f"{dataset.bags:,}"}
+        lines.append(_PATIENTS[dataset.patient_rule].format(what=what, **counts))
     return lines
 
 
@@ -103,6 +107,15 @@ def _by_model(of_label: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def bounds(results: Results) -> str:
+    """Where the metrics of the run lie: "[0, 1]", or words where they differ."""
+    found = {metric.bounds for metric in results.metrics}
+    return "[{:g}, {:g}]".format(*next(iter(found))) if len(found) == 1 and found != {_UNBOUNDED} else "their bounds"
+
+
+_UNBOUNDED = (-np.inf, np.inf)
+
+
 def _interval_note(results: Results) -> str:
     trials = results.trials
     sets, seeds = {results.test_set_of(trial.split) for trial in trials}, {trial.seed for trial in trials}
@@ -114,7 +127,7 @@ def _interval_note(results: Results) -> str:
         averaged += ", seeds averaged within a fold" if len(seeds) > 1 else ""
         return (
             f"{start}{len(sets)} test folds{averaged}. Corrected resampled t interval (Nadeau & Bengio 2003), shown "
-            "within [0, 1], where metrics lie; table.csv holds it uncut."
+            f"within {bounds(results)}, where metrics lie; table.csv holds it uncut."
         )
     by_patient = (
         "the interval is over the choice of test patients (Wilson's, with the number of patients that the variance by "

@@ -33,8 +33,8 @@ def variant_table(results: Results) -> pd.DataFrame:
     """One row a variant and number, for aggregators with a grid.
 
     Columns: ``model``; ``option`` and ``value`` of one grid; ``rest``, the variant's other settings; ``name``: a metric
-    (``mean``, ``low``, ``high``: over splits, corrected resampled t, cut to [0, 1]) or a number of attention (median
-    and quartiles over test slides of all trials).
+    (``mean``, ``low``, ``high``: over splits, corrected resampled t, cut to its bounds) or a number of attention
+    (median and quartiles over test slides of all trials).
     """
     return results.once(_variants)
 
@@ -65,7 +65,7 @@ def _numbers(results: Results, trials: Sequence[Trial]) -> dict[str, tuple[float
     numbers = {}
     for metric in results.metrics:
         found = results.estimate(trials[0].label, metric.name)
-        low, high = np.clip([found.low, found.high], 0, 1)
+        low, high = np.clip([found.low, found.high], *metric.bounds)
         numbers[metric.name] = found.mean, float(low), float(high)
     for name, group in pd.concat([results.test_skew(trial) for trial in trials]).groupby("name"):
         low, middle, high = group["value"].quantile([0.25, 0.5, 0.75])
