@@ -100,15 +100,20 @@ def detectable_difference(
     if se == 0:
         return 0.0
     tail = level / (2 * comparisons)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
     if np.isinf(df):
-        limit = stats.norm.isf(tail)
-        found = optimize.brentq(lambda d: stats.norm.sf(limit - d) + stats.norm.cdf(-limit - d) - power, 0, 100)
-    else:
-        limit = stats.t.isf(tail, df)
-        found = optimize.brentq(
-            lambda d: stats.nct.sf(limit, df, d) + stats.nct.cdf(-limit, df, d) - power, 0, 10 * limit + 50
-        )
-    return float(se * found)
+        limits = np.full(len(nodes), stats.norm.isf(tail))
+    else:  # T is noncentral t: normal over the root of a chi2 / df, whose quantiles are averaged over
+        limits = stats.t.isf(tail, df) * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df)
+
+    def short_of(noncentrality: float) -> float:
+        beyond = stats.norm.sf(limits - noncentrality) + stats.norm.cdf(-limits - noncentrality)
+        return float((weights * beyond).sum() / 2 - power)
+
+    high = 1.0
+    while short_of(high) < 0:
+        high *= 2
+    return float(se * optimize.brentq(short_of, 0, high))
 
 
 def design_error(sd: float, test_sets: int, n_train: float, n_test: float, correlation: float = 0.0) -> float:

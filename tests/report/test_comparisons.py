@@ -47,7 +47,7 @@ def test_folds_are_compared_by_the_corrected_t_test(write):
 
 
 def test_few_splits_make_nothing_bold(write):
-    values = {"abmil": [0.7, 0.8, 0.75], "mean": [0.6, 0.7, 0.65]}  # the same difference by chance
+    values = {"abmil": [0.7, 0.8, 0.75], "mean": [0.6, 0.7001, 0.65]}  # nearly the same difference, by chance
     run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
     pairs = comparisons(Results.load(run))
     assert (pairs["p_holm"] < 0.01).all()
