@@ -295,7 +295,9 @@ def _skew(results: Results, trial: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:
     trials = results.finished[label]
-    values = values_by_split(trials, metric, patient_rule is not None)
+    values: dict[Split, list[float | None]] = defaultdict(list)
+    for trial in trials:
+        values[trial.split].append(scores_of(trial, patient_rule is not None).get(metric))
     sets = results.test_sets(label, patient_rule) if trials else {}
     return estimate(
         values, {split: sets[split] for split in values if split in sets}, results.metric(metric), *mean_sizes(trials)

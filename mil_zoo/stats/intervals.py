@@ -111,7 +111,7 @@ def summarise(values: Sequence[float | None], n_train: float, n_test: float) -> 
 
 
 def estimate(
-    values: Mapping[Any, float | None],
+    values: Mapping[Any, Sequence[float | None]],
     test_sets: Mapping[Any, TestSet],
     metric: Metric,
     n_train: float,
@@ -124,7 +124,7 @@ def estimate(
     trained models.
 
     Args:
-        values: the metric by split, seeds averaged; None where it is undefined.
+        values: the metric by split, one a seed; None where it is undefined.
         test_sets: the predictions by split; empty where they are not kept (every split then counts as a test set of its
             own).
         metric: what was measured.
@@ -134,16 +134,16 @@ def estimate(
     known = [split for split in values if split in test_sets]
     number = dict(zip(known, distinct_test_sets([test_sets[split].patients for split in known]), strict=True))
     groups: dict[Any, list[float | None]] = {}
-    for split, value in values.items():
-        groups.setdefault(number.get(split, ("alone", split)), []).append(value)
+    for split, of_seeds in values.items():
+        mean = float(found.mean()) if len(found := defined(of_seeds)) else None
+        groups.setdefault(number.get(split, ("alone", split)), []).append(mean)
     if len(groups) > 1:
         means = [float(found.mean()) if len(found := defined(group)) else None for group in groups.values()]
         summary = summarise(means, n_train, n_test)
         method = "corrected t" if summary.n > 1 else ""
         return Estimate(summary.mean, summary.sd, summary.low, summary.high, summary.n, len(groups), method)
     # One test set: the spread is that of its trainings, seeds and splits alike.
-    trained = [metric(part.labels, one) for split in known for part in [test_sets[split]] for one in part.probabilities]
-    numbers = defined(trained or list(values.values()))
+    numbers = defined([value for of_seeds in values.values() for value in of_seeds])
     mean = float(numbers.mean()) if len(numbers) else np.nan
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else np.nan
     by_patients = patient_interval([test_sets[split] for split in known], metric) if known else None

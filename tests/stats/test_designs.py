@@ -49,32 +49,32 @@ def test_five_trainings_tested_on_one_set_are_no_five_folds():
     rng = np.random.default_rng(0)
     one = made(rng)
     sets = {(r, 0): TestSet(one.labels, made(rng).probabilities, one.patients) for r in range(5)}
-    values = {split: METRICS["auc"](part.labels, part.probabilities[0]) for split, part in sets.items()}
+    values = {split: [METRICS["auc"](part.labels, part.probabilities[0])] for split, part in sets.items()}
     found = estimate(values, sets, METRICS["auc"], 30, 40)
     assert (found.n, found.test_sets, found.method) == (5, 1, "patients")
-    assert found.sd == pytest.approx(np.std(list(values.values()), ddof=1))
+    assert found.sd == pytest.approx(np.std([value for (value,) in values.values()], ddof=1))
     interval = patient_interval(list(sets.values()), METRICS["auc"])
     assert (found.low, found.high) == (interval.low, interval.high)
     seeds = TestSet(one.labels, np.concatenate([part.probabilities for part in sets.values()]), one.patients)
     again = patient_interval([seeds], METRICS["auc"])
     assert (again.low, again.high) == pytest.approx((interval.low, interval.high))
-    assert summarise(list(values.values()), 30, 40).high - found.high != 0
+    assert summarise([value for (value,) in values.values()], 30, 40).high - found.high != 0
 
 
 def test_several_test_sets_have_the_corrected_t_of_their_means():
     rng = np.random.default_rng(1)
     sets = {(0, f): made(rng, prefix=f"{f}-") for f in range(3)}
     sets |= {(1, f): TestSet(sets[0, f].labels, made(rng).probabilities, sets[0, f].patients) for f in range(3)}
-    values = {split: METRICS["auc"](part.labels, part.probabilities[0]) for split, part in sets.items()}
+    values = {split: [METRICS["auc"](part.labels, part.probabilities[0])] for split, part in sets.items()}
     found = estimate(values, sets, METRICS["auc"], 80, 40)
-    expected = summarise([(values[0, f] + values[1, f]) / 2 for f in range(3)], 80, 40)
+    expected = summarise([(values[0, f][0] + values[1, f][0]) / 2 for f in range(3)], 80, 40)
     assert (found.mean, found.low, found.high, found.n) == pytest.approx(
         (expected.mean, expected.low, expected.high, 3)
     )
     assert found.method == "corrected t"
     without_files = estimate(values, {}, METRICS["auc"], 80, 40)
     assert without_files.n == 6
-    assert estimate({(0, 0): 0.7}, {}, METRICS["auc"], 80, 40).method == ""
+    assert estimate({(0, 0): [0.7]}, {}, METRICS["auc"], 80, 40).method == ""
 
 
 def test_the_interval_of_an_accuracy_is_wilsons():

@@ -134,5 +134,8 @@ def _interval_note(results: Results) -> str:
         "patient stands for); the training is taken as it was."
     )
     if trainings > 1:
-        return f"{start}{trainings} trainings tested on one set, which says nothing of other test sets: {by_patient}"
+        what = (
+            f"{trainings} trainings tested on one set" if len(seeds) < trainings else f"{trainings} seeds of one split"
+        )
+        return f"{start}{what}, which says nothing of other test sets: {by_patient}"
     return f"Test metrics of one trial a model; {by_patient}"
