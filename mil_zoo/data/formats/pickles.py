@@ -94,7 +94,7 @@ def as_array(value: Any) -> Any:
     """A tensor, array or number as a numpy array of numbers or text; None stays None.
 
     Raises:
-        InputError: it is something else.
+        ValueError: it is something else.
     """
     if isinstance(value, PlainArray):
         value = value.values
@@ -105,11 +105,8 @@ def as_array(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         value = [as_array(each) if isinstance(each, PlainArray) else each for each in value]
     if isinstance(value, (PlainDtype, Record, dict)):
-        raise InputError(f"a {type(value).__name__} stands where an array is expected")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise InputError(f"a list that is no array ({error})") from error
+        raise ValueError(f"a {type(value).__name__} stands where an array is expected")
+    array = np.asarray(value)
     if array.dtype.kind not in "biufcSU":
-        raise InputError(f"values of {array.dtype} stand where an array of numbers is expected")
+        raise ValueError(f"values of {array.dtype} stand where an array of numbers is expected")
     return array

@@ -101,7 +101,7 @@ def array_of(content: Any, dtype: Any, shape: Any, order: str = "C") -> npt.NDAr
     if kind.itemsize == 0 or math.prod(shape) * kind.itemsize != len(content):
         raise Refused(f"an array of {len(content)} bytes that declares {list(shape)} of {dtype.text}")
     values: npt.NDArray[Any] = np.frombuffer(content, dtype=kind)
-    return values.reshape(shape, order="F" if order == "F" else "C").copy()
+    return np.array(values.reshape(shape, order="F" if order == "F" else "C"), order="C")
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
@@ -303,9 +303,10 @@ def _key(key: Any) -> Any:
 
 
 def _dictionary(target: Any) -> dict[Any, Any]:
-    if type(target) not in (dict, OrderedDict):
+    if type(target) is not dict and type(target) is not OrderedDict:
         raise Refused(f"entries of a {type(target).__name__}")
-    return target
+    known: dict[Any, Any] = target
+    return known
 
 
 def _list(target: Any) -> list[Any]:
@@ -339,7 +340,7 @@ def _table() -> dict[int, Callable[..., None]]:
     }
     known: dict[int, Callable[..., None]] = pickle._Unpickler.dispatch
     kept = {code: function for code, function in known.items() if code not in _LEFT_OUT}
-    return kept | {getattr(pickle, name)[0]: function for name, function in own.items()}  # type: ignore[attr-defined]
+    return kept | {getattr(pickle, name)[0]: function for name, function in own.items()}
 
 
 SafeUnpickler.dispatch = _table()
