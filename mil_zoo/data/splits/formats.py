@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.tables import COLUMNS, read_csv
 from mil_zoo.data.layouts.base import slide_name
-from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
 
