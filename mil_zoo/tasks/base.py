@@ -133,7 +133,10 @@ class Task:
         raise _missing(self, "loss(logits, targets, weights)")
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them."""
+        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them.
+
+        They are what metrics are computed of, so they must tell apart what the logits do: float64 where they saturate.
+        """
         raise _missing(self, "predict(logits)")
 
     def balanced_weights(self, targets: Floats) -> NDArray[np.float32]:
@@ -185,15 +188,15 @@ class Task:
     # Tables ---------------------------------------------------------------------------------------------------------
 
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
-        """The target's columns of ``predictions.csv``: whole numbers as such, others with eight digits."""
+        """The target's columns of ``predictions.csv``: whole numbers as such, others in as many digits as they need."""
         return {
             name: [int(value) if value.is_integer() else value for value in column.tolist()]
-            for name, column in zip(self.target_columns, eight_digits(targets).T, strict=True)
+            for name, column in zip(self.target_columns, np.asarray(targets, dtype=np.float64).T, strict=True)
         }
 
     def prediction_cells(self, predictions: Floats) -> dict[str, Sequence[Any]]:
-        """The prediction's columns of ``predictions.csv``, with eight digits: scores are of what the file holds."""
-        return dict(zip(self.prediction_columns, eight_digits(predictions).T.tolist(), strict=True))
+        """The prediction's columns of ``predictions.csv``, in the digits it takes to read the same numbers again."""
+        return dict(zip(self.prediction_columns, np.asarray(predictions, dtype=np.float64).T.tolist(), strict=True))
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
@@ -263,15 +266,6 @@ def task_of_config(config: Mapping[str, Any]) -> Task:
     settings = dict(config.get("task") or {})
     classes = config.get("classes") or config.get("dataset", {}).get("classes", ())
     return create_task(settings.pop("name", DEFAULT), settings, classes)
-
-
-def eight_digits(values: Floats) -> Floats:
-    """The values rounded to eight significant digits, which is what ``%.8g`` writes and reading it back gives."""
-    exact = np.asarray(values, dtype=np.float64)
-    size = np.abs(np.where(np.isfinite(exact) & (exact != 0), exact, 1.0))
-    places = 7 - np.floor(np.log10(size))
-    up, down = 10.0 ** np.maximum(places, 0), 10.0 ** np.maximum(-places, 0)  # powers below 1 are not exact
-    return np.asarray(np.round(exact * up / down) * down / up)
 
 
 def _missing(task: Task, what: str) -> TypeError:
