@@ -29,8 +29,8 @@ def score_table(results: Results) -> pd.DataFrame:
     single test set over trainings, with the interval over its patients), and ``_boot_low`` and ``_boot_high``
     (bootstrap over test patients); of class probabilities ``brier`` and ``ece`` (calibration of all test predictions
     together); ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib``
-    (largest); of a run with a grid ``validation`` (mean of the lead metric on the validation slides) and ``chosen`` (the
-    aggregator's best variant by it). NaN where undefined.
+    (largest); of a run with a grid ``validation`` (mean of the lead metric on the validation slides) and ``chosen``
+    (the aggregator's best variant by it). NaN where undefined.
     """
     return results.once(_slides)
 
