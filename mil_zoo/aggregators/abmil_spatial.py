@@ -16,7 +16,7 @@ from mil_zoo.kernels import graph_attention
 
 @register_aggregator("abmil_spatial")
 class SpatialABMIL(ABMIL):
-    """ABMIL whose instance embedding must also tell the features of masked neighbours.
+    """Trains ABMIL so that its instance embedding must also tell the features of masked neighbours.
 
     With h = ReLU(W x) the embedding that ABMIL attends over, a share ``mask_rate`` of each bag's rows of h is replaced
     by a learned token, one graph-attention layer over the patch graph gathers what the neighbours hold, and a linear
@@ -88,7 +88,7 @@ class SpatialABMIL(ABMIL):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Cross-entropy and reconstruction.
+        """Computes the cross-entropy and the reconstruction.
 
         Args:
             batch: labelled bags with their graph.
@@ -99,7 +99,7 @@ class SpatialABMIL(ABMIL):
         """
         sizes, device = self._needs_graph(batch).graph.num_nodes, batch.features.device
         rows = draw_rows(sizes, self.mask_rate, device) if mask is None else mask.to(device)
-        cross_entropy = self.bag_loss(self(batch).logits, batch.labels)
+        cross_entropy = self.bag_loss(self(batch).logits, batch.targets, batch.weights)
         reconstruction = self._reconstruction(batch, rows)
         loss = 2 * (2 - self.w_gen) * cross_entropy + self.w_gen * reconstruction
         return {"loss": loss, "cross_entropy": cross_entropy, "reconstruction": reconstruction}

@@ -15,7 +15,7 @@ from mil_zoo.kernels import segment_reduce
 
 @register_aggregator("topk")
 class TopKPooling(Aggregator):
-    """Mean of the ``k`` highest instance scores of each class: ``logit_c = 1/k sum of top-k_n (w_c^T h_n + b_c)``.
+    """Averages the ``k`` highest instance scores of each class: ``logit_c = 1/k sum of top-k_n (w_c^T h_n + b_c)``.
 
     k = 1 is max pooling of instance scores, k = N their mean; a smaller bag uses all its instances.
 

@@ -108,7 +108,7 @@ class RunConfig:
     Attributes:
         title: aggregators on dataset.
         version: of mil-zoo.
-        task: what is predicted, by its registered name.
+        task: what is predicted: the registered ``name`` and its settings; None for classification.
         dataset: see :class:`DatasetFacts`.
         models: aggregators, in the order of the tables.
         model_settings: of every ``aggregator[@grid]``, in the order of the tables.
@@ -123,7 +123,7 @@ class RunConfig:
 
     title: str
     version: str
-    task: str = "classification"
+    task: dict[str, Any] | None = None
     dataset: DatasetFacts
     models: list[str]
     model_settings: dict[str, ModelSettings]
@@ -163,9 +163,7 @@ class RunConfig:
         if self.dataset.layout is None:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)
-        if self.task == "classification":
-            del settings["task"]
-        return _without(settings, ["faithfulness", "grid"])
+        return _without(settings, ["task", "faithfulness", "grid"])
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""

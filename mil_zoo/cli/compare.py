@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mil_zoo.cli.options import comma_list
+from mil_zoo.cli.options import comma_list, plugin_option
 
 
 @click.command(
@@ -18,16 +18,13 @@ Examples:
 """
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--metric",
-    type=click.Choice(["auc", "accuracy", "balanced_accuracy", "f1"]),
-    default="auc",
-    show_default=True,
-    help="What ranks the aggregators.",
-)
+@click.option("--metric", help="What ranks the aggregators.  [default: the one that the task selects by]")
 @click.option("--models", callback=comma_list(), help="Aggregators to rank.  [default: those on every dataset]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write into.  [default: runs/compare-<time>]")
-def compare(runs: tuple[Path, ...], metric: str, models: list[str] | None, out: Path | None) -> None:
+@plugin_option
+def compare(
+    runs: tuple[Path, ...], metric: str | None, models: list[str] | None, out: Path | None, plugin: tuple[Path, ...]
+) -> None:
     """Rank aggregators over the datasets of several RUNS.
 
     Writes the table of scores and mean ranks, Friedman's test, the critical-difference diagram (Nemenyi) and Wilcoxon's
@@ -36,11 +33,11 @@ def compare(runs: tuple[Path, ...], metric: str, models: list[str] | None, out: 
     """
     from rich.console import Console
 
-    from mil_zoo.bench.run_directory import RunDirectory
-    from mil_zoo.report.ranking import write_ranking
+    from mil_zoo.report.across_runs.ranking import write_ranking
+    from mil_zoo.report.load import Results
 
     console = Console()
     out = out or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = write_ranking([RunDirectory.open(run) for run in runs], out, metric, models)
+    paths = write_ranking([Results.load(run) for run in runs], out, metric, models)
     console.print((out / "ranking.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)

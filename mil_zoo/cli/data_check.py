@@ -72,15 +72,17 @@ def check(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mil_zoo.data.check import check_dataset
+    from mil_zoo.data.source import DatasetSource
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("slides", total=None)
         reports = check_dataset(
-            dataset, root, labels, features=features, layout=layout, allow_pickle=allow_pickle,
+            DatasetSource(dataset, root, labels, layout=layout, allow_pickle=allow_pickle),
+            features=features,
             on_slide=lambda done, total: progress.update(task, completed=done, total=total),
-        )  # fmt: skip
+        )
     for report in reports:
         if markdown:
             click.echo(as_markdown(report))

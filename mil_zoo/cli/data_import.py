@@ -52,6 +52,7 @@ def import_store(
     from mil_zoo.data.dataset import open_dataset
     from mil_zoo.data.packed.store import PackedStore, is_complete
     from mil_zoo.data.packed.writer import import_dataset
+    from mil_zoo.data.source import DatasetSource
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -68,7 +69,9 @@ def import_store(
             progress.stop()
             console.print(f"{out} is complete, and every checksum is right: {_facts(store)}", highlight=False)
             return 0
-        dataset = open_dataset(source, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
+        dataset = open_dataset(
+            DatasetSource(source, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
+        )
         task = progress.add_task("importing", total=len(dataset.bags))
         try:
             store = import_dataset(dataset, out, dtype, graphs or [], lambda slide: progress.advance(task))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,40 +114,27 @@ def _slides(
     texts: tuple[str, ...], features: str | None, layout: str | None
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every slide: where it comes from, and how to read it. Only names are listed."""
-    from functools import partial
-
-    from mil_zoo.data.dataset import choose_features
-    from mil_zoo.data.layouts.base import LAYOUTS, TableLayout, find_features, layout_of
-    from mil_zoo.data.packed.store import PackedStore, is_complete
+    from mil_zoo.data.bags import SlideFile
+    from mil_zoo.data.open import contents_of, locate
+    from mil_zoo.data.source import DatasetSource
 
     for text in texts:
-        path = Path(text)
-        if is_complete(path):
-            bags = PackedStore.open(path).bags
-            yield from ((f"{text}#{slide.slide_id}", slide.read) for slide in bags.slides)
+        source = DatasetSource(text, features=features, layout=layout)
+        try:
+            contents = contents_of(locate(source), source)
+        except InputError as error:
+            if len(texts) == 1:
+                raise
+            yield text, partial(_refused, error)
             continue
-        files = {path.stem: path}
-        if path.is_dir():
-            chosen = choose_features(find_features(path, layout), features, path)
-            reader, files = LAYOUTS.get(chosen.layout), chosen.files
-        elif path.exists():
-            reader = layout_of(path, layout)
-        else:
-            yield text, partial(_missing, path)
-            continue
-        if isinstance(reader, TableLayout):
-            bags = [bag for file in dict.fromkeys(files.values()) for bag in reader.read_all(file)]
-            yield from ((f"{text}#{bag.slide_id}", partial(_same, bag)) for bag in bags)
-        else:
-            yield from ((str(file), partial(reader.read, file)) for file in files.values())
+        for slide in contents.bags.slides:
+            yield str(slide.path) if type(slide) is SlideFile else f"{text}#{slide.slide_id}", slide.read
+        for path, problem in contents.unreadable.items():
+            yield str(path), partial(_refused, InputError(problem))
 
 
-def _missing(path: Path) -> Any:
-    raise InputError(f"{path}: no such file")
-
-
-def _same(bag: Any) -> Any:
-    return bag
+def _refused(error: InputError) -> Any:
+    raise error
 
 
 def _reading(slide: Slide) -> Any:

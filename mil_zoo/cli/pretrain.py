@@ -99,7 +99,8 @@ def open_source(
     dataset: str | None, store: Path | None, root: Path | None, slides: Path | None
 ) -> tuple[ViewSource, int, dict[str, Any]]:
     """The slides that the options name, their feature dimension, and what else a pretraining needs of them."""
-    from mil_zoo.data.dataset import Standardiser, open_dataset
+    from mil_zoo.data.dataset import open_dataset
+    from mil_zoo.data.labelled import Standardiser
     from mil_zoo.data.splits.split import patient_key
     from mil_zoo.ssl.pretrain import Monitor
     from mil_zoo.ssl.views import AugmentationStore, BagSource
@@ -110,7 +111,7 @@ def open_source(
     if store is not None:
         augmentations = AugmentationStore(store, wanted)
         return augmentations, augmentations.in_dim, {"title": store.name}
-    opened = open_dataset(str(dataset), root)
+    opened = open_dataset(str(dataset), root=root)
     bags = opened.bags
     if wanted is not None:
         known = bags.slide_ids
@@ -177,7 +178,7 @@ def _run(
         TimeRemainingColumn,
     )
 
-    from mil_zoo.report.pretraining import draw_pretraining
+    from mil_zoo.report.figures.pretraining_curves import draw_pretraining
     from mil_zoo.ssl.distributed import world
     from mil_zoo.ssl.pretrain import pretrain
 

@@ -51,9 +51,8 @@ def probe(
     """
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
 
-    from mil_zoo.report.probing import HEADER, cells, markdown, notes, summary
+    from mil_zoo.report.tables.probe_table import probe_table
     from mil_zoo.ssl.embed import read_embeddings
     from mil_zoo.ssl.probe import probe as run
     from mil_zoo.ssl.probe_splits import (
@@ -89,18 +88,14 @@ def probe(
             chosen,
             on_split=lambda done: progress.update(bar, completed=done),
         )
-    summarised = summary(rows)
-    shown = Table(*HEADER, title=f"Linear probe of {embeddings}: {', '.join(table.classes)}")
-    for row in cells(summarised):
-        shown.add_row(*row)
-    console.print(shown)
+    shown = probe_table(rows)
+    console.print(f"Linear probe of {embeddings}: {', '.join(table.classes)}", markup=False, highlight=False)
+    console.print(shown.terminal())
     dropped = [regime for regime in regimes or REGIMES if splits is None and regime not in set(rows["regime"])]
     if dropped:
         console.print(f"Not run, more than the training slides: {', '.join(dropped)}.", highlight=False)
-    for note in notes(rows):
-        console.print(note, highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         rows.to_csv(out / "probe.csv", index=False, float_format="%.6g", lineterminator="\n")
-        (out / "probe.md").write_text(markdown(rows), encoding="utf-8")
+        (out / "probe.md").write_text(shown.markdown(), encoding="utf-8")
         console.print(f"Tables: {out / 'probe.csv'}, {out / 'probe.md'}", highlight=False, soft_wrap=True)

@@ -41,8 +41,8 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
         TimeRemainingColumn,
     )
 
+    from mil_zoo.bench.results import Trial
     from mil_zoo.bench.runner import run_plan
-    from mil_zoo.report.results import label_of
 
     card = plan.dataset.card
     console.print(
@@ -77,7 +77,8 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
 
         def on_result(row: Row) -> None:
             rows.append(row)
-            reached(label_of(row), row["trial"], budgets[label_of(row)])
+            label = Trial.from_row(row).label
+            reached(label, row["trial"], budgets[label])
 
         try:
             with saved(out, rows):

@@ -18,8 +18,8 @@ def published(runs: tuple[Path, ...], out: Path) -> None:
     """
     from rich.console import Console
 
-    from mil_zoo.bench.run_directory import RunDirectory
-    from mil_zoo.report.published import write_published
+    from mil_zoo.report.across_runs.literature import write_published
+    from mil_zoo.report.load import Results
 
-    paths = write_published([RunDirectory.open(run) for run in runs], out)
+    paths = write_published([Results.load(run) for run in runs], out)
     Console().print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mil_zoo.cli.options import comma_list
+from mil_zoo.cli.options import comma_list, plugin_option
 
 
 @click.command(
@@ -31,7 +32,10 @@ Examples:
     help="Size of the attention maps in the page, worst first.",
 )
 @click.option("--slides", callback=comma_list(), help="Test slides of the attention maps.  [default: two typical ones]")
-def report(run: Path, slide_images: Path | None, maps_mib: float, slides: list[str] | None) -> None:
+@plugin_option
+def report(
+    run: Path, slide_images: Path | None, maps_mib: float, slides: list[str] | None, plugin: tuple[Path, ...]
+) -> None:
     """Redraw all tables and figures of RUN from its files alone, and the page report.html that holds them all.
 
     The page opens from disk in any browser: tables that sort and copy as LaTeX, figures, every test slide, worst
@@ -47,27 +51,21 @@ def show(
     console: Any,
     slide_images: Path | None = None,
     maps_mib: float = 24.0,
-    slides: list[str] | None = None,
+    slides: Sequence[str] | None = None,
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
     with console.status("Drawing tables and figures"):
-        from mil_zoo.bench.run_directory import RunDirectory
-        from mil_zoo.report.heatmap import draw_attention_maps
-        from mil_zoo.report.html import write_html
-        from mil_zoo.report.learning_curve import write_learning_curve
-        from mil_zoo.report.plots import draw_figures
-        from mil_zoo.report.pretraining import draw_pretrainings
-        from mil_zoo.report.tables import rich_table, write_tables
+        from mil_zoo.report.figures import draw_figures
+        from mil_zoo.report.load import Results
+        from mil_zoo.report.page import write_page
+        from mil_zoo.report.tables import terminal_scores, write_tables
 
-        run = RunDirectory.open(path)
-        tables = write_tables(run)
-        figures = draw_figures(run) + draw_attention_maps(run, slides) + draw_pretrainings(run)
-        for path_ in write_learning_curve(run):
-            (figures if path_.suffix == ".png" else tables).append(path_)
-        page = write_html(run, slide_images, maps_mib)
-    console.print(rich_table(run))
+        results = Results.load(path, slides)
+        tables = write_tables(results)
+        drawings = draw_figures(results)
+        page = write_page(results, drawings, slide_images, maps_mib)
+    console.print(terminal_scores(results).terminal())
     console.print(f"Tables:  {', '.join(str(table) for table in tables)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Figures: {path / 'figures'} ({', '.join(figure.name for figure in figures)})", highlight=False, soft_wrap=True
-    )
+    figures = ", ".join(drawing.path.name for drawing in drawings)
+    console.print(f"Figures: {path / 'figures'} ({figures})", highlight=False, soft_wrap=True)
     console.print(f"Page:    {page}", highlight=False, soft_wrap=True)

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from mil_zoo.data import splits
     from mil_zoo.data.bag import Bag, BagBatch
     from mil_zoo.data.card import DataCard, list_cards, read_card
-    from mil_zoo.data.dataset import Dataset, Standardiser, open_dataset
+    from mil_zoo.data.dataset import open_dataset
+    from mil_zoo.data.labelled import Dataset, Standardiser
     from mil_zoo.data.labels.annotations import Annotations, label_instances, read_annotations
     from mil_zoo.data.layouts.base import find_features, read_bag
     from mil_zoo.data.layouts.table import read_table
@@ -18,9 +19,9 @@ _HOME = {
     "Bag": "bag",
     "BagBatch": "bag",
     "DataCard": "card",
-    "Dataset": "dataset",
+    "Dataset": "labelled",
     "DatasetSource": "source",
-    "Standardiser": "dataset",
+    "Standardiser": "labelled",
     "find_features": "layouts.base",
     "label_instances": "labels.annotations",
     "list_cards": "card",

@@ -10,19 +10,21 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.graph_cache import GraphCache
 from mil_zoo.data.labels.annotations import InstanceLabeller
-from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet
+from mil_zoo.data.layouts.base import LAYOUTS
+from mil_zoo.errors import InputError
 
 
 class Slide(ABC):
@@ -32,12 +34,14 @@ class Slide(ABC):
         slide_id: its name.
         label: class index, or None where unknown.
         patient_id: the patient, or None where unknown.
+        target: what the task reads, T numbers; None where it is the label alone.
         on_disk: whether :meth:`read` reads files, so that reading ahead pays.
     """
 
     slide_id: str
     label: int | None
     patient_id: str | None
+    target: tuple[float, ...] | None
     on_disk: ClassVar[bool] = True
 
     @abstractmethod
@@ -53,8 +57,12 @@ class Slide(ABC):
         return None
 
     def changed(self, **fields: Any) -> Slide:
-        """The same slide with another ``label`` or ``patient_id``."""
+        """The same slide with another ``label``, ``target`` or ``patient_id``."""
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+
+    def annotated(self, labeller: InstanceLabeller) -> Slide:
+        """The same slide with the instance labels that a labeller gives it."""
+        return dataclasses.replace(self, labeller=labeller)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +87,11 @@ class MemorySlide(Slide):
         """See :class:`Slide`."""
         return self.bag.patient_id
 
+    @property
+    def target(self) -> tuple[float, ...] | None:  # type: ignore[override]
+        """See :class:`Slide`."""
+        return None if self.bag.target is None else tuple(self.bag.target.tolist())
+
     def read(self) -> Bag:
         """The bag itself."""
         return self.bag
@@ -88,8 +101,15 @@ class MemorySlide(Slide):
         return len(self.bag), int(self.bag.features.shape[1])
 
     def changed(self, **fields: Any) -> MemorySlide:
-        """The same slide with another ``label`` or ``patient_id``; its graphs are kept."""
+        """The same slide with another ``label``, ``target`` or ``patient_id``; its graphs are kept."""
+        if all(getattr(self, name) == value for name, value in fields.items()):
+            return self
         return MemorySlide(self.bag.changed(**fields))
+
+    def annotated(self, labeller: InstanceLabeller) -> MemorySlide:
+        """The same slide with the instance labels that a labeller gives it, now."""
+        labels = labeller(self.bag)
+        return self if labels is None else MemorySlide(self.bag.changed(instance_labels=labels))
 
 
 @dataclass(frozen=True)
@@ -108,11 +128,12 @@ class SlideFile(Slide):
     path: Path
     layout: str
     labeller: InstanceLabeller | None = None
+    target: tuple[float, ...] | None = None
 
     def read(self) -> Bag:
         """The bag of the slide, with the label and patient that the dataset gives it."""
         bag = LAYOUTS.get(self.layout).read(self.path)
-        return bag.changed(slide_id=self.slide_id, label=self.label, patient_id=self.patient_id)
+        return bag.changed(slide_id=self.slide_id, label=self.label, target=self.target, patient_id=self.patient_id)
 
     def shape(self) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
@@ -139,6 +160,20 @@ class Bags(Sequence[Bag]):
     def labels(self) -> list[int | None]:
         """The label of each bag."""
         return [slide.label for slide in self.slides]
+
+    @property
+    def targets(self) -> npt.NDArray[np.float64]:
+        """The targets ``[n, T]``; of bags that state none, their labels.
+
+        Raises:
+            InputError: a bag has neither.
+        """
+        rows = []
+        for slide in self.slides:
+            if slide.target is None and slide.label is None:
+                raise InputError(f"slide {slide.slide_id!r} has no label and no target; leave it out")
+            rows.append(slide.target or (slide.label,))
+        return np.array(rows, dtype=np.float64)
 
     @property
     def slide_ids(self) -> list[str]:
@@ -175,6 +210,12 @@ class Bags(Sequence[Bag]):
         slides = [slide.changed(label=label) for slide, label in zip(self.slides, labels, strict=True)]
         return replace(self, slides=slides)
 
+    def with_targets_of(self, order: Sequence[int]) -> Bags:
+        """The same bags, each with the label and the target of the bag at its place in ``order``."""
+        givers = [self.slides[i] for i in order]
+        pairs = zip(self.slides, givers, strict=True)
+        return replace(self, slides=[slide.changed(label=giver.label, target=giver.target) for slide, giver in pairs])
+
     def __add__(self, other: Bags) -> Bags:
         return Bags([*self.slides, *other.slides])
 
@@ -208,27 +249,3 @@ class Bags(Sequence[Bag]):
 def as_bags(bags: Sequence[Bag]) -> Bags:
     """``bags`` as they are, or a list of bags in memory as :class:`Bags`."""
     return bags if isinstance(bags, Bags) else Bags([MemorySlide(bag) for bag in bags])
-
-
-def files_as_bags(features: FeatureSet, labels: pd.DataFrame, labellers: Mapping[str, InstanceLabeller]) -> Bags:
-    """The labelled slides of a set of features.
-
-    Args:
-        features: the files.
-        labels: columns slide_id, label (class index) and, optionally, patient_id; every slide has features.
-        labellers: for the slides that have instance labels, how to get them.
-    """
-    slides = []
-    for row in labels.to_dict("records"):
-        patient = row.get("patient_id")
-        slides.append(
-            SlideFile(
-                slide_id=row["slide_id"],
-                label=int(row["label"]),
-                patient_id=None if pd.isna(patient) else str(patient),
-                path=features.files.get(row["slide_id"], features.folder),
-                layout=features.layout,
-                labeller=labellers.get(row["slide_id"]),
-            )
-        )
-    return Bags(slides)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import pandas as pd
 
 from mil_zoo.config import from_mapping, read_shipped, read_shipped_text, read_yaml, shipped_names
+from mil_zoo.data.labels.tables import class_names
 from mil_zoo.errors import InputError
+from mil_zoo.tasks import TASKS, Task, task_of_config
+from mil_zoo.tasks.base import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,10 @@ class DataCard:
         name: registry key.
         title: one line for tables and figures.
         kind: "simulated" slides, "real" tissue, or a "table" of bags from elsewhere.
-        layout: how it lies on disk: a "table" of bags, "slides" (a folder of feature files, one ``.h5`` a slide, and
+        form: what it is as files: a "table" of bags, "slides" (a folder of feature files in any layout, and
             ``labels.csv``), or "simulated" for slides that are made on the fly.
-        classes: class names by label.
+        classes: class names by label; empty for a task without classes.
+        task: what is predicted: the ``name`` of a task and its settings; empty for classification.
         path: file or folder below the data root.
         bags: number of bags it must hold; None where not stated.
         bags_per_class: number of bags of each class; None where not stated.
@@ -61,8 +67,9 @@ class DataCard:
     name: str
     title: str
     kind: Literal["simulated", "real", "table"]
-    layout: Literal["simulated", "table", "slides"]
+    form: Literal["simulated", "table", "slides"]
     classes: list[str]
+    task: dict[str, Any] = field(default_factory=dict)
     path: str | None = None
     bags: int | None = None
     bags_per_class: list[int] | None = None
@@ -131,6 +138,22 @@ class DataCard:
         if not path.is_file():
             return self
         return from_mapping(DataCard, {**vars(self), **read_yaml(path), "name": self.name}, str(path))
+
+    def create_task(self) -> Task:
+        """What is predicted: the task that the card names, of its classes."""
+        return task_of_config({"task": self.task, "classes": self.classes})
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns of a label table that state the target."""
+        columns: tuple[str, ...] = TASKS.get(self.task.get("name", DEFAULT)).target_columns
+        return columns
+
+    def of_labels(self, table: pd.DataFrame) -> DataCard:
+        """This card with the classes that a label table holds, where it is a task of classes and states none."""
+        if self.classes or "label" not in table:
+            return self
+        return replace(self, classes=class_names(table))
 
     def locate(self, root: Path | None) -> Path:
         """The dataset's file or folder below ``root``.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, MemorySlide, Slide, as_bags
+from mil_zoo.data.source import PatientRule
 from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.errors import InputError
 
-PatientRule = Literal["mean", "max", "packed"]
 _GAP = 1000  # patches between two slides of a packed bag: no graph over neighbours reaches across
 
 
@@ -25,6 +24,7 @@ class PatientSlides(Slide):
     slide_id: str
     label: int | None
     patient_id: str | None
+    target: tuple[float, ...] | None
     members: tuple[Slide, ...]
 
     def read(self) -> Bag:
@@ -47,9 +47,9 @@ def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule 
     Raises:
         InputError: a rule was asked for, and a patient has slides of different labels.
     """
-    labels: dict[str, set[int | None]] = {}
+    labels: dict[str, set[tuple[float | None, ...]]] = {}
     for slide in as_bags(bags).slides:
-        labels.setdefault(patient_key(slide), set()).add(slide.label)
+        labels.setdefault(patient_key(slide), set()).add(slide.target or (slide.label,))
     torn = sorted(patient for patient, found in labels.items() if len(found) > 1)
     if torn and wanted is not None:
         raise InputError(
@@ -71,7 +71,7 @@ def pack_patients(bags: Sequence[Bag]) -> Bags:
 
 def _packed(patient: str, slides: Sequence[Slide]) -> Slide:
     if any(slide.on_disk for slide in slides):
-        return PatientSlides(patient, slides[0].label, patient, tuple(slides))
+        return PatientSlides(patient, slides[0].label, patient, slides[0].target, tuple(slides))
     return MemorySlide(merged([slide.read() for slide in slides], patient, slides[0].label))
 
 

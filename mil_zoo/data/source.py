@@ -1,27 +1,30 @@
-"""How a dataset is opened for a benchmark: which files, tested on which other dataset, patients scored how."""
+"""How a dataset is opened: one value that says which files, read how, tested on which other dataset."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from mil_zoo.data.dataset import Dataset, data_root, open_dataset
-from mil_zoo.data.patients import PatientRule, pack_patients, pack_splits, settle_rule
-from mil_zoo.data.splits.split import patient_key
-from mil_zoo.data.transfer import joined
+PatientRule = Literal["mean", "max", "packed"]
+ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
 
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """All that it takes to open a dataset again, in another process for instance.
+    """All that it takes to open a dataset, here or in another process; it can be hashed and pickled.
 
     Attributes:
-        name: see :func:`open_dataset`, like the next five.
-        root: see there.
-        labels: see there.
-        features: see there.
-        layout: see there.
-        allow_pickle: see there.
+        name: a card (see ``mil-zoo datasets``), or the path of a bag table, a folder of slides, a packed store, or one
+            feature file.
+        root: folder that holds a card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
+        labels: a csv that replaces the dataset's own labels: slide_id, label (class index or name) and, optionally,
+            patient_id, site, and split (train, val or test of the published split; nothing for none of them). A folder
+            of slides has its own in ``labels.csv``.
+        features: which set of features, where a folder holds those of several encoders.
+        layout: how the files are laid out; None to tell it from what lies there.
+        allow_pickle: run whatever code a pickle of features holds; only for files of one's own.
         patients: how patients of several slides are scored: "mean" or "max" of their slides' probabilities, or
             "packed", all slides in one bag; None for what the card says, else the mean.
         test_on: another dataset, on which training on this one is tested.
@@ -36,10 +39,15 @@ class DatasetSource:
     patients: PatientRule | None = None
     test_on: DatasetSource | None = None
 
+    @property
+    def data_root(self) -> Path | None:
+        """``root``, or the folder in the variable ``MIL_ZOO_REAL_DATA``; None where neither is given."""
+        return self.root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
+
     def anywhere(self) -> DatasetSource:
         """The same, independent of the working directory and of the environment."""
-        name, root = self.name, data_root(self.root)
-        if name.endswith(".npz") or Path(name).is_dir():
+        name, root = self.name, self.data_root
+        if name.endswith(".npz") or Path(name).exists():
             name = str(Path(name).resolve())
         return replace(
             self,
@@ -53,28 +61,7 @@ class DatasetSource:
         """The same with another set of features, also of the dataset that is tested on."""
         return replace(self, features=features, test_on=self.test_on and self.test_on.with_features(features))
 
-    def open(self) -> Dataset:
-        """The dataset, or both datasets joined.
 
-        Raises:
-            InputError: see :func:`open_dataset`, ``joined`` and ``settle_rule``.
-        """
-        dataset = self._open()
-        if self.test_on is not None:
-            dataset = joined(dataset, self.test_on._open())
-        rule = settle_rule(dataset.bags, self.patients or dataset.card.patient_level)
-        if rule != "packed":
-            return replace(dataset, patient_rule=rule)
-        place = {slide.slide_id: patient_key(slide) for slide in dataset.bags.slides}
-        return replace(
-            dataset,
-            bags=pack_patients(dataset.bags),
-            published_splits=pack_splits(dataset.published_splits, dataset.bags),
-            site_of={place[slide]: site for slide, site in dataset.site_of.items()},
-            test_ids=tuple(dict.fromkeys(place[slide] for slide in dataset.test_ids)),
-            patient_rule=rule,
-        )
-
-    def _open(self) -> Dataset:
-        how = {"features": self.features, "layout": self.layout, "allow_pickle": self.allow_pickle}
-        return open_dataset(self.name, self.root, self.labels, **how)  # type: ignore[arg-type]
+def as_source(source: DatasetSource | Path | str, **fields: Any) -> DatasetSource:
+    """``source`` with other ``fields``; of a name or a path the source that it stands for."""
+    return replace(source, **fields) if isinstance(source, DatasetSource) else DatasetSource(str(source), **fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
 

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from mil_zoo.report.heatmap import SPAN, draw_patches
+from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
 
 # Upper ends of the classes of N x attention, which is 1 for uniform attention.
 _STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)

@@ -9,8 +9,9 @@ from mil_zoo import InputError
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.report.encoders import without_encoder
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
+from mil_zoo.report.tables.encoders import without_encoder
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_encoder_against_aggregator(folder):
         make_plan(suite, name, features=["good", "nois"])
     assert make_plan(suite, name, features=["good"]).settings()["dataset"]["features"] == "good"
     run = run_plan(make_plan(suite, name, features=["good", "noise"]), folder / "run")
-    write_tables(run)
+    write_tables(Results.load(run))
     table = pd.read_csv(run.path / "table.csv")
     assert table[["aggregator", "encoder"]].to_numpy().tolist() == [
         ["mean@features=good", "good"],

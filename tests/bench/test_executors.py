@@ -19,6 +19,7 @@ from mil_zoo.bench.ray_executor import OnRay
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.registry import load_plugin
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 
 SAME = ("predictions.csv", "skew.csv", "weights.safetensors", "standardiser.safetensors")
@@ -32,12 +33,12 @@ def small_plan(table, **given):
 @pytest.fixture(scope="module")
 def in_process(bag_table, tmp_path_factory):
     run = run_plan(small_plan(bag_table), tmp_path_factory.mktemp("in_process"))
-    write_tables(run)
+    write_tables(Results.load(run))
     return run
 
 
 def assert_same_results(run, expected):
-    write_tables(run)
+    write_tables(Results.load(run))
     for name in ("config.yaml", "table.csv", "skew.csv"):
         assert (run.path / name).read_bytes() == (expected.path / name).read_bytes(), name
     for row in expected.trials():

@@ -104,13 +104,15 @@ def test_a_configuration_is_written_as_it_was_read(more):
 
 def test_a_configuration_names_its_task_where_it_is_not_classification():
     config = RunConfig.from_yaml(CONFIG)
-    assert config.task == "classification"
+    assert config.task is None
     assert config.planned_trials == 12
     settings = yaml.safe_load(CONFIG)
     front = {name: settings[name] for name in ("title", "version")}
-    text = yaml.safe_dump(front | {"task": "counting"} | settings, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        front | {"task": {"name": "counting", "unit": "cells"}} | settings, sort_keys=False, allow_unicode=True
+    )
     counting = RunConfig.from_yaml(text)
-    assert counting.task == "counting"
+    assert counting.task == {"name": "counting", "unit": "cells"}
     assert counting.to_yaml() == text
 
 
@@ -141,7 +143,7 @@ def test_what_another_version_wrote_is_one_sentence():
         RunConfig.from_settings(settings)
     with pytest.raises(InputError, match=r"trials\.jsonl: the key 'fold' is missing"):
         Trial.from_row({name: value for name, value in ROW.items() if name != "fold"})
-    with pytest.raises(InputError, match="n_train must be of type int"):
+    with pytest.raises(InputError, match="n_train must be a whole number"):
         Trial.from_row({**ROW, "n_train": "many"})
 
 

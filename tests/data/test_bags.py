@@ -9,8 +9,8 @@ import pytest
 from layouts import GRID, write_clam, write_trident
 
 from mil_zoo import InputError
-from mil_zoo.data import dataset as dataset_module
 from mil_zoo.data import graph_cache, open_dataset
+from mil_zoo.data import open as open_module
 from mil_zoo.data.card import DataCard
 
 
@@ -25,12 +25,12 @@ def folder(tmp_path, monkeypatch):
     table["split"] = ["test" if i < 8 else "train" for i in range(24)]
     table.to_csv(tmp_path / "labels.csv", index=False)
     card = DataCard("mine", "Mine", "real", "slides", ["blue", "red"], path=".", bags=24, patient_prefix=7)
-    monkeypatch.setattr(dataset_module, "read_card", lambda name: card)
+    monkeypatch.setattr(open_module, "read_card", lambda name: card)
     return tmp_path
 
 
 def test_slides_are_read_when_they_are_needed(folder):
-    dataset = open_dataset("mine", folder)
+    dataset = open_dataset("mine", root=folder)
     bags = dataset.bags
     assert (len(bags), dataset.in_dim, bags.num_instances) == (24, 3, 288)
     assert bags.labels[:4] == [0, 0, 1, 1]
@@ -44,7 +44,7 @@ def test_slides_are_read_when_they_are_needed(folder):
 
 
 def test_the_graphs_used_last_are_kept_within_a_limit(folder, monkeypatch):
-    bags = open_dataset("mine", folder).bags
+    bags = open_dataset("mine", root=folder).bags
     first = [bags[i].graph("window:2") for i in range(3)]
     assert all(bags[i].graph("window:2") is first[i] for i in (0, 2, 1))  # kept; slide 0 was used first
     monkeypatch.setattr(graph_cache, "GRAPH_EDGES", 3 * first[0].num_edges)
@@ -69,16 +69,16 @@ def test_a_bench_on_a_folder_of_slides_with_its_official_split(folder, run_cli):
 
 def test_annotations_give_instance_labels_when_a_slide_is_read(folder, monkeypatch):
     card = replace(
-        dataset_module.read_card("mine"), lesion_free_class="blue", incomplete_annotations=["TCGA-03-6"],
+        open_module.read_card("mine"), lesion_free_class="blue", incomplete_annotations=["TCGA-03-6"],
         annotation_threshold=0.4,
     )  # fmt: skip
-    monkeypatch.setattr(dataset_module, "read_card", lambda name: card)
+    monkeypatch.setattr(open_module, "read_card", lambda name: card)
     (folder / "annotations").mkdir()
     x, y = GRID[0]
     for slide in ("TCGA-01-2.svs", "TCGA-03-6"):  # covers the first patch, and half of the second
         csv = f"polygon,x,y\n1,{x},{y}\n1,{x + 768},{y}\n1,{x + 768},{y + 512}\n1,{x},{y + 512}\n"
         (folder / "annotations" / f"{slide}.csv").write_text(csv)
-    dataset = open_dataset("mine", folder)
+    dataset = open_dataset("mine", root=folder)
     assert dataset.card.instance_labels == "more than 40 % of the patch lies in annotated lesions"
     labels = {bag.slide_id: bag.instance_labels for bag in dataset.bags}
     assert labels["TCGA-01-2"].tolist() == [1, 1] + [0] * 10
@@ -88,32 +88,32 @@ def test_annotations_give_instance_labels_when_a_slide_is_read(folder, monkeypat
     assert dataset.bags[2].instance_labels.tolist() == [1, 1] + [0] * 10  # read once
     (folder / "annotations" / "TCGA-03-6.xml").write_text("<none/>")
     with pytest.raises(InputError, match=r"two annotation files of slide 'TCGA-03-6'"):
-        open_dataset("mine", folder)
+        open_dataset("mine", root=folder)
 
 
 def test_folders_that_do_not_fit_are_refused(folder):
     labels = folder / "labels.csv"
     text = labels.read_text()
     for change, message in {
-        text + "zz,red,train\n": r"labels.csv names slides without features below .*: zz \(1 in all\)",
-        text.replace("blue", "green"): "slide 'TCGA-00-0' has label 'green', not 0, 1, blue, red",
+        text + "zz,red,train\n": r"labels.csv names slides without features; .* drop their rows: zz \(1 in all\)",
+        text.replace("blue", "green"): r"csv: label 'green' is none of 0, 1, blue, red: TCGA-00-0, .* \(12 in all\)",
         text + "TCGA-00-0,red,train\n": "names slides twice: TCGA-00-0",
         text.rsplit("\n", 2)[0] + "\n": "holds 23 bags .* its card states 24",
     }.items():
         labels.write_text(change)
         with pytest.raises(InputError, match=message):
-            open_dataset("mine", folder)
+            open_dataset("mine", root=folder)
     labels.write_text(text)
     write_clam(folder / "another", "x")
     with pytest.raises(InputError, match=r"2 sets of features; choose with --features: another, mine"):
-        open_dataset("mine", folder)
+        open_dataset("mine", root=folder)
     with pytest.raises(InputError, match=r"no features called 'anotter'; did you mean 'another'"):
-        open_dataset("mine", folder, features="anotter")
+        open_dataset("mine", root=folder, features="anotter")
     with pytest.raises(InputError, match=r"no feature files below it"):
-        open_dataset("mine", folder / "mine" / "patches", labels)
+        open_dataset("mine", root=folder / "mine" / "patches", labels=labels)
     labels.unlink()
     with pytest.raises(InputError, match=r"no labels.csv; pass --labels FILE.csv"):
-        open_dataset("mine", folder, features="mine")
+        open_dataset("mine", root=folder, features="mine")
 
 
 def test_a_folder_without_a_card(tmp_path):
@@ -152,9 +152,9 @@ def test_opening_a_large_folder_reads_no_features(tmp_path, monkeypatch):
 
 def test_a_folder_may_bring_its_own_card(folder):
     (folder / "card.yaml").write_text("title: Mine, simulated\nkind: simulated\nwarnings: [made up]\n")
-    card = open_dataset("mine", folder).card
+    card = open_dataset("mine", root=folder).card
     assert (card.title, card.kind, card.warnings, card.bags) == ("Mine, simulated", "simulated", ["made up"], 24)
     assert open_dataset(str(folder)).card.title == "Mine, simulated"
     (folder / "card.yaml").write_text("titel: Mine\n")
     with pytest.raises(InputError, match=r"card.yaml: unknown key 'titel'; did you mean 'title'"):
-        open_dataset("mine", folder)
+        open_dataset("mine", root=folder)

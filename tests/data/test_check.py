@@ -72,7 +72,7 @@ def test_every_fault_is_found_in_one_pass(folder, run_cli):
         "error: identical features under several ids; keep one [s2,s3]",
         "error: features have 3 dimensions in most slides and others here; use one encoder [s4]",
         "slide 's5': no patch has another one within two steps of 512 px",
-        "warning: slides with features have no label in",
+        "warning: slides with features have no label and are left out (labels: ",
         "[spare]",
         "names slides without features; extract them or drop their rows [gone]",
         "patients in both test and train; split by patient [p0]",
@@ -99,7 +99,7 @@ def test_without_labels_only_features_are_checked(folder, run_cli):
     assert code == 1
     assert "is not UTF-8 text" in out
     code, _, err = run_cli("data", "check", folder / "nothing")
-    assert (code, "unknown dataset" in err) == (2, True)
+    assert (code, "no such file or folder" in err) == (2, True)
 
 
 def test_several_sets_of_features(folder, run_cli):
@@ -125,7 +125,7 @@ def test_a_real_clam_file_is_checked_for_its_coordinates(real_data):
 
 def test_real_tables(real_data):
     for name, slides in (("musk1", 92), ("elephant", 200), ("tiger", 200), ("birds", 182), ("crchisto", 100)):
-        (report,) = check_dataset(name, real_data)
+        (report,) = check_dataset(name, root=real_data)
         assert report.ok, found(report)
         assert len(report.slides) == slides
 
@@ -157,13 +157,13 @@ def test_cards_agree_with_the_published_tables(real_data, tmp_path):
             (first.parent / f"{slide}.h5").hardlink_to(first)
         first.unlink()
         table.to_csv(root / "labels.csv", index=False)
-        dataset = open_dataset(name, root)
+        dataset = open_dataset(name, root=root)
         card = read_card(name)
         assert len(dataset.bags) == card.bags, name
         assert card.patients is None or len({slide.patient_id for slide in dataset.bags.slides}) == card.patients, name
         table.drop(index=table.index[5]).to_csv(root / "labels.csv", index=False)
         with pytest.raises(InputError, match=rf"dataset '{name}' holds {card.bags - 1} bags"):
-            open_dataset(name, root)
+            open_dataset(name, root=root)
 
 
 def test_labels_of_patients(tmp_path, monkeypatch):
@@ -171,9 +171,9 @@ def test_labels_of_patients(tmp_path, monkeypatch):
         write_clam(tmp_path, slide)
     (tmp_path / "labels.csv").write_text("slide_id,label\nTCGA-05-4244-a,IDC\nTCGA-05-4244-b,ILC\nTCGA-06-0001-a,IDC\n")
     with pytest.raises(InputError, match=r"patients with slides of different labels: TCGA-05-4244 \(1 in all\)"):
-        open_dataset("tcga_brca", tmp_path)
+        open_dataset("tcga_brca", root=tmp_path)
     (tmp_path / "labels.csv").write_text("slide_id,label\nTCGA-05-4244-a,IDC\nTCGA-05-4244-b,IDC\nTCGA-06-0001-a,ILC\n")
-    warnings = open_dataset("tcga_brca", tmp_path).card.warnings
+    warnings = open_dataset("tcga_brca", root=tmp_path).card.warnings
     assert warnings == ["The dataset holds 3 bags ([2, 1] by class), its card states 875 ([726, 149])."]
 
 

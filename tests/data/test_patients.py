@@ -11,10 +11,11 @@ from mil_zoo import Bag, InputError
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.data import DatasetSource
+from mil_zoo.data import DatasetSource, open_dataset
 from mil_zoo.data.patients import merged, pack_patients, pack_splits, settle_rule
 from mil_zoo.data.splits.split import Split
 from mil_zoo.metrics import patient_predictions, score
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 
 
@@ -100,7 +101,7 @@ def folder(tmp_path):
 def run_small(out, folder, **given):
     suite = read_suite(None, **{"datasets": [str(folder)], "models": ["mean"], "folds": 3, "epochs": 1} | given)
     run = run_plan(make_plan(suite, str(folder)), out)
-    write_tables(run)
+    write_tables(Results.load(run))
     return run, (out / "table.md").read_text()
 
 
@@ -153,4 +154,4 @@ def test_datasets_that_do_not_go_together_are_refused(folder, change, message):
     given = {"names": [f"q{i:02d}" for i in range(10)], "labels": [i % 2 for i in range(10)]} | change
     other = write_folder(folder.parent / "b", **given)
     with pytest.raises(InputError, match=message):
-        DatasetSource(str(folder), test_on=DatasetSource(str(other))).open()
+        open_dataset(str(folder), test_on=DatasetSource(str(other)))

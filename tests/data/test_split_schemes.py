@@ -9,7 +9,7 @@ import torch
 
 from mil_zoo import Bag, InputError
 from mil_zoo.data.card import DataCard
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.files import read_split_file, read_splits, splits_csv
 from mil_zoo.data.splits.leaks import report_leaks
 from mil_zoo.data.splits.schemes import draw_splits, low_label, monte_carlo, train_elsewhere

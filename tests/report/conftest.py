@@ -76,6 +76,8 @@ def write_run(path, rows, models, write=None, simulated=False, **dataset):
     run = RunDirectory(path)
     with run.writing(config):
         for row in rows:
+            if row["status"] == "failed":  # the bench says no more of it
+                row = {name: value for name, value in row.items() if name not in ("metrics", "val_metrics")}
             run.add_trial(row, None if write is None else lambda folder, row=row: write(row, folder))
     return run
 

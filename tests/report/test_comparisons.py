@@ -5,15 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_zoo.report.comparisons import best, comparisons
-from mil_zoo.report.pooled import diagnostics_table
-from mil_zoo.report.results import finished, test_sets, trials_by_aggregator
-from mil_zoo.report.skew_table import table_skew
-from mil_zoo.report.tables import comparison_table, write_tables
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables import comparisons, score_table, skew_table, write_tables
+from mil_zoo.report.tables.diagnostics_table import diagnostics_table
+from mil_zoo.report.tables.pairs import best
 from mil_zoo.stats import corrected_t_test, delong_test, holm
-
-sets_of = test_sets
-del test_sets  # pytest would collect it
 
 
 def row(write, model, fold, value, **changes):
@@ -28,7 +24,7 @@ def test_folds_are_compared_by_the_corrected_t_test(write):
         "max": [0.88, 0.93, 0.94, 0.92, 0.91],
     }
     run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
-    pairs = comparisons(run)
+    pairs = comparisons(Results.load(run))
     auc = pairs[pairs["metric"] == "auc"].reset_index(drop=True)
     assert list(zip(auc["a"], auc["b"], strict=True)) == [("abmil", "mean"), ("abmil", "max"), ("mean", "max")]
     summary, p = corrected_t_test([0.3, 0.31, 0.29, 0.29, 0.29], 60, 20)
@@ -37,9 +33,9 @@ def test_folds_are_compared_by_the_corrected_t_test(write):
     )
     assert auc["p_holm"].tolist() == pytest.approx(holm(auc["p"]))
     assert set(auc["test"]) == {"corrected t"}
-    marked = best(comparison_table(run), pairs)
+    marked = best(Results.load(run))
     assert marked["auc"] == {"abmil", "max"}
-    write_tables(run)
+    write_tables(Results.load(run))
     table = (run.path / "table.md").read_text()
     assert "| abmil | **0.920** ± " in table
     assert "| max | **0.916** ± " in table
@@ -52,34 +48,33 @@ def test_folds_are_compared_by_the_corrected_t_test(write):
 def test_few_splits_make_nothing_bold(write):
     values = {"abmil": [0.7, 0.8, 0.75], "mean": [0.6, 0.7, 0.65]}  # the same difference by chance
     run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
-    pairs = comparisons(run)
+    pairs = comparisons(Results.load(run))
     assert (pairs["p_holm"] < 0.01).all()
-    assert best(comparison_table(run), pairs) == {}
-    write_tables(run)
+    assert best(Results.load(run)) == {}
+    write_tables(Results.load(run))
     assert "Nothing is bold: fewer than 5 splits cannot tell" in (run.path / "table.md").read_text()
 
 
 def test_nothing_is_bold_without_a_difference(write):
     values = {"abmil": [0.9, 0.7, 0.8, 0.8, 0.7], "mean": [0.8, 0.75, 0.7, 0.7, 0.8]}
     run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
-    assert best(comparison_table(run), comparisons(run)) == {}
-    write_tables(run)
+    assert best(Results.load(run)) == {}
+    write_tables(Results.load(run))
     assert "**" not in (run.path / "table.md").read_text()
     assert "Nothing is bold: no aggregator differs" in (run.path / "table.md").read_text()
 
 
 def test_a_single_split_is_compared_on_its_slides(make_run):
     run = make_run(models=("abmil", "srmil"), folds=1, slides=12)
-    groups = {label: finished(trials) for label, trials in trials_by_aggregator(run).items()}
-    a, b = (list(sets_of(run, trials).values()) for trials in groups.values())
-    pairs = comparisons(run).set_index("metric")
+    a, b = (list(Results.load(run).test_sets(label).values()) for label in ("abmil", "srmil"))
+    pairs = comparisons(Results.load(run)).set_index("metric")
     assert pairs.loc["auc", "p"] == delong_test(a, b).p
     assert (pairs.loc["auc", "test"], pairs.loc["accuracy", "test"]) == ("DeLong", "permutation")
     assert pairs.loc["accuracy", "p"] == 1  # both err on the same slide
     assert np.isnan(pairs.loc["f1", "p"])
-    table = comparison_table(run)
+    table = score_table(Results.load(run))
     assert (table["accuracy_boot_low"] < 11 / 12).all()
-    write_tables(run)
+    write_tables(Results.load(run))
     shown = (run.path / "table.md").read_text().splitlines()[2]
     low, high = table.loc[0, ["accuracy_boot_low", "accuracy_boot_high"]]
     assert f"[{low:.2f}, {high:.2f}]" in shown
@@ -87,8 +82,7 @@ def test_a_single_split_is_compared_on_its_slides(make_run):
 
 def test_test_sets_keep_seeds_patients_and_slides(make_run):
     run = make_run(models=("abmil",), folds=2, slides=6)
-    (trials,) = trials_by_aggregator(run).values()
-    sets = sets_of(run, trials)
+    sets = Results.load(run).test_sets("abmil")
     assert list(sets) == [(0, 0), (0, 1)]
     part = sets[0, 1]
     assert part.probabilities.shape == (1, 6, 2)
@@ -109,7 +103,8 @@ def test_diagnostics_over_slides_and_seeds(make_run):
                 group["attention"][:] = group["attention"][:][::-1]
 
     run.add_trial(again, write)
-    numbers = diagnostics_table(run)
+    results = Results.load(run)
+    numbers = diagnostics_table(results)
     froc = numbers[numbers["name"] == "attention_froc"]
     assert len(froc) == 3
     assert froc["value"].between(0, 1).all()
@@ -119,10 +114,10 @@ def test_diagnostics_over_slides_and_seeds(make_run):
     assert set(agreement["aggregator"]) == {"abmil"}
     assert len(agreement) == 6
     assert agreement["seed"].isna().all()
-    table = table_skew(run, numbers).set_index("aggregator")
+    table = skew_table(results).set_index("aggregator")
     assert table.loc["abmil", "seed_spearman_median"] == pytest.approx(agreement["value"].median())
     assert np.isnan(table.loc["srmil", "seed_spearman_median"])
-    write_tables(run)
+    write_tables(results)
     text = (run.path / "skew.md").read_text()
     for title in ("Attention FROC", "Spearman across seeds"):
         assert title in text
@@ -130,4 +125,6 @@ def test_diagnostics_over_slides_and_seeds(make_run):
 
 
 def test_nuclei_have_no_froc(make_run):
-    assert not diagnostics_table(make_run(models=("abmil",), nuclei=True))["name"].str.contains("froc").any()
+    assert (
+        not diagnostics_table(Results.load(make_run(models=("abmil",), nuclei=True)))["name"].str.contains("froc").any()
+    )

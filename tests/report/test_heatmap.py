@@ -5,8 +5,8 @@ import pytest
 from matplotlib.collections import PathCollection, PolyCollection
 
 from mil_zoo.errors import InputError
-from mil_zoo.report import heatmap
-from mil_zoo.report.heatmap import draw_attention_maps
+from mil_zoo.report.figures import draw_figures, registry
+from mil_zoo.report.load import Results
 
 
 @pytest.fixture
@@ -14,14 +14,14 @@ def draw(monkeypatch):
     """Draws maps and returns those of single slides by name, having checked that each file is a picture."""
 
     def draw(run, slides=None, figure4=False):
-        figures, save = {}, heatmap.save
+        figures, save = {}, registry.save
 
-        def keep(run, name, figure):
-            figures[name] = figure
-            return save(run, name, figure)
+        def keep(figure, path):
+            figures[path.stem] = figure
+            return save(figure, path)
 
-        monkeypatch.setattr(heatmap, "save", keep)
-        paths = draw_attention_maps(run, slides)
+        monkeypatch.setattr(registry, "save", keep)
+        paths = [drawing.path for drawing in draw_maps(run, slides)]
         monkeypatch.undo()
         assert [path.name for path in paths] == [f"{name}.png" for name in figures]
         for path in paths:
@@ -31,6 +31,10 @@ def draw(monkeypatch):
         return both if figure4 else figures
 
     return draw
+
+
+def draw_maps(run, slides=None):
+    return draw_figures(Results.load(run, slides), ["attention"])
 
 
 def edit(run, trial, change):
@@ -142,7 +146,7 @@ def test_named_slides(make_run, draw):
     run = make_run(models=("abmil", "srmil"))
     assert list(draw(run, ["slide/200", "slide/101"])) == ["attention-slide%2F200", "attention-slide%2F101"]
     with pytest.raises(InputError, match="'slide/999'"):
-        draw_attention_maps(run, ["slide/999"])
+        draw_maps(run, ["slide/999"])
 
 
 def test_slides_without_coordinates(make_run, draw):
@@ -150,7 +154,7 @@ def test_slides_without_coordinates(make_run, draw):
     edit(run, "abmil-r0-f0-s0", lambda file: [group.pop("coords") for group in file.values()])
     assert draw(run) == {}
     with pytest.raises(InputError, match="slide/100"):
-        draw_attention_maps(run, ["slide/100"])
+        draw_maps(run, ["slide/100"])
 
 
 def test_without_attention_nothing_is_drawn(make_run, draw):

@@ -16,10 +16,9 @@ import pytest
 from PIL import Image
 
 from mil_zoo import InputError
-from mil_zoo.report.html import write_html
-from mil_zoo.report.plots import draw_figures
-from mil_zoo.report.tables import write_tables
-from mil_zoo.report.text import bold, bullets, markdown, read_markdown
+from mil_zoo.report.figures import draw_figures
+from mil_zoo.report.load import Results
+from mil_zoo.report.page import write_page
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -74,15 +73,13 @@ class Page(HTMLParser):
 
 
 def make_page(run, **options):
-    write_tables(run)
-    path = write_html(run, **options)
+    path = write_page(Results.load(run), **options)
     return Page(path.read_text(encoding="utf-8"))
 
 
 def test_the_page_is_whole_and_loads_nothing(make_run):
     run = make_run(models=("abmil", "srmil", "mean"))
-    draw_figures(run)
-    page = make_page(run)
+    page = make_page(run, drawings=draw_figures(Results.load(run)))
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base"), tag
         for name in ("src", "href", "action", "data", "srcset"):
@@ -158,7 +155,7 @@ def nasty_run(write):
 
 def test_names_with_markup_and_paths_are_text(write):
     run = nasty_run(write)
-    path = write_html(run)
+    path = write_page(Results.load(run))
     page = Page(path.read_text(encoding="utf-8"))
     assert path.parent == run.path
     assert {row[0] for row in page.table("Slide", "Patient")[1:]} == set(NASTY)
@@ -186,13 +183,12 @@ def test_thumbnails_lie_below_their_maps(make_run, tmp_path):
     assert (thumbnail["width"], thumbnail["height"]) == (3000, 2000)
     assert Image.open(io.BytesIO(base64.b64decode(thumbnail["data"]))).size == (1024, 683)
     with pytest.raises(InputError, match="no such folder"):
-        write_html(run, slide_images=tmp_path / "nowhere")
+        write_page(Results.load(run), slide_images=tmp_path / "nowhere")
 
 
 def test_a_run_without_results_has_a_page(write):
     run = write.run([write.row("abmil", status="failed", reason="broken")], ["abmil"])
-    write_tables(run)
-    page = Page(write_html(run).read_text(encoding="utf-8"))
+    page = Page(write_page(Results.load(run)).read_text(encoding="utf-8"))
     assert "0 of 1 finished" in page.text
     assert "broken" in page.text
 
@@ -200,17 +196,7 @@ def test_a_run_without_results_has_a_page(write):
 def test_the_page_needs_no_torch(make_run):
     run = make_run()
     code = (
-        "import sys\nfrom mil_zoo.bench.run_directory import RunDirectory\nfrom mil_zoo.report.html import write_html\n"
-        f"write_html(RunDirectory({str(run.path)!r}))\nassert 'torch' not in sys.modules"
+        "import sys\nfrom mil_zoo.report.load import Results\nfrom mil_zoo.report.page import write_page\n"
+        f"write_page(Results.load({str(run.path)!r}))\nassert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_markdown_tables_come_back():
-    header = ["Aggregator", "A - B", "p < 0.05"]
-    rows = [["a*b", bold("0.9"), r"x\y"], ["`c`", "", "1 | 2"]]
-    text = markdown(header, rows) + "\n" + bullets(["One *note*.", "Two."]) + "\n" + markdown(["x", "y"], [["1", "2"]])
-    first, second = read_markdown(text)
-    assert (first["header"], first["rows"]) == (header, rows)
-    assert first["notes"] == ["One *note*.", "Two."]
-    assert (second["header"], second["rows"]) == (["x", "y"], [["1", "2"]])

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from mil_zoo.report.learning_curve import learning_curve, write_learning_curve
+from mil_zoo.report.figures import draw_figures
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables import write_tables
+from mil_zoo.report.tables.label_budget import label_budget_table
 from mil_zoo.stats import summarise
 
 SCORES = {
@@ -28,7 +31,7 @@ def rows(write, extra=""):
 
 
 def test_scores_and_gains_by_number_of_labels(write):
-    table = learning_curve(write.run(rows(write), SCORES)).set_index(["aggregator", "labelled"])
+    table = label_budget_table(Results.load(write.run(rows(write), SCORES))).set_index(["aggregator", "labelled"])
     assert table["slides"].to_dict() == {
         ("abmil", "0.1"): 6,
         ("abmil", "1"): 60,
@@ -47,13 +50,16 @@ def test_scores_and_gains_by_number_of_labels(write):
 
 def test_files_and_figure(write):
     run = write.run(rows(write, ",graph=knn:8"), SCORES, simulated=True)
-    paths = write_learning_curve(run)
-    assert [path.name for path in paths] == ["learning_curve.csv", "learning_curve.md", "learning_curve.png"]
-    text = paths[1].read_text()
+    results = Results.load(run)
+    assert {"learning_curve.csv", "learning_curve.md"} <= {path.name for path in write_tables(results)}
+    text = (run.path / "learning_curve.md").read_text()
     assert "| gigassl@graph=knn:8 | 10% | 6 | 0.750 ± 0.050 [" in text
     assert "SIMULATED" in text
-    assert paths[2].stat().st_size > 10_000
+    (drawing,) = draw_figures(results, ["learning_curve"])
+    assert drawing.path.stat().st_size > 10_000
 
 
 def test_nothing_without_such_a_grid(write):
-    assert write_learning_curve(write.run([write.row()], ["abmil"])) == []
+    results = Results.load(write.run([write.row()], ["abmil"]))
+    assert "learning_curve.md" not in [path.name for path in write_tables(results)]
+    assert draw_figures(results, ["learning_curve"]) == []

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from mil_zoo.report import plots
-from mil_zoo.report.plots import draw_figures
-from mil_zoo.report.style import palette
+from mil_zoo.report.figures import draw_figures, registry
+from mil_zoo.report.figures.look import palette
+from mil_zoo.report.load import Results
 
 
 @pytest.fixture
@@ -12,14 +12,14 @@ def draw(monkeypatch):
     """Draws a run and returns its figures by name, having checked that each file is a picture."""
 
     def draw(run):
-        figures, save = {}, plots.save
+        figures, save = {}, registry.save
 
-        def keep(run, name, figure):
-            figures[name] = figure
-            return save(run, name, figure)
+        def keep(figure, path):
+            figures[path.stem] = figure
+            return save(figure, path)
 
-        monkeypatch.setattr(plots, "save", keep)
-        paths = draw_figures(run)
+        monkeypatch.setattr(registry, "save", keep)
+        paths = [drawing.path for drawing in draw_figures(Results.load(run))]
         monkeypatch.undo()
         assert [path.name for path in paths] == [f"{name}.png" for name in figures]
         for path in paths:
@@ -132,7 +132,7 @@ def test_without_attention_only_metrics_and_training(make_run, draw):
 
 
 def test_without_a_finished_trial_nothing_is_drawn(write, draw):
-    failed = write.row("abmil", status="failed", reason="out of memory", metrics=None)
+    failed = write.row("abmil", status="failed", reason="out of memory")
     assert draw(write.run([failed], ["abmil"])) == {}
 
 
@@ -158,8 +158,8 @@ def test_file_names_of_a_grid_are_quoted(make_run, draw):
 
 def test_pictures_are_reproducible(make_run):
     run = make_run(folds=1)
-    first = [path.read_bytes() for path in draw_figures(run)]
-    assert [path.read_bytes() for path in draw_figures(run)] == first
+    first = [drawing.png for drawing in draw_figures(Results.load(run))]
+    assert [drawing.png for drawing in draw_figures(Results.load(run))] == first
 
 
 def grid_run(make_run, grids, folds=2):

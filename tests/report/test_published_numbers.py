@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from mil_zoo.report.published import published_numbers, published_table
+from mil_zoo.report.across_runs.literature import published_numbers, published_table
+from mil_zoo.report.load import Results
 
 
 def scores(value):
@@ -31,7 +32,7 @@ def test_every_number_has_a_protocol_and_a_source():
 
 
 def test_ours_stands_beside_the_number_of_the_same_options(crchisto):
-    table = published_table([crchisto])
+    table = published_table([Results.load(crchisto)])
     ours = table[table["mean"].notna()]
     assert set(ours["published_as"]) == {"Gated-Attention (Ilse et al.)"}
     accuracy = ours[ours["metric"] == "accuracy"].iloc[0]

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from mil_zoo import InputError
-from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.report.ranking import diagram, scores_by_dataset, write_ranking
+from mil_zoo.report.across_runs.ranking import diagram, scores_by_dataset, write_ranking
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 from mil_zoo.stats import friedman_nemenyi
 
@@ -26,7 +26,7 @@ def runs(tmp_path, write):
             for model, value in values.items()
             for fold, d in enumerate((-0.05, 0.05))
         ]
-        made.append(write.run_at(tmp_path / title, rows, list(values), title=title))
+        made.append(Results.load(write.run_at(tmp_path / title, rows, list(values), title=title)))
     return made
 
 
@@ -49,7 +49,7 @@ def test_ranking_by_hand(runs, tmp_path):
 
 
 def test_runs_of_one_dataset_add_up(runs, tmp_path, write):
-    more = write.run([write.row("max", fold) for fold in range(2)], ["max"], title="one")
+    more = Results.load(write.run([write.row("max", fold) for fold in range(2)], ["max"], title="one"))
     assert scores_by_dataset([*runs, more], "auc").loc["one", "max"] == pytest.approx(0.95)
     text = write_ranking([*runs, more], tmp_path / "out")[1].read_text()
     assert "Left out, since a dataset has no score of them: max." in text
@@ -58,7 +58,7 @@ def test_runs_of_one_dataset_add_up(runs, tmp_path, write):
     config = (more.path / "config.yaml").read_text()
     (more.path / "config.yaml").write_text(config.replace("a1b2c3", "d4e5f6"))
     with pytest.raises(InputError, match="split one differently"):
-        scores_by_dataset([*runs, RunDirectory(more.path)], "auc")
+        scores_by_dataset([*runs, Results.load(more.path)], "auc")
 
 
 def test_what_cannot_be_ranked(runs, tmp_path):
@@ -99,5 +99,5 @@ def test_the_tables_of_a_run_will_do(runs, tmp_path):
         folder.mkdir(parents=True)
         for name in ("config.yaml", "table.csv"):
             (folder / name).write_bytes((run.path / name).read_bytes())
-        folders.append(RunDirectory(folder))
+        folders.append(Results.load(folder))
     pd.testing.assert_frame_equal(scores_by_dataset(folders, "auc"), expected)

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from mil_zoo.report.results import notes, trials_by_aggregator
-from mil_zoo.report.skew_table import table_skew
-from mil_zoo.report.tables import comparison_table, rich_table, write_tables
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables import score_table, skew_table, terminal_scores, write_tables
+from mil_zoo.report.tables.sentences import notes
 
-FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty", metrics=None)
+FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty")
 
 
 def metrics(accuracy, auc=0.9):
@@ -29,7 +29,7 @@ def read(run, name):
 def test_numbers_by_hand(write):
     rows = folds(write, "abmil", [0.8, 0.9, 1.0], n_train=60, n_test=15)
     rows[0] |= {"seconds_per_epoch": 9.0, "peak_mem_mib": 500.0}
-    row = comparison_table(write.run(rows, ["abmil"])).iloc[0]
+    row = score_table(Results.load(write.run(rows, ["abmil"]))).iloc[0]
     half_width = 4.302652729911275 * 0.1 * math.sqrt(1 / 3 + 15 / 60)
     assert row["accuracy_mean"] == pytest.approx(0.9)
     assert row["accuracy_sd"] == pytest.approx(0.1)
@@ -45,34 +45,34 @@ def test_seeds_of_a_fold_are_averaged_before_the_interval(write):
     values = {(0, 0): 0.7, (0, 1): 0.9, (1, 0): 0.9, (1, 1): 1.0}
     rows = [write.row("abmil", fold, seed, metrics=metrics(value)) for (fold, seed), value in values.items()]
     run = write.run(rows, ["abmil"])
-    row = comparison_table(run).iloc[0]
+    row = score_table(Results.load(run)).iloc[0]
     assert row["accuracy_n"] == 2
     assert row["accuracy_mean"] == pytest.approx((0.8 + 0.95) / 2)
     assert row["accuracy_sd"] == pytest.approx(0.15 / math.sqrt(2))
     assert row["trials_ok"] == 4
-    assert any("2 test folds, seeds averaged within a fold" in note for note in notes(run))
+    assert any("2 test folds, seeds averaged within a fold" in note for note in notes(Results.load(run)))
 
 
 def test_seeds_of_a_single_split_are_the_values(write):
     rows = [write.row("abmil", 0, seed, metrics=metrics(value)) for seed, value in enumerate([0.8, 0.9, 1.0])]
     run = write.run(rows, ["abmil"])
-    assert comparison_table(run).iloc[0]["accuracy_n"] == 3
-    assert any("3 seeds of one split" in note for note in notes(run))
+    assert score_table(Results.load(run)).iloc[0]["accuracy_n"] == 3
+    assert any("3 seeds of one split" in note for note in notes(Results.load(run)))
 
 
 def test_one_trial_without_files_has_no_interval(write):
     run = write.run([write.row("abmil", metrics=metrics(0.9))], ["abmil"])
-    write_tables(run)
+    write_tables(Results.load(run))
     assert "| abmil | 0.900 | 0.800 |" in read(run, "table.md")
-    assert any("the interval is over the choice of test patients" in note for note in notes(run))
+    assert any("the interval is over the choice of test patients" in note for note in notes(Results.load(run)))
 
 
 def test_an_undefined_metric_is_left_out_and_said(write):
     rows = folds(write, "abmil", [0.8, 0.9, 1.0])
     rows[1]["metrics"]["auc"] = None
     run = write.run(rows, ["abmil"])
-    assert comparison_table(run).iloc[0]["auc_n"] == 2
-    write_tables(run)
+    assert score_table(Results.load(run)).iloc[0]["auc_n"] == 2
+    write_tables(Results.load(run))
     assert "0.900 ± 0.000 [0.90, 0.90] (n = 2)" in read(run, "table.md")
 
 
@@ -81,18 +81,18 @@ def test_rows_follow_the_config_and_grids_their_numbers(write):
     rows += [write.row("other"), write.row("abmil")]
     run = write.run(rows, ["srmil", "mean", "abmil"])
     expected = ["srmil@hidden=64", "srmil@hidden=128.5", "srmil@hidden=512", "mean", "abmil", "other"]
-    assert list(trials_by_aggregator(run)) == expected
-    assert list(comparison_table(run)["aggregator"]) == expected
+    assert list(Results.load(run).groups) == expected
+    assert list(score_table(Results.load(run))["aggregator"]) == expected
 
 
 def test_failed_trials_are_marked_and_explained(write):
     rows = [*folds(write, "abmil", [0.8, 0.9]), write.row("abmil", 2) | FAILED, write.row("clam_sb", 0) | FAILED]
     run = write.run(rows, ["abmil", "clam_sb"])
-    table = comparison_table(run).set_index("aggregator")
+    table = score_table(Results.load(run)).set_index("aggregator")
     assert list(table["trials_ok"]) == [2, 0]
     assert list(table["trials_failed"]) == [1, 1]
     assert math.isnan(table.loc["clam_sb", "accuracy_mean"])
-    write_tables(run)
+    write_tables(Results.load(run))
     markdown, latex = read(run, "table.md"), read(run, "table.tex")
     assert "| 2 (1 FAILED) |" in markdown
     assert "| clam_sb | - | - | - | - | 0 (1 FAILED) | - | - | - |" in markdown
@@ -104,7 +104,7 @@ def test_latex_escapes_and_stays_a_table(write):
     run = write.run(
         folds(write, "clam_sb", [0.8, 0.9, 1.0]), ["clam_sb"], warnings=[r"50 % of {A} & B_1 # $x$ ~ ^ \end"]
     )
-    write_tables(run)
+    write_tables(Results.load(run))
     latex = read(run, "table.tex")
     assert r"clam\_sb & 0.900 $\pm$ 0.100 & " in latex
     assert " & [0.55, 1.00] & " in latex  # where metrics lie; table.csv says 1.25
@@ -120,7 +120,7 @@ def test_latex_escapes_and_stays_a_table(write):
 @pytest.mark.parametrize("simulated", [True, False])
 def test_simulated_slides_are_named_wherever_a_table_goes(write, simulated):
     run = write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"], simulated=simulated)
-    write_tables(run)
+    write_tables(Results.load(run))
     for name in ("table.md", "table.tex"):
         assert ("SIMULATED slides" in read(run, name)) == simulated
     assert ("(simulated slides)" in read(run, "table.tex")) == simulated
@@ -129,7 +129,7 @@ def test_simulated_slides_are_named_wherever_a_table_goes(write, simulated):
 
 def test_notes_tell_split_selection_and_warnings(write):
     run = write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"], instance_labels="drawn by a pathologist")
-    write_tables(run)
+    write_tables(Results.load(run))
     for text in (read(run, "table.md"), " ".join(printed(run).split())):
         assert "Split: kfold, 5 folds, 1 repeat, validation fraction 0.15, hash a1b2c3; seeds 0." in text
         assert "Selection: best validation accuracy." in text
@@ -151,28 +151,28 @@ def test_the_terminal_table_fits_80_columns(write):
 
 def printed(run):
     console = Console(width=80, file=io.StringIO())
-    console.print(rich_table(run))
+    console.print(terminal_scores(Results.load(run)).terminal())
     return console.file.getvalue()
 
 
 def test_the_same_results_give_the_same_bytes(make_run):
     run = make_run(models=("abmil", "srmil", "mean"))
-    first = {path.name: path.read_bytes() for path in write_tables(run)}
+    first = {path.name: path.read_bytes() for path in write_tables(Results.load(run))}
     tables = {"table.csv", "cost.csv", "table.md", "table.tex", "comparisons.csv", "comparisons.md"}
     assert set(first) == tables | {"diagnostics.csv", "skew.csv", "skew.md"}
     rows = (run.path / "trials.jsonl").read_text().splitlines()
     (run.path / "trials.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
-    assert {path.name: path.read_bytes() for path in write_tables(run)} == first
+    assert {path.name: path.read_bytes() for path in write_tables(Results.load(run))} == first
 
 
 def test_csv_holds_the_numbers(make_run):
     run = make_run(models=("abmil", "mean"))
-    write_tables(run)
-    table, measured = comparison_table(run), ["seconds_per_epoch", "peak_mem_mib"]
+    write_tables(Results.load(run))
+    table, measured = score_table(Results.load(run)), ["seconds_per_epoch", "peak_mem_mib"]
     scores, cost = (pd.read_csv(run.path / name) for name in ("table.csv", "cost.csv"))
     pd.testing.assert_frame_equal(scores, table.drop(columns=measured), check_dtype=False)
     pd.testing.assert_frame_equal(cost, table[["aggregator", "parameters", *measured]], check_dtype=False)
-    pd.testing.assert_frame_equal(pd.read_csv(run.path / "skew.csv"), table_skew(run), check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "skew.csv"), skew_table(Results.load(run)), check_dtype=False)
 
 
 def test_skew_table_by_hand(write):
@@ -189,14 +189,14 @@ def test_skew_table_by_hand(write):
         (folder / "skew.csv").write_text("\n".join(lines) + "\n")
         slides = "slide_id,patient_id,split,label,prob_0,prob_1\n007,,test,1,0.2,0.8\n8,,test,0,0.7,0.3\n"
         (folder / "predictions.csv").write_text(slides)
-    (row,) = table_skew(run).to_dict("records")
+    (row,) = skew_table(Results.load(run)).to_dict("records")
     assert (row["aggregator"], row["slides"], row["heads"], row["positive_slides"]) == ("srmil", 4, 2, 2)
     assert row["max_attention_median"] == pytest.approx(0.2)
     assert (row["max_attention_q1"], row["max_attention_q3"]) == pytest.approx((0.1, 0.3))
     assert row["head_max_median"] == pytest.approx((0.3 + 0.5) / 2)
     assert row["n_x_max_q3"] == pytest.approx(3)
     assert row["mass_ratio_median"] == 3
-    write_tables(run)
+    write_tables(Results.load(run))
     assert "| srmil | 4 | 2 | 10 [10, 10] | 0.2 [0.1, 0.3] | 2 [1, 3] | 0.4 [0.3, 0.5] |" in read(run, "skew.md")
     assert "| srmil | 2 | 3 [3, 3] | 0.75 [0.75, 0.75] |" in read(run, "skew.md")
     tidy = pd.read_csv(run.path / "diagnostics.csv", dtype={"slide_id": str})
@@ -209,24 +209,24 @@ def test_skew_table_by_hand(write):
 
 def test_without_attention_there_is_no_skew_table(make_run):
     run = make_run(models=("mean",))
-    assert [path.name for path in write_tables(run)] == ["table.csv", "cost.csv", "table.md", "table.tex"]
+    assert [path.name for path in write_tables(Results.load(run))] == ["table.csv", "table.md", "table.tex", "cost.csv"]
 
 
 def test_without_instance_labels_there_is_no_alignment(make_run):
     run = make_run(models=("abmil",), labels=False)
-    write_tables(run)
+    write_tables(Results.load(run))
     assert "Entropy" in read(run, "skew.md")
     assert "Mass ratio |" not in read(run, "skew.md")
-    assert table_skew(run)["mass_ratio_median"].isna().all()
+    assert skew_table(Results.load(run))["mass_ratio_median"].isna().all()
 
 
 def test_notes_say_which_models_are_computed_in_bfloat16(write):
     run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
     config = run.config
-    assert not any("bfloat16" in line for line in notes(run))
+    assert not any("bfloat16" in line for line in notes(Results.load(run)))
     config["model_settings"]["srmil"]["training"]["precision"] = "bfloat16"
     run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    assert "Matrix products in bfloat16: srmil." in notes(run)
+    assert "Matrix products in bfloat16: srmil." in notes(Results.load(run))
 
 
 def test_notes_say_that_a_run_is_not_at_its_end(write):
@@ -236,7 +236,7 @@ def test_notes_say_that_a_run_is_not_at_its_end(write):
     def noted(folds):
         config["split"] |= {"folds": folds, "repeats": 1}
         run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config | {"seeds": [0]}, sort_keys=False))
-        return next(line for line in notes(run) if line.startswith("Trials:"))
+        return next(line for line in notes(Results.load(run)) if line.startswith("Trials:"))
 
     assert noted(1).startswith("Trials: 2 of 2 finished; ")
     assert noted(5).startswith("Trials: 2 of 2 finished (the run is not at its end: 10 are planned); ")
@@ -245,11 +245,11 @@ def test_notes_say_that_a_run_is_not_at_its_end(write):
 def test_notes_say_what_training_saw_and_weighed(write):
     run = write.run([write.row("abmil"), write.row("srmil")], ["abmil", "srmil"])
     config = run.config
-    assert not any("Random instances" in line or "weighted" in line for line in notes(run))
+    assert not any("Random instances" in line or "weighted" in line for line in notes(Results.load(run)))
     config["model_settings"]["srmil"]["training"] |= {"max_instances": 2048, "class_weights": "balanced"}
     run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    assert "Random instances of a bag in a training step, at most: srmil 2048." in notes(run)
-    assert "Losses weighted by class frequency: srmil." in notes(run)
+    assert "Random instances of a bag in a training step, at most: srmil 2048." in notes(Results.load(run))
+    assert "Losses weighted by class frequency: srmil." in notes(Results.load(run))
 
 
 def test_notes_name_a_model_once_where_its_variants_agree(write):
@@ -261,6 +261,6 @@ def test_notes_name_a_model_once_where_its_variants_agree(write):
         for label, epochs in {"srmil@epochs=1": 1, "srmil@epochs=2": 2, "abmil": 2}.items()
     }
     run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    lines = notes(run)
+    lines = notes(Results.load(run))
     assert "Epochs: srmil@epochs=1 1, srmil@epochs=2 2, abmil 2." in lines
     assert "Selection (srmil): best loss." in lines

@@ -9,8 +9,8 @@ import torch
 from helpers import make_bag
 
 from mil_zoo import Bag, InputError
-from mil_zoo.data.dataset import Standardiser
-from mil_zoo.report.pretraining import draw_pretraining
+from mil_zoo.data.labelled import Standardiser
+from mil_zoo.report.figures.pretraining_curves import draw_pretraining
 from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.ssl.embed import embed_slides
 from mil_zoo.ssl.model import SlideEncoder, spread

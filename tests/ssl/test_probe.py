@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from mil_zoo import InputError
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import find_leaks
-from mil_zoo.report.probing import markdown, notes, summary
+from mil_zoo.report.tables.probe_table import probe_table, summary
 from mil_zoo.ssl.probe import LinearProbe, ProbeSplit, knn_accuracy, probe
 from mil_zoo.ssl.probe_splits import ProbeTable, own_splits, read_bundle_labels, read_label_table, read_probe_splits
 
@@ -55,10 +55,10 @@ def test_leaks_and_missing_slides_are_counted_and_said():
     leaky = ProbeSplit("50", 0, tuple(ids[:31]), (*ids[31:], "absent"))  # s30 and s31 are of one patient
     rows = probe(embeddings, ids, table.labels, table.patients, [leaky])
     assert rows[["leaked_patients", "missing"]].to_numpy().tolist() == [[1, 1]]
-    text = " ".join(notes(rows))
+    text = " ".join(probe_table(rows).notes)
     assert "LEAKS: 1 of 1 splits" in text
     assert "Up to 1 slides of a split were left out" in text
-    assert "1 (up to 1 patients)" in markdown(rows)
+    assert "1 (up to 1 patients)" in probe_table(rows).markdown()
     with pytest.raises(InputError, match="no test slide"):
         probe(embeddings, ids, table.labels, table.patients, [ProbeSplit("x", 0, tuple(ids), ("absent",))])
 

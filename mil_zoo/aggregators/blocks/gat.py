@@ -20,7 +20,7 @@ from mil_zoo.kernels import (
 
 
 class Packing(NamedTuple):
-    """Copies of rows, some of them masked, as the input of a layer: what stands for each without being made.
+    """Says which row each input of a layer copies, so that masked copies need not be made.
 
     Attributes:
         index: integer ``[M]``, the row of the given features that row m is, -1 where it is the token.
@@ -32,7 +32,7 @@ class Packing(NamedTuple):
 
 
 class GATLayer(nn.Module):
-    """Graph attention layer: dropout, projection, attention, bias, residual, norm, activation.
+    """Attends over a graph: dropout, projection, attention, bias, residual, norm, activation.
 
     The global node of each bag is not in the graph: it is one dense extra key for every patch, and for itself one
     softmax pooling over the patches of its bag. That gives the numbers of the graph with the node in it, without a
@@ -84,7 +84,7 @@ class GATLayer(nn.Module):
         before: nn.Linear | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
-        """Patches attending to their neighbours.
+        """Lets patches attend to their neighbours.
 
         Args:
             h: ``[N, in_dim]``.
@@ -119,7 +119,7 @@ class GATLayer(nn.Module):
         before: nn.Linear | None = None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
+        """Lets patches attend to neighbours and the global node, and the global nodes to the patches of their bag.
 
         Args:
             h: ``[N, in_dim]`` patches.
@@ -151,7 +151,7 @@ class GATLayer(nn.Module):
         return self._finish(out.flatten(1), residual), self._finish(pooled.flatten(1), residual_global)
 
     def global_only(self, h: Tensor, h_global: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """The global nodes of ``with_global`` alone: inputs are pooled first, so only pooled rows are projected.
+        """Computes the global nodes of ``with_global`` alone: it pools inputs first and projects only pooled rows.
 
         Returns:
             global nodes ``[B, H * F]`` and their attention over the patches ``[N, H]`` (before dropout).
@@ -166,7 +166,7 @@ class GATLayer(nn.Module):
         return self._finish(out.flatten(1), residual), attention
 
     def mix(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """With one head: the attention-weighted sums of the inputs, which are still to be projected by ``fc``.
+        """Sums the inputs by the attention of the one head there is; ``fc`` has still to project the sums.
 
         Returns:
             sums ``[N or len(rows), in_dim]``, and the inputs of these rows after dropout.
@@ -179,7 +179,7 @@ class GATLayer(nn.Module):
     def _project(
         self, h: Tensor, before: nn.Linear | None = None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Everything that reads the input, as one product.
+        """Computes everything that reads the input as one product.
 
         Args:
             h: ``[N, in_dim]``.
@@ -213,7 +213,7 @@ class GATLayer(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether the input is dropped out now."""
+        """Says whether the input is dropped out now."""
         return self._feat_drop > 0
 
     @property
@@ -234,14 +234,14 @@ class GATLayer(nn.Module):
 
 
 class GAT(nn.Module):
-    """A stack of graph attention layers."""
+    """Runs graph attention layers one after another."""
 
     def __init__(self, *layers: GATLayer) -> None:
         super().__init__()
         self.gat_layers = nn.ModuleList(layers)
 
     def forward(self, h: Tensor, graph: CSR) -> Tensor:
-        """``[N, in_dim]`` to ``[N, out_dim]``, one layer after another."""
+        """Maps ``[N, in_dim]`` to ``[N, out_dim]``."""
         for layer in self.gat_layers:
             h = layer(h, graph)
         return h

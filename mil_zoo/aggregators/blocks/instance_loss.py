@@ -14,7 +14,7 @@ from mil_zoo.kernels import segment_reduce
 def instance_clustering_loss(
     h: Tensor, scores: Tensor, classifiers: nn.ModuleList, batch: BagBatch, k_sample: int, subtyping: bool = False
 ) -> Tensor:
-    """CLAM's instance loss: the most attended instances belong to the bag's class, the least attended do not.
+    """Asks that the most attended instances belong to the bag's class and the least attended do not (CLAM).
 
     Args:
         h: ``[ΣN, E]`` instance embeddings.

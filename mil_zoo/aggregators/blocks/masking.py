@@ -13,7 +13,7 @@ from mil_zoo.data.bag import BagBatch
 
 
 def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tensor:
-    """Random rows of packed bags: int(share * N) of each bag of N, none twice.
+    """Draws random rows of packed bags: int(share * N) of each bag of N, none twice.
 
     They are drawn by torch's generator of the CPU whatever the device, so that a seed gives the same rows everywhere,
     and sizes are numbers of the host, so that no device is waited for.
@@ -34,9 +34,10 @@ def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tenso
 
 
 def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> Tensor:
-    """Stochastic top-k masking: of the ``count`` highest scores of each bag a random share, for each column apart.
+    """Draws a random share of the ``count`` highest scores of each bag, for each column apart.
 
-    Of k = min(count, N) instances int(share * k) are drawn, and of a bag one instance at least is left.
+    This is stochastic top-k masking. Of k = min(count, N) instances int(share * k) are drawn, and one of a bag at
+    least is left.
 
     Args:
         scores: ``[ΣN, K]`` attention logits, without gradient.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor) -> Tensor:
-    """The k highest scores of each bag, in each column.
+    """Finds the k highest scores of each bag, in each column.
 
     Args:
         scores: ``[N, K]``.
@@ -25,14 +25,14 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor``, drawn on the CPU, on ``device``; a CUDA device takes it without making the process wait."""
+    """Moves ``tensor``, drawn on the CPU, to ``device``; a CUDA device takes it without making the process wait."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def positions(mask: Tensor, count: int) -> Tensor:
-    """int64 ``[count]``: where ``mask`` ``[N]`` is true, which is ``count`` times; no device is waited for."""
+    """Finds where ``mask`` ``[N]`` is true, int64 ``[count]``; its count is told, so that no device is waited for."""
     if mask.device.type != "cuda":
         return mask.nonzero()[:, 0]
     return (~mask).argsort(stable=True)[:count]

@@ -19,7 +19,7 @@ from mil_zoo.kernels import CSR
 
 @register_aggregator("srmil")
 class SRMIL(Aggregator):
-    """A graph-attention encoder shared by slide classification and masked patch-feature reconstruction.
+    """Shares a graph-attention encoder between slide classification and masked patch-feature reconstruction.
 
     With X the patch features and X_M the same with a share ``mask_rate`` of the rows replaced by a learned token::
 
@@ -114,7 +114,7 @@ class SRMIL(Aggregator):
         return self.readout.read(self, h, h_global, graph, offsets)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The three paths of a training step.
+        """Computes the three paths of a training step.
 
         Args:
             batch: labelled bags with their graph.
@@ -143,24 +143,24 @@ class SRMIL(Aggregator):
         reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
         offsets = torch.cat([batch.offsets, n + ends])
         logits = self.readout.read(self, both, h_global, CSR.concat([graph] * 2), offsets).logits
-        ce_masked, ce_full = (self.bag_loss(part, batch.labels) for part in logits.split(len(batch)))
+        ce_masked, ce_full = (self.bag_loss(part, batch.targets, batch.weights) for part in logits.split(len(batch)))
         classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
         loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction
         return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
 
     def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
-        """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
+        """Encodes the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
         graph = self._needs_graph(batch).graph.csr
         h, h_global = self._first_layer(batch.features, Paths(graph, batch.offsets))
         return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
 
     def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """Features ``[len(rows), D]`` at the masked ``rows`` from the encoder's first layer ``[N, hidden]``."""
+        """Reconstructs ``[len(rows), D]``, the features at masked ``rows``, from the first layer ``[N, hidden]``."""
         last = self.decoder.gat_layers[1]
         return last.fc(self._decode(h, rows, graph)) + last.bias
 
     def _decode(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """``reconstruct`` up to the last linear map: ``[len(rows), hidden]``."""
+        """Does ``reconstruct`` up to the last linear map: ``[len(rows), hidden]``."""
         masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
         seen = positions(~masked, len(h) - len(rows))
         code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
@@ -170,7 +170,7 @@ class SRMIL(Aggregator):
         return last.mix(first(code, graph, packing=packing), graph, rows)[0]
 
     def _first_layer(self, features: Tensor, paths: Paths) -> tuple[Tensor, Tensor | None]:
-        """The reformer and the encoder's first layer: patches ``[M, hidden]`` and, if there are any, global nodes."""
+        """Runs the reformer and the encoder's first layer: patches ``[M, hidden]`` and global nodes, if any."""
         layer, reformer = self.encoder.gat_layers[0], self.reformer[0]
         tokens = self.readout.tokens(self, len(paths.offsets) - 1 - paths.skip)
         if paths.packing is None and not layer.drops and len(features) > layer.fc.out_features:
@@ -192,12 +192,12 @@ class SRMIL(Aggregator):
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
 
     def head_mean(self, h: Tensor) -> Tensor:
-        """``[M, hidden]`` to the mean over heads ``[M, hidden / heads]``."""
+        """Averages ``[M, hidden]`` over heads to ``[M, hidden / heads]``."""
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
 
 
 def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """``cos(W h + b, x)`` of every row without the wide ``W h + b``.
+    """Computes ``cos(W h + b, x)`` of every row without the wide ``W h + b``.
 
     ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``.
 

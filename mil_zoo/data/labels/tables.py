@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,30 +21,34 @@ COLUMNS = {
 NEEDS = "it needs the columns slide_id and label, and may have patient_id (or case_id) and split"
 
 
-def read_labels(path: Path, label_column: str = "label") -> pd.DataFrame:
+def read_labels(path: Path, label_column: str = "label", target_columns: Sequence[str] = ("label",)) -> pd.DataFrame:
     """Reads a csv (also ``.csv.gz``) of labels.
 
     Args:
         path: columns slide_id (or slide, ID, bag_name), the label, and optionally patient_id (or case_id, patient) and
             split. A slide id may carry the suffix of its image, ``.svs`` for instance.
         label_column: which column is the label; ``label`` where there is no such column.
+        target_columns: what the task reads: the label, or columns of these names.
 
     Returns:
-        Text columns ``slide_id``, ``label`` and, where the file has them, ``patient_id``, ``split`` and ``site``.
+        Text columns ``slide_id``, those of the target and, where the file has them, ``patient_id``, ``split`` and
+        ``site``.
 
     Raises:
         InputError: the file is missing, not a csv in UTF-8, lacks a column or a value, or names a slide twice.
     """
     table = read_csv(path)
     columns = {name: next((c for c in known if c in table), None) for name, known in COLUMNS.items()}
-    columns["label"] = next((c for c in (label_column, "label") if c in table), None)
-    for name in ("slide_id", "label"):
+    columns |= {name: name if name in table else None for name in target_columns}
+    if "label" in target_columns:
+        columns["label"] = next((c for c in (label_column, "label") if c in table), None)
+    for name in ("slide_id", *target_columns):
         column = columns[name]
         if column is None:
             wanted = label_column if name == "label" else name
             near = did_you_mean(wanted, table.columns)
             raise InputError(f"{path}: the column {wanted!r} is missing{near}; {NEEDS}")
-        if table[column].isna().any():
+        if name in ("slide_id", "label") and table[column].isna().any():
             raise InputError(f"{path}: {column} is empty in row {int(table[column].isna().argmax()) + 2}; fill it in")
     found = {name: table[column].str.strip() for name, column in columns.items() if column is not None}
     labels: pd.DataFrame = pd.DataFrame(found)

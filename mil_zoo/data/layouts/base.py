@@ -218,6 +218,20 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
     return _named(root, groups)
 
 
+def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:
+    """The set of features called ``name``, or the only one.
+
+    Raises:
+        InputError: there is none of that name, or several and none was named.
+    """
+    names = [features.name for features in found]
+    if name is None and len(found) > 1:
+        raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
+    if name is not None and name not in names:
+        raise InputError(f"{folder} holds no features called {name!r}{did_you_mean(name, names)}")
+    return found[0 if name is None else names.index(name)]
+
+
 def _add(slides: dict[str, Path], slide_id: str, path: Path) -> None:
     previous = slides.setdefault(slide_id, path)
     if previous.parent == path.parent and previous != path:

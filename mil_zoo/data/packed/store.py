@@ -69,6 +69,7 @@ class StoredSlide(SlideFile):
             coords=coords,
             instance_labels=labels,
             label=self.label,
+            target=None if self.target is None else torch.tensor(self.target),
             patient_id=self.patient_id,
             slide_id=self.slide_id,
             layout="store",
@@ -132,7 +133,10 @@ class PackedStore:
     @cached_property
     def card(self) -> DataCard:
         """The card of the dataset that was imported."""
-        return from_mapping(DataCard, self.head["card"], str(self.path / HEAD))
+        card = dict(self.head["card"])
+        if "layout" in card:  # what stores of before called the form
+            card["form"] = card.pop("layout")
+        return from_mapping(DataCard, card, str(self.path / HEAD))
 
     @cached_property
     def bags(self) -> Bags:
@@ -144,6 +148,7 @@ class PackedStore:
                 patient_id=entry["patient_id"],
                 path=self.path,
                 layout="store",
+                target=tuple(entry["target"]) if "target" in entry else None,
                 dtype=self.head["dtype"],
                 dim=self.head["dim"],
                 entry=entry,
@@ -260,6 +265,11 @@ def read_index(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is damaged; import the store again") from error
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store, complete or not."""
+    return any((folder / name).is_file() for name in (HEAD, PARTIAL))
 
 
 def is_complete(path: Path) -> bool:

@@ -92,7 +92,7 @@ def read_split_file(path: Path) -> SplitFile:
     return _from_rows(path, table)
 
 
-def published_split(labels: pd.DataFrame, path: Path) -> list[Split]:
+def published_split(labels: pd.DataFrame, path: Path | str) -> list[Split]:
     """The split in the column ``split`` of a label table; none where it lacks the column, train or test slides.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
-from mil_zoo.data.dataset import Dataset
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
 from mil_zoo.data.splits.split import (

@@ -1,0 +1,185 @@
+"""What is wrong with a dataset, as one list of findings: opening raises the errors, ``mil-zoo data check`` prints all.
+
+Rules over label tables need names alone; rules over slides need the rows that reading each slide gives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from mil_zoo.data.card import DataCard, count_differences, per_class
+from mil_zoo.data.labels.tables import class_indices, class_names, patients_of_two_labels
+from mil_zoo.data.splits.split import find_leaks
+from mil_zoo.errors import InputError
+
+Level = Literal["error", "warning"]
+_NAMED = 5  # slides named in a sentence
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or that should be known.
+
+    Attributes:
+        level: "error" where it must be mended, "warning" where it should be known.
+        text: one sentence.
+        slides: the slides or patients it concerns.
+        carried: the sentence that every table of results carries; empty for none.
+    """
+
+    level: Level
+    text: str
+    slides: tuple[str, ...] = ()
+    carried: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The text with the first of its slides."""
+        if not self.slides:
+            return self.text
+        return f"{self.text}: {', '.join(self.slides[:_NAMED])} ({len(self.slides)} in all)"
+
+
+def raise_errors(findings: Sequence[Finding]) -> None:
+    """Raises the first error as an ``InputError`` that counts the others."""
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more: see mil-zoo data check)" if len(errors) > 1 else ""
+        raise InputError(errors[0].sentence + more)
+
+
+def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, where: Path | str) -> list[Finding]:
+    """What is wrong with a label table beside the slides that have features.
+
+    Args:
+        table: text columns slide_id, label and, optionally, patient_id.
+        slide_ids: the slides that have features.
+        card: classes, slides to leave out, and whether a label is the patient's.
+        where: where the labels come from, for messages.
+    """
+    findings: list[Finding] = []
+
+    def add(level: Level, text: str, slides: Iterable[str] = (), carried: str = "") -> None:
+        findings.append(Finding(level, text, tuple(slides), carried))
+
+    repeated = sorted(slide for slide, count in Counter(slide_ids).items() if count > 1)
+    if repeated:
+        add("error", f"dataset {card.name!r}: slides occur more than once; keep one of each", repeated)
+    known, given = set(slide_ids), set(table["slide_id"])
+    missing = sorted(given - known)
+    if missing:
+        add("error", f"{where} names slides without features; extract them or drop their rows", missing)
+    spare = sorted(known - given - set(card.exclude))
+    if spare:
+        text = "slides with features have no label and are left out"
+        names = ", ".join(spare[:3]) + (", ..." if len(spare) > 3 else ".")
+        add("warning", f"{text} (labels: {where})", spare, f"{len(spare)} {text}: {names}")
+    for slide in sorted(known & set(card.exclude)):
+        add("warning", f"left out by the card: {card.exclude[slide]}", [slide])
+    if "label" not in table:
+        return findings
+    classes = class_indices(card.classes or class_names(table))
+    for label, group in table[~table["label"].isin(list(classes))].groupby("label"):
+        add("error", f"{where}: label {label!r} is none of {', '.join(classes)}", group["slide_id"])
+    torn = patients_of_two_labels(table)
+    if torn:
+        level: Level = "error" if card.label_of == "patient" else "warning"
+        add(level, f"{where}: patients with slides of different labels", torn)
+    return findings
+
+
+def judge_counts(table: pd.DataFrame, card: DataCard) -> list[Finding]:
+    """Where the counts of labelled slides differ from what the card states.
+
+    Args:
+        table: text columns slide_id, label and, optionally, patient_id and split.
+        card: what it states.
+    """
+    if "label" not in table:
+        return []
+    classes = class_indices(card.classes)
+    labels = table["label"].map(lambda text: classes.get(str(text), -1))
+    patients = table["patient_id"].dropna().tolist() if "patient_id" in table else []
+    differences = count_differences(card, labels.tolist(), patients)
+    for part, counts in card.split_counts.items() if "split" in table else ():
+        here = per_class(labels[table["split"] == part], card)
+        if here != counts:
+            differences.append(f"{sum(here)} {part} bags ({here} by class), its card states {sum(counts)} ({counts})")
+    if card.counts == "exact":
+        remedy = "the files are incomplete or of another version"
+        return [Finding("error", f"dataset {card.name!r} holds {difference}; {remedy}") for difference in differences]
+    holds = [f"The dataset holds {difference}." for difference in differences]
+    return [Finding("warning", text, carried=text) for text in holds]
+
+
+def judge_splits(table: pd.DataFrame, card: DataCard, where: Path | str) -> list[Finding]:
+    """What is wrong with the published split in the column ``split`` of a label table."""
+    findings: list[Finding] = []
+    if "split" not in table:
+        return findings
+    parts = {str(part): set(group["slide_id"]) for part, group in table.groupby("split")}
+    patients = table["patient_id"] if "patient_id" in table else pd.Series([None] * len(table))
+    patient_of = {
+        slide: None if pd.isna(patient) else str(patient)
+        for slide, patient in zip(table["slide_id"], patients, strict=True)
+    }
+    names = sorted(parts)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            leaks = find_leaks(parts[one], parts[other], patient_of)
+            if leaks:
+                published = set(leaks) <= set(card.known_leaks)
+                remedy = "published so" if published else "split by patient"
+                text = f"{where}: patients in both {one} and {other}; {remedy}"
+                findings.append(Finding("warning" if published else "error", text, tuple(leaks)))
+    for name, slides in parts.items() if "label" in table else ():
+        lacking = set(table["label"]) - set(table["label"][table["slide_id"].isin(slides)])
+        if lacking:
+            findings.append(Finding("error", f"{where}: no {name} slide is of class {', '.join(sorted(lacking))}"))
+    return findings
+
+
+def judge_rows(rows: pd.DataFrame) -> list[Finding]:
+    """What is wrong with slides that were read.
+
+    Args:
+        rows: one a slide, see :class:`mil_zoo.data.check.Report`.
+    """
+    findings: list[Finding] = []
+
+    def add(level: Level, text: str, slides: Iterable[str] = ()) -> None:
+        findings.append(Finding(level, text, tuple(slides)))
+
+    bad = rows[rows["problem"] != ""]
+    for slide_id, problem in zip(bad["slide_id"], bad["problem"], strict=True):
+        add("error", problem, [slide_id])
+    good = rows[rows["problem"] == ""]
+    widths = Counter(good["dimensions"].dropna().astype(int))
+    if len(widths) > 1:
+        usual = widths.most_common(1)[0][0]
+        text = f"features have {usual} dimensions in most slides and others here; use one encoder"
+        add("error", text, good[good["dimensions"] != usual]["slide_id"])
+    if good["unit"].nunique() > 1:
+        add("error", f"coordinates are in several units: {', '.join(sorted(good['unit'].unique()))}")
+    for column, text in (("digest", "identical features under several ids"), ("slide_id", "an id occurs twice")):
+        repeated = good[good.duplicated(column, keep=False)]
+        for _, group in repeated.groupby(column):
+            add("error", f"{text}; keep one", group["slide_id"])
+    steps = Counter(good["patch_size"].dropna().round(3))
+    if len(steps) > 1:
+        text = ", ".join(f"{step:g} ({count})" for step, count in steps.most_common(4))
+        add("warning", f"patch sizes differ between slides: {text}; right where magnifications do")
+    twins = good[good["repeated"] > 0]
+    if len(twins):
+        add("warning", f"{int(twins['repeated'].sum())} patches lie at the place of another one", twins["slide_id"])
+    measured = good[good["geometry"].astype(str).str.startswith("the coordinates' own step")]
+    if len(measured):
+        text = f"the patch size is measured, not stated: {measured['geometry'].iloc[0]}"
+        add("warning", text, measured["slide_id"])
+    return findings

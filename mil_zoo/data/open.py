@@ -1,0 +1,258 @@
+"""What lies at a source: the one place that tells cards, tables, folders, stores and single files apart.
+
+:func:`locate` says what is there, :func:`contents_of` lists its slides. Opening a dataset, checking one and predicting
+slides all begin here, so that what one of them takes the others take too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import Bags, MemorySlide, Slide, SlideFile, as_bags
+from mil_zoo.data.card import DataCard, read_card
+from mil_zoo.data.demo.cache import load_demo
+from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
+from mil_zoo.data.labels.tables import find_labels, read_labels
+from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout, choose_features, find_features, layout_of
+from mil_zoo.data.layouts.table import read_published_folds, read_table
+from mil_zoo.data.packed.store import PackedStore, is_store
+from mil_zoo.data.source import DatasetSource
+from mil_zoo.data.splits.split import Split, from_masks
+from mil_zoo.errors import InputError
+from mil_zoo.tasks import Task
+
+Kind = Literal["simulated", "table", "slides", "store", "file"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What lies at a source.
+
+    Attributes:
+        kind: slides that are "simulated", a bag "table", a folder of "slides", a packed "store", or one feature "file".
+        card: the card that was named, or one that says no more than what is there.
+        path: the file or folder; None for simulated slides.
+    """
+
+    kind: Kind
+    card: DataCard
+    path: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the files; only of "slides" and "file"."""
+        path = self.path or Path()
+        return path.parent if self.kind == "file" else path
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """The slides at a place.
+
+    Attributes:
+        card: of the dataset.
+        where: the file or folder they are read from; a word where they are simulated.
+        layout: how they lie there.
+        bags: one a slide, with the labels that lie with the features.
+        features: the files; None but for a folder or a file of features.
+        splits: the splits that come with them.
+        site_of: the site of each slide, where known.
+        unreadable: files of several slides each that cannot be read, and why.
+    """
+
+    card: DataCard
+    where: Path | str
+    layout: str
+    bags: Bags
+    features: FeatureSet | None = None
+    splits: Sequence[Split] = ()
+    site_of: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[Path, str] = field(default_factory=dict)
+
+
+def locate(source: DatasetSource) -> Place:
+    """What lies at a source.
+
+    Raises:
+        InputError: nothing does, or the card's files are not there.
+    """
+    path = Path(source.name)
+    if path.suffix.lower() == ".npz" and source.layout in (None, "arrays"):
+        return Place("table", _bare_card(path.stem, path.name, "table"), path)
+    if path.is_dir():
+        kind: Kind = "store" if is_store(path) else "slides"
+        return Place(kind, _bare_card(path.resolve().name, str(path), "slides"), path)
+    if path.is_file():
+        return Place("file", _bare_card(path.stem, path.name, "slides"), path)
+    if len(path.parts) > 1 or path.suffix.lower() in _suffixes():
+        raise InputError(f"{path}: no such file or folder; pass a file or folder of features, or a card's name")
+    card = read_card(source.name)
+    return Place(card.form, card, None if card.form == "simulated" else card.locate(source.data_root))
+
+
+def feature_sets(place: Place, source: DatasetSource) -> list[FeatureSet]:
+    """The sets of features at a place, or the one that the source names; empty where files of features are none."""
+    if place.kind == "file":
+        path = place.folder / (place.path or Path()).name
+        layout = layout_of(path, source.layout)
+        return [FeatureSet(layout.name, "", path, {layout.slide_id(path): path})]
+    if place.kind != "slides":
+        return []
+    found = find_features(place.folder, source.layout)
+    return found if source.features is None else [choose_features(found, source.features, place.folder)]
+
+
+def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None = None) -> Contents:
+    """The slides at a place. Names are listed; of tables, the bags are read.
+
+    Args:
+        place: from :func:`locate`.
+        source: what it is the place of.
+        features: one of :func:`feature_sets`; None for the only one.
+
+    Raises:
+        InputError: several sets of features and none was named, or files that are missing or damaged.
+    """
+    if place.kind == "simulated":
+        return Contents(place.card, "simulated", "simulated", as_bags(load_demo()))
+    path = place.path or Path()
+    if place.kind == "table":
+        return _table(place.card, path)
+    if place.kind == "store":
+        store = PackedStore.open(path)
+        return Contents(store.card, path, "store", store.bags, None, store.splits, store.site_of)
+    if features is None:
+        features = choose_features(feature_sets(place, source), None, path)
+    slides, unreadable = _slides(features, source.allow_pickle)
+    card = place.card.beside(place.folder)
+    return Contents(card, features.folder, features.layout, Bags(slides), features, unreadable=unreadable)
+
+
+def label_table(contents: Contents, place: Place, source: DatasetSource) -> tuple[pd.DataFrame, Path | str]:
+    """The labels of the slides, as text, without the slides that the card leaves out; and where they lie.
+
+    The first of these: the table that the source names, ``labels.csv``, what lies with the features, the only csv of
+    labels. Patients are the first characters of slide ids where the table names none and the card says so.
+
+    Raises:
+        InputError: there are no labels, or see :func:`mil_zoo.data.labels.tables.read_labels`.
+    """
+    card, own, where = contents.card, None, contents.where
+    if source.labels is None and not (contents.features and (place.folder / "labels.csv").exists()):
+        own = _own_labels(contents.bags)
+        if own is None and contents.features is not None:
+            own = LAYOUTS.get(contents.features.layout).labels(contents.features)
+    if own is None:
+        where = source.labels or find_labels(place.folder)
+        own = read_labels(where, card.label_column, card.target_columns)
+    table = own[~own["slide_id"].isin(list(card.exclude))].reset_index(drop=True)
+    if contents.features is None:  # in the order of the bags
+        place_of = {slide_id: i for i, slide_id in enumerate(contents.bags.slide_ids)}
+        order = table["slide_id"].map(lambda slide_id: place_of.get(slide_id, len(place_of)))
+        table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+    if "patient_id" not in table and card.patient_prefix:
+        table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
+    return table, where
+
+
+def labelled(
+    contents: Contents, table: pd.DataFrame, task: Task, targets: npt.NDArray[np.float64], folder: Path | None
+) -> tuple[Bags, bool]:
+    """The bags of the slides in a table, in its order, with its targets and patients.
+
+    Args:
+        contents: whose bags.
+        table: columns slide_id and, optionally, patient_id; every slide is among the bags.
+        task: what is predicted; for classes the target is the label.
+        targets: ``[n, T]``, of each row.
+        folder: where annotations are looked for; None for nowhere.
+
+    Returns:
+        The bags, and whether any of them has its instance labels from annotations.
+    """
+    by_id = {slide.slide_id: slide for slide in contents.bags.slides}
+    classes = task.target_columns == ("label",)
+    labels = [int(target[0]) if classes else None for target in targets]
+    labellers = {} if folder is None else _labellers(contents.card, folder, table["slide_id"].tolist(), labels)
+    slides: list[Slide] = []
+    for row, label, target in zip(table.to_dict("records"), labels, targets.tolist(), strict=True):
+        slide = by_id[row["slide_id"]]
+        patient = row.get("patient_id", slide.patient_id)
+        slide = slide.changed(
+            label=label,
+            target=None if classes else tuple(target),
+            patient_id=None if pd.isna(patient) else str(patient),
+        )
+        if row["slide_id"] in labellers:
+            slide = slide.annotated(labellers[row["slide_id"]])
+        slides.append(slide)
+    return Bags(slides), bool(labellers)
+
+
+def _own_labels(bags: Bags) -> pd.DataFrame | None:
+    """The labels that lie with the features, as a label table; None unless every slide has one."""
+    if not len(bags) or None in bags.labels:
+        return None
+    rows = [(slide.slide_id, str(slide.label), slide.patient_id) for slide in bags.slides]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=["slide_id", "label", "patient_id"])
+    return table
+
+
+def _bare_card(name: str, title: str, form: Literal["table", "slides"]) -> DataCard:
+    return DataCard(name=name, title=title, kind="table" if form == "table" else "real", form=form, classes=[])
+
+
+def _suffixes() -> set[str]:
+    return {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).suffixes}
+
+
+def _table(card: DataCard, path: Path) -> Contents:
+    bags = read_table(path, card.positive_instance_class, card.single_label)
+    if not card.classes:  # nothing but the table says what it is
+        card = replace(
+            card,
+            standardise=True,
+            graph="feature_knn:8" if bags[0].coords is None else "knn:8",
+            instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
+        )
+    folds = None if card.single_label else read_published_folds(path)
+    return Contents(card, path, "arrays", as_bags(bags), splits=() if folds is None else from_masks(folds, bags))
+
+
+def _slides(features: FeatureSet, allow_pickle: bool) -> tuple[list[Slide], dict[Path, str]]:
+    layout = LAYOUTS.get(features.layout)
+    if not isinstance(layout, TableLayout):
+        return [SlideFile(slide, None, None, path, layout.name) for slide, path in features.files.items()], {}
+    bags: list[Bag] = []
+    unreadable = {}
+    for path in dict.fromkeys(features.files.values()):
+        try:
+            bags += layout.read_all(path, allow_pickle)
+        except InputError as error:
+            unreadable[path] = str(error)
+    return [MemorySlide(bag) for bag in bags], unreadable
+
+
+def _labellers(
+    card: DataCard, folder: Path, slide_ids: Sequence[str], labels: Sequence[int | None]
+) -> dict[str, InstanceLabeller]:
+    """For each slide whose lesions are known, how its patches are labelled; empty without an annotations folder."""
+    files = find_annotations(folder / card.annotations)
+    known: dict[str, Path | None] = {}
+    if files and card.lesion_free_class is not None:
+        free = card.classes.index(card.lesion_free_class)
+        known = {slide_id: None for slide_id, label in zip(slide_ids, labels, strict=True) if label == free}
+    known.update(files)
+    return {
+        slide_id: InstanceLabeller(path, card.annotation_threshold)
+        for slide_id, path in known.items()
+        if slide_id not in card.incomplete_annotations
+    }

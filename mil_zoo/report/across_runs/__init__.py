@@ -1,0 +1,1 @@
+"""Several runs beside each other: ranks over datasets, and published numbers."""

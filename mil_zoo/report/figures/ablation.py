@@ -1,0 +1,103 @@
+"""Figure 5 of the SRMIL paper, and its like for any grid: metrics and attention skew against a setting."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from mil_zoo.report.figures.look import WIDTH, below, palette, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.text import inside
+from mil_zoo.report.tables.variants import Axis, axes_of, variant_table
+
+SKEW = {
+    "max_attention": "maximum attention",
+    "n_x_max": "N x maximum",
+    "effective_fraction": "effective share of instances",
+    "mass_ratio": "mass ratio on positives",
+}
+_LOGARITHMIC = ("max_attention", "n_x_max")
+
+
+@register_figure("ablation", place=80, page=80)
+def draw(results: Results) -> dict[str, Figure]:
+    """``ablation-<aggregator>-<option>`` of each grid; that of a mask ratio is ``figure5``."""
+    figures = {}
+    titles = {metric.name: inside(metric.title) for metric in results.headline} | SKEW
+    for axis in axes_of(variant_table(results)):
+        name = "figure5" if axis.option == "mask_rate" else f"ablation-{quote(axis.model)}-{quote(axis.option)}"
+        figures[name] = _figure(axis, titles)
+        what = f"{axis.model} against {axis.option.replace('_', ' ')}"
+        figures[name].suptitle(title(results, what, int(14 * figures[name].get_figwidth())))
+    return figures
+
+
+def _figure(axis: Axis, titles: dict[str, str]) -> Figure:
+    """A panel a number against the values of one grid; a line for every setting of the others."""
+    names = [name for name in titles if name in set(axis.rows["name"])]
+    rows = -(-len(names) // 2) if len(names) < 5 else -(-len(names) // 3)
+    columns = -(-len(names) // rows)
+    figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    values = list(dict.fromkeys(axis.rows["value"]))
+    numeric = _numeric(values)
+    places = dict(zip(values, numeric or range(len(values)), strict=True))
+    rests = list(dict.fromkeys(axis.rows["rest"]))
+    colours = palette(rests)
+    for axes, name in zip(panels, names, strict=False):
+        for i, rest in enumerate(rests):
+            part = axis.rows[(axis.rows["name"] == name) & (axis.rows["rest"] == rest)]
+            x = np.array([places[value] for value in part["value"]], dtype=float)
+            _line(axes, x, part, colours[rest], numeric is not None, (i - (len(rests) - 1) / 2) * 0.12)
+        axes.set_title(titles[name])
+        _dress(axes, name, axis.option, values, numeric)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    note = (
+        "Metrics: mean over test folds, band its 95 % interval (corrected resampled t, cut to [0, 1]). "
+        "Attention: median over test slides, band its quartiles; N x maximum is 1 for uniform attention."
+    )
+    lines = [Line2D([], [], color=colours[rest], marker="o", markersize=3, label=rest) for rest in rests if rest]
+    below(figure, lines, note, min(len(lines), 3))
+    return figure
+
+
+def _numeric(values: list[str]) -> list[float] | None:
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
+
+
+def _line(axes: Axes, x: np.ndarray, part: pd.DataFrame, colour: Any, numeric: bool, shift: float) -> None:
+    mean, low, high = (part[name].to_numpy() for name in ("mean", "low", "high"))
+    if numeric:
+        order = np.argsort(x)
+        axes.fill_between(x[order], low[order], high[order], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x[order], mean[order], color=colour, marker="o", markersize=3)
+    else:
+        axes.vlines(x + shift, low, high, color=colour, linewidth=1.2)
+        axes.plot(x + shift, mean, color=colour, marker="o", markersize=4, linestyle="none")
+
+
+def _dress(axes: Axes, name: str, option: str, values: list[str], numeric: list[float] | None) -> None:
+    axes.set_xlabel(option.replace("_", " ") if numeric else "")
+    if numeric is None:
+        axes.set_xticks(range(len(values)), [textwrap.fill(value, 14) for value in values], rotation=35, ha="right")
+        axes.set_xlim(-0.5, len(values) - 0.5)
+    if name in _LOGARITHMIC:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if name in ("n_x_max", "mass_ratio"):
+        axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--", zorder=0)

@@ -1,0 +1,206 @@
+"""Attention maps: where each aggregator looks on a slide, beside the annotated truth (figure 4 of the SRMIL paper)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from typing import Any
+from urllib.parse import quote
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure, SubFigure
+
+from mil_zoo.errors import InputError
+from mil_zoo.report.figures.look import WIDTH, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.load import Results
+
+COLUMNS = 4
+SPAN = 100.0  # colours end at a hundredth and a hundred times uniform attention: one scale for all slides and runs
+_TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
+
+
+@register_figure("attention", place=90, page=95)
+def draw(results: Results) -> dict[str, Figure]:
+    """``figure4`` and ``attention-<slide>``: truth and a map an aggregator, on the patch grid.
+
+    Figure 4 of the SRMIL paper is the map of a negative slide; here a positive one stands below it.
+
+    The trials are those of one fold, the first that most aggregators with attention finished, so that all maps are of
+    one test slide. Colour is N x attention, on one logarithmic scale centred on 1, which is uniform attention; a ring
+    marks the most attended patch and the title gives its attention. Patches without a size (nuclei) are dots. The
+    slides are those of ``results.slides``; by default one negative slide of median size, and one positive slide,
+    predicted rightly by as many aggregators as any is and of median positive share.
+
+    Raises:
+        InputError: a slide that is in no test set, or has no coordinates.
+    """
+    folds = _folds(results)
+    if results.slides is None:
+        # max keeps the first fold among those with equally many aggregators.
+        chosen = max(folds, key=len, default={})
+        figures = [(slide, chosen) for slide in _typical_slides(results, chosen)]
+    else:
+        figures = [(slide, _fold_of(results, slide, folds)) for slide in results.slides]
+    maps = {slide: _read(results, slide, trials) for slide, trials in figures}
+    drawn = {"figure4": _figure(results, maps)} if maps else {}
+    return drawn | {
+        f"attention-{quote(slide, safe='')}": _figure(results, {slide: part}) for slide, part in maps.items()
+    }
+
+
+def _folds(results: Results) -> list[dict[str, str]]:
+    """For every repeat, seed and fold, in this order, the trial of each aggregator that stored attention."""
+    folds: dict[Any, dict[str, str]] = defaultdict(dict)
+    for label, trials in results.finished.items():
+        for trial in trials:
+            if results.attention.slides(trial.trial):
+                folds[trial.repeat, trial.seed, trial.fold][label] = trial.trial
+    return [folds[key] for key in sorted(folds)]
+
+
+def _fold_of(results: Results, slide: str, folds: list[dict[str, str]]) -> dict[str, str]:
+    holding = [
+        {label: trial for label, trial in trials.items() if slide in results.attention.slides(trial)}
+        for trials in folds
+    ]
+    best = max(holding, key=len, default={})
+    if not best:
+        raise InputError(f"{results.path}: no attention of slide {slide!r} is stored; name a test slide of this run")
+    return best
+
+
+def _typical_slides(results: Results, trials: dict[str, str]) -> list[str]:
+    """A negative and a positive slide that every trial stored, with coordinates."""
+    found: dict[bool, list[tuple[Any, ...]]] = {False: [], True: []}
+    stored = [results.attention.slides(trial) for trial in trials.values()]
+    if not stored:
+        return []
+    for slide in sorted(set.intersection(*map(set, stored)), key=lambda slide: quote(slide, safe="")):
+        facts = stored[0][slide]
+        label, size = int(facts["label"]), facts["n"]
+        if "coords" not in facts["arrays"] or label < 0:
+            continue
+        labels = results.attention.read(next(iter(trials.values())), slide, "instance_labels")
+        share = 0.0 if labels is None else float(labels.mean())
+        right = sum(int(part[slide]["predicted"]) == label for part in stored)
+        order = (share, size) if label else (size,)
+        found[label > 0].append((right if label else 0, order, slide))
+    typical = []
+    for candidates in found.values():
+        best = [candidate for candidate in sorted(candidates) if candidate[0] == max(candidates)[0]]
+        typical += [slide for _, _, slide in best[(len(best) - 1) // 2 :][:1]]
+    return typical
+
+
+def _read(results: Results, slide: str, trials: dict[str, str]) -> dict[str, dict[str, Any]]:
+    maps = {}
+    for label, trial in trials.items():
+        facts = results.attention.slides(trial)[slide]
+        if "coords" not in facts["arrays"]:
+            raise InputError(
+                f"{results.run.attention(trial)}: slide {slide!r} has no coordinates, so no attention map; give coords "
+                "in its bag"
+            )
+        names = [name for name in ("attention", "coords", "instance_labels") if name in facts["arrays"]]
+        maps[label] = facts | {name: results.attention.read(trial, slide, name) for name in names}
+    return maps
+
+
+def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> Figure:
+    """One block a slide: the truth and the maps of all aggregators."""
+    heights = {slide: _height(maps) for slide, maps in slides.items()}
+    figure = Figure(figsize=(WIDTH, sum(heights.values()) + 0.6), layout="constrained")
+    figure.suptitle(
+        title(results, f"Attention on slide {next(iter(slides))}" if len(slides) == 1 else "Attention maps")
+    )
+    blocks = figure.subfigures(len(slides), 1, height_ratios=list(heights.values()), squeeze=False).ravel()
+    for block, (slide, maps) in zip(blocks, slides.items(), strict=True):
+        if len(slides) > 1:
+            block.suptitle(f"slide {slide}", x=0.01, ha="left", fontsize=8)
+        _draw_slide(block, maps, results.config.dataset.classes)
+    note = "Ring: the most attended patch."
+    missing = [label for label in results.groups if label not in next(iter(slides.values()))]
+    if missing:
+        where = "this slide" if len(slides) == 1 else "these slides"
+        note += f" Without a stored attention on {where}: {', '.join(missing)}."
+    figure.supxlabel(textwrap.fill(note, 130), fontsize=7)
+    return figure
+
+
+def _shape(maps: dict[str, dict[str, Any]]) -> tuple[int, int]:
+    """Rows and columns of a slide's panels."""
+    columns = min(COLUMNS, 1 + len(maps))
+    return -(-(1 + len(maps)) // columns), columns
+
+
+def _height(maps: dict[str, dict[str, Any]]) -> float:
+    """Height of a slide's panels, inches: as the slide is shaped."""
+    first, (rows, columns) = next(iter(maps.values())), _shape(maps)
+    side = float(first["patch_size"])
+    width, height = np.ptp(first["coords"], axis=0) + (0 if np.isnan(side) else side)
+    panel = min((WIDTH - 0.6) / columns, 2.4)
+    return rows * (panel * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.4)
+
+
+def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[str]) -> None:
+    first = next(iter(maps.values()))
+    coords, side = first["coords"], float(first["patch_size"])
+    panels = block.subplots(*_shape(maps), squeeze=False).ravel()
+    _draw_truth(panels[0], first, names)
+    norm = LogNorm(1 / SPAN, SPAN)
+    cmap = mpl.colormaps["coolwarm"]
+    for axes, (label, part) in zip(panels[1:], maps.items(), strict=False):
+        relative = len(part["attention"]) * part["attention"].astype(np.float64)
+        draw_patches(axes, coords, side, cmap(norm(np.clip(relative, 1 / SPAN, SPAN))), relative)
+        top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
+        axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
+        predicted = textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24)
+        axes.set_title(f"{label}: max {part['attention'].max():.2g}\n{predicted}")
+    for axes in panels[1 + len(maps) :]:
+        axes.set_axis_off()
+    block.colorbar(
+        ScalarMappable(norm, cmap),
+        ax=list(panels),
+        extend="both",
+        label="N x attention (1 = uniform)",
+        pad=0.01,
+        aspect=30,
+    )
+
+
+def _draw_truth(axes: Axes, part: dict[str, Any], names: list[str]) -> None:
+    labels = part.get("instance_labels")
+    positive = np.zeros(len(part["coords"]), int) if labels is None else (labels > 0).astype(int)
+    draw_patches(axes, part["coords"], float(part["patch_size"]), _TRUTH[positive], positive)
+    truth = "no instance labels" if labels is None else f"{positive.mean():.1%} of {len(positive):,} positive"
+    axes.set_title(textwrap.fill(f"truth: {_name(part['label'], names)}", 24) + f"\n{truth}")
+
+
+def draw_patches(
+    axes: Axes, coords: np.ndarray, side: float, colours: np.ndarray, height: np.ndarray, width: float = WIDTH
+) -> None:
+    """Squares of ``side`` at ``coords``, or dots where it is NaN; higher ones over lower ones."""
+    order = np.argsort(height, kind="stable")
+    if np.isnan(side):
+        points_wide = 72 * width / COLUMNS
+        size = float(np.clip((0.6 * points_wide) ** 2 / len(coords), 0.2, 30))
+        axes.scatter(*coords[order].T, s=size, c=colours[order], linewidths=0)
+    else:
+        corners = side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+        squares = coords[order, None, :] + corners
+        axes.add_collection(PolyCollection(squares, facecolors=colours[order], linewidths=0, antialiaseds=False))
+        axes.autoscale_view()
+    axes.set_aspect("equal")
+    axes.invert_yaxis()  # image coordinates: y points down
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _name(label: Any, names: list[str]) -> str:
+    return names[int(label)] if 0 <= int(label) < len(names) else str(int(label))

@@ -1,0 +1,123 @@
+"""The registry of figures: a file that registers one is all that it takes to add it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from mil_zoo.registry import Registry
+from mil_zoo.report.figures.look import DPI, STYLE
+from mil_zoo.report.load import Results
+
+Draw = Callable[[Results], Mapping[str, Figure]]
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """A figure of the registry.
+
+    Attributes:
+        name: its key, and what a task names it by.
+        draw: makes the figures of a run by file name, without the ending; {} where the results do not allow it.
+        task: whether only tasks that name it have it (a ROC curve needs class probabilities).
+        place: where it stands in the list of files, smallest first.
+        page: where it stands on the page.
+    """
+
+    name: str
+    draw: Draw
+    task: bool
+    place: float
+    page: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn.
+
+    Attributes:
+        path: the file.
+        png: its bytes.
+        page: where it stands on the page, smallest first.
+    """
+
+    path: Path
+    png: bytes
+    page: float
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+
+FIGURES: Registry[FigureKind] = Registry("figure", package="mil_zoo.report.figures")
+
+
+def register_figure(
+    name: str, *, task: bool = False, place: float = 1000, page: float = 1000
+) -> Callable[[Draw], Draw]:
+    """Decorator: registers a function that draws figures of a run, which are then written and stand on the page.
+
+    ::
+
+        @register_figure("sizes")
+        def draw(results):
+            figure = Figure(layout="constrained")
+            figure.subplots().hist([trial.n_test for trial in results.trials])
+            return {"sizes": figure}
+
+    Args:
+        name: lowercase letters, digits and ``_``.
+        task: see :class:`FigureKind`.
+        place: see :class:`FigureKind`.
+        page: see :class:`FigureKind`.
+
+    Raises:
+        InputError: the name is taken, or is no name.
+    """
+
+    def decorate(draw: Draw) -> Draw:
+        FIGURES.register(name)(FigureKind(name, draw, task, place, page))
+        return draw
+
+    return decorate
+
+
+def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawing]:
+    """Draws every figure that the results and the task allow into ``figures/`` of the run directory.
+
+    Models without attention are left out of the attention figures, which say so. Without a finished trial nothing is
+    drawn.
+
+    Args:
+        results: of a run.
+        names: keys of the registry; None for all.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    kinds = [FIGURES.get(name) for name in (FIGURES if names is None else names)]
+    drawings: list[Drawing] = []
+    for kind in sorted(kinds, key=lambda kind: kind.place):
+        if kind.task and kind.name not in results.task.figures:
+            continue
+        with mpl.rc_context(STYLE):
+            for stem, figure in kind.draw(results).items():
+                path = results.path / "figures" / f"{stem}.png"
+                drawings.append(Drawing(path, save(figure, path), kind.page))
+    return drawings
+
+
+def save(figure: Figure, path: Path) -> bytes:
+    """Writes a figure as PNG and returns its bytes."""
+    picture = BytesIO()
+    figure.savefig(picture, dpi=DPI, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture.getvalue())
+    return picture.getvalue()

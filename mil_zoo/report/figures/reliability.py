@@ -1,0 +1,46 @@
+"""The reliability diagram: what was predicted against what came true."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mil_zoo.report.figures.look import below, colours_of, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.figures.roc_pr import tested
+from mil_zoo.report.load import Results
+from mil_zoo.stats import calibration
+
+
+@register_figure("calibration", task=True, place=70, page=70)
+def draw(results: Results) -> dict[str, Figure]:
+    """``calibration``: what was predicted of the test slides against what came true, and how often."""
+    sets, colours, classes = tested(results), colours_of(results), results.config.dataset.classes
+    if not sets:
+        return {}
+    columns = min(len(sets), 4)
+    rows = -(-len(sets) // columns)
+    figure = Figure(figsize=(max(1.8 * columns, 3.6), 2.4 * rows + 0.9), layout="constrained")
+    blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
+    for i, (block, (label, parts)) in enumerate(zip(blocks, sets.items(), strict=False)):
+        truth = np.concatenate([part.labels for part in parts for _ in part.probabilities])
+        result = calibration(truth, np.concatenate([seed for part in parts for seed in part.probabilities]))
+        upper, lower = block.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        upper.plot(result.predicted, result.observed, color=colours[label], marker="o", markersize=3.5)
+        lower.bar(result.predicted, result.counts, width=0.06, color=colours[label])
+        upper.set(
+            title=f"{label}\nBrier {result.brier:.3f}, ECE {result.ece:.3f}", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05)
+        )
+        lower.set_ylim(0, None)
+        if i % columns == 0:
+            upper.set_ylabel("came true")
+            lower.set_ylabel("slides")
+    what = f"probability of {classes[1]}" if len(classes) == 2 else "probability of the predicted class"
+    note = (
+        f"x: {what}; all test predictions together, in ten bins, a point at the mean probability of its bin. Dashed: "
+        "calibrated. ECE: expected calibration error."
+    )
+    below(figure, [], note, 1)
+    figure.suptitle(title(results, "Calibration", int(14 * figure.get_figwidth())))
+    return {"calibration": figure}

@@ -1,0 +1,94 @@
+"""ROC and precision-recall curves of the test slides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mil_zoo.report.figures.look import WIDTH, below, colours_of, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.load import Results, mean_sizes
+from mil_zoo.stats import Curve, TestSet, mean_curve
+
+_AXES = {
+    "roc": ("false-positive rate", "true-positive rate"),
+    "pr": ("recall", "precision"),
+}
+_BANDED = 4  # bands of more aggregators than these hide each other
+
+
+@register_figure("roc", task=True, place=50, page=50)
+def draw_roc(results: Results) -> dict[str, Figure]:
+    """``roc``: the mean ROC curve of each model; a panel a class, one for two classes."""
+    return _figures(results, "roc", "ROC")
+
+
+@register_figure("pr", task=True, place=60, page=60)
+def draw_pr(results: Results) -> dict[str, Figure]:
+    """``pr``: the mean precision-recall curve likewise."""
+    return _figures(results, "pr", "Precision-recall")
+
+
+def tested(results: Results) -> dict[str, list[TestSet]]:
+    """The test sets of every ``aggregator[@grid]`` that has any, one a split."""
+    sets = {label: list(results.test_sets(label).values()) for label, trials in results.finished.items() if trials}
+    return {label: parts for label, parts in sets.items() if parts}
+
+
+def _figures(results: Results, kind: str, what: str) -> dict[str, Figure]:
+    sets = tested(results)
+    if not sets:
+        return {}
+    figure = _curves(kind, sets, results)
+    figure.suptitle(title(results, what, int(14 * figure.get_figwidth())))
+    return {kind: figure}
+
+
+def _curves(kind: str, sets: dict[str, list[TestSet]], results: Results) -> Figure:
+    colours, classes = colours_of(results), results.config.dataset.classes
+    shown = [1] if len(classes) == 2 else list(range(len(classes)))
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    panel = 3.6 if len(shown) == 1 else WIDTH / columns
+    figure = Figure(figsize=(max(panel * columns, 4.6), panel * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    left_out = set()
+    for axes, of_class in zip(panels, shown, strict=False):
+        for label, parts in sets.items():
+            usable = [part for part in parts if len(np.unique(part.labels == of_class)) == 2]
+            if len(usable) < len(parts):
+                left_out.add(label)
+            if usable:
+                sizes, banded = mean_sizes(results.finished[label]), len(sets) <= _BANDED
+                _draw_curve(axes, mean_curve(usable, kind, *sizes, of_class), kind, colours[label], banded)
+        _dress(axes, kind, classes[of_class])
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    splits = max(map(len, sets.values()))
+    note = f"Mean over {splits} test folds. " if splits > 1 else "One split. "
+    if len(sets) <= _BANDED:
+        how = "corrected resampled t interval, cut to [0, 1]" if splits > 1 else "bootstrap over test patients"
+        note += f"Band: 95 % at each point ({how}). "
+    if left_out:
+        note += "Folds without a slide of either side are left out. "
+    lines = [Line2D([], [], color=colours[label], label=label) for label in sets]
+    below(figure, lines, note, min(len(lines), 4))
+    return figure
+
+
+def _draw_curve(axes: Axes, curve: Curve, kind: str, colour: Any, banded: bool) -> None:
+    if banded:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+    x, y = (np.append(0, curve.x), np.append(0, curve.y)) if kind == "roc" else (curve.x, curve.y)
+    axes.plot(x, y, color=colour)
+
+
+def _dress(axes: Axes, kind: str, name: str) -> None:
+    xlabel, ylabel = _AXES[kind]
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=name)
+    if kind == "roc":
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)

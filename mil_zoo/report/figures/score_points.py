@@ -1,0 +1,43 @@
+"""The test metrics of every trial, and their mean with its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mil_zoo.report.figures.look import WIDTH, colours_of, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.figures.series import trained
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.scores import score_table
+
+
+@register_figure("metrics", place=30, page=20)
+def draw(results: Results) -> dict[str, Figure]:
+    """``metrics``: a panel a metric, a row an aggregator, a point a trial."""
+    if not trained(results):
+        return {}
+    table, colours = score_table(results), colours_of(results)
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(table)), layout="constrained")
+    panels = figure.subplots(1, len(results.metrics), sharey=True, squeeze=False).ravel()
+    for axes, metric in zip(panels, results.metrics, strict=True):
+        for row, (label, trials) in enumerate(results.finished.items()):
+            values = np.array([trial.metrics.get(metric.name) for trial in trials], dtype=float)
+            offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
+            axes.scatter(values, row + offsets, s=10, color=colours[label], alpha=0.8, linewidths=0)
+            mean, low, high = (table.loc[row, f"{metric.name}_{part}"] for part in ("mean", "low", "high"))
+            axes.hlines(row, *np.clip([low, high], 0, 1), color="0.1", linewidth=1.2)
+            axes.plot(mean, row, marker="D", markersize=3.5, color="white", markeredgecolor="0.1", markeredgewidth=1)
+        axes.set(title=metric.title)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -0.02), min(right, 1.02))
+        axes.grid(axis="x", color="0.92")
+        axes.set_axisbelow(True)
+    axes.set_yticks(range(len(table)), table["aggregator"])
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    figure.suptitle(title(results, "Test metrics"))
+    note = "One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t, cut to [0, 1])."
+    figure.supxlabel(note, fontsize=7)
+    return {"metrics": figure}

@@ -1,0 +1,76 @@
+"""What the trials of an aggregator recorded while they trained and of the test slides, as the figures need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mil_zoo.bench.results import Trial
+from mil_zoo.report.load import Results
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """What the figures show of one aggregator.
+
+    Attributes:
+        epochs: the ``epochs.csv`` of every trial, with a column ``trial``.
+        attention: sum and count over training slides, one row a trial, epoch and name (of ``high_count``: of slides
+            that hold a highly attended instance).
+        test: one row a test slide of a trial, one column a number; empty without attention.
+    """
+
+    epochs: pd.DataFrame
+    attention: pd.DataFrame
+    test: pd.DataFrame
+
+
+def trained(results: Results) -> dict[str, Series]:
+    """Of every aggregator with a finished trial."""
+    return {label: part for label, part in results.once(_all).items() if len(part.epochs)}
+
+
+def attended(results: Results) -> dict[str, Series]:
+    """Of every aggregator with attention."""
+    return {label: part for label, part in results.once(_all).items() if len(part.test)}
+
+
+def without_attention(results: Results) -> str:
+    """The sentence that names the aggregators that the attention figures leave out."""
+    missing = [label for label in trained(results) if label not in attended(results)]
+    return f"Without attention, so not shown: {', '.join(missing)}." if missing else ""
+
+
+def band_note(shown: Iterable[Series], panels: str) -> str:
+    """The sentence that says what a band is, where there are several trials."""
+    trials = max(part.epochs["trial"].nunique() for part in shown)
+    return f"{panels}mean of {trials} trials, band from smallest to largest. ".capitalize() if trials > 1 else ""
+
+
+def wide_skew(test: pd.DataFrame) -> pd.DataFrame:
+    """The test rows of a ``skew.csv``, one row a slide and one column a number.
+
+    Two columns are added: ``heads``, how many there are, and ``head_max``, the mean of their maxima. A model that
+    records no heads has one, whose maximum is the attention's.
+    """
+    wide = test.pivot(index="slide_id", columns="name", values="value")
+    heads = [name for name in wide if name.startswith("head_max_")]
+    if len(wide):
+        wide["heads"] = max(len(heads), 1)
+        wide["head_max"] = wide[heads or ["max_attention"]].mean(axis=1)
+    return wide
+
+
+def _all(results: Results) -> dict[str, Series]:
+    return {label: _read(results, trials) for label, trials in results.finished.items()}
+
+
+def _read(results: Results, trials: Sequence[Trial]) -> Series:
+    epochs, attention, test = [pd.DataFrame()], [pd.DataFrame()], [pd.DataFrame()]
+    for trial in trials:
+        epochs.append(results.epochs(trial).assign(trial=trial.trial))
+        attention.append(results.training_skew(trial).assign(trial=trial.trial))
+        test.append(wide_skew(results.test_skew(trial)))
+    return Series(*(pd.concat([part for part in parts if len(part)] or parts) for parts in (epochs, attention, test)))

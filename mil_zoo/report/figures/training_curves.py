@@ -1,0 +1,33 @@
+"""Loss and validation scores while the aggregators train."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, title
+from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.figures.series import band_note, trained
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.text import inside
+
+
+@register_figure("training", place=40, page=30)
+def draw(results: Results) -> dict[str, Figure]:
+    """``training``: the training loss, and of each headline metric its course on the validation slides."""
+    shown, colours = trained(results), colours_of(results)
+    if not shown:
+        return {}
+    names = {f"val_{metric.name}": f"validation {inside(metric.title)}" for metric in reversed(results.headline)}
+    panels = {"loss": "training loss"} | names
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    for axes, (name, ylabel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, part in shown.items():
+            if name in part.epochs:  # a pretraining without labels is not validated
+                band(axes, part.epochs.groupby("epoch")[name], colours[label])
+        axes.set(title=ylabel, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.suptitle(title(results, "Training"))
+    note = band_note(shown.values(), "") + "Losses of different models sum different terms."
+    legend(figure, {label: colours[label] for label in shown}, note)
+    return {"training": figure}

@@ -1,0 +1,287 @@
+"""A run, read once: what every table, figure and page of it is made from."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from mil_zoo.bench.results import RunConfig, Trial
+from mil_zoo.bench.run_directory import RunDirectory
+from mil_zoo.errors import InputError
+from mil_zoo.metrics import Metric
+from mil_zoo.report.attention_store import AttentionStore
+from mil_zoo.stats import Summary, TestSet, summarise
+from mil_zoo.tasks import Task, task_of_config
+
+Made = TypeVar("Made")
+Split = tuple[int, int]  # repeat and fold
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The results of one run: its configuration, its trials, and the tables that the trials wrote, each read once.
+
+    What is made from them, a table or a list of comparisons, is made once too (:meth:`once`).
+
+    Attributes:
+        run: where the files lie.
+        config: how the run was made.
+        trials: models and grid points in the order of the config, the points that it does not list in numeric order;
+            then by repeat, fold and seed, so that nothing depends on the order in which trials finished.
+        slides: whose attention maps are drawn; None for two typical ones.
+    """
+
+    run: RunDirectory
+    config: RunConfig
+    trials: tuple[Trial, ...]
+    slides: tuple[str, ...] | None = None
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, path: Path | str | RunDirectory, slides: Sequence[str] | None = None) -> Results:
+        """Reads a run directory. The files of its trials are read when a table or figure first needs them.
+
+        Args:
+            path: the ``--out`` folder of a bench, or one that holds a run's ``config.yaml`` and ``table.csv`` only.
+            slides: test slides whose attention maps are drawn; None for two typical ones.
+
+        Raises:
+            InputError: there is no run, or its files were damaged or written by another version.
+        """
+        run = path if isinstance(path, RunDirectory) else RunDirectory.open(path)
+        config = RunConfig.from_settings(run.config, str(run.path / "config.yaml"))
+        trials = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
+        return cls(run, config, tuple(_ordered(config, trials)), None if slides is None else tuple(slides))
+
+    def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
+        """``make(self, *arguments)``, made at the first call and kept for the next."""
+        key = make, arguments
+        if key not in self._made:
+            self._made[key] = make(self, *arguments)
+        return self._made[key]  # type: ignore[no-any-return]
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return Path(self.run.path)
+
+    # Trials ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> dict[str, list[Trial]]:
+        """The trials of every ``aggregator[@grid]``; a model without a trial is there with an empty list."""
+        of_model = defaultdict(list)
+        for trial in self.trials:
+            of_model[trial.aggregator].append(trial)
+        groups: dict[str, list[Trial]] = {}
+        for model in dict.fromkeys([*self.config.models, *of_model]):
+            for trial in of_model[model]:
+                groups.setdefault(trial.label, []).append(trial)
+            if not of_model[model]:
+                groups[model] = []
+        return groups
+
+    @cached_property
+    def finished(self) -> dict[str, list[Trial]]:
+        """The trials of every ``aggregator[@grid]`` that did not fail."""
+        return {label: [trial for trial in trials if trial.ok] for label, trials in self.groups.items()}
+
+    # Scores ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def task(self) -> Task:
+        """What the run predicts."""
+        return task_of_config(self.config.settings())
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The metrics of the task that the trials recorded, in the order of tables; all where no trial finished."""
+        recorded = self._recorded
+        return [metric for metric in self.task.metrics if metric.name in recorded or not recorded]
+
+    @cached_property
+    def unknown_metrics(self) -> list[str]:
+        """Metrics that the trials recorded and that nothing registers now: their plugin is not loaded."""
+        known = {metric.name for metric in self.task.metrics}
+        return [name for name in self._recorded if name not in known]
+
+    @property
+    def _recorded(self) -> list[str]:
+        return list(dict.fromkeys(name for trial in self.trials if trial.ok for name in trial.metrics))
+
+    @cached_property
+    def headline(self) -> list[Metric]:
+        """The metrics of short tables and figures: the first of the task, the one that selects, those of plugins."""
+        return [
+            metric
+            for i, metric in enumerate(self.metrics)
+            if i == 0 or metric.name == self.task.select or not metric.function.__module__.startswith("mil_zoo.")
+        ]
+
+    def metric(self, name: str) -> Metric:
+        """A metric of the run by its name.
+
+        Raises:
+            InputError: the run has none of that name.
+        """
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise InputError(f"{self.path} has no metric {name!r}; it has {', '.join(m.name for m in self.metrics)}")
+
+    def summaries(self, metric: str) -> dict[str, Summary]:
+        """Summary of a test metric over splits by ``aggregator[@grid]``, of those that have one.
+
+        From the trials, or where a folder holds a run's tables only (as ``benchmarks/results`` does), from
+        ``table.csv``.
+        """
+        if not self.trials and self._table is not None:
+            names = [f"{metric}_{part}" for part in ("mean", "sd", "low", "high", "n")]
+            if not set(names) <= set(self._table):
+                return {}
+            rows = self._table[names].dropna(subset=f"{metric}_mean")
+            return {str(row[0]): Summary(*row[1:5], int(row[5])) for row in rows.itertuples()}
+        found = {}
+        for label, trials in self.finished.items():
+            values = values_by_split(trials, metric)
+            if values:
+                found[label] = summarise(list(values.values()), *mean_sizes(trials))
+        return found
+
+    @cached_property
+    def _table(self) -> pd.DataFrame | None:
+        path = self.path / "table.csv"
+        return pd.read_csv(path).set_index("aggregator") if path.exists() else None
+
+    # Files of trials ------------------------------------------------------------------------------------------------
+
+    def predictions(self, trial: Trial) -> pd.DataFrame:
+        """slide_id, patient_id, split, the target's and the prediction's columns of a trial."""
+        return self.once(_predictions, trial.trial)
+
+    def test_predictions(self, trial: Trial) -> pd.DataFrame:
+        """The rows of the test slides in the order of their ids."""
+        return self.once(_test_predictions, trial.trial)
+
+    def epochs(self, trial: Trial) -> pd.DataFrame:
+        """One row an epoch of a trial: losses, scores, seconds, which was selected."""
+        return self.once(_epochs, trial.trial)
+
+    def test_skew(self, trial: Trial) -> pd.DataFrame:
+        """epoch, slide_id, split, name, value of the test slides; empty for an aggregator without attention."""
+        return self.once(_skew, trial.trial)[0]
+
+    def training_skew(self, trial: Trial) -> pd.DataFrame:
+        """epoch, name, ``sum`` and ``count`` over the training slides; of ``high_count``, of slides that hold one."""
+        return self.once(_skew, trial.trial)[1]
+
+    @cached_property
+    def attention(self) -> AttentionStore:
+        """The attention of the test slides."""
+        return AttentionStore(self.run.attention)
+
+    def test_sets(self, label: str, patient_rule: str | None = None) -> dict[Split, TestSet]:
+        """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
+
+        Where patients are unknown, each slide is one of its own. Trials without files are left out, and so is a task
+        without class probabilities. With a patient rule the predictions are of patients.
+        """
+        return self.once(_test_sets, label, patient_rule)
+
+    # What is said of the data ---------------------------------------------------------------------------------------
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the slides were made by a program; every table and figure then says so."""
+        return self.config.dataset.simulated or self.config.dataset.kind == "simulated"
+
+    @property
+    def dataset_title(self) -> str:
+        """The title of the dataset, which says so where slides are simulated."""
+        name = self.config.dataset.title
+        return name + " (simulated slides)" if self.simulated and "simulated" not in name.lower() else name
+
+
+def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[Split, float]:
+    """A test metric of finished trials by (repeat, fold), seeds averaged; splits where it is undefined are absent."""
+    by_split = defaultdict(list)
+    for trial in trials:
+        value = scores_of(trial, patients).get(metric)
+        if value is not None:
+            by_split[trial.split].append(value)
+    return {split: float(np.mean(by_split[split])) for split in sorted(by_split)}
+
+
+def scores_of(trial: Trial, patients: bool = False) -> dict[str, float | None]:
+    """The test metrics of a trial, of slides or of patients."""
+    return trial.patient_metrics if patients else trial.metrics
+
+
+def mean_sizes(trials: Sequence[Trial]) -> tuple[float, float]:
+    """Training and test slides of a trial, the mean over trials; 1 and 1 without any."""
+    if not trials:
+        return 1.0, 1.0
+    return float(np.mean([trial.n_train for trial in trials])), float(np.mean([trial.n_test for trial in trials]))
+
+
+def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
+    planned = {label: i for i, label in enumerate(config.model_settings)}
+    models = {model: i for i, model in enumerate(config.models)}
+
+    def place(trial: Trial) -> tuple[Any, ...]:
+        # Numbers inside a grid name compare as numbers: dim=64 comes before dim=512.
+        parts = re.split(r"(\d+(?:\.\d+)?)", trial.grid)
+        grid = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+        model = models.get(trial.aggregator, len(models)), trial.aggregator
+        return *model, planned.get(trial.label, len(planned)), grid, trial.repeat, trial.fold, trial.seed
+
+    return sorted(trials, key=place)
+
+
+def _predictions(results: Results, trial: str) -> pd.DataFrame:
+    return results.run.predictions(trial)
+
+
+def _epochs(results: Results, trial: str) -> pd.DataFrame:
+    return results.run.epochs(trial)
+
+
+def _test_predictions(results: Results, trial: str) -> pd.DataFrame:
+    rows = results.once(_predictions, trial)
+    return rows[rows["split"] == "test"].sort_values("slide_id")
+
+
+def _skew(results: Results, trial: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    skew = results.run.skew(trial)
+    train = skew[skew["split"] == "train"]
+    train = train.assign(value=train["value"].where(train["name"] != "high_count", train["value"] > 0).astype(float))
+    sums = train.groupby(["epoch", "name"])["value"].agg(["sum", "count"]).reset_index()
+    return skew[skew["split"] == "test"].copy(), sums
+
+
+def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[Split, TestSet]:
+    by_split = defaultdict(list)
+    for trial in sorted(results.finished[label], key=lambda trial: trial.seed):
+        if (results.path / "trials" / trial.trial).is_dir():
+            rows = results.test_predictions(trial)
+            if patient_rule is not None:
+                rows = results.task.patients(rows, patient_rule)
+            by_split[trial.split].append(rows)
+    sets = {}
+    for split, tables in sorted(by_split.items()):
+        first = tables[0]
+        probabilities = [table.filter(regex=r"^prob_\d+$").to_numpy(dtype=float) for table in tables]
+        if not probabilities[0].shape[1]:
+            return {}
+        patients = first["patient_id"].fillna("").where(lambda ids: ids != "", first["slide_id"])
+        labels = first["label"].to_numpy(dtype=np.int64)
+        sets[split] = TestSet(labels, np.stack(probabilities), patients.to_numpy(dtype=str))
+    return sets

@@ -1,0 +1,149 @@
+"""Fills the template of the page with the tables, figures, slides and settings of a run."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+
+from mil_zoo.report.figures import Drawing
+from mil_zoo.report.load import Results
+from mil_zoo.report.page.maps import MAPS_MIB, slide_maps
+from mil_zoo.report.page.slides import slides_note, worst_first
+from mil_zoo.report.tables import Table, documents
+from mil_zoo.report.tables.text import one_line, short
+
+_TRIALS = {
+    "trial": "Trial",
+    "status": "Status",
+    "selected_epoch": "Chosen epoch",
+    "epochs": "Epochs",
+    "seconds_per_epoch": "s / epoch",
+    "peak_mem_mib": "Peak memory (MiB)",
+    "n_train": "Train",
+    "n_val": "Val",
+    "n_test": "Test",
+    "reason": "Reason",
+}
+
+
+def write_page(
+    results: Results,
+    drawings: Sequence[Drawing] = (),
+    slide_images: Path | None = None,
+    maps_mib: float = MAPS_MIB,
+) -> Path:
+    """Writes ``report.html`` into the run directory.
+
+    It holds every table (they sort, and copy as LaTeX and csv), every figure, each test slide with the predictions of
+    all models, worst errors first, zoomable attention maps of the first of them, warnings, trials and settings. It
+    loads nothing, and names that hold markup are text.
+
+    Args:
+        results: of the run.
+        drawings: its figures.
+        slide_images: a folder with whole-slide images named after slide ids, shown below the attention maps; needs
+            OpenSlide (``pip install 'mil-zoo[openslide]'``).
+        maps_mib: attention maps are added, worst slide first, up to this size.
+
+    Returns:
+        The file written.
+    """
+    slides = worst_first(results)
+    maps = slide_maps(results, [slide.slide_id for slide in slides], slide_images, maps_mib * 2**20)
+    colours = (255 * mpl.colormaps["coolwarm"](np.linspace(0, 1, 256))[:, :3]).round().astype(int)
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=f"{', '.join(results.groups)} on {results.dataset_title}",
+            version=results.config.version,
+            facts=_facts(results),
+            warnings=[*results.config.dataset.warnings, *_failures(results)],
+            documents=[_section(document.title, document.tables, document.notes) for document in documents(results)],
+            figures=[
+                _picture(drawing) for drawing in sorted(drawings, key=lambda drawing: (drawing.page, drawing.name))
+            ],
+            models=list(results.groups),
+            slides=[(slide, maps.place.get(slide.slide_id)) for slide in slides],
+            slides_note=slides_note(results, slides, maps.place),
+            trials=_trials(results),
+            config=results.config.to_yaml(),
+            meta={
+                "maps": maps.facts,
+                "attention": ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in colours.tolist()],
+                "truth": ["#d1d1d1", "#d65f00"],
+            },
+            maps=maps.packed,
+        )
+    )
+    path = results.path / "report.html"
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    files = resources.files("mil_zoo.report") / "page"
+    sources = {name: (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(sources), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.globals |= {"css": Markup(sources["page.css"]), "js": Markup(sources["page.js"])}
+    return environment
+
+
+def _section(title: str, tables: Sequence[Table], notes: Sequence[str]) -> dict[str, Any]:
+    """A section of the page: its tables, the notes of all of them under the last."""
+    parts = [
+        {"heading": table.title, "header": table.header, "rows": table.html(), "notes": [*table.notes]}
+        for table in tables
+    ]
+    parts[-1]["notes"] += notes  # type: ignore[operator]
+    return {"title": title, "parts": parts}
+
+
+def _picture(drawing: Drawing) -> dict[str, str]:
+    return {"name": drawing.name, "data": base64.b64encode(drawing.png).decode()}
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    dataset, split = results.config.dataset, results.config.split
+    ok = sum(trial.ok for trial in results.trials)
+    return [
+        ("Data", dataset.kind),
+        ("Slides", _number(dataset.bags)),
+        ("Instances", _number(dataset.instances)),
+        ("Features", "-" if dataset.in_dim is None else str(dataset.in_dim)),
+        ("Classes", ", ".join(dataset.classes) or "-"),
+        ("Split", f"{split.kind}: {split.repeats} x {split.folds}"),
+        ("Trials", f"{ok} of {len(results.trials)} finished"),
+    ]
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _failures(results: Results) -> list[str]:
+    counts = {label: len(trials) - len(results.finished[label]) for label, trials in results.groups.items()}
+    return [
+        f"{count} of {len(results.groups[label])} trials of {label} failed." for label, count in counts.items() if count
+    ]
+
+
+def _trials(results: Results) -> Table:
+    rows = [[_text(getattr(trial, name)) for name in _TRIALS] for trial in results.trials]
+    return Table(list(_TRIALS.values()), rows)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return short(value) if isinstance(value, float) else one_line(value)

@@ -1,0 +1,91 @@
+"""The tables of a run: computed once from its results, written as files, shown on a console and on the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.diagnostics_table import diagnostics_table
+from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
+from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
+from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
+from mil_zoo.report.tables.scores import COSTS, MEASURED, all_levels, score_table, shown_scores, terminal_scores
+from mil_zoo.report.tables.sentences import notes
+from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.variants import variant_table
+
+__all__ = [
+    "Cell",
+    "Document",
+    "Table",
+    "comparisons",
+    "documents",
+    "numbers",
+    "score_table",
+    "skew_table",
+    "terminal_scores",
+    "write_tables",
+]
+
+
+def documents(results: Results) -> list[Document]:
+    """The tables that people read, the comparison first; each is a Markdown file and a section of the page."""
+    return results.once(_documents)
+
+
+def numbers(results: Results) -> dict[str, Table]:
+    """The tables that programs read, by the name of their csv file.
+
+    ``table.csv`` holds no measured time or memory (they are in ``cost.csv``): repeating a run gives it byte by byte.
+    """
+    scores = score_table(results)
+    frames = {
+        "table": all_levels(results).drop(columns=MEASURED),
+        "cost": scores[["aggregator", *COSTS]],
+        "comparisons": comparisons(results),
+        "encoders": encoder_table(scores, results.metrics),
+        "diagnostics": diagnostics_table(results),
+        "skew": skew_table(results),
+        "ablation": variant_table(results),
+        "learning_curve": label_budget_table(results),
+    }
+    return {name: Table.of(frame) for name, frame in frames.items() if len(frame)}
+
+
+def write_tables(results: Results) -> list[Path]:
+    """Writes every table of a run into its directory.
+
+    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; with attention
+    ``diagnostics.csv`` and ``skew.csv|md``; with a grid ``ablation.csv``, and ``learning_curve.csv|md`` where it varies
+    the number of labels; ``encoders.csv|md`` where several sets of features are compared.
+
+    Returns:
+        The files written.
+    """
+    tables, texts = numbers(results), {document.name: document for document in documents(results)}
+    written = {}
+    for name in dict.fromkeys([*tables, *texts]):
+        if name in tables:
+            written[f"{name}.csv"] = tables[name].csv()
+        if name in texts:
+            written[f"{name}.md"] = texts[name].markdown()
+        if name == "table":
+            written["table.tex"] = texts[name].tables[0].latex(f"Test metrics on {results.dataset_title}")
+    for name, text in written.items():
+        (results.path / name).write_text(text, encoding="utf-8", newline="\n")
+    return [results.path / name for name in written]
+
+
+def _documents(results: Results) -> list[Document]:
+    below = [*notes(results), *bold_note(results)]
+    made = [Document("table", "Comparison", [shown_scores(results, best(results), below)])]
+    if len(comparisons(results)):
+        made.append(shown_comparisons(results))
+    if len(skew_table(results)):
+        made.append(shown_skew(results, notes(results)))
+    if results.config.dataset.several_encoders:
+        made.append(shown_encoders(score_table(results), results.metrics, notes(results)))
+    if len(label_budget_table(results)):
+        made.append(shown_label_budgets(results))
+    return made

@@ -1,0 +1,163 @@
+"""The comparison table of a run: what each aggregator scores, as numbers and as it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_zoo.bench.results import Trial
+from mil_zoo.report.load import Results, mean_sizes, scores_of, values_by_split
+from mil_zoo.report.tables.encoders import PATIENTS, without_encoder
+from mil_zoo.report.tables.sentences import notes
+from mil_zoo.report.tables.table import Cell, Table
+from mil_zoo.report.tables.text import short
+from mil_zoo.stats import TestSet, bootstrap, calibration, summarise
+
+COSTS = {"parameters": "Parameters", "seconds_per_epoch": "s / epoch", "peak_mem_mib": "Peak memory (MiB)"}
+MEASURED = ["seconds_per_epoch", "peak_mem_mib"]
+
+
+def score_table(results: Results) -> pd.DataFrame:
+    """One row an ``aggregator[@grid]``.
+
+    Columns: ``aggregator``; ``encoder`` where several sets of features are compared; ``splits``; for each metric on the
+    test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as :func:`mil_zoo.stats.summarise`
+    gives them (one value a split, its seeds averaged first; of a single split, one value a seed), and ``_boot_low`` and
+    ``_boot_high`` (bootstrap over test patients); of class probabilities ``brier`` and ``ece`` (calibration of all test
+    predictions together); ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and
+    ``peak_mem_mib`` (largest). NaN where undefined.
+    """
+    return results.once(_slides)
+
+
+def patient_table(results: Results) -> pd.DataFrame:
+    """As :func:`score_table`, of patients; empty where slides are not combined into patients."""
+    return results.once(_patients)
+
+
+def all_levels(results: Results) -> pd.DataFrame:
+    """The comparison table, and below it the rows of the patients where there are any."""
+    slides, patients = score_table(results), patient_table(results)
+    if patients.empty:
+        return slides
+    patients = patients.assign(aggregator=patients["aggregator"] + PATIENTS)
+    return pd.concat([slides, patients], ignore_index=True)
+
+
+def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str]) -> Table:
+    """The comparison table as it is read.
+
+    Intervals are cut to [0, 1], where all metrics lie: that takes nothing from their coverage. Of a single split the
+    bootstrap's are shown.
+
+    Args:
+        results: of a run.
+        bold: for each metric the aggregators whose value is bold.
+        notes: below the table.
+    """
+    table = all_levels(results)
+    encoder = ["Encoder"] if "encoder" in table else []
+    header = ["Aggregator", *encoder, *(metric.title for metric in results.metrics), "Trials", *COSTS.values()]
+    rows = []
+    for row in table.to_dict("records"):
+        name = row["aggregator"]
+        cells = [without_encoder(name, row["encoder"]), row["encoder"]] if encoder else [name]
+        rows.append([*cells, *_metric_cells(results, row, bold), *_run_cells(row)])
+    return Table(header, rows, notes)
+
+
+def terminal_scores(results: Results) -> Table:
+    """The comparison table for the terminal; 80 columns hold four metrics."""
+    titles = [metric.title.replace(" ", "\n") for metric in results.metrics]
+    rows = []
+    for row in all_levels(results).to_dict("records"):
+        trials, parameters, seconds, memory = _run_cells(row)
+        ran = Cell(trials.text, below=(*(line.strip("()") for line in trials.below), parameters))
+        rows.append([row["aggregator"], *_metric_cells(results, row, {}), ran, Cell(seconds, below=(memory,))])
+    return Table(["Aggregator", *titles, "Trials\nparams", "s/epoch\nMiB"], rows, notes(results))
+
+
+def _slides(results: Results) -> pd.DataFrame:
+    return pd.DataFrame([_row(results, label, None) for label in results.groups])
+
+
+def _patients(results: Results) -> pd.DataFrame:
+    rule = results.config.dataset.patient_rule
+    if rule not in ("mean", "max"):  # packed: the bags are patients
+        return pd.DataFrame()
+    return pd.DataFrame([_row(results, label, rule) for label in results.groups])
+
+
+def _row(results: Results, label: str, patient_rule: str | None) -> dict[str, Any]:
+    trials, ok = results.groups[label], results.finished[label]
+    row: dict[str, Any] = {"aggregator": label}
+    if results.config.dataset.several_encoders:
+        row["encoder"] = trials[0].features if trials else ""
+    sets = list(results.test_sets(label, patient_rule).values()) if ok else []
+    intervals = bootstrap(sets) if sets else {}
+    row["splits"] = len({trial.split for trial in ok})
+    for metric in (metric.name for metric in results.metrics):
+        values = _values(ok, metric, patient_rule is not None)
+        summary = summarise(values, *mean_sizes(ok))
+        row |= {f"{metric}_{name}": getattr(summary, name) for name in ("mean", "sd", "low", "high", "n")}
+        row[f"{metric}_boot_low"], row[f"{metric}_boot_high"] = intervals.get(metric, (np.nan, np.nan))
+    if "calibration" in results.task.figures:
+        row |= _calibration(sets)
+    row["trials_ok"], row["trials_failed"] = len(ok), len(trials) - len(ok)
+    return row | _costs(ok)
+
+
+def _values(ok: list[Trial], metric: str, patients: bool) -> list[float | None]:
+    """What a summary is over: a value a split, or of a single split a value a seed."""
+    if len({trial.split for trial in ok}) == 1:
+        return [scores_of(trial, patients).get(metric) for trial in ok]
+    return list(values_by_split(ok, metric, patients).values())
+
+
+def _calibration(sets: list[TestSet]) -> dict[str, float]:
+    """Brier score and expected calibration error of all test predictions, splits and seeds together."""
+    if not sets:
+        return {"brier": np.nan, "ece": np.nan}
+    labels = np.concatenate([part.labels for part in sets for _ in part.probabilities])
+    result = calibration(labels, np.concatenate([seed for part in sets for seed in part.probabilities]))
+    return {"brier": result.brier, "ece": result.ece}
+
+
+def _costs(ok: list[Trial]) -> dict[str, float]:
+    costs = pd.DataFrame([{name: getattr(trial, name) for name in COSTS} for trial in ok], columns=[*COSTS])
+    costs = costs.astype(float)
+    return {
+        "parameters": costs["parameters"].max(),
+        "seconds_per_epoch": costs["seconds_per_epoch"].median(),
+        "peak_mem_mib": costs["peak_mem_mib"].max(),
+    }
+
+
+def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[str]]) -> list[Cell]:
+    names = [metric.name for metric in results.metrics]
+    fullest = max((row[f"{name}_n"] for name in names), default=0)
+    cells = []
+    for metric in names:
+        mean, sd, n = (row[f"{metric}_{part}"] for part in ("mean", "sd", "n"))
+        prefix = "boot_" if row["splits"] == 1 else ""
+        low, high = (np.clip(row[f"{metric}_{prefix}{part}"], 0, 1) for part in ("low", "high"))
+        below = [] if np.isnan(low) else [f"[{low:.2f}, {high:.2f}]"]
+        if 0 < n < fullest:
+            below.append(f"(n = {n})")
+        marked = row["aggregator"] in bold.get(metric, ())
+        cells.append(Cell("-" if n == 0 else f"{mean:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked))
+    return cells
+
+
+def _run_cells(row: dict[Any, Any]) -> list[Any]:
+    """Trials, parameters, seconds and memory."""
+    failed = row["trials_failed"]
+    return [
+        Cell(f"{row['trials_ok']}", below=(f"({failed} FAILED)",) if failed else ()),
+        "-" if np.isnan(row["parameters"]) else f"{row['parameters']:,.0f}",
+        short(row["seconds_per_epoch"]),
+        short(row["peak_mem_mib"]),
+    ]

@@ -1,0 +1,119 @@
+"""The sentences that belong under every table of a run: data, split, selection, trials, warnings, failures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mil_zoo.bench.results import Trial
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.text import count, sentence
+
+_KINDS = {
+    "real": "real slides",
+    "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
+    "table": "bags from a feature table, not slides",
+}
+_PATIENTS = {
+    "mean": "Rows (patients): a patient's prediction is the mean of its slides' probabilities ({patients} patients, "
+    "{bags} slides).",
+    "max": "Rows (patients): a patient's prediction is the largest of its slides' probabilities ({patients} patients, "
+    "{bags} slides).",
+    "packed": "All slides of a patient are one bag: every number is of patients ({patients}).",
+}
+
+
+def notes(results: Results) -> list[str]:
+    """The sentences, in their order."""
+    return [*results.once(_data), *results.once(_protocol), *results.once(_outcome)]
+
+
+def _data(results: Results) -> list[str]:
+    dataset = results.config.dataset
+    lines = [f"Data: {dataset.title}: {_KINDS['simulated' if results.simulated else dataset.kind]}."]
+    lines += [sentence(warning) for warning in dataset.warnings]
+    if dataset.instance_labels:
+        lines.append(f"Instance labels: {sentence(dataset.instance_labels)}")
+    if dataset.patient_rule:
+        lines.append(_PATIENTS[dataset.patient_rule].format(patients=f"{dataset.patients:,}", bags=f"{dataset.bags:,}"))
+    return lines
+
+
+def _protocol(results: Results) -> list[str]:
+    config = results.config
+    split = config.split
+    lines = [
+        f"Split: {split.kind}, {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}, "
+        f"validation fraction {split.validation_fraction}, hash {split.hash}; seeds "
+        f"{', '.join(map(str, config.seeds))}."
+    ]
+    training = {label: model.training for label, model in config.model_settings.items()}
+    budgets = _by_model({label: of["epochs"] for label, of in training.items()})
+    lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
+    lowered = _by_model({label: of.get("precision", "float32") for label, of in training.items()})
+    if low := [model for model, precision in lowered.items() if precision != "float32"]:
+        lines.append(f"Matrix products in bfloat16: {', '.join(low)}.")
+    weighted = _by_model({label: of.get("class_weights", "none") for label, of in training.items()})
+    if weighed := [model for model, weights in weighted.items() if weights == "balanced"]:
+        lines.append(f"Losses weighted by class frequency: {', '.join(weighed)}.")
+    limits = _by_model({label: of.get("max_instances") for label, of in training.items()})
+    if few := [f"{model} {limit}" for model, limit in limits.items() if limit is not None]:
+        lines.append(f"Random instances of a bag in a training step, at most: {', '.join(few)}.")
+    models_of = defaultdict(list)
+    for model, rule in _by_model(config.selection).items():
+        models_of[sentence(rule)].append(model)
+    if len(models_of) == 1:
+        return lines + [f"Selection: {rule}" for rule in models_of]
+    return lines + [f"Selection ({', '.join(models)}): {rule}" for rule, models in models_of.items()]
+
+
+def _outcome(results: Results) -> list[str]:
+    trials, planned = results.trials, results.config.planned_trials
+    unfinished = f" (the run is not at its end: {planned} are planned)" * (len(trials) < planned)
+    ok = sum(trial.ok for trial in trials)
+    lines = [
+        _interval_note(trials),
+        f"Trials: {ok} of {len(trials)} finished{unfinished}; mil-zoo {results.config.version}.",
+    ]
+    for label, group in results.groups.items():
+        reasons = defaultdict(list)
+        for trial in group:
+            if not trial.ok:
+                reasons[sentence(trial.reason or "no reason was recorded")].append(trial.trial)
+        lines += [
+            f"Failed: {label}, {len(names)} of {count(len(group), 'trial')} ({', '.join(names)}): {reason}"
+            for reason, names in reasons.items()
+        ]
+    if results.unknown_metrics:
+        lines.append(
+            f"Not shown, since nothing registers it now: {', '.join(results.unknown_metrics)} (pass --plugin the file "
+            "that does)."
+        )
+    return lines
+
+
+def _by_model(of_label: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry a model instead of one for each of its variants, where these agree."""
+    values = defaultdict(set)
+    for label, value in of_label.items():
+        values[label.partition("@")[0]].add(value)
+    return {
+        (model if len(values[model := label.partition("@")[0]]) == 1 else label): value
+        for label, value in of_label.items()
+    }
+
+
+def _interval_note(trials: Sequence[Trial]) -> str:
+    splits, seeds = {trial.split for trial in trials}, {trial.seed for trial in trials}
+    boot = " Bootstrap (patients drawn again within classes, percentiles): the training is taken as it was."
+    start = "Mean ± standard deviation [95 % interval] of test metrics over "
+    end = (
+        " Corrected resampled t interval (Nadeau & Bengio 2003), shown within [0, 1], where metrics lie; table.csv "
+        "holds it uncut."
+    )
+    if len(splits) > 1:
+        return f"{start}{len(splits)} test folds{', seeds averaged within a fold' * (len(seeds) > 1)}.{end}"
+    if len(seeds) > 1:
+        return f"{start}{len(seeds)} seeds of one split; the interval is over the choice of test patients.{boot}"
+    return f"Test metrics of one trial a model; the interval is over the choice of test patients.{boot}"

@@ -1,0 +1,198 @@
+"""A table as a value, and how it is written: csv, Markdown, LaTeX, HTML and the terminal. Nothing reads these back."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+from mil_zoo.report.tables.text import bullets, escape_latex, escape_markdown
+
+if TYPE_CHECKING:
+    import rich.table
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of more than one part.
+
+    Attributes:
+        text: the value.
+        spread: its standard deviation, behind "±"; "" without one.
+        below: what belongs to it in small letters, an interval for instance; each stands on a line of its own where
+            there is room for lines.
+        bold: whether the value is bold.
+    """
+
+    text: str
+    spread: str = ""
+    below: tuple[str, ...] = ()
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with the sentences that belong under it.
+
+    Attributes:
+        header: a name a column.
+        rows: a cell a column: a :class:`Cell`, text, or in a table of numbers a number (NaN and None are empty).
+        notes: sentences.
+        title: a heading above it; "" without one.
+        ruled: rows that a line stands above, where a format has lines.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    notes: Sequence[str] = ()
+    title: str = ""
+    ruled: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Table:
+        """The numbers of a data frame."""
+        columns = [frame[name].tolist() for name in frame]
+        return cls([str(name) for name in frame], list(zip(*columns, strict=True)))
+
+    def csv(self) -> str:
+        """Comma-separated values with ten significant digits; the notes are left out."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.header)
+        writer.writerows([_number(cell) for cell in row] for row in self.rows)
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """A pipe table, its first column left-aligned and the others right-aligned, with the notes as a list."""
+        heading = f"## {self.title}\n\n" if self.title else ""
+        lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1)]
+        lines += [[_markdown(as_cell(cell)) for cell in row] for row in self.rows]
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return heading + table + ("\n" + bullets(self.notes) if self.notes else "")
+
+    def latex(self, caption: str) -> str:
+        """A floating table with its notes; needs the package booktabs.
+
+        A value and its interval stand in lines of their own: side by side, four metrics are wider than a page.
+
+        Args:
+            caption: plain text.
+        """
+        body: list[str] = []
+        spaced = any(as_cell(cell).below for row in self.rows for cell in row)
+        for i, row in enumerate(self.rows):
+            if i in self.ruled:
+                body.append(r"\midrule")
+            elif spaced and i:
+                body.append(r"\addlinespace")
+            body += [" & ".join(line) + r" \\" for line in _latex_lines([as_cell(cell) for cell in row])]
+        text = [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{4pt}" if spaced else ""),
+            rf"\caption{{{escape_latex(caption)}.}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(escape_latex, self.header)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\par\medskip\raggedright",
+            *(escape_latex(note) + r"\par" for note in self.notes),
+            r"\end{table}",
+        ]
+        return "\n".join(text) + "\n"
+
+    def html(self) -> list[list[Markup]]:
+        """The rows as escaped HTML, what stands below a value in small letters behind it."""
+        return [[_html(as_cell(cell)) for cell in row] for row in self.rows]
+
+    def terminal(self) -> rich.table.Table:
+        """For a console, with the notes as its caption; what stands below a value is on lines of its own."""
+        from rich import box
+        from rich.markup import escape as escape_markup
+        from rich.table import Table as RichTable
+
+        caption = "\n" + "\n".join(escape_markup(note) for note in self.notes)
+        shown = RichTable(
+            box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style=""
+        )
+        for i, name in enumerate(self.header):
+            if i:
+                shown.add_column(escape_markup(name), justify="right")
+            else:
+                shown.add_column(escape_markup(name), overflow="fold", min_width=10)
+        for row in self.rows:
+            shown.add_row(*(escape_markup(_terminal(as_cell(cell))) for cell in row))
+        return shown
+
+
+@dataclass(frozen=True)
+class Document:
+    """Several tables that are read together, one file and one section of the page.
+
+    Attributes:
+        name: of the file, without its ending.
+        title: what the page calls it.
+        tables: in their order.
+        notes: sentences under the last of them.
+        heading: above the first of them, in the file; "" without one.
+    """
+
+    name: str
+    title: str
+    tables: Sequence[Table]
+    notes: Sequence[str] = field(default_factory=list)
+    heading: str = ""
+
+    def markdown(self) -> str:
+        """The text of the Markdown file."""
+        parts = [f"# {self.heading}\n"] if self.heading else []
+        parts += [table.markdown() for table in self.tables]
+        return "\n".join([*parts, *[bullets(self.notes)] * bool(self.notes)])
+
+
+def as_cell(value: Any) -> Cell:
+    """A cell as it is, and any other value as one of text."""
+    return value if isinstance(value, Cell) else Cell(str(value))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.10g}"
+    return "" if value is None or value is pd.NA else value
+
+
+def _markdown(cell: Cell) -> str:
+    text = f"**{escape_markdown(cell.text)}**" if cell.bold else escape_markdown(cell.text)
+    spread = f" ± {cell.spread}" if cell.spread else ""
+    return text + escape_markdown(spread + "".join(f" {line}" for line in cell.below))
+
+
+def _latex_lines(cells: Sequence[Cell]) -> list[list[str]]:
+    """The lines of a row, a text a column each."""
+    first = []
+    for cell in cells:
+        text = rf"\textbf{{{escape_latex(cell.text)}}}" if cell.bold else escape_latex(cell.text)
+        first.append(text + (escape_latex(f" ± {cell.spread}") if cell.spread else ""))
+    height = max(len(cell.below) for cell in cells)
+    below = [[*map(escape_latex, cell.below), *[""] * (height - len(cell.below))] for cell in cells]
+    return [first, *map(list, zip(*below, strict=True))] if height else [first]
+
+
+def _html(cell: Cell) -> Markup:
+    text = Markup("<b>{}</b>").format(cell.text) if cell.bold else escape(cell.text)
+    spread = f" ± {cell.spread}" if cell.spread else ""
+    small = Markup("").join(Markup(" <small>{}</small>").format(line) for line in cell.below)
+    return text + escape(spread) + small
+
+
+def _terminal(cell: Cell) -> str:
+    return "\n".join([cell.text + (f"±{cell.spread}" if cell.spread else ""), *cell.below])

@@ -1,0 +1,66 @@
+"""How numbers and plain texts are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def short(value: float) -> str:
+    """Three significant digits, thousands with a comma, "-" for NaN."""
+    return "-" if np.isnan(value) else f"{float(f'{value:.3g}'):,.10g}"
+
+
+def p_value(value: float) -> str:
+    """A p-value to three decimals, "-" for NaN."""
+    if np.isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def sentence(text: str) -> str:
+    """``text`` on one line, ending as a sentence does."""
+    text = one_line(text)
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def one_line(text: object) -> str:
+    """``text`` with every run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def count(number: int, what: str) -> str:
+    """``number`` of ``what``, in the plural where it is not one."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def inside(title: str) -> str:
+    """A title inside a phrase: "Accuracy" as "accuracy", "AUC" as it is."""
+    return title if title[1:2].isupper() or title[1:2].isdigit() else title[:1].lower() + title[1:]
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "".join(f"- {escape_markdown(line)}\n" for line in lines)
+
+
+_LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+}
+
+
+def escape_latex(text: str) -> str:
+    """``text`` with LaTeX's own characters escaped."""
+    return "".join(_LATEX.get(char, char) for char in text)
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` with Markdown's own characters escaped."""
+    return re.sub(r"([|<*`\\])", r"\\\1", text)

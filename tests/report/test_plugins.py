@@ -1,0 +1,108 @@
+"""One more metric, one more figure: a file each, and nothing else changes."""
+
+import subprocess
+import sys
+
+import pytest
+
+METRIC = '''
+import mil_zoo
+
+@mil_zoo.register_metric("miss_rate", title="Miss rate", higher_is_better=False)
+def miss_rate(labels, probabilities, weights=None):
+    """Share of the positive slides that are called negative."""
+    import numpy as np
+    missed, positive = probabilities[:, 1] < 0.5, labels == 1
+    weights = np.ones(len(labels)) if weights is None else weights
+    return float(np.average(missed[positive], weights=weights[positive]))
+'''
+FIGURE = '''
+from matplotlib.figure import Figure
+from mil_zoo.report.figures import register_figure
+
+@register_figure("sizes")
+def draw(results):
+    """``sizes``: the number of test slides of every trial."""
+    figure = Figure(layout="constrained")
+    figure.subplots().hist([trial.n_test for trial in results.trials])
+    return {"sizes": figure}
+'''
+
+
+def scores(value, miss):
+    return {"accuracy": value, "balanced_accuracy": value, "auc": value, "f1": value, "miss_rate": miss}
+
+
+@pytest.fixture
+def run(write):
+    """Five folds of two aggregators with a metric of a plugin, in which the second is better."""
+    values = {"abmil": [0.30, 0.32, 0.35, 0.31, 0.32], "mean": [0.1, 0.11, 0.16, 0.12, 0.13]}
+
+    def files(row, folder):
+        (folder / "predictions.csv").write_text(
+            "slide_id,patient_id,split,label,prob_0,prob_1\na,,test,1,0.2,0.8\nb,,test,0,0.7,0.3\n"
+        )
+        (folder / "epochs.csv").write_text(
+            "epoch,loss,train_accuracy,val_accuracy,val_auc,val_miss_rate,seconds,selected\n1,0.5,1,1,1,0.25,1,1\n"
+        )
+
+    rows = [
+        write.row(model, fold, metrics=scores(0.9, miss))
+        for model, part in values.items()
+        for fold, miss in enumerate(part)
+    ]
+    return write.run(rows, list(values), files)
+
+
+def report(run, *plugins, command="report", more=()):
+    options = [text for plugin in plugins for text in ("--plugin", str(plugin))]
+    code = "from mil_zoo.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, command, *map(str, more or [run.path]), *options], capture_output=True, text=True
+    )
+
+
+def test_a_metric_of_a_plugin_stands_everywhere(run, tmp_path):
+    (tmp_path / "miss.py").write_text(METRIC)
+    done = report(run, tmp_path / "miss.py")
+    assert done.returncode == 0, done.stderr
+    table = (run.path / "table.md").read_text()
+    assert "| Aggregator | Accuracy | Balanced accuracy | AUC | F1 | Miss rate | Trials |" in table
+    assert "**0.124** ± " in table  # the smaller is the better
+    assert "**0.320**" not in table
+    assert "Miss\n" not in done.stdout
+    assert "Miss" in done.stdout
+    assert "| Miss rate | abmil | mean | 0.196 [" in (run.path / "comparisons.md").read_text()
+    assert "miss_rate_mean" in (run.path / "table.csv").read_text()
+    assert "Miss rate" in (run.path / "report.html").read_text()
+    assert "val_miss_rate" not in table
+
+
+def test_a_metric_whose_plugin_is_missing_is_named(run):
+    done = report(run)
+    assert done.returncode == 0, done.stderr
+    table = (run.path / "table.md").read_text()
+    assert "Miss rate |" not in table
+    assert "Not shown, since nothing registers it now: miss_rate (pass --plugin the file that does)." in table
+
+
+def test_compare_ranks_by_a_metric_of_a_plugin_in_its_direction(run, write, tmp_path):
+    (tmp_path / "miss.py").write_text(METRIC)
+    rows = [write.row(model, metrics=scores(0.9, miss)) for model, miss in (("abmil", 0.4), ("mean", 0.2))]
+    other = write.run_at(tmp_path / "other", rows, ["abmil", "mean"], title="other")
+    more = [run.path, other.path, "--metric", "miss_rate", "--out", tmp_path / "out"]
+    done = report(run, tmp_path / "miss.py", command="compare", more=more)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "ranking.md").read_text()
+    assert "| Dataset | mean | abmil |" in text
+    assert "| Mean rank | 1.00 | 2.00 |" in text
+
+
+def test_a_figure_of_a_plugin_is_drawn_and_on_the_page(run, tmp_path):
+    (tmp_path / "sizes.py").write_text(FIGURE)
+    (tmp_path / "miss.py").write_text(METRIC)
+    done = report(run, tmp_path / "sizes.py", tmp_path / "miss.py")
+    assert done.returncode == 0, done.stderr
+    assert "sizes.png" in done.stdout
+    assert (run.path / "figures" / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    assert 'alt="sizes"' in (run.path / "report.html").read_text()
