@@ -114,7 +114,11 @@ class Aggregator(nn.Module):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
-        return self.task.predict(logits)
+        return self.task.predict(self.task_logits(logits))
+
+    def task_logits(self, logits: Tensor) -> Tensor:
+        """Returns the logits ``[B, C]`` as the task reads them: the same, save where a paper trains by another loss."""
+        return logits
 
     def bag_loss(self, logits: Tensor, targets: Tensor | None, weights: Tensor | None = None) -> Tensor:
         """The task's loss of ``logits`` ``[B, C]``, of classification the cross-entropy; the mean over bags.
