@@ -23,5 +23,5 @@ def test_every_loss_refuses_a_label_that_is_no_class(name, num_classes, label):
 
 
 def test_a_label_between_classes_is_refused():
-    with pytest.raises(InputError, match="bag 1 of the batch has the label 0.5"):
+    with pytest.raises(InputError, match=r"bag 1 of the batch has the label 0\.5"):
         cross_entropy(torch.zeros(2, 1), torch.tensor([1.0, 0.5]))
