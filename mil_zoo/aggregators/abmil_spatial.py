@@ -113,5 +113,7 @@ class SpatialABMIL(ABMIL):
         reconstructed = self.reconstruct(self.activation(self.norm(gathered.index_select(0, rows))))
         error = 1 - F.cosine_similarity(reconstructed, batch.features.index_select(0, rows), dim=1)  # [masked]
         bag = batch.bag_index.index_select(0, rows)
-        masked = torch.bincount(bag, minlength=len(batch)).clamp(min=1)  # a bag too small to be masked counts as 0
+        masked = (
+            torch.zeros_like(batch.sizes).index_add(0, bag, torch.ones_like(bag)).clamp(min=1)
+        )  # a bag too small to be masked counts as 0
         return (error.new_zeros(len(batch)).index_add(0, bag, error) / masked).mean()

@@ -13,7 +13,7 @@ from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
 from mil_zoo.tasks import Classification
-from mil_zoo.tasks.losses.classification import checked_labels
+from mil_zoo.tasks.losses.classification import one_hot
 
 QUERY_DIM = 128
 
@@ -32,8 +32,8 @@ class DSMIL(Aggregator):
 
     Source: Li, Li, Eliceiri, CVPR 2021; github binli123/dsmil-wsi.
 
-    Deviations: ``probabilities`` is the softmax of the bag logits; the authors take a sigmoid of each and a threshold
-    of its own for each class. ``dropout`` also acts without a value layer (``passing_v=False``), where theirs is
+    Deviations: probabilities are the sigmoids of the bag logits over their sum, so that they sum to 1 (``probability``);
+    the authors take each sigmoid with a threshold of its own for each class. ``dropout`` also acts without a value layer (``passing_v=False``), where theirs is
     ignored. ``num_classes=1`` is the authors' setting for positive against negative slides. Weights from the first
     version of their repository, whose values had a layer without ReLU, would load with ``nonlinear=False,
     passing_v=True`` and mean something else here.
@@ -121,7 +121,6 @@ class DSMIL(Aggregator):
     def _binary_loss(self, logits: Tensor, batch: BagBatch) -> Tensor:
         if self.num_classes == 1 or batch.labels is None or not isinstance(self.task, Classification):
             return self.bag_loss(logits, batch.targets, batch.weights)
-        labels = checked_labels(batch.labels, self.num_classes)
-        target = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(logits.dtype)
+        target = one_hot(batch.labels, self.num_classes).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
         return (loss if batch.weights is None else loss * batch.weights).mean()

@@ -226,7 +226,7 @@ class RRT(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
         h = self.embed(batch.features)
         # Bag by bag: each has a grid, and so regions, of its own size.
-        re_embedded = torch.cat([self.cross(self.region(bag)) for bag in h.split(batch.sizes.tolist())])
+        re_embedded = torch.cat([self.cross(self.region(bag)) for bag in h.split(batch.lengths)])
         h = self.norm(re_embedded + h if self.all_shortcut else re_embedded)
         scores = self.pool(h)  # [ΣN, 1]
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)

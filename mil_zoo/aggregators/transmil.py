@@ -211,7 +211,7 @@ class TransMIL(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``, head_attention ``[ΣN, H]``, both without gradient."""
         tokens, rows = zip(*self._class_tokens(batch, with_attention=True), strict=True)
         embedding = self.norm(torch.cat(tokens))
-        per_bag = [_fold(row[:, 1:], n) for row, n in zip(rows, batch.sizes.tolist(), strict=True)]
+        per_bag = [_fold(row[:, 1:], n) for row, n in zip(rows, batch.lengths, strict=True)]
         attention = torch.cat([_normalised(part.mean(0)) for part in per_bag])
         heads = torch.cat([_normalised(part).T for part in per_bag])
         return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=heads)
@@ -225,7 +225,7 @@ class TransMIL(Aggregator):
     def _class_tokens(self, batch: BagBatch, with_attention: bool) -> list[tuple[Tensor, Tensor | None]]:
         """Of each bag the class token ``[1, E]`` and its row of attention ``[H, 1 + side ** 2]``."""
         results = []
-        for features in batch.features.split(batch.sizes.tolist()):
+        for features in batch.features.split(batch.lengths):
             side = math.isqrt(len(features) - 1) + 1
             tokens = self._tokens(features, side)
             tokens, _ = self.layer1(tokens, rows=len(tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class WiKG(Aggregator):
         No kernel searches, so bags are taken one by one; the choice itself has no gradient.
         """
         neighbours = []
-        for start, end in pairwise(batch.offsets.tolist()):
+        for start, end in pairwise(accumulate(batch.lengths, initial=0)):
             k = min(self.topk, end - start)
             for rows in head[start:end].split(max(1, AT_ONCE // (end - start))):
                 best = (rows @ tail[start:end].T).topk(k, dim=1).indices + start

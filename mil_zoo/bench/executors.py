@@ -14,20 +14,21 @@ from typing import Any, Protocol
 
 import torch
 
-from mil_zoo.bench.plan import Plan, Trial
-from mil_zoo.bench.trial import Job, Row, Worker
+from mil_zoo.bench.plan import Plan, TrialPlan
+from mil_zoo.bench.results import Row, Trial
+from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
 
 ATTEMPTS = 3  # of a trial whose process is killed; one that fails by itself would fail again
 
 
 class Executor(Protocol):
-    """Runs jobs and yields their rows as they finish, each once its files lie in the job's folder."""
+    """Runs jobs and yields what came of each as it finishes, once its files lie in the job's folder."""
 
     def run(
-        self, jobs: Sequence[Job], on_trial: Callable[[Trial], None], on_epoch: Callable[[Trial, Row], None]
-    ) -> Generator[Row]:
-        """Yields one row a job, in any order. Closing the iterator stops what still runs."""
+        self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
+    ) -> Generator[Trial]:
+        """Yields one trial a job, in any order. Closing the iterator stops what still runs."""
         ...
 
 
@@ -42,8 +43,8 @@ class InProcess:
         self._worker = Worker(plan.source, plan.dataset)
 
     def run(
-        self, jobs: Sequence[Job], on_trial: Callable[[Trial], None], on_epoch: Callable[[Trial, Row], None]
-    ) -> Generator[Row]:
+        self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
+    ) -> Generator[Trial]:
         """See :class:`Executor`."""
         for job in jobs:
             on_trial(job.trial)
@@ -70,8 +71,8 @@ class Processes:
         self._number = number
 
     def run(
-        self, jobs: Sequence[Job], on_trial: Callable[[Trial], None], on_epoch: Callable[[Trial, Row], None]
-    ) -> Generator[Row]:
+        self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
+    ) -> Generator[Trial]:
         """See :class:`Executor`."""
         waiting = deque((job, 1) for job in jobs)
         gpus = torch.cuda.device_count()
@@ -101,7 +102,7 @@ class Processes:
                         continue
                     if kind == "epoch":
                         on_epoch(job.trial, content)
-                    elif kind == "row":
+                    elif kind == "trial":
                         member.job = None
                         yield content
                     else:
@@ -166,7 +167,7 @@ def _serve(connection: Connection, gpu: int | None) -> None:
 def _answer(worker: Worker, connection: Connection) -> tuple[str, Any]:
     job: Job = connection.recv()
     try:
-        return "row", worker.run(job, lambda row: connection.send(("epoch", row)))
+        return "trial", worker.run(job, lambda row: connection.send(("epoch", row)))
     except OSError as error:  # a full disk ends the run: the parent raises it
         return "error", OSError(error.errno, error.strerror or str(error))
 

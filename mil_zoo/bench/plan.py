@@ -11,6 +11,7 @@ from urllib.parse import quote
 from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
+from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import open_dataset
@@ -19,7 +20,7 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.tasks import Classification, Task
+from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options
 
@@ -55,7 +56,7 @@ class ModelPlan:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialPlan:
     """One aggregator on one split with one seed."""
 
     model: ModelPlan
@@ -90,10 +91,10 @@ class Plan:
         return {"layout": found.layout, "features": list(dict.fromkeys(several)) or found.name}
 
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[TrialPlan]:
         """Every trial, folds outermost: an interrupted run has compared all aggregators on the folds it did."""
         return [
-            Trial(model, split, seed) for split in self.splits for seed in self.suite.seeds for model in self.models
+            TrialPlan(model, split, seed) for split in self.splits for seed in self.suite.seeds for model in self.models
         ]
 
     def _patients(self) -> dict[str, Any]:
@@ -102,56 +103,64 @@ class Plan:
         count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
-    def source_of(self, trial: Trial) -> DatasetSource:
+    def source_of(self, trial: TrialPlan) -> DatasetSource:
         """How to open the dataset with the features that a trial reads."""
         features = trial.model.features
         return self.source if features is None else self.source.with_features(features)
 
-    def settings(self) -> dict[str, Any]:
-        """What ``config.yaml`` of the run directory holds: all that the results depend on, as plain values."""
+    def config(self) -> RunConfig:
+        """What ``config.yaml`` of the run directory holds: all that the results depend on."""
         card, suite = self.dataset.card, self.suite
-        return {
-            "title": f"{', '.join(suite.models)} on {card.title}",
-            "version": __version__,
-            "dataset": {
-                "name": card.name,
-                "title": card.title,
-                "kind": card.kind,
-                "simulated": card.kind == "simulated",
-                "classes": list(card.classes),
-                "bags": len(self.dataset.bags),
-                "instances": self.dataset.bags.num_instances,
-                "in_dim": self.dataset.in_dim,
-                **self._files(),
-                "standardised": card.standardise,
-                "instance_labels": card.instance_labels,
-                **self._patients(),
-                **({"mpp": card.mpp} if card.mpp else {}),
-                "warnings": [*card.warnings, *self.drawn.warnings, *[PERMUTED] * suite.permute_labels],
-            },
-            "models": list(suite.models),
-            "model_settings": {
-                model.label: {
-                    "options": dict(model.options),
-                    "graph": model.graph,
-                    "training": dataclasses.asdict(model.training) | {"betas": list(model.training.betas)},
-                }
+        dataset = DatasetFacts(
+            name=card.name,
+            title=card.title,
+            kind=card.kind,
+            simulated=card.kind == "simulated",
+            classes=list(card.classes),
+            bags=len(self.dataset.bags),
+            instances=self.dataset.bags.num_instances,
+            in_dim=self.dataset.in_dim,
+            **self._files(),
+            standardised=card.standardise,
+            instance_labels=card.instance_labels,
+            **self._patients(),
+            mpp=card.mpp,
+            warnings=[*card.warnings, *self.drawn.warnings, *[PERMUTED] * suite.permute_labels],
+        )
+        split = SplitFacts(
+            kind=self.drawn.kind,
+            folds=1 + max(split.fold for split in self.splits),
+            repeats=1 + max(split.repeat for split in self.splits),
+            validation_fraction=suite.validation_fraction,
+            seed=suite.split_seed,
+            hash=split_hash(self.splits),
+        )
+        return RunConfig(
+            title=f"{', '.join(suite.models)} on {card.title}",
+            version=__version__,
+            task=task_settings(self.dataset.task).get("task"),
+            dataset=dataset,
+            models=list(suite.models),
+            model_settings={
+                model.label: ModelSettings(
+                    options=dict(model.options),
+                    graph=model.graph,
+                    training=dataclasses.asdict(model.training) | {"betas": list(model.training.betas)},
+                )
                 for model in self.models
             },
-            "selection": {model.label: model.training.selection_rule(self.dataset.task) for model in self.models},
-            "split": {
-                "kind": self.drawn.kind,
-                "folds": 1 + max(split.fold for split in self.splits),
-                "repeats": 1 + max(split.repeat for split in self.splits),
-                "validation_fraction": suite.validation_fraction,
-                "seed": suite.split_seed,
-                "hash": split_hash(self.splits),
-            },
-            "seeds": list(suite.seeds),
-            "permute_labels": suite.permute_labels,
-            "threads": suite.threads,
-            **{name: getattr(suite, name) for name in ("faithfulness", "grid") if getattr(suite, name)},
-        }
+            selection={model.label: model.training.selection_rule(self.dataset.task) for model in self.models},
+            split=split,
+            seeds=list(suite.seeds),
+            permute_labels=suite.permute_labels,
+            threads=suite.threads,
+            faithfulness=suite.faithfulness or None,
+            grid=suite.grid or None,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """:meth:`config` as the plain values that the file holds."""
+        return self.config().settings()
 
 
 def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str] = ()) -> Plan:

@@ -14,9 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mil_zoo.bench.executors import ATTEMPTS
-from mil_zoo.bench.plan import Trial
+from mil_zoo.bench.plan import TrialPlan
+from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
-from mil_zoo.bench.trial import Job, Row, Worker
+from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
 
 
@@ -53,8 +54,8 @@ class OnRay:
         self._ray = ray
 
     def run(
-        self, jobs: Sequence[Job], on_trial: Callable[[Trial], None], on_epoch: Callable[[Trial, Row], None]
-    ) -> Generator[Row]:
+        self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
+    ) -> Generator[Trial]:
         """See :class:`mil_zoo.bench.executors.Executor`; epochs are not told."""
         if not jobs:
             return
@@ -105,10 +106,10 @@ class OnRay:
                 )
         return {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"]}
 
-    def _collect(self, task: Any, job: Job) -> Row:
-        """The row of a finished task, its files put into the job's folder."""
+    def _collect(self, task: Any, job: Job) -> Trial:
+        """What came of a finished task, its files put into the job's folder."""
         try:
-            row, files = self._ray.get(task)
+            trial, files = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, OSError):  # a full disk there ends the run
                 raise OSError(error.cause.errno, f"on a node of Ray: {error.cause.strerror or error.cause}") from error
@@ -116,11 +117,12 @@ class OnRay:
         except self._ray.exceptions.RayError as error:  # the process or node was lost, again and again
             first = str(error).strip().splitlines()[0]
             return job.failed(f"lost in {ATTEMPTS} attempts ({type(error).__name__}: {first})")
-        if row["status"] == "ok":
+        if trial.ok:
             folder = empty_folder(job.folder)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
-        return dict(row)
+        outcome: Trial = trial
+        return outcome
 
 
 @functools.cache
@@ -129,13 +131,13 @@ def _worker() -> Worker:
     return Worker()
 
 
-def _run(job: Job) -> tuple[Row, dict[str, bytes]]:
-    """The task: a trial's row and files."""
+def _run(job: Job) -> tuple[Trial, dict[str, bytes]]:
+    """The task: what came of a trial, and its files."""
     with tempfile.TemporaryDirectory(prefix="mil-zoo-") as temporary:
         folder = Path(temporary) / "trial"
-        row = _worker().run(dataclasses.replace(job, folder=folder))
-        files = {path.name: path.read_bytes() for path in folder.iterdir()} if row["status"] == "ok" else {}
-    return row, files
+        trial = _worker().run(dataclasses.replace(job, folder=folder))
+        files = {path.name: path.read_bytes() for path in folder.iterdir()} if trial.ok else {}
+    return trial, files
 
 
 def _check_reachable(address: str) -> None:

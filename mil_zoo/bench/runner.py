@@ -7,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 
 from mil_zoo.bench.executors import Executor, InProcess
-from mil_zoo.bench.plan import Plan, Trial
+from mil_zoo.bench.plan import Plan, TrialPlan
+from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.bench.trial import Job, Row
+from mil_zoo.bench.trial import Job
 from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.registry import PLUGINS
 
@@ -19,9 +20,9 @@ def run_plan(
     out: Path,
     *,
     executor: Executor | None = None,
-    on_trial: Callable[[Trial], None] = lambda trial: None,
-    on_epoch: Callable[[Trial, Row], None] = lambda trial, row: None,
-    on_result: Callable[[Row], None] = lambda row: None,
+    on_trial: Callable[[TrialPlan], None] = lambda trial: None,
+    on_epoch: Callable[[TrialPlan, Row], None] = lambda trial, row: None,
+    on_result: Callable[[Trial], None] = lambda trial: None,
 ) -> RunDirectory:
     """Runs every trial that ``out`` does not hold yet. A trial that fails is a row with its reason; the others go on.
 
@@ -33,7 +34,7 @@ def run_plan(
         executor: where the trials run; None for one after the other in this process.
         on_trial: called as each trial that has to run starts.
         on_epoch: called after each of its epochs with the row of ``epochs.csv``.
-        on_result: called with the row of each trial, first those that were there already.
+        on_result: called with what came of each trial, first those that were there already.
 
     Raises:
         InputError: see ``RunDirectory.writing``.
@@ -43,7 +44,8 @@ def run_plan(
     executor = executor or InProcess(plan)
     with run.writing(plan.settings()):
         run.write_text("splits.csv", splits_csv(plan.splits, plan.dataset.bags))
-        done = {row["trial"]: row for row in run.trials() if row["status"] == "ok"}
+        rows = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
+        done = {trial.trial: trial for trial in rows if trial.ok}
         jobs = []
         for trial in plan.trials:
             if trial.id in done:
@@ -51,8 +53,8 @@ def run_plan(
             else:
                 folder = run.staging(trial.id).resolve()
                 jobs.append(Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files)))
-        with closing(executor.run(jobs, on_trial, on_epoch)) as rows:
-            for row in rows:
-                run.add_trial(row)
-                on_result(row)
+        with closing(executor.run(jobs, on_trial, on_epoch)) as outcomes:
+            for outcome in outcomes:
+                run.add_trial(outcome.to_row())
+                on_result(outcome)
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from mil_zoo.bench import memory
-from mil_zoo.bench.plan import Trial
+from mil_zoo.bench.plan import TrialPlan
+from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bags import Bags, as_bags
@@ -30,7 +32,6 @@ from mil_zoo.tasks import Task
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
-Row = dict[str, Any]
 Parts = dict[str, Bags]
 
 
@@ -46,34 +47,34 @@ class Job:
         plugins: files to import first.
     """
 
-    trial: Trial
+    trial: TrialPlan
     source: DatasetSource
     folder: Path
     suite: Suite
     plugins: tuple[Path, ...] = ()
 
-    def row(self, **more: Any) -> Row:
-        """The trial's row of ``trials.jsonl``: what is known before it ran, and ``more``."""
-        split = self.trial.split
-        row = {
-            "trial": self.trial.id,
-            "aggregator": self.trial.model.name,
-            "grid": self.trial.model.grid,
-            "features": self.trial.model.features,
-            "repeat": split.repeat,
-            "fold": split.fold,
-            "seed": self.trial.seed,
-            "status": "ok",
-            "reason": None,
-            "n_train": len(split.train),
-            "n_val": len(split.val),
-            "n_test": len(split.test),
-        }
-        return row | more
+    def outcome(self, **more: Any) -> Trial:
+        """What came of the trial: what is known before it runs, and ``more``."""
+        model, split = self.trial.model, self.trial.split
+        return dataclasses.replace(
+            Trial(
+                trial=self.trial.id,
+                aggregator=model.name,
+                grid=model.grid,
+                features=model.features,
+                repeat=split.repeat,
+                fold=split.fold,
+                seed=self.trial.seed,
+                n_train=len(split.train),
+                n_val=len(split.val),
+                n_test=len(split.test),
+            ),
+            **more,
+        )
 
-    def failed(self, reason: str) -> Row:
-        """The row of a trial that came to nothing."""
-        return self.row(status="failed", reason=reason)
+    def failed(self, reason: str) -> Trial:
+        """The outcome of a trial that came to nothing."""
+        return self.outcome(status="failed", reason=reason)
 
 
 class Worker:
@@ -90,17 +91,17 @@ class Worker:
         self._last: tuple[DatasetSource, Split] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
-    def run(self, job: Job, on_epoch: Callable[[Row], None] = lambda row: None) -> Row:
+    def run(self, job: Job, on_epoch: Callable[[Row], None] = lambda row: None) -> Trial:
         """Runs a trial and writes its files into ``job.folder``, which holds nothing else afterwards.
 
-        What an aggregator does wrong makes a failed row without files.
+        What an aggregator does wrong makes a failed trial without files.
 
         Args:
             job: the trial.
             on_epoch: called with the row of every epoch.
 
         Returns:
-            The trial's row.
+            What came of it.
 
         Raises:
             OSError: its files could not be written.
@@ -114,7 +115,7 @@ class Worker:
             with trial_threads(job.suite.threads):
                 result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
             predictions = _predictions(bags, result)
-            row = job.row(
+            outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
                 metrics=_score(result.task, predictions, "test"),
@@ -134,7 +135,7 @@ class Worker:
             raise
         except Exception as error:  # safetensors and HDF5 have errors of their own for a full disk
             raise OSError(errno.EIO, str(error)) from error
-        return row
+        return outcome
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
         if job.source not in self._datasets:
@@ -166,7 +167,7 @@ def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> 
     return parts, standardiser
 
 
-def few_labels(bags: Parts, trial: Trial, task: Task) -> Parts:
+def few_labels(bags: Parts, trial: TrialPlan, task: Task) -> Parts:
     """The same parts with the share of training and validation slides whose labels the trial may use.
 
     The choice is the same for all models, and nested: fewer labels are a part of more labels.

@@ -183,12 +183,12 @@ def bench(options: BenchOptions) -> int:
         return 0
     failures = 0
     for plan, folder in zip(plans, folders, strict=True):
-        rows = run_with_progress(plan, folder, console, _executor(options))
-        failed = [row for row in rows if row["status"] != "ok"]
-        for row in failed:
-            console.print(f"[red]failed[/] {row['trial']}: {escape(row['reason'])}", highlight=False)
+        trials = run_with_progress(plan, folder, console, _executor(options))
+        failed = [trial for trial in trials if not trial.ok]
+        for trial in failed:
+            console.print(f"[red]failed[/] {trial.trial}: {escape(trial.reason or '')}", highlight=False)
         failures += len(failed)
-        with saved(folder, rows):
+        with saved(folder, trials):
             show(folder, console)
     return 1 if failures else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mil_zoo.errors import InputError
 
@@ -13,25 +13,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mil_zoo.bench.executors import Executor
-    from mil_zoo.bench.plan import Plan, Trial
-
-Row = dict[str, Any]
+    from mil_zoo.bench.plan import Plan, TrialPlan
+    from mil_zoo.bench.results import Row, Trial
 
 
 @contextmanager
-def saved(folder: Path, rows: list[Row]) -> Iterator[None]:
+def saved(folder: Path, trials: list[Trial]) -> Iterator[None]:
     """Turns a failing disk into one sentence that says what is kept."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"writing to {folder} failed ({error}); {len(rows)} finished trials are kept there; free some space and "
+            f"writing to {folder} failed ({error}); {len(trials)} finished trials are kept there; free some space and "
             f"start the same command with --out {folder} again"
         ) from error
 
 
-def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executor | None) -> list[Row]:
-    """Runs a plan into ``out`` with a bar a model, and gives the rows of all its trials."""
+def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executor | None) -> list[Trial]:
+    """Runs a plan into ``out`` with a bar a model, and gives what came of each of its trials."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -41,7 +40,6 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
         TimeRemainingColumn,
     )
 
-    from mil_zoo.bench.results import Trial
     from mil_zoo.bench.runner import run_plan
 
     card = plan.dataset.card
@@ -57,7 +55,7 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    rows: list[Row] = []
+    trials: list[Trial] = []
     with Progress(*columns, console=console) as progress:
         # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
         bars, epochs = {}, {}
@@ -70,25 +68,24 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
             epochs[label][trial] = epoch
             progress.update(bars[label], completed=sum(epochs[label].values()))
 
-        def on_epoch(trial: Trial, row: Row) -> None:
+        def on_epoch(trial: TrialPlan, row: Row) -> None:
             reached(trial.model.label, trial.id, row["epoch"])
 
         budgets = {model.label: model.training.epochs for model in plan.models}
 
-        def on_result(row: Row) -> None:
-            rows.append(row)
-            label = Trial.from_row(row).label
-            reached(label, row["trial"], budgets[label])
+        def on_result(trial: Trial) -> None:
+            trials.append(trial)
+            reached(trial.label, trial.trial, budgets[trial.label])
 
         try:
-            with saved(out, rows):
+            with saved(out, trials):
                 run_plan(plan, out, executor=executor, on_epoch=on_epoch, on_result=on_result)
         except KeyboardInterrupt:
             progress.stop()
             console.print(
-                f"Interrupted after {len(rows)} of {len(plan.trials)} trials; they are kept. The same command with "
+                f"Interrupted after {len(trials)} of {len(plan.trials)} trials; they are kept. The same command with "
                 f"--out {out} continues.",
                 highlight=False,
             )
             raise
-    return rows
+    return trials

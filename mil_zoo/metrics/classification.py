@@ -33,7 +33,7 @@ def _counts(labels: Ints, probabilities: Floats, weights: Floats | None) -> _Cou
     return _Counts(w.sum(-1), w @ truth, w @ guess, w @ (truth & guess))
 
 
-@register_metric("accuracy", title="Accuracy", higher_is_better=True, batched=True)
+@register_metric("accuracy", title="Accuracy", higher_is_better=True, batched=True, bounds=(0, 1))
 def accuracy(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
     """Share of slides whose most probable class is the true one (with two classes: threshold 0.5)."""
     counts = _counts(labels, probabilities, weights)
@@ -41,7 +41,7 @@ def accuracy(labels: Ints, probabilities: Floats, weights: Floats | None = None)
         return counts.right.sum(-1) / counts.total
 
 
-@register_metric("balanced_accuracy", title="Balanced accuracy", higher_is_better=True, batched=True)
+@register_metric("balanced_accuracy", title="Balanced accuracy", higher_is_better=True, batched=True, bounds=(0, 1))
 def balanced_accuracy(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
     """Mean over the classes present of their recall."""
     counts = _counts(labels, probabilities, weights)
@@ -50,7 +50,7 @@ def balanced_accuracy(labels: Ints, probabilities: Floats, weights: Floats | Non
         return (counts.right / np.where(present, counts.of_class, 1)).sum(-1) / present.sum(-1)
 
 
-@register_metric("auc", title="AUC", higher_is_better=True, batched=True)
+@register_metric("auc", title="AUC", higher_is_better=True, batched=True, bounds=(0, 1))
 def auc(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
     """Area under the ROC curve; with more than two classes the unweighted mean of one-against-rest areas.
 
@@ -64,7 +64,7 @@ def auc(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> A
     return np.mean(areas, axis=0)
 
 
-@register_metric("f1", title="F1", higher_is_better=True, batched=True)
+@register_metric("f1", title="F1", higher_is_better=True, batched=True, bounds=(0, 1))
 def f1(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> Any:
     """F1 of class 1 with two classes, else the unweighted mean over classes; 0 where nothing is predicted."""
     counts = _counts(labels, probabilities, weights)

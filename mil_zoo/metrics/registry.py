@@ -31,6 +31,7 @@ class Metric:
         needs: what the function takes besides, by keyword, from the task's context (the training patients' times of a
             survival metric).
         batched: whether it takes weights ``[R, n]`` too and then gives ``[R]``; else it is called R times.
+        bounds: the smallest and the largest value that it can have; tables and figures cut intervals to them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Metric:
     function: Function
     needs: tuple[str, ...] = ()
     batched: bool = False
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     def __call__(self, *arguments: ArrayLike, weights: ArrayLike | None = None, **context: Any) -> float:
         """The metric's value.
@@ -96,6 +98,7 @@ def register_metric(
     task: str = "classification",
     needs: tuple[str, ...] = (),
     batched: bool = False,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function as a metric. It then stands in every table, figure and test of its task.
 
@@ -113,6 +116,7 @@ def register_metric(
         task: the family of tasks whose predictions it scores.
         needs: see :class:`Metric`.
         batched: see :class:`Metric`.
+        bounds: see :class:`Metric`.
 
     Raises:
         InputError: the name is taken (the message says by whom), reserved, or no name.
@@ -130,7 +134,7 @@ def register_metric(
                 f"metric {name!r} of {task} is already registered by {where.__module__}.{where.__qualname__}; "
                 "choose another name"
             )
-        known[name] = Metric(name, title, task, higher_is_better, function, tuple(needs), batched)
+        known[name] = Metric(name, title, task, higher_is_better, function, tuple(needs), batched, bounds)
         return function
 
     return decorate

@@ -126,6 +126,18 @@ class Results:
             if i == 0 or metric.name == self.task.select or not metric.function.__module__.startswith("mil_zoo.")
         ]
 
+    @property
+    def lead(self) -> Metric:
+        """The metric that ranks aggregators where only one is shown: the one that the task selects by, or its first.
+
+        Raises:
+            InputError: the run has no metric.
+        """
+        chosen = [metric for metric in self.metrics if metric.name == self.task.select] or self.metrics
+        if not chosen:
+            raise InputError(f"{self.path} has no metric: nothing registers one of the task {self.task.name}")
+        return chosen[0]
+
     def metric(self, name: str) -> Metric:
         """A metric of the run by its name.
 

@@ -106,3 +106,55 @@ def test_a_figure_of_a_plugin_is_drawn_and_on_the_page(run, tmp_path):
     assert "sizes.png" in done.stdout
     assert (run.path / "figures" / "sizes.png").read_bytes().startswith(b"\x89PNG")
     assert 'alt="sizes"' in (run.path / "report.html").read_text()
+
+
+TASK = '''
+from dataclasses import dataclass
+import numpy as np
+import mil_zoo
+from mil_zoo.tasks import Task, register_task
+
+@register_task("counting")
+@dataclass(frozen=True)
+class Counting(Task):
+    """How many instances of a kind a bag holds."""
+
+    target_columns = ("cells",)
+    select = "error"
+    width = 1
+    prediction_columns = ("expected",)
+
+@mil_zoo.register_metric("error", title="Mean error", higher_is_better=False, task="counting")
+def error(targets, predictions, weights=None):
+    """Mean absolute difference."""
+    return float(np.average(np.abs(targets - predictions), weights=weights))
+'''
+
+
+def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path):
+    def files(row, folder):
+        lines = ["slide_id,patient_id,split,cells,expected", "a,p,test,3,2.5", "b,p,test,7,8.5"]
+        (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+        (folder / "epochs.csv").write_text("epoch,loss,train_error,val_error,seconds,selected\n1,0.5,2,3,1,1\n")
+
+    values = {"abmil": [1.5, 2.5, 3.5, 2.0, 3.0], "mean": [11.6, 12.4, 13.5, 12.0, 13.0]}
+    rows = [
+        write.row(model, fold, metrics={"error": value}, val_metrics={"error": value})
+        for model, part in values.items()
+        for fold, value in enumerate(part)
+    ]
+    run = write.run(rows, list(values), files, classes=[])
+    config = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(config + "task: {name: counting}\n")
+    (tmp_path / "counting.py").write_text(TASK)
+    done = report(run, tmp_path / "counting.py")
+    assert done.returncode == 0, done.stderr
+    table = (run.path / "table.md").read_text()
+    assert "| Aggregator | Mean error | Trials |" in table
+    assert "| abmil | **2.500** ± 0.791 [" in table
+    assert "| mean | 12.500 ± 0." in table
+    assert "shown within their bounds" in table
+    assert {path.stem for path in run.path.glob("figures/*.png")} == {"metrics", "training"}
+    page = (run.path / "report.html").read_text()
+    assert "each model&#39;s column is its mean expected" in page
+    assert "<td>a</td><td>p</td><td>3</td>" in page

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mil_zoo.aggregators.blocks.segments import segment_topk, to_device
+from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
+from mil_zoo.kernels.devices import to_device
 
 
 def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tensor:
@@ -50,8 +51,9 @@ def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> 
 
     Source: Zhang et al., ACMIL, ECCV 2024; github dazhangyu123/ACMIL.
     """
-    k = batch.sizes.clamp(max=count)
-    top = segment_topk(scores, batch.offsets, k)
+    k, taken = batch.sizes.clamp(max=count), [min(size, count) for size in batch.lengths]
+    top = segment_topk(scores, batch.offsets, k, sum(taken))
     masked = (k.double() * share).long().minimum(batch.sizes - 1)
     keys = torch.rand(top.shape, device=top.device)
-    return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked))
+    total = sum(min(int(t * share), size - 1) for t, size in zip(taken, batch.lengths, strict=True))
+    return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked, total))

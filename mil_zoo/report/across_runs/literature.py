@@ -87,12 +87,18 @@ _HEADER = ["Published as", "Metric", "Published", "Protocol", "Here", "Ours [95 
 
 
 def _of_dataset(runs: Sequence[Results], dataset: str, numbers: pd.DataFrame) -> Table:
-    titles = {metric.name: metric.title for run in runs for metric in run.task.metrics}
+    metrics = {metric.name: metric for run in runs for metric in run.task.metrics}
+    titles = {name: metric.title for name, metric in metrics.items()}
     rows, sources, differs = [], {}, {}
     for row in numbers.to_dict("records"):
+        bounds = metrics[row["metric"]].bounds if row["metric"] in metrics else (0, 1)
         known, metric = not np.isnan(row["mean"]), titles.get(row["metric"], row["metric"])
         spread = "" if pd.isna(row["spread"]) else f"{row['spread']:.3f}"
-        ours = [row["label"], _interval(row), row["our_protocol"]] if known else [row["aggregator"], "not run", "-"]
+        ours = (
+            [row["label"], _interval(row, bounds), row["our_protocol"]]
+            if known
+            else [row["aggregator"], "not run", "-"]
+        )
         name = f"{row['published_as']}" + (f" ({row['options']})" if row["options"] else "")
         difference = f"{row['difference']:+.3f}" if known else "-"
         rows.append([name, metric, Cell(f"{row['value']:.3f}", spread), row["protocol"], *ours, difference])
@@ -106,7 +112,7 @@ def _of_dataset(runs: Sequence[Results], dataset: str, numbers: pd.DataFrame) ->
 
 _NOTE = (
     "Ours: mean ± standard deviation over test folds, 95 % interval by the corrected resampled t (Nadeau & Bengio "
-    "2003), cut to [0, 1]. Protocols differ, and so a difference is no proof of an error on either side."
+    "2003), cut to where the metric lies. Protocols differ, and so a difference is no proof of an error on either side."
 )
 
 
@@ -134,8 +140,8 @@ def _ours(run: Results, number: PublishedNumber) -> list[dict[str, Any]]:
     return found
 
 
-def _interval(row: dict[Any, Any]) -> Cell:
+def _interval(row: dict[Any, Any], bounds: tuple[float, float]) -> Cell:
     if np.isnan(row["low"]):
         return Cell(f"{row['mean']:.3f}")
-    low, high = np.clip([row["low"], row["high"]], 0, 1)
+    low, high = np.clip([row["low"], row["high"]], *bounds)
     return Cell(f"{row['mean']:.3f}", f"{row['sd']:.3f}", (f"[{low:.3f}, {high:.3f}]",))

@@ -53,7 +53,7 @@ def write_ranking(
     Args:
         runs: finished or not; at least two datasets in all.
         out: folder to write into.
-        metric: what ranks; None for the one that the runs' task selects by.
+        metric: what ranks; None for the lead metric of the runs.
         models: aggregators to rank; None for all that every dataset has a score of.
 
     Raises:
@@ -93,7 +93,9 @@ def _metric_of(runs: Sequence[Results], name: str | None) -> Metric:
     tasks = dict.fromkeys(run.task.name for run in runs)
     if len(tasks) > 1:
         raise InputError(f"the runs are of different tasks ({', '.join(tasks)}); compare runs of one")
-    return [run.metric(name or run.task.select) for run in runs][-1]  # each has it, or says so
+    name = name or runs[0].lead.name
+    found = [run.metric(name) for run in runs]  # each has it, or says so
+    return found[0]
 
 
 def _ranked(scores: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:

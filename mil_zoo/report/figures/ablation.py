@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from mil_zoo.report.figures.look import WIDTH, below, palette, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.sentences import bounds
 from mil_zoo.report.tables.text import inside
 from mil_zoo.report.tables.variants import Axis, axes_of, variant_table
 
@@ -35,13 +36,13 @@ def draw(results: Results) -> dict[str, Figure]:
     titles = {metric.name: inside(metric.title) for metric in results.headline} | SKEW
     for axis in axes_of(variant_table(results)):
         name = "figure5" if axis.option == "mask_rate" else f"ablation-{quote(axis.model)}-{quote(axis.option)}"
-        figures[name] = _figure(axis, titles)
+        figures[name] = _figure(axis, titles, bounds(results))
         what = f"{axis.model} against {axis.option.replace('_', ' ')}"
         figures[name].suptitle(title(results, what, int(14 * figures[name].get_figwidth())))
     return figures
 
 
-def _figure(axis: Axis, titles: dict[str, str]) -> Figure:
+def _figure(axis: Axis, titles: dict[str, str], cut: str) -> Figure:
     """A panel a number against the values of one grid; a line for every setting of the others."""
     names = [name for name in titles if name in set(axis.rows["name"])]
     rows = -(-len(names) // 2) if len(names) < 5 else -(-len(names) // 3)
@@ -63,7 +64,7 @@ def _figure(axis: Axis, titles: dict[str, str]) -> Figure:
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     note = (
-        "Metrics: mean over test folds, band its 95 % interval (corrected resampled t, cut to [0, 1]). "
+        f"Metrics: mean over test folds, band its 95 % interval (corrected resampled t, cut to {cut}). "
         "Attention: median over test slides, band its quartiles; N x maximum is 1 for uniform attention."
     )
     lines = [Line2D([], [], color=colours[rest], marker="o", markersize=3, label=rest) for rest in rests if rest]

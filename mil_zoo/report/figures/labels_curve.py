@@ -11,6 +11,7 @@ from mil_zoo.report.figures.look import WIDTH, palette, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.label_budget import label_budget_table
+from mil_zoo.report.tables.sentences import bounds
 from mil_zoo.report.tables.text import inside
 
 
@@ -20,7 +21,7 @@ def draw(results: Results) -> dict[str, Figure]:
     table = label_budget_table(results)
     if table.empty:
         return {}
-    score = inside(results.metric(results.task.select).title)
+    score = inside(results.lead.title)
     names = list(dict.fromkeys(table["aggregator"]))
     colours = palette(names)
     figure = Figure(figsize=(0.7 * WIDTH, 3.6), layout="constrained")
@@ -30,8 +31,17 @@ def draw(results: Results) -> dict[str, Figure]:
         # Side by side, so that intervals at one number of labels do not cover each other.
         x = part["slides"] * 1.03 ** (i - (len(names) - 1) / 2)
         axes.plot(x, part["mean"], color=colours[name], marker="o", markersize=4, label=name)
-        axes.vlines(x, part["low"].clip(0, 1), part["high"].clip(0, 1), color=colours[name], linewidth=1.2, alpha=0.6)
-    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        axes.vlines(
+            x,
+            part["low"].clip(*results.lead.bounds),
+            part["high"].clip(*results.lead.bounds),
+            color=colours[name],
+            linewidth=1.2,
+            alpha=0.6,
+        )
+    chance = results.lead.name == "auc"
+    if chance:
+        axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ticks = sorted({round(n) for n in table["slides"]})
     axes.set(xscale="log", xlabel="labelled training slides", ylabel=f"test {score}")
     axes.set_ylim(max(0, min(0.4, table["low"].min())) - 0.02, 1.02)
@@ -40,6 +50,7 @@ def draw(results: Results) -> dict[str, Figure]:
     axes.set_xticklabels([f"{tick}" for tick in ticks])
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title(results, f"Test {score} against labels"))
-    note = "Mean and 95 % interval over splits (corrected resampled t, cut to [0, 1]); dashed: chance."
+    note = f"Mean and 95 % interval over splits (corrected resampled t, cut to {bounds(results)})"
+    note += "; dashed: chance." if chance else "."
     figure.supxlabel(textwrap.fill(note, 90), fontsize=7)
     return {"learning_curve": figure}

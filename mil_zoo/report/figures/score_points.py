@@ -11,12 +11,13 @@ from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import trained
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.scores import score_table
+from mil_zoo.report.tables.sentences import bounds
 
 
 @register_figure("metrics", place=30, page=20)
 def draw(results: Results) -> dict[str, Figure]:
     """``metrics``: a panel a metric, a row an aggregator, a point a trial."""
-    if not trained(results):
+    if not trained(results) or not results.metrics:
         return {}
     table, colours = score_table(results), colours_of(results)
     figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(table)), layout="constrained")
@@ -27,17 +28,18 @@ def draw(results: Results) -> dict[str, Figure]:
             offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
             axes.scatter(values, row + offsets, s=10, color=colours[label], alpha=0.8, linewidths=0)
             mean, low, high = (table.loc[row, f"{metric.name}_{part}"] for part in ("mean", "low", "high"))
-            axes.hlines(row, *np.clip([low, high], 0, 1), color="0.1", linewidth=1.2)
+            axes.hlines(row, *np.clip([low, high], *metric.bounds), color="0.1", linewidth=1.2)
             axes.plot(mean, row, marker="D", markersize=3.5, color="white", markeredgecolor="0.1", markeredgewidth=1)
         axes.set(title=metric.title)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         left, right = axes.get_xlim()
-        axes.set_xlim(max(left, -0.02), min(right, 1.02))
+        lowest, highest = metric.bounds
+        axes.set_xlim(max(left, lowest - 0.02), min(right, highest + 0.02))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
     axes.set_yticks(range(len(table)), table["aggregator"])
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(results, "Test metrics"))
-    note = "One point a trial; diamond: mean, line: its 95 % interval (corrected resampled t, cut to [0, 1])."
-    figure.supxlabel(note, fontsize=7)
+    how = f"corrected resampled t, cut to {bounds(results)}"
+    figure.supxlabel(f"One point a trial; diamond: mean, line: its 95 % interval ({how}).", fontsize=7)
     return {"metrics": figure}

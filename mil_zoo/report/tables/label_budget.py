@@ -21,7 +21,7 @@ _LABELLED = re.compile(r"(^|,)labelled=([^,]+)")
 def label_budget_table(results: Results) -> pd.DataFrame:
     """One row an aggregator and number of labels; empty where the run's grid does not vary ``labelled``.
 
-    The score is the metric that the task selects by. Columns: ``aggregator`` (with what else its grid varies),
+    The score is the lead metric of the run. Columns: ``aggregator`` (with what else its grid varies),
     ``labelled`` as in the grid, ``slides`` (labelled training slides, mean over splits), the test score's ``mean``,
     ``sd``, ``low``, ``high`` and ``n`` (see :func:`mil_zoo.stats.summarise`), and with ``gain_`` in front the same of
     its paired difference to ABMIL.
@@ -41,8 +41,7 @@ def shown_label_budgets(results: Results) -> Document:
         ]
         for row in label_budget_table(results).to_dict("records")
     ]
-    title = results.metric(results.task.select).title
-    header = ["Aggregator", "Labels", "Labelled slides", title, "Gain over ABMIL"]
+    header = ["Aggregator", "Labels", "Labelled slides", results.lead.title, "Gain over ABMIL"]
     return Document("learning_curve", "Few labels", [Table(header, rows, [_NOTE, *notes(results)])])
 
 
@@ -55,7 +54,6 @@ _NOTE = (
 
 
 def _label_budgets(results: Results) -> pd.DataFrame:
-    metric = results.task.select
     series: dict[str, dict[str, list[Trial]]] = {}
     for label, trials in results.finished.items():
         name, _, grid = label.partition("@")
@@ -63,7 +61,10 @@ def _label_budgets(results: Results) -> pd.DataFrame:
         if found and trials:
             rest = _LABELLED.sub("", grid).lstrip(",")
             series.setdefault(f"{name}@{rest}" if rest else name, {})[found.group(2)] = trials
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if not series:
+        return pd.DataFrame(rows)
+    metric = results.lead.name
     for name, budgets in series.items():
         for labelled, trials in sorted(budgets.items(), key=lambda item: float(item[0])):
             scores = values_by_split(trials, metric)

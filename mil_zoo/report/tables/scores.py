@@ -50,7 +50,7 @@ def all_levels(results: Results) -> pd.DataFrame:
 def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str]) -> Table:
     """The comparison table as it is read.
 
-    Intervals are cut to [0, 1], where all metrics lie: that takes nothing from their coverage. Of a single split the
+    Intervals are cut to the bounds of their metric: that takes nothing from their coverage. Of a single split the
     bootstrap's are shown.
 
     Args:
@@ -137,17 +137,16 @@ def _costs(ok: list[Trial]) -> dict[str, float]:
 
 
 def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[str]]) -> list[Cell]:
-    names = [metric.name for metric in results.metrics]
-    fullest = max((row[f"{name}_n"] for name in names), default=0)
+    fullest = max((row[f"{metric.name}_n"] for metric in results.metrics), default=0)
     cells = []
-    for metric in names:
-        mean, sd, n = (row[f"{metric}_{part}"] for part in ("mean", "sd", "n"))
+    for metric in results.metrics:
+        mean, sd, n = (row[f"{metric.name}_{part}"] for part in ("mean", "sd", "n"))
         prefix = "boot_" if row["splits"] == 1 else ""
-        low, high = (np.clip(row[f"{metric}_{prefix}{part}"], 0, 1) for part in ("low", "high"))
+        low, high = (np.clip(row[f"{metric.name}_{prefix}{part}"], *metric.bounds) for part in ("low", "high"))
         below = [] if np.isnan(low) else [f"[{low:.2f}, {high:.2f}]"]
         if 0 < n < fullest:
             below.append(f"(n = {n})")
-        marked = row["aggregator"] in bold.get(metric, ())
+        marked = row["aggregator"] in bold.get(metric.name, ())
         cells.append(Cell("-" if n == 0 else f"{mean:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked))
     return cells
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mil_zoo.bench.results import Trial
+import numpy as np
+
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.text import count, sentence
 
@@ -16,9 +17,9 @@ _KINDS = {
     "table": "bags from a feature table, not slides",
 }
 _PATIENTS = {
-    "mean": "Rows (patients): a patient's prediction is the mean of its slides' probabilities ({patients} patients, "
+    "mean": "Rows (patients): a patient's prediction is the mean of its slides' {what} ({patients} patients, "
     "{bags} slides).",
-    "max": "Rows (patients): a patient's prediction is the largest of its slides' probabilities ({patients} patients, "
+    "max": "Rows (patients): a patient's prediction is the largest of its slides' {what} ({patients} patients, "
     "{bags} slides).",
     "packed": "All slides of a patient are one bag: every number is of patients ({patients}).",
 }
@@ -36,7 +37,9 @@ def _data(results: Results) -> list[str]:
     if dataset.instance_labels:
         lines.append(f"Instance labels: {sentence(dataset.instance_labels)}")
     if dataset.patient_rule:
-        lines.append(_PATIENTS[dataset.patient_rule].format(patients=f"{dataset.patients:,}", bags=f"{dataset.bags:,}"))
+        what = "probabilities" if results.config.dataset.classes else "predictions"
+        counts = {"patients": f"{dataset.patients:,}", "bags": f"{dataset.bags:,}"}
+        lines.append(_PATIENTS[dataset.patient_rule].format(what=what, **counts))
     return lines
 
 
@@ -73,7 +76,7 @@ def _outcome(results: Results) -> list[str]:
     unfinished = f" (the run is not at its end: {planned} are planned)" * (len(trials) < planned)
     ok = sum(trial.ok for trial in trials)
     lines = [
-        _interval_note(trials),
+        _interval_note(results),
         f"Trials: {ok} of {len(trials)} finished{unfinished}; mil-zoo {results.config.version}.",
     ]
     for label, group in results.groups.items():
@@ -104,13 +107,22 @@ def _by_model(of_label: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _interval_note(trials: Sequence[Trial]) -> str:
-    splits, seeds = {trial.split for trial in trials}, {trial.seed for trial in trials}
+def bounds(results: Results) -> str:
+    """Where the metrics of the run lie: "[0, 1]", or words where they differ."""
+    found = {metric.bounds for metric in results.metrics}
+    return "[{:g}, {:g}]".format(*next(iter(found))) if len(found) == 1 and found != {_UNBOUNDED} else "their bounds"
+
+
+_UNBOUNDED = (-np.inf, np.inf)
+
+
+def _interval_note(results: Results) -> str:
+    splits, seeds = {trial.split for trial in results.trials}, {trial.seed for trial in results.trials}
     boot = " Bootstrap (patients drawn again within classes, percentiles): the training is taken as it was."
     start = "Mean ± standard deviation [95 % interval] of test metrics over "
     end = (
-        " Corrected resampled t interval (Nadeau & Bengio 2003), shown within [0, 1], where metrics lie; table.csv "
-        "holds it uncut."
+        f" Corrected resampled t interval (Nadeau & Bengio 2003), shown within {bounds(results)}, where metrics lie; "
+        "table.csv holds it uncut."
     )
     if len(splits) > 1:
         return f"{start}{len(splits)} test folds{', seeds averaged within a fold' * (len(seeds) > 1)}.{end}"

@@ -34,8 +34,8 @@ def variant_table(results: Results) -> pd.DataFrame:
     """One row a variant and number, for aggregators with a grid.
 
     Columns: ``model``; ``option`` and ``value`` of one grid; ``rest``, the variant's other settings; ``name``: a metric
-    (``mean``, ``low``, ``high``: over splits, corrected resampled t, cut to [0, 1]) or a number of attention (median
-    and quartiles over test slides of all trials).
+    (``mean``, ``low``, ``high``: over splits, corrected resampled t, cut to its bounds) or a number of attention
+    (median and quartiles over test slides of all trials).
     """
     return results.once(_variants)
 
@@ -66,7 +66,7 @@ def _numbers(results: Results, trials: Sequence[Trial]) -> dict[str, tuple[float
     numbers = {}
     for metric in results.metrics:
         summary = summarise(list(values_by_split(trials, metric.name).values()), *mean_sizes(trials))
-        low, high = np.clip([summary.low, summary.high], 0, 1)
+        low, high = np.clip([summary.low, summary.high], *metric.bounds)
         numbers[metric.name] = summary.mean, float(low), float(high)
     for name, group in pd.concat([results.test_skew(trial) for trial in trials]).groupby("name"):
         low, middle, high = group["value"].quantile([0.25, 0.5, 0.75])

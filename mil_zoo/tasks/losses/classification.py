@@ -22,32 +22,43 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
     """
     logits = _full(logits)
     count = max(2, logits.shape[1])
-    labels = checked_labels(labels, count)
+    labels, wrong = _checked(labels, count)
     if logits.shape[1] == 1:
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
     else:
         loss = F.cross_entropy(logits, labels.clamp(0, count - 1), reduction="none")
-    if labels.device.type != "cpu":
-        loss = torch.where((labels >= 0) & (labels < count), loss, torch.nan)
+    if wrong is not None:
+        loss = loss.masked_fill(wrong, torch.nan)
     return loss if weights is None else loss * weights
 
 
-def checked_labels(labels: Tensor, count: int) -> Tensor:
-    """Returns ``labels`` ``[B]`` as int64; those of a GPU are not looked at, because that would wait for it.
+def one_hot(labels: Tensor, count: int) -> Tensor:
+    """Float ``[B, count]`` with 1 at the class of each bag; ``labels`` as in :func:`cross_entropy`.
 
     Raises:
-        InputError: a label is not a whole number from 0 to ``count - 1``.
+        InputError: as :func:`cross_entropy`.
+    """
+    labels, wrong = _checked(labels, count)
+    hot = (labels[:, None] == torch.arange(count, device=labels.device)).float()
+    return hot if wrong is None else hot.masked_fill(wrong[:, None], torch.nan)
+
+
+def _checked(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+    """Labels ``[B]`` as int64, and where they are no class if they lie on a GPU: looking there would wait for it.
+
+    Raises:
+        InputError: a label of the CPU is not a whole number from 0 to ``count - 1``.
     """
     whole = labels.long()
-    if labels.device.type == "cpu":
-        wrong = (whole < 0) | (whole >= count) | (whole != labels)
-        if wrong.any():
-            place = int(wrong.nonzero()[0])
-            raise InputError(
-                f"bag {place} of the batch has the label {labels[place].item():g}; classes count from 0, here 0 to "
-                f"{count - 1}"
-            )
-    return whole
+    wrong = (whole < 0) | (whole >= count) | (whole != labels)
+    if labels.device.type != "cpu":
+        return whole, wrong
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise InputError(
+            f"bag {place} of the batch has the label {labels[place].item():g}; classes count from 0, here 0 to {count - 1}"
+        )
+    return whole, None
 
 
 def probabilities(logits: Tensor) -> Tensor:
