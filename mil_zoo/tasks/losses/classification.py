@@ -44,7 +44,7 @@ def one_hot(labels: Tensor, count: int) -> Tensor:
 
 
 def _checked(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-    """Labels ``[B]`` as int64, and where they are no class if they lie on a GPU: looking there would wait for it.
+    """Labels ``[B]`` as int64, and where they are no class if they lie on a GPU: looking there would wait.
 
     Raises:
         InputError: a label of the CPU is not a whole number from 0 to ``count - 1``.
@@ -56,7 +56,8 @@ def _checked(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     if wrong.any():
         place = int(wrong.nonzero()[0])
         raise InputError(
-            f"bag {place} of the batch has the label {labels[place].item():g}; classes count from 0, here 0 to {count - 1}"
+            f"bag {place} of the batch has the label {labels[place].item():g}; classes count from 0, here 0 to "
+            f"{count - 1}"
         )
     return whole, None
 
