@@ -34,9 +34,9 @@ class DSMIL(Aggregator):
 
     Deviations: probabilities are the sigmoids of the bag logits over their sum (``probability``); the authors take each
     sigmoid with a threshold of its own for each class. ``dropout`` also acts without a value layer
-    (``passing_v=False``), where theirs is ignored. ``num_classes=1`` is the authors' setting for positive against negative slides. Weights from the first
-    version of their repository, whose values had a layer without ReLU, would load with ``nonlinear=False,
-    passing_v=True`` and mean something else here.
+    (``passing_v=False``), where theirs is ignored. ``num_classes=1`` is the authors' setting for positive against
+    negative slides. Weights from the first version of their repository, whose values had a layer without ReLU, would
+    load with ``nonlinear=False, passing_v=True`` and mean something else here.
 
     Args:
         in_dim: feature dimension D.
