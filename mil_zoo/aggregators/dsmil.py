@@ -109,7 +109,7 @@ class DSMIL(Aggregator):
         """
         if self.probability == "softmax" or self.num_classes == 1 or not isinstance(self.task, Classification):
             return logits
-        return F.logsigmoid(logits.float() if logits.dtype.itemsize < 4 else logits)
+        return F.logsigmoid(logits.double())
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""

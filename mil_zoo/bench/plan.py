@@ -184,7 +184,7 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
     for each in features[1:]:  # all of them now: a missing slide costs no training
         open_dataset(source.with_features(each))
     drawn = draw_splits(
-        dataset,
+        _by_strata(dataset),
         suite.split,
         suite.folds,
         suite.repeats,
@@ -198,14 +198,27 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
     return Plan(suite, source, dataset, models, drawn)
 
 
+def _by_strata(dataset: Dataset) -> Dataset:
+    """The dataset as splits see it: with the task's strata, of which every part gets its share, for labels."""
+    strata = dataset.task.strata(dataset.bags.targets)
+    return dataclasses.replace(dataset, bags=dataset.bags.relabelled(strata.tolist()))
+
+
 def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
     """The source with the suite's patients and dataset to test on, where it names none; independent of this process."""
     if source.patients is None:
         source = dataclasses.replace(source, patients=suite.patients)
+    if not source.task:
+        source = dataclasses.replace(source, task=tuple((key, _frozen(value)) for key, value in suite.task.items()))
     if source.test_on is None and suite.test_on is not None:
         other = dataclasses.replace(source, name=suite.test_on, labels=None, patients=None)
         source = dataclasses.replace(source, test_on=other)
     return source.anywhere()
+
+
+def _frozen(value: Any) -> Any:
+    """A setting that can be hashed: lists as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def plan_models(name: str, suite: Suite, graph: str | None = None, task: Task | None = None) -> list[ModelPlan]:
@@ -281,6 +294,8 @@ def _check_suite(suite: Suite) -> None:
         raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
+    if min(suite.seeds) < 0 or suite.split_seed < 0:
+        raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
     if suite.threads < 1:

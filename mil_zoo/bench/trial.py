@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.registry import load_plugin
-from mil_zoo.tasks import Task
+from mil_zoo.tasks import Task, task_of_config, task_settings
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
@@ -130,7 +131,7 @@ class Worker:
         except Exception as error:  # whatever an aggregator does wrong, the other trials go on
             return job.failed(f"{type(error).__name__}: {error}")
         try:
-            _write(empty_folder(job.folder), predictions, result, standardiser)
+            _write(empty_folder(job.folder), predictions, result, standardiser, dataset.task)
         except OSError:
             raise
         except Exception as error:  # safetensors and HDF5 have errors of their own for a full disk
@@ -220,7 +221,7 @@ def _context(
 
 
 def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
-    """``predictions.csv``: what is known of each slide, the target's columns and the prediction's."""
+    """``predictions.csv``: what is known of each slide, the target's columns, the prediction's, and the logits."""
     parts = []
     for part, predictions in result.predictions.items():
         slides = bags[part].slides
@@ -230,12 +231,30 @@ def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
             "split": [part] * len(slides),
         }
         known |= result.task.target_cells(bags[part].targets)
-        parts.append(pd.DataFrame(known | result.task.prediction_cells(predictions.numpy())))
+        known |= result.task.prediction_cells(predictions.numpy())
+        if part in result.logits:  # they rank also where predictions saturate
+            columns = result.logits[part].double().T.tolist()
+            known |= {f"logit_{i}": [repr(value) for value in column] for i, column in enumerate(columns)}
+        parts.append(pd.DataFrame(known))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table
 
 
-def _write(folder: Path, predictions: pd.DataFrame, result: TrialResult, standardiser: Standardiser | None) -> None:
+TASK = "task.json"
+
+
+def fitted_task(folder: Path) -> Task | None:
+    """The task that a trial fitted to its training slides; None where that is the run's."""
+    if not (folder / TASK).is_file():
+        return None
+    return task_of_config(json.loads((folder / TASK).read_text(encoding="utf-8")))
+
+
+def _write(
+    folder: Path, predictions: pd.DataFrame, result: TrialResult, standardiser: Standardiser | None, task: Task
+) -> None:
+    if result.task != task:
+        (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
     predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
     if result.recorder is not None:

@@ -111,7 +111,8 @@ class Task:
     def fit(self, targets: Floats) -> Task:
         """The task with what it takes from the training bags of a split (scales, bins); most take nothing.
 
-        Trials call it before the aggregator is made; ``settings`` of the result are kept beside the weights.
+        Trials call it before the aggregator is made; where the result has other ``settings``, ``task.json`` beside the
+        weights keeps them.
         """
         return self
 
@@ -132,7 +133,10 @@ class Task:
         raise _missing(self, "loss(logits, targets, weights)")
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them."""
+        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them.
+
+        They are what metrics are computed of, so they must tell apart what the logits do: float64 where they saturate.
+        """
         raise _missing(self, "predict(logits)")
 
     def balanced_weights(self, targets: Floats) -> NDArray[np.float32]:
@@ -184,16 +188,16 @@ class Task:
     # Tables ---------------------------------------------------------------------------------------------------------
 
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
-        """The target's columns of ``predictions.csv``: whole numbers as such, others with eight digits."""
+        """The target's columns of ``predictions.csv``: whole numbers as such, others in as many digits as they need."""
         return {
-            name: [int(value) if float(value).is_integer() else f"{value:.8g}" for value in column]
+            name: [int(value) if value.is_integer() else repr(value) for value in column.tolist()]
             for name, column in zip(self.target_columns, np.asarray(targets, dtype=np.float64).T, strict=True)
         }
 
     def prediction_cells(self, predictions: Floats) -> dict[str, Sequence[Any]]:
-        """The prediction's columns of ``predictions.csv``, with eight digits."""
-        columns = zip(self.prediction_columns, np.asarray(predictions).T, strict=True)
-        return {name: [f"{value:.8g}" for value in column.tolist()] for name, column in columns}
+        """The prediction's columns of ``predictions.csv``, in the digits it takes to read the same numbers again."""
+        columns = zip(self.prediction_columns, np.asarray(predictions, dtype=np.float64).T, strict=True)
+        return {name: [repr(value) for value in column.tolist()] for name, column in columns}
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
@@ -205,6 +209,10 @@ class Task:
         """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""
         return combine_slides(table, rule, self.target_columns, self.prediction_columns)
 
+    def ensemble(self, predictions: Floats) -> Floats:
+        """The prediction ``[P]`` of several models together, of ``[M, P]``: the mean of each number."""
+        return np.asarray(predictions.mean(0))
+
     # People ---------------------------------------------------------------------------------------------------------
 
     def shown_output(self, prediction: Floats) -> int | None:
@@ -212,9 +220,13 @@ class Task:
         return None
 
     def describe(self, prediction: Floats) -> str:
-        """A prediction ``[P]`` in words, for ``mil-zoo predict`` and captions."""
+        """A prediction ``[P]`` in words, the column ``predicted`` of ``mil-zoo predict``."""
         named = zip(self.prediction_columns, prediction, strict=True)
         return ", ".join(f"{name} {value:.4g}" for name, value in named)
+
+    def caption(self, prediction: Floats) -> str:
+        """A prediction ``[P]`` in words, for the title of a map."""
+        return self.describe(prediction)
 
 
 TASKS: Registry[type[Task]] = Registry("task", package="mil_zoo.tasks")
