@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from filelock import FileLock, Timeout
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
 
+CHANGED = "was changed after the trial wrote it (its checksum differs)"
+
 
 class RunDirectory:
     """Reads and writes one run directory.
@@ -33,6 +36,8 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._checked: set[Path] = set()  # files that were found to be what their trial wrote
+        self._digests: dict[str, Mapping[str, str]] | None = None  # of the rows, once they were read
 
     @classmethod
     def open(cls, path: Path | str) -> RunDirectory:
@@ -127,6 +132,7 @@ class RunDirectory:
         if row.get("status") == "failed":
             shutil.rmtree(partial, ignore_errors=True)
         elif partial.exists():
+            row = {**row, "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())}}
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         line = json.dumps({**row, "sha256": _checksum(row)}) + "\n"
@@ -134,6 +140,7 @@ class RunDirectory:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._digests = None
 
     def predictions(self, trial: str) -> pd.DataFrame:
         """slide_id, patient_id, split, label, prob_0 ... of a trial."""
@@ -145,24 +152,79 @@ class RunDirectory:
 
     def skew(self, trial: str) -> pd.DataFrame:
         """epoch, slide_id, split, name, value of a trial; empty for an aggregator without attention."""
-        if not (self.path / "trials" / trial / "skew.csv").exists():
+        name = "skew.csv"
+        if name not in self._files(trial) and not self.path_of(trial, name).exists():
             empty: pd.DataFrame = pd.DataFrame(columns=["epoch", "slide_id", "split", "name", "value"])
             return empty
-        return self._csv(trial, "skew.csv", dtype={"slide_id": str})
+        return self._csv(trial, name, dtype={"slide_id": str})
 
     def attention(self, trial: str) -> Path:
         """Where the attention of the trial's test slides lies (absent for an aggregator without attention)."""
-        return self.path / "trials" / trial / "attention.h5"
+        path = self.path_of(trial, "attention.h5")
+        if path.exists() or path.name in self._files(trial):
+            self.checked(trial, path.name)
+        return path
+
+    def path_of(self, trial: str, name: str) -> Path:
+        """Where the file ``name`` of a trial lies."""
+        return self.path / "trials" / trial / name
+
+    def read(self, trial: str, name: str) -> bytes:
+        """The content of a trial's file, once it is what the trial wrote.
+
+        Raises:
+            InputError: the file is missing, cannot be read, or was changed since.
+        """
+        try:
+            content = self.path_of(trial, name).read_bytes()
+        except OSError as error:
+            raise self._damaged(trial, name, f"cannot be read ({error.strerror})") from error
+        known = self._files(trial).get(name)
+        if known is not None and hashlib.sha256(content).hexdigest() != known:
+            raise self._damaged(trial, name, CHANGED)
+        return content
+
+    def checked(self, trial: str, name: str) -> Path:
+        """Where a trial's file lies, once it is what the trial wrote; errors as in :meth:`read`. It is read once."""
+        path = self.path_of(trial, name)
+        if path not in self._checked:
+            try:
+                found = _sha256(path)
+            except OSError as error:
+                raise self._damaged(trial, name, f"cannot be read ({error.strerror})") from error
+            if found != self._files(trial).get(name, found):
+                raise self._damaged(trial, name, CHANGED)
+            self._checked.add(path)
+        return path
+
+    def damage(self, trial: str) -> str:
+        """What is wrong with the files of a finished trial, as a sentence; "" where they are what it wrote."""
+        try:
+            for name in self._files(trial):
+                self.checked(trial, name)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _files(self, trial: str) -> Mapping[str, str]:
+        """SHA-256 of the files of a trial by name, as its row says; {} for a trial without a row or files."""
+        if self._digests is None:
+            self._digests = {row["trial"]: row.get("files", {}) for row in self.trials()}
+        return self._digests.get(trial, {})
 
     def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
-        path = self.path / "trials" / trial / name
         try:
-            table: pd.DataFrame = pd.read_csv(path, **options)
-            return table
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} is missing although the trial finished; delete its row in trials.jsonl and run again"
-            ) from None
+            table: pd.DataFrame = pd.read_csv(io.BytesIO(self.read(trial, name)), **options)
+        except (ValueError, pd.errors.ParserError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise self._damaged(trial, name, f"is no table ({error})") from error
+        return table
+
+    def _damaged(self, trial: str, name: str, what: str) -> InputError:
+        return InputError(
+            f"{self.path_of(trial, name)} {what}; start the bench with --out {self.path} again, which repeats the trial"
+        )
 
     def _drop_torn_row(self) -> None:
         """Removes what a kill left of a row that was being appended (it has no newline yet)."""
@@ -176,6 +238,14 @@ def empty_folder(path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _checksum(row: Mapping[str, Any]) -> str:
