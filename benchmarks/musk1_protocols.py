@@ -57,15 +57,18 @@ def trained(method, bags: list[Bag], train: np.ndarray, seed: int) -> Iterator[n
     rng = np.random.default_rng(seed)
     aggregator, optimizer, epochs = method(bags[0].features.shape[1])
     everyone = BagBatch.from_bags(bags)
+    weights = None
     if method is dsmil:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         positives = everyone.labels[train].float().mean()
-        aggregator.class_weights = torch.tensor([1.0, (1 - positives) / positives])
+        weights = torch.tensor([1.0, (1 - positives) / positives])
     for _ in range(epochs):
         aggregator.train()
         for i in rng.permutation(train):
             optimizer.zero_grad()
-            aggregator.losses(BagBatch.from_bags([bags[i]]))["loss"].backward()
+            batch = BagBatch.from_bags([bags[i]])
+            batch.weights = None if weights is None else weights[batch.labels]
+            aggregator.losses(batch)["loss"].backward()
             optimizer.step()
         if method is dsmil:
             schedule.step()

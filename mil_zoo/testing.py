@@ -56,7 +56,7 @@ def gives_one_row_of_finite_logits_a_bag(cls: type[Aggregator], options: Options
         assert output.embedding.shape[0] == 3, f"embedding has {output.embedding.shape[0]} rows for 3 bags"
         for name, value in vars(output).items():
             assert value is None or value.isfinite().all(), f"{name} is not finite"
-        total = aggregator.probabilities(output.logits).sum(1)
+        total = aggregator.predict(output.logits).sum(1)
         assert torch.allclose(total, torch.ones(3)), f"probabilities sum to {total.tolist()}"
 
 

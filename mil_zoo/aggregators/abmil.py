@@ -110,7 +110,7 @@ class ABMIL(Aggregator):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Cross-entropy; with a regulariser "cross_entropy", and "negative_entropy" or "instance" as it is on."""
         output, h = self._score(batch)
-        loss = cross_entropy = self.bag_loss(output.logits, batch.labels)
+        loss = cross_entropy = self.bag_loss(output.logits, batch.targets, batch.weights)
         terms = {}
         if self.entropy_weight:
             a = output.attention[:, None]

@@ -99,7 +99,7 @@ class SpatialABMIL(ABMIL):
         """
         sizes, device = self._needs_graph(batch).graph.num_nodes, batch.features.device
         rows = draw_rows(sizes, self.mask_rate, device) if mask is None else mask.to(device)
-        cross_entropy = self.bag_loss(self(batch).logits, batch.labels)
+        cross_entropy = self.bag_loss(self(batch).logits, batch.targets, batch.weights)
         reconstruction = self._reconstruction(batch, rows)
         loss = 2 * (2 - self.w_gen) * cross_entropy + self.w_gen * reconstruction
         return {"loss": loss, "cross_entropy": cross_entropy, "reconstruction": reconstruction}

@@ -94,11 +94,12 @@ class ACMIL(Aggregator):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """The terms "slide", "branch" (mean over branches), "diversity" (over their pairs), and their sum, "loss"."""
         pooled, attention = self._branches(batch)
-        slide = self.bag_loss(self.slide_classifier(pooled.mean(1)), batch.labels)
+        slide = self.bag_loss(self.slide_classifier(pooled.mean(1)), batch.targets, batch.weights)
         if self.n_token == 1:
             return {"loss": slide, "slide": slide}
         logits = self.branch_logits(pooled).flatten(0, 1)  # [B * M, C]
-        branch = self.bag_loss(logits, batch.labels.repeat_interleave(self.n_token))
+        bags = torch.arange(len(batch), device=logits.device).repeat_interleave(self.n_token)
+        branch = self.bag_loss(logits, batch.targets[bags], None if batch.weights is None else batch.weights[bags])
         diversity = _pairwise_cosine(attention, batch.offsets)
         return {"loss": slide + branch + diversity, "slide": slide, "branch": branch, "diversity": diversity}
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.checkpoints import flat_state_dict, read_checkpoint
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
+from mil_zoo.tasks import Classification, Task
 
 AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator", package="mil_zoo.aggregators")
 
@@ -74,7 +74,11 @@ class Aggregator(nn.Module):
 
     Args:
         in_dim: feature dimension D.
-        num_classes: C >= 2, or 1 for one logit with binary cross-entropy.
+        num_classes: number of logits C: 2 or more classes, or 1 for one logit with binary cross-entropy; of another
+            task its width.
+
+    Attributes:
+        task: what is predicted, with its loss; classification until ``create_aggregator`` sets another.
     """
 
     graph: ClassVar[str | None] = None
@@ -82,43 +86,38 @@ class Aggregator(nn.Module):
     permutation_invariant: ClassVar[bool] = True
     published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     published_unused: tuple[str, ...] = ()
-    class_weights: Tensor | None
 
     def __init__(self, in_dim: int, num_classes: int) -> None:
         super().__init__()
         if in_dim < 1 or num_classes < 1:
             raise InputError(f"in_dim and num_classes must be positive, not {in_dim} and {num_classes}")
         self.in_dim, self.num_classes = in_dim, num_classes
-        self.register_buffer("class_weights", None, persistent=False)
+        self.task: Task = Classification(num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """Scores every bag of ``batch``; a bag gives the same answer alone as in a batch (in eval mode)."""
         raise TypeError(f"{type(self).__name__} does not implement forward(batch)")
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """Training losses of a labelled batch, each a scalar and the mean over its bags; ``"loss"`` is the total."""
-        return {"loss": self.bag_loss(self(batch).logits, batch.labels)}
+        """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
+        return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Class probabilities ``[B, max(C, 2)]`` of ``logits`` ``[B, C]``: softmax, or (1 - p, p) with one logit."""
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        if self.num_classes == 1:
-            positive = logits.sigmoid()
-            return torch.cat([1 - positive, positive], dim=1)
-        return logits.softmax(dim=1)
+    def predict(self, logits: Tensor) -> Tensor:
+        """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
+        return self.task.predict(logits)
 
-    def bag_loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
-        """Cross-entropy of ``logits`` ``[B, C]`` and ``labels`` ``[B]``, mean over bags, with ``class_weights``."""
-        if labels is None:
-            raise InputError("training needs a label for every bag of the batch")
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits  # losses in float32 also under autocast
-        if self.num_classes == 1:
-            loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
-        else:
-            loss = F.cross_entropy(logits, labels, reduction="none")
-        if self.class_weights is not None:
-            loss = loss * self.class_weights[labels]
-        return loss.mean()
+    def bag_loss(self, logits: Tensor, targets: Tensor | None, weights: Tensor | None = None) -> Tensor:
+        """The task's loss of ``logits`` ``[B, C]``, of classification the cross-entropy; the mean over bags.
+
+        Args:
+            logits: ``[B, C]``.
+            targets: ``[B, T]``, or labels ``[B]``.
+            weights: ``[B]``, or None for one each.
+        """
+        if targets is None:
+            raise InputError(f"training needs a {self.task.target_columns[0]} for every bag of the batch")
+        targets = targets[:, None] if targets.ndim == 1 else targets
+        return self.task.loss(logits, targets, weights).mean()
 
     @classmethod
     def loads_published(cls) -> bool:
@@ -198,13 +197,16 @@ def list_aggregators() -> list[str]:
     return AGGREGATORS.names()
 
 
-def create_aggregator(name: str, in_dim: int = 1024, num_classes: int = 2, **options: Any) -> Aggregator:
+def create_aggregator(
+    name: str, in_dim: int = 1024, num_classes: int = 2, *, task: Task | None = None, **options: Any
+) -> Aggregator:
     """Creates a registered aggregator.
 
     Args:
         name: see ``list_aggregators()``.
         in_dim: feature dimension D.
-        num_classes: C >= 2, or 1 for one logit with binary cross-entropy.
+        num_classes: of classification: C >= 2, or 1 for one logit with binary cross-entropy.
+        task: what is predicted; None for ``Classification(num_classes)``.
         **options: the aggregator's own options.
 
     Raises:
@@ -215,7 +217,10 @@ def create_aggregator(name: str, in_dim: int = 1024, num_classes: int = 2, **opt
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
-    return cls(in_dim, num_classes, **options)
+    task = task or Classification(num_classes)
+    aggregator = cls(in_dim, task.width, **options)
+    aggregator.task = task
+    return aggregator
 
 
 def aggregator_options(name: str) -> dict[str, Any]:

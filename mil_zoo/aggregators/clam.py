@@ -77,7 +77,7 @@ class _CLAM(Aggregator):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """The terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
         output, h = self._score(batch)
-        bag = self.bag_loss(output.logits, batch.labels)
+        bag = self.bag_loss(output.logits, batch.targets, batch.weights)
         scores = output.attention_logits.detach().view(len(h), -1)
         instance = instance_clustering_loss(h, scores, self.instance_classifiers, batch, self.k_sample, self.subtyping)
         return {"loss": self.bag_weight * bag + (1 - self.bag_weight) * instance, "bag": bag, "instance": instance}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
+from mil_zoo.tasks import Classification
 
 QUERY_DIM = 128
 
@@ -91,15 +92,13 @@ class DSMIL(Aggregator):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """The binary cross-entropies "bag" and "instance" (of the critical instances), and their mean, "loss"."""
         output = self(batch)
-        bag = self._binary_loss(output.logits, batch.labels)
-        instance = self._binary_loss(segment_reduce(output.instance_logits, batch.offsets, "max"), batch.labels)
+        bag = self._binary_loss(output.logits, batch)
+        instance = self._binary_loss(segment_reduce(output.instance_logits, batch.offsets, "max"), batch)
         return {"loss": (bag + instance) / 2, "bag": bag, "instance": instance}
 
-    def _binary_loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
-        if self.num_classes == 1 or labels is None:
-            return self.bag_loss(logits, labels)
-        target = F.one_hot(labels, self.num_classes).to(logits.dtype)
+    def _binary_loss(self, logits: Tensor, batch: BagBatch) -> Tensor:
+        if self.num_classes == 1 or batch.labels is None or not isinstance(self.task, Classification):
+            return self.bag_loss(logits, batch.targets, batch.weights)
+        target = F.one_hot(batch.labels, self.num_classes).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
-        if self.class_weights is not None:
-            loss = loss * self.class_weights[labels]
-        return loss.mean()
+        return (loss if batch.weights is None else loss * batch.weights).mean()

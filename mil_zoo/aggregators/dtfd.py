@@ -149,13 +149,15 @@ class DTFD(Aggregator):
         """
         tier1 = self.first_tier(batch, groups)
         features, rows = self._distilled(tier1)
-        tier2_loss = self.bag_loss(self._second_tier(batch, tier1, features.detach(), rows).logits, batch.labels)
+        tier2 = self._second_tier(batch, tier1, features.detach(), rows)
+        tier2_loss = self.bag_loss(tier2.logits, batch.targets, batch.weights)
         # One slide after the other: the mean over pseudo-bags is within a slide, and small slides have fewer.
         of_slides = [
-            self.bag_loss(logits, label.expand(len(logits)))
-            for logits, label in zip(tier1.logits.split(tier1.bag.bincount().tolist()), batch.labels, strict=True)
+            self.bag_loss(logits, target.expand(len(logits), -1))
+            for logits, target in zip(tier1.logits.split(tier1.bag.bincount().tolist()), batch.targets, strict=True)
         ]
-        tier1_loss = torch.stack(of_slides).mean()
+        tier1_losses = torch.stack(of_slides)
+        tier1_loss = (tier1_losses if batch.weights is None else tier1_losses * batch.weights).mean()
         return {"loss": tier1_loss + tier2_loss, "tier1": tier1_loss, "tier2": tier2_loss}
 
     def first_tier(self, batch: BagBatch, groups: Tensor | None = None) -> FirstTier:

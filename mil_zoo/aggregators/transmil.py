@@ -219,7 +219,8 @@ class TransMIL(Aggregator):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """The cross-entropy, "loss"; unlike ``forward`` it spends nothing on attention as an output."""
         tokens = [token for token, _ in self._class_tokens(batch, with_attention=False)]
-        return {"loss": self.bag_loss(self.classifier(self.norm(torch.cat(tokens))), batch.labels)}
+        logits = self.classifier(self.norm(torch.cat(tokens)))
+        return {"loss": self.bag_loss(logits, batch.targets, batch.weights)}
 
     def _class_tokens(self, batch: BagBatch, with_attention: bool) -> list[tuple[Tensor, Tensor | None]]:
         """Of each bag the class token ``[1, E]`` and its row of attention ``[H, 1 + side ** 2]``."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from mil_zoo.aggregators.base import create_aggregator
 from mil_zoo.bench.plan import ModelPlan, Plan
-from mil_zoo.bench.trial import split_bags, trial_device, trial_threads
+from mil_zoo.bench.trial import split_bags, trial_threads
 from mil_zoo.data.bag import Bag
+from mil_zoo.train.device import default_device
 from mil_zoo.train.loop import fit
 from mil_zoo.train.protocols import PROTOCOLS
 
@@ -73,8 +74,8 @@ def estimate(plan: Plan, done: Collection[str] = ()) -> list[Estimate]:
 
 def _measure(plan: Plan, model: ModelPlan, sample: list[Bag]) -> tuple[float, float]:
     """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted."""
-    device = trial_device()
-    aggregator = create_aggregator(model.name, plan.dataset.in_dim, plan.dataset.num_classes, **model.options)
+    device = default_device()
+    aggregator = create_aggregator(model.name, plan.dataset.in_dim, task=plan.dataset.task, **model.options)
     training = dataclasses.replace(model.training, epochs=1, select_after=0.0)
     with trial_threads(plan.suite.threads):
         fit(aggregator, sample[:1], sample[:1], training, graph=model.graph, device=device)

@@ -20,6 +20,7 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options
 
@@ -137,6 +138,7 @@ class Plan:
         return RunConfig(
             title=f"{', '.join(suite.models)} on {card.title}",
             version=__version__,
+            task=task_settings(self.dataset.task).get("task"),
             dataset=dataset,
             models=list(suite.models),
             model_settings={
@@ -147,7 +149,7 @@ class Plan:
                 )
                 for model in self.models
             },
-            selection={model.label: model.training.selection_rule for model in self.models},
+            selection={model.label: model.training.selection_rule(self.dataset.task) for model in self.models},
             split=split,
             seeds=list(suite.seeds),
             permute_labels=suite.permute_labels,
@@ -190,7 +192,7 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
         suite.split_seed,
         suite.allow_leaky_splits,
     )
-    models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph)]
+    models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
     if len(features) > 1:
         models = [_with_features(model, each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn)
@@ -206,25 +208,27 @@ def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
     return source.anywhere()
 
 
-def plan_models(name: str, suite: Suite, graph: str | None = None) -> list[ModelPlan]:
+def plan_models(name: str, suite: Suite, graph: str | None = None, task: Task | None = None) -> list[ModelPlan]:
     """An aggregator as shipped with the suite's budget and overrides on top, once a point of its grids.
 
     Args:
         name: registry key; its constructor's defaults come first, then what its shipped YAML sets.
         suite: budget and overrides.
         graph: the dataset's graph spec; None for the aggregator's own.
+        task: what is predicted; None for classification. A recipe whose criterion it lacks selects by the task's own.
     """
     known = _known(name)
-    return [_plan_model(name, suite, graph, *point) for point in points(suite.grid, name, known)]
+    task = task or Classification(2)
+    return [_plan_model(name, suite, graph, task, *point) for point in points(suite.grid, name, known)]
 
 
-def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: dict[str, Any]) -> ModelPlan:
+def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: str, point: dict[str, Any]) -> ModelPlan:
     shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
     known, fields = model_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
     # A run keeps every option that it trained with, so that a default that changes later changes no old run.
     options = {option: default for option, default in known.items() if isinstance(default, _PLAIN)}
     options |= shipped.get("options", {})
-    training = dict(shipped.get("training", {}))
+    training = _with_criteria(shipped.get("training", {}), task)
     own_graph = _own_graph(name)
     graph = own_graph and (graph or own_graph)
     if suite.epochs is not None:
@@ -243,7 +247,16 @@ def _plan_model(name: str, suite: Suite, graph: str | None, grid: str, point: di
             training[option] = value
         elif model == name:
             raise InputError(f"{flag} {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
-    return ModelPlan(name, options, graph, from_mapping(TrainingConfig, training, f"training of {name}"), grid)
+    config = from_mapping(TrainingConfig, training, f"training of {name}")
+    config.check_criteria(task)
+    return ModelPlan(name, options, graph, config, grid)
+
+
+def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """A recipe that selects by a criterion the task has: its own, else the task's."""
+    own = {"select": task.select, "tie": task.tie}
+    lacking = {key for key in own if training.get(key, "last") not in [*task.criteria, "last"]}
+    return own | {key: value for key, value in training.items() if key not in lacking}
 
 
 def _with_features(model: ModelPlan, features: str) -> ModelPlan:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -20,7 +19,8 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.train.loop import predict
+from mil_zoo.train.device import default_device
+from mil_zoo.train.predict import predict
 from mil_zoo.train.protocols import PROTOCOLS
 
 
@@ -92,7 +92,7 @@ class Predictor:
         self.trials = names
         self.in_dim = int(config["dataset"]["in_dim"])
         self._graph: str | None = settings["graph"]
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device or default_device()
         seen = _seen(run)
         self._members = []
         for row in rows:
@@ -130,7 +130,7 @@ class Predictor:
         mean = stacked.mean(0)
         attention = None
         if outputs[0].attention is not None:
-            maps: list[Any] = [attention_of(output, torch.from_numpy(mean)) for output in outputs]
+            maps: list[Any] = [attention_of(output, int(mean.argmax())) for output in outputs]
             attention = np.mean(maps, axis=0)
         trained_on = sum(bag.slide_id in member.seen for member in self._members)
         return Prediction(bag, mean, stacked.std(0), attention, trained_on)

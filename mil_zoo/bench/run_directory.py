@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
+from mil_zoo.files import write_text
 
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
 
@@ -78,9 +79,7 @@ class RunDirectory:
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
             else:
-                _write_atomically(
-                    self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-                )
+                write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
             self._drop_torn_row()
             yield
         finally:
@@ -88,7 +87,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes the file ``name`` of the run as a whole."""
-        _write_atomically(self.path / name, text)
+        write_text(self.path / name, text)
 
     def trials(self) -> list[dict[str, Any]]:
         """The rows of ``trials.jsonl``; of a trial that was repeated after a failure, the last.
@@ -250,15 +249,6 @@ def _sha256(path: Path) -> str:
 
 def _checksum(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

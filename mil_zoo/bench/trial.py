@@ -27,8 +27,9 @@ from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
-from mil_zoo.metrics import patient_predictions, score
 from mil_zoo.registry import load_plugin
+from mil_zoo.tasks import Task
+from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 Parts = dict[str, Bags]
@@ -86,6 +87,7 @@ class Worker:
 
     def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
         self._datasets = {} if source is None or dataset is None else {source: dataset}
+        self._kept: dict[str, Any] = {}  # what protocols keep for the next trials
         self._last: tuple[DatasetSource, Split] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
@@ -108,17 +110,17 @@ class Worker:
             for plugin in job.plugins:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
-            bags = few_labels(bags, job.trial)
+            bags = few_labels(bags, job.trial, dataset.task)
             _reset_peak_memory()
             with trial_threads(job.suite.threads):
-                result = run_protocol(_context(job, dataset, bags, on_epoch))
+                result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
             predictions = _predictions(bags, result)
             outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
-                metrics=_score(predictions, "test"),
-                val_metrics=_score(predictions, "val"),
-                **_patient_level(predictions, dataset.patient_rule),
+                metrics=_score(result.task, predictions, "test"),
+                val_metrics=_score(result.task, predictions, "val"),
+                **_patient_level(result.task, predictions, dataset.patient_rule),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
@@ -160,12 +162,12 @@ def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> 
     if permute_labels:
         for number, part in enumerate(("train", "val")):
             rng = np.random.default_rng([number, split.repeat, split.fold])
-            shuffled = shuffled_labels(np.array(parts[part].labels), rng)
-            parts[part] = parts[part].relabelled(shuffled.tolist())
+            order = shuffled_order(dataset.task.strata(parts[part].targets), rng)
+            parts[part] = parts[part].with_targets_of(order.tolist())
     return parts, standardiser
 
 
-def few_labels(bags: Parts, trial: TrialPlan) -> Parts:
+def few_labels(bags: Parts, trial: TrialPlan, task: Task) -> Parts:
     """The same parts with the share of training and validation slides whose labels the trial may use.
 
     The choice is the same for all models, and nested: fewer labels are a part of more labels.
@@ -177,26 +179,29 @@ def few_labels(bags: Parts, trial: TrialPlan) -> Parts:
     shares = (labelled, min(1.0, labelled if labelled <= 1 else labelled / len(bags["train"])))
     for number, (part, share) in enumerate(zip(("train", "val"), shares, strict=True)):
         names = bags[part].slide_ids
-        chosen = choose_labelled(bags[part].labels, share, [trial.seed, split.repeat, split.fold, number])
+        strata = task.strata(bags[part].targets).tolist()
+        chosen = choose_labelled(strata, share, [trial.seed, split.repeat, split.fold, number])
         thinned[part] = bags[part].select([names[i] for i in chosen])
     return thinned
 
 
-def shuffled_labels(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The same labels in a random order in which each class gets its share of every label.
+def shuffled_order(strata: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """For each slide whose target it gets: a random order in which each class gets its share of every label.
 
     Over a few dozen slides a plain shuffle agrees with the truth by chance often enough to look like a leak.
     """
-    place = np.empty(len(labels))
-    for label in np.unique(labels):  # spread every label evenly over the sequence
-        members = np.flatnonzero(labels == label)
+    place = np.empty(len(strata))
+    for stratum in np.unique(strata):  # spread every class evenly over the sequence
+        members = np.flatnonzero(strata == stratum)
         place[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    shuffled = np.empty_like(labels)
-    shuffled[np.lexsort((rng.random(len(labels)), labels))] = labels[np.argsort(place)]
-    return shuffled
+    order = np.empty(len(strata), dtype=np.int64)
+    order[np.lexsort((rng.random(len(strata)), strata))] = np.argsort(place)
+    return order
 
 
-def _context(job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], None]) -> TrialContext:
+def _context(
+    job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], None], kept: dict[str, Any]
+) -> TrialContext:
     model, split, seed = job.trial.model, job.trial.split, job.trial.seed
     return TrialContext(
         name=model.name,
@@ -204,57 +209,53 @@ def _context(job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], 
         graph=model.graph,
         training=model.training,
         in_dim=dataset.in_dim,
-        num_classes=dataset.num_classes,
+        task=dataset.task,
         bags=bags,
         seed=int(np.random.SeedSequence([seed, split.repeat, split.fold]).generate_state(1)[0]),
-        device=trial_device(),
+        device=default_device(),
         on_epoch=on_epoch,
         faithfulness=job.suite.faithfulness,
+        kept=kept,
     )
 
 
 def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
-    rows = []
-    for part, probabilities in result.probabilities.items():
-        for slide, row in zip(bags[part].slides, probabilities.tolist(), strict=True):
-            known = {
-                "slide_id": slide.slide_id,
-                "patient_id": slide.patient_id or "",
-                "split": part,
-                "label": slide.label,
-            }
-            rows.append(known | {f"prob_{label}": f"{p:.8g}" for label, p in enumerate(row)})
-    table: pd.DataFrame = pd.DataFrame(rows)
+    """``predictions.csv``: what is known of each slide, the target's columns and the prediction's."""
+    parts = []
+    for part, predictions in result.predictions.items():
+        slides = bags[part].slides
+        known = {
+            "slide_id": [slide.slide_id for slide in slides],
+            "patient_id": [slide.patient_id or "" for slide in slides],
+            "split": [part] * len(slides),
+        }
+        known |= result.task.target_cells(bags[part].targets)
+        parts.append(pd.DataFrame(known | result.task.prediction_cells(predictions.numpy())))
+    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table
 
 
 def _write(folder: Path, predictions: pd.DataFrame, result: TrialResult, standardiser: Standardiser | None) -> None:
     predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
-    result.recorder.write(folder)
+    if result.recorder is not None:
+        result.recorder.write(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in result.weights.items()}
     save_file(weights, folder / "weights.safetensors")
     if standardiser is not None:
         save_file({"mean": standardiser.mean, "scale": standardiser.scale}, folder / "standardiser.safetensors")
 
 
-def _score(predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
-    rows = predictions[predictions["split"] == part]
-    probabilities = rows.filter(regex=r"^prob_\d+$").astype(float).to_numpy()
-    scores = score(rows["label"].to_numpy(), probabilities)
+def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
+    scores = task.score(*task.read(predictions[predictions["split"] == part]))
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
 
 
-def _patient_level(predictions: pd.DataFrame, rule: str | None) -> Row:
+def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> Row:
     """What a trial's row says of patients; nothing where slides are not combined."""
     if rule not in ("mean", "max"):
         return {}
-    return {"patient_metrics": _score(patient_predictions(predictions[predictions["split"] == "test"], rule), "test")}
-
-
-def trial_device() -> str:
-    """Where trials compute: a GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return {"patient_metrics": _score(task, task.patients(predictions[predictions["split"] == "test"], rule), "test")}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mil_zoo.cli.options import comma_list
+from mil_zoo.cli.options import comma_list, plugin_option
 
 _SHOWN = 12  # findings and slides named on the screen; --csv has all
 _EXAMPLES = 5  # slides named with a finding
@@ -56,6 +56,7 @@ Examples:
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write one row a slide to this file.")
 @click.option("--markdown", is_flag=True, help="Print the report as Markdown.")
+@plugin_option
 def check(
     dataset: str,
     root: Path | None,
@@ -65,6 +66,7 @@ def check(
     allow_pickle: bool,
     csv_path: Path | None,
     markdown: bool,
+    plugin: tuple[Path, ...],
 ) -> int:
     """Read every slide of a dataset once and say what is wrong with it: a card's, or any folder or file of features."""
     import pandas as pd

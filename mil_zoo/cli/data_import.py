@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mil_zoo.cli.options import comma_list
+from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.errors import InputError
 
 
@@ -31,6 +31,7 @@ An interrupted import goes on when the same command is started again; a complete
 @click.option("--allow-pickle", is_flag=True, help="Run whatever code a pickle of features holds; your own files only.")
 @click.option("--dtype", default="fp16", show_default=True, help="Of the stored features: fp16, bf16 or fp32.")
 @click.option("--graph", "graphs", callback=comma_list(), help="Graphs to build once and keep, such as window:2.")
+@plugin_option
 def import_store(
     source: str,
     out: Path,
@@ -41,6 +42,7 @@ def import_store(
     allow_pickle: bool,
     dtype: str,
     graphs: list[str] | None,
+    plugin: tuple[Path, ...],
 ) -> int:
     """Pack the dataset SRC (a card, a folder of slides, a bag table) into the store OUT, for fast random access.
 

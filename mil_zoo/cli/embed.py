@@ -37,18 +37,18 @@ def embed(
 
     Writes embeddings.npy (float32 [slides, dimensions]) and ids.npy, the two files of the Giga-SSL authors.
     """
-    import torch
     from rich.console import Console
     from rich.progress import Progress
 
     from mil_zoo.cli.pretrain import open_source
     from mil_zoo.ssl.embed import embed_slides, write_embeddings
     from mil_zoo.ssl.model import SlideEncoder
+    from mil_zoo.train.device import default_device
 
     console = Console()
     with console.status("Opening the data"):
         source, _, _ = open_source(dataset, store, root, slides)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         loaded = SlideEncoder.load(encoder).to(device)
     with Progress(console=console) as progress:
         bar = progress.add_task("Slides", total=len(source.slide_ids))

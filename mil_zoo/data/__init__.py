@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mil_zoo.data.dataset import open_dataset
     from mil_zoo.data.labelled import Dataset, Standardiser
     from mil_zoo.data.labels.annotations import Annotations, label_instances, read_annotations
-    from mil_zoo.data.layouts.base import find_features, read_bag
+    from mil_zoo.data.layouts.find import find_features, read_bag
     from mil_zoo.data.layouts.table import read_table
     from mil_zoo.data.source import DatasetSource
 
@@ -22,12 +22,12 @@ _HOME = {
     "Dataset": "labelled",
     "DatasetSource": "source",
     "Standardiser": "labelled",
-    "find_features": "layouts.base",
+    "find_features": "layouts.find",
     "label_instances": "labels.annotations",
     "list_cards": "card",
     "open_dataset": "dataset",
     "read_annotations": "labels.annotations",
-    "read_bag": "layouts.base",
+    "read_bag": "layouts.find",
     "read_card": "card",
     "read_table": "layouts.table",
 }

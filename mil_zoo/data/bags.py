@@ -210,6 +210,12 @@ class Bags(Sequence[Bag]):
         slides = [slide.changed(label=label) for slide, label in zip(self.slides, labels, strict=True)]
         return replace(self, slides=slides)
 
+    def with_targets_of(self, order: Sequence[int]) -> Bags:
+        """The same bags, each with the label and the target of the bag at its place in ``order``."""
+        givers = [self.slides[i] for i in order]
+        pairs = zip(self.slides, givers, strict=True)
+        return replace(self, slides=[slide.changed(label=giver.label, target=giver.target) for slide, giver in pairs])
+
     def __add__(self, other: Bags) -> Bags:
         return Bags([*self.slides, *other.slides])
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from mil_zoo.data.bags import Slide
 from mil_zoo.data.judge import Finding, Level, judge_counts, judge_labels, judge_rows, judge_splits
-from mil_zoo.data.layouts.base import FeatureSet, choose_features
+from mil_zoo.data.layouts.base import FeatureSet
+from mil_zoo.data.layouts.find import choose_features
 from mil_zoo.data.open import Contents, Place, contents_of, feature_sets, label_table, locate
 from mil_zoo.data.slide_rows import COLUMNS, NUMBERS, slide_row, unreadable_row
 from mil_zoo.data.source import DatasetSource, as_source

@@ -21,7 +21,8 @@ from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.labels.tables import find_labels, read_labels
-from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout, choose_features, find_features, layout_of
+from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
+from mil_zoo.data.layouts.find import choose_features, find_features, layout_of
 from mil_zoo.data.layouts.table import read_published_folds, read_table
 from mil_zoo.data.packed.store import PackedStore, is_store
 from mil_zoo.data.source import DatasetSource

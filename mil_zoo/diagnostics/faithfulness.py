@@ -17,12 +17,13 @@ DRAWS = 3  # random sets that the top instances are compared with
 def faithfulness(
     bag: Bag,
     attention: ArrayLike,
-    probabilities: Tensor,
+    prediction: Tensor,
+    column: int,
     predict: Callable[[list[Bag]], list[Tensor]],
     tops: Sequence[int],
     seed: int = 0,
 ) -> dict[str, float]:
-    """Change of the predicted class's probability when instances are taken away.
+    """Change of the prediction, of classes of the predicted one's probability, when instances are taken away.
 
     Removal that changes much and keeping that changes little speak for attention that the prediction rests on, where
     random instances do the opposite. The graph of what is left is built anew.
@@ -30,15 +31,16 @@ def faithfulness(
     Args:
         bag: the whole slide, N instances.
         attention: float ``[N]``.
-        probabilities: ``[C]`` of the whole slide.
-        predict: class probabilities ``[C]`` of each of some bags, in eval mode.
+        prediction: ``[P]`` of the whole slide.
+        column: which of its numbers is meant, of classes the predicted one.
+        predict: gives the prediction ``[P]`` of each of some bags, in eval mode.
         tops: numbers of instances k; those with k >= N are left out.
         seed: of the random instances.
 
     Returns:
         for each k ``remove_top<k>`` (without the k most attended) and ``keep_top<k>`` (with them alone), and for as
-        many random instances, mean of ``DRAWS`` draws, ``remove_random<k>`` and ``keep_random<k>``: each the
-        probability of the whole slide minus that of the changed one, in [-1, 1].
+        many random instances, mean of ``DRAWS`` draws, ``remove_random<k>`` and ``keep_random<k>``: each the number of
+        the whole slide minus that of the changed one.
     """
     n, order = len(bag), np.argsort(-np.asarray(attention), kind="stable")
     rng = np.random.default_rng([seed, n])
@@ -52,8 +54,7 @@ def faithfulness(
         held[rows] = True
         changed += [bag.subset(torch.from_numpy(~held)), bag.subset(torch.from_numpy(held))]
         names += [f"remove_{kind}{k}", f"keep_{kind}{k}"]
-    predicted = int(probabilities.argmax())
     drops: dict[str, list[float]] = {}
     for name, after in zip(names, predict(changed), strict=True):
-        drops.setdefault(name, []).append(float(probabilities[predicted] - after[predicted]))
+        drops.setdefault(name, []).append(float(prediction[column] - after[column]))
     return {name: float(np.mean(values)) for name, values in drops.items()}

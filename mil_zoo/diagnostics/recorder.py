@@ -15,6 +15,7 @@ from torch import Tensor
 from mil_zoo.aggregators.base import AggregatorOutput
 from mil_zoo.data.bag import Bag
 from mil_zoo.diagnostics.attention import attention_curve, attention_skew
+from mil_zoo.tasks import Task
 
 
 class AttentionRecorder:
@@ -22,30 +23,30 @@ class AttentionRecorder:
 
     The training numbers are the few that figure 3 needs; test slides get all of them and their attention itself.
     Aggregators without attention leave the recorder empty.
+
+    Args:
+        task: says of a prediction which output's attention is meant, where there is one an output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self._rows: list[tuple[int, str, str, str, float]] = []
         self._maps: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    def record_training(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
+    def record_training(self, epoch: int, bag: Bag, output: AggregatorOutput, prediction: Tensor) -> None:
         """Adds the curve numbers of a training slide at the end of ``epoch`` (from 1)."""
-        attention = attention_of(output, probabilities)
+        attention = attention_of(output, self._task.shown_output(prediction.numpy()))
         if attention is not None:
             self._add(epoch, bag, "train", attention_curve(attention, _labels_of_positive(bag)))
 
-    def record_test(self, epoch: int, bag: Bag, output: AggregatorOutput, probabilities: Tensor) -> None:
+    def record_test(self, epoch: int, bag: Bag, output: AggregatorOutput, prediction: Tensor) -> None:
         """Adds every number and the attention of a test slide; ``epoch`` is the chosen checkpoint's."""
-        attention = attention_of(output, probabilities)
+        shown = self._task.shown_output(prediction.numpy())
+        attention = attention_of(output, shown)
         if attention is None:
             return
         heads = None if output.head_attention is None else output.head_attention.numpy()
-        scores = None
-        if output.instance_logits is not None:
-            scores = output.instance_logits[
-                :, -1 if output.instance_logits.shape[1] <= 2 else _predicted(probabilities)
-            ]
-            scores = scores.float().numpy()
+        scores = None if output.instance_logits is None else _instance_scores(output.instance_logits, shown)
         self._add(epoch, bag, "test", attention_skew(attention, heads, _labels_of_positive(bag), scores))
         arrays = {
             "attention": attention.astype(np.float32),
@@ -57,7 +58,7 @@ class AttentionRecorder:
         attributes = {
             "slide_id": bag.slide_id,
             "label": -1 if bag.label is None else bag.label,
-            "predicted": _predicted(probabilities),
+            "predicted": -1 if shown is None else shown,
             "patch_size": np.nan if bag.patch_size is None else float(bag.patch_size),
         }
         self._maps.append((arrays, attributes))
@@ -89,18 +90,24 @@ class AttentionRecorder:
         self._rows += [(epoch, bag.slide_id, split, name, value) for name, value in numbers.items()]
 
 
-def attention_of(output: AggregatorOutput, probabilities: Tensor) -> Any:
-    """Attention ``[N]`` of one slide in float64, or None; of the predicted class where there is one for each class."""
+def attention_of(output: AggregatorOutput, shown: int | None) -> Any:
+    """Attention ``[N]`` of one slide in float64, or None.
+
+    Where there is one for each output, it is that of the output ``shown`` (the predicted class), for None their mean.
+    """
     if output.attention is None:
         return None
     attention = output.attention
     if attention.ndim == 2:
-        attention = attention[:, min(_predicted(probabilities), attention.shape[1] - 1)]
+        attention = attention.mean(1) if shown is None else attention[:, min(shown, attention.shape[1] - 1)]
     return attention.double().numpy()
 
 
-def _predicted(probabilities: Tensor) -> int:
-    return int(probabilities.argmax())
+def _instance_scores(logits: Tensor, shown: int | None) -> Any:
+    """Scores ``[N]`` of instances by ``[N, C]``: of the last output where there are two or one, else of ``shown``."""
+    if logits.shape[1] <= 2:
+        return logits[:, -1].float().numpy()
+    return (logits.mean(1) if shown is None else logits[:, shown]).float().numpy()
 
 
 def _labels_of_positive(bag: Bag) -> Any:

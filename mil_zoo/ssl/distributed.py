@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mil_zoo.train.device import default_device
+
 
 def world() -> tuple[int, int]:
     """This process's rank and the number of processes."""
@@ -84,7 +86,7 @@ def gather_rows(x: Tensor) -> Tensor:
 @contextmanager
 def processes() -> Iterator[torch.device]:
     """Joins the processes that ``torchrun`` started, if it did, and yields this one's device."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield device
         return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.ssl.files import replacing
+from mil_zoo.files import replacing
 from mil_zoo.ssl.model import SlideEncoder
 from mil_zoo.ssl.views import ViewSource, generator_of
 

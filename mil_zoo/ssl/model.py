@@ -17,10 +17,10 @@ from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
+from mil_zoo.files import replacing
 from mil_zoo.ssl.config import SPARSE, PretrainConfig
 from mil_zoo.ssl.distributed import gather_rows
 from mil_zoo.ssl.encoder import SparseSlideEncoder
-from mil_zoo.ssl.files import replacing
 from mil_zoo.ssl.loss import nt_xent
 from mil_zoo.ssl.norm import BatchNorm
 

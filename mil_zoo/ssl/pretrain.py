@@ -18,10 +18,10 @@ import yaml
 from mil_zoo.config import read_yaml
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
+from mil_zoo.files import replacing
 from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.ssl.distributed import average_gradients, world
 from mil_zoo.ssl.embed import embed_slides
-from mil_zoo.ssl.files import replacing
 from mil_zoo.ssl.model import Contrast, SlideEncoder, spread
 from mil_zoo.ssl.probe import knn_accuracy
 from mil_zoo.ssl.views import ViewSource, draw_views

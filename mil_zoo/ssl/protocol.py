@@ -20,6 +20,7 @@ from mil_zoo.ssl.model import SlideEncoder
 from mil_zoo.ssl.pretrain import Row, pretrain
 from mil_zoo.ssl.probe import LinearProbe
 from mil_zoo.ssl.views import BagSource
+from mil_zoo.tasks import Classification
 from mil_zoo.train.protocols import TrialContext, TrialResult, register_protocol
 
 
@@ -57,9 +58,11 @@ def gigassl(
         projection_dim: width of what the loss compares.
 
     Raises:
-        InputError: an optimiser or schedule other than Giga-SSL's, or see ``pretrain``.
+        InputError: an optimiser or schedule other than Giga-SSL's, a task without classes, or see ``pretrain``.
     """
-    training = context.training
+    training, task = context.training, context.task
+    if not isinstance(task, Classification):
+        raise InputError(f"gigassl ends in a logistic regression, which classifies; it cannot do the task {task.name}")
     if (training.optimizer, training.schedule, training.select) != ("adam", "cosine", "last"):
         raise InputError("gigassl trains with optimizer adam, schedule cosine and select last; leave them as they are")
     config = PretrainConfig(
@@ -78,7 +81,7 @@ def gigassl(
         projection_dim=projection_dim,
         seed=context.seed,
     )
-    encoder, rows, embeddings = _PRETRAINED.get(context, config)
+    encoder, rows, embeddings = context.kept.setdefault("gigassl", LastPretraining()).get(context, config)
     for row in rows:
         context.on_epoch(row)
 
@@ -86,17 +89,17 @@ def gigassl(
         return torch.stack([embeddings[slide.slide_id] for slide in as_bags(bags).slides]).numpy()
 
     train = context.bags["train"]
-    probe = LinearProbe(max(2, context.num_classes)).fit(embedded(train), np.array(as_bags(train).labels))
+    probe = LinearProbe(len(task.prediction_columns)).fit(embedded(train), np.array(as_bags(train).labels))
     probabilities = {part: torch.from_numpy(probe.predict(embedded(context.bags[part]))) for part in ("val", "test")}
     weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     weights |= {f"probe.{name}": torch.from_numpy(value) for name, value in probe.arrays().items()}
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     parameters += sum(probe.arrays()[name].size for name in ("coefficients", "intercepts"))
     epochs = [row | {"selected": int(row is rows[-1])} for row in rows]
-    return TrialResult(probabilities, epochs, weights, parameters)
+    return TrialResult(task, probabilities, epochs, weights, parameters)
 
 
-class _LastPretraining:
+class LastPretraining:
     """Keeps the last pretraining: trials that differ in the number of labels alone share it."""
 
     def __init__(self) -> None:
@@ -115,6 +118,3 @@ class _LastPretraining:
             found = torch.cat([embed_slides(encoder, BagSource(part), device=context.device) for part in (pool, test)])
             self._key, self._kept = key, (encoder, rows, dict(zip(ids, found, strict=True)))
         return self._kept
-
-
-_PRETRAINED = _LastPretraining()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mil_zoo.errors import InputError
-
-Criterion = Literal["accuracy", "balanced_accuracy", "auc", "f1", "loss"]
+from mil_zoo.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class TrainingConfig:
         bags_per_step: bags packed into one optimiser step.
         sampling: "shuffled" shows every training slide once an epoch; "balanced" draws as many with replacement, every
             class as often as any other.
-        select: validation score by which the checkpoint is chosen ("loss" is minimised); "last" chooses nothing and
-            keeps the last epoch.
+        select: validation score by which the checkpoint is chosen: a metric of the task in its direction, or "loss";
+            "last" chooses nothing and keeps the last epoch.
         tie: validation score that decides between equal ones; then the earlier epoch wins.
         select_after: share of the epochs that must have passed before a checkpoint may be chosen, in [0, 1).
         class_weights: "balanced" weighs the loss of a slide by the inverse frequency of its class among the training
@@ -49,8 +48,8 @@ class TrainingConfig:
     clip_norm: float | None = None
     bags_per_step: int = 1
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    select: Criterion | Literal["last"] = "auc"
-    tie: Criterion = "loss"
+    select: str = "auc"
+    tie: str = "loss"
     select_after: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -72,11 +71,17 @@ class TrainingConfig:
         if self.max_instances is not None and self.max_instances < 1:
             raise InputError(f"training.max_instances must be positive, not {self.max_instances}")
 
-    @property
-    def selection_rule(self) -> str:
+    def check_criteria(self, task: Task) -> None:
+        """Raises an ``InputError`` where the task has no criterion of the name that is selected by."""
+        for key, value in (("select", self.select), ("tie", self.tie)):
+            known = [*task.criteria, *(["last"] if key == "select" else [])]
+            if value not in known:
+                raise InputError(f"training.{key} must be one of {', '.join(known)}, not {value!r}")
+
+    def selection_rule(self, task: Task) -> str:
         """The rule in words, for tables."""
         if self.select == "last":
             return "the last epoch; nothing is chosen on validation slides"
         after = f" after {self.select_after:.0%} of the epochs" if self.select_after else ""
-        direction = "lowest" if self.select == "loss" else "highest"
+        direction = "highest" if task.higher_is_better(self.select) else "lowest"
         return f"{direction} validation {self.select}{after} (ties: {self.tie}, then the earlier epoch)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from mil_zoo.aggregators.base import aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import as_bags
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.registry import Registry
+from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import fit, predict
+from mil_zoo.train.loop import fit
+from mil_zoo.train.predict import predict
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,14 @@ class TrialContext:
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection rule.
         in_dim: feature dimension D.
-        num_classes: number of classes C.
+        task: what is predicted; a protocol fits it to its training bags before it makes a model.
         bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training. Besides,
             "unlabelled": every slide whose patient is not tested, to be used without its label.
         seed: of everything random; torch's own generator is seeded with it already.
         device: where to compute.
         on_epoch: to be called with the row of every finished epoch.
         faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
+        kept: what protocols keep for the next trials of this process, by the protocol's name.
     """
 
     name: str
@@ -43,12 +47,13 @@ class TrialContext:
     graph: str | None
     training: TrainingConfig
     in_dim: int
-    num_classes: int
+    task: Task
     bags: Mapping[str, Sequence[Bag]]
     seed: int
     device: str
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     faithfulness: Sequence[int] = ()
+    kept: MutableMapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,18 +61,21 @@ class TrialResult:
     """What a protocol gives back.
 
     Attributes:
-        probabilities: of the classes, for "val" and "test" each float ``[n, C]`` in the order of their bags.
+        task: the task as it was fitted to the training bags.
+        predictions: for "val" and "test" each float ``[n, P]``, a column for each of the task's prediction columns, in
+            the order of their bags.
         epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
-        recorder: the attention that was recorded; empty for a model without attention.
+        recorder: the attention that was recorded; empty or None for a model without attention.
     """
 
-    probabilities: Mapping[str, Tensor]
+    task: Task
+    predictions: Mapping[str, Tensor]
     epochs: list[dict[str, Any]]
     weights: Mapping[str, Tensor]
     parameters: int
-    recorder: AttentionRecorder = field(default_factory=AttentionRecorder)
+    recorder: AttentionRecorder | None = None
 
 
 Protocol = Callable[..., TrialResult]
@@ -100,8 +108,9 @@ def model_options(name: str) -> dict[str, Any]:
 
 def supervised(context: TrialContext) -> TrialResult:
     """Trains an aggregator on the training bags, keeps its best checkpoint on the validation bags, and predicts."""
-    recorder = AttentionRecorder()
-    aggregator = create_aggregator(context.name, context.in_dim, context.num_classes, **context.options)
+    task = context.task.fit(as_bags(context.bags["train"]).targets)
+    recorder = AttentionRecorder(task)
+    aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
     epochs = fit(
         aggregator,
         context.bags["train"],
@@ -117,19 +126,22 @@ def supervised(context: TrialContext) -> TrialResult:
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
     where = context.graph, context.device, context.training.precision
     for part, rows in found.items():
-        for bag, output, probabilities in predict(aggregator, context.bags[part], *where):
-            if part == "test":
-                recorder.record_test(selected, bag, output, probabilities)
-                if context.faithfulness and output.attention is not None:
-                    numbers = faithfulness(
-                        bag,
-                        attention_of(output, probabilities),
-                        probabilities,
-                        lambda changed: [p for _, _, p in predict(aggregator, changed, *where)],
-                        context.faithfulness,
-                    )
-                    recorder.record_numbers(selected, bag, numbers)
-            rows.append(probabilities)
+        for bag, output, prediction in predict(aggregator, context.bags[part], *where):
+            rows.append(prediction)
+            if part != "test":
+                continue
+            recorder.record_test(selected, bag, output, prediction)
+            if context.faithfulness and output.attention is not None:
+                shown = task.shown_output(prediction.numpy())
+                numbers = faithfulness(
+                    bag=bag,
+                    attention=attention_of(output, shown),
+                    prediction=prediction,
+                    column=shown or 0,
+                    predict=lambda changed: [p for _, _, p in predict(aggregator, changed, *where)],
+                    tops=context.faithfulness,
+                )
+                recorder.record_numbers(selected, bag, numbers)
     stacked = {part: torch.stack(rows) for part, rows in found.items()}
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
-    return TrialResult(stacked, epochs, aggregator.state_dict(), parameters, recorder)
+    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder)

@@ -60,10 +60,10 @@ def test_losses_of_a_batch_are_the_mean_over_its_bags(num_classes):
         assert_close(value.detach(), sum(one[name] for one in alone).detach() / 3, name)
 
 
-def test_class_weights_weigh_the_loss_of_a_slide():
+def test_weights_weigh_the_loss_of_a_slide():
     aggregator, batch = create_aggregator("dsmil", in_dim=6), make_batch([9, 20], 6, None, labels=[0, 1])
     first = aggregator.losses(make_batch([9], 6, None, labels=[0]))["loss"]
-    aggregator.class_weights = torch.tensor([2.0, 0.0])
+    batch.weights = torch.tensor([2.0, 0.0])
     assert_close(aggregator.losses(batch)["loss"].detach(), first.detach())
 
 

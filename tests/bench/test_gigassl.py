@@ -90,14 +90,13 @@ def test_pretraining_needs_no_labels(finished):
     plan, run = finished
     trial = next(trial for trial in plan.trials if trial.id == "gigassl@labelled=0.2-r0-f0-s0")
     bags, _ = split_bags(plan.dataset, trial.split)
-    few = few_labels(bags, trial)
+    few = few_labels(bags, trial, plan.dataset.task)
     assert (len(few["train"]), len(few["unlabelled"])) == (4, len(trial.split.train) + len(trial.split.val))
     few["unlabelled"] = few["unlabelled"].relabelled([None] * len(few["unlabelled"]))
     job = Job(trial, plan.source, run.path, plan.suite)
-    protocol._PRETRAINED = protocol._LastPretraining()
-    result = run_protocol(_context(job, plan.dataset, few, lambda row: None))
+    result = run_protocol(_context(job, plan.dataset, few, lambda row: None, {}))
     expected = run.predictions(trial.id).query("split == 'test'")[["prob_0", "prob_1"]]
-    np.testing.assert_allclose(result.probabilities["test"], expected, atol=1e-5)
+    np.testing.assert_allclose(result.predictions["test"], expected, atol=1e-5)
 
 
 def test_all_models_get_the_same_few_labels(finished):
@@ -105,9 +104,11 @@ def test_all_models_get_the_same_few_labels(finished):
     bags, _ = split_bags(plan.dataset, plan.splits[1])
     trials = [trial for trial in plan.trials if trial.split is plan.splits[1]]
     few, full = ([t for t in trials if t.model.grid == f"labelled={part}"] for part in ("0.2", "1"))
-    chosen = [[bag.slide_id for part in ("train", "val") for bag in few_labels(bags, t)[part]] for t in few]
+    chosen = [
+        [bag.slide_id for part in ("train", "val") for bag in few_labels(bags, t, plan.dataset.task)[part]] for t in few
+    ]
     assert chosen[0] == chosen[1] == chosen[2]
-    assert all(few_labels(bags, trial) == bags for trial in full)
+    assert all(few_labels(bags, trial, plan.dataset.task) == bags for trial in full)
 
 
 def test_options_and_mistakes(bag_table, tmp_path):

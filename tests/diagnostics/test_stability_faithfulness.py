@@ -47,7 +47,7 @@ def test_faithfulness_by_hand():
         return [torch.tensor([1 - part.features[:, 0].mean(), part.features[:, 0].mean()]) for part in bags]
 
     attention = np.where(np.arange(20) < 5, 0.16, 0.2 / 15)
-    got = faithfulness(bag, attention, torch.tensor([0.75, 0.25]), predict, [5, 20])
+    got = faithfulness(bag, attention, torch.tensor([0.75, 0.25]), 0, predict, [5, 20])
     # The predicted class is 0, with 0.75: without the five it is 1, of the five alone 0.
     assert got["remove_top5"] == pytest.approx(-0.25)
     assert got["keep_top5"] == pytest.approx(0.75)
@@ -56,5 +56,5 @@ def test_faithfulness_by_hand():
     assert [len(part) for part in asked[:2]] == [15, 5]
     assert len(asked[0].coords) == len(asked[0].instance_labels) == 15
     assert abs(got["remove_random5"]) < 0.25
-    assert faithfulness(bag, attention, torch.tensor([0.75, 0.25]), predict, [20]) == {}
-    assert got == faithfulness(bag, attention, torch.tensor([0.75, 0.25]), predict, [5, 20])
+    assert faithfulness(bag, attention, torch.tensor([0.75, 0.25]), 0, predict, [20]) == {}
+    assert got == faithfulness(bag, attention, torch.tensor([0.75, 0.25]), 0, predict, [5, 20])

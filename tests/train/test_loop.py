@@ -6,11 +6,17 @@ import torch
 from helpers import make_bag
 from torch import nn
 
-from mil_zoo import InputError, create_aggregator
+from mil_zoo import Bag, InputError, create_aggregator, register_metric
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
-from mil_zoo.train import loop
+from mil_zoo.data.bags import as_bags
+from mil_zoo.metrics import registry
+from mil_zoo.tasks import Classification, Task
+from mil_zoo.train import predict as prediction
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import Diverged, fit, predict
+from mil_zoo.train.loop import Diverged, fit
+from mil_zoo.train.optim import LookaheadRAdam, make_optimizer
+from mil_zoo.train.predict import predict
+from mil_zoo.train.sampling import epoch_order, subsample
 
 
 def shifted(n, label, seed):
@@ -92,23 +98,23 @@ def test_the_checkpoint_is_the_best_validation_score_and_ties_fall_as_stated():
     assert selected_epoch([BETTER, WRONG, WRONG, WRONG, RIGHT], select="accuracy", select_after=0.8) == 5
 
 
-def test_balanced_weights_average_to_one_over_the_training_slides():
-    train = [make_bag(3, 4, label) for label in (0, 0, 0, 1)]
-    weights = loop._balanced_weights(train, 2)
-    assert weights.tolist() == pytest.approx([4 / 6, 2.0])
-    assert sum(float(weights[bag.label]) for bag in train) == pytest.approx(4)
-    aggregator = create_aggregator("mean", in_dim=4)
-    plain = aggregator.bag_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
-    aggregator.class_weights = weights
-    weighted = aggregator.bag_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
-    low, high = torch.log1p(torch.exp(torch.tensor([-1.0, 1.0])))
-    assert float(plain) == pytest.approx(float(low + high) / 2)
-    assert float(weighted) == pytest.approx(float(low * 4 / 6 + high * 2) / 2)
+def test_balanced_weights_reach_the_loss_of_each_slide(monkeypatch):
+    bags = [shifted(4, label, i) for i, label in enumerate((0, 0, 0, 1))]
+    seen = {}
+
+    def spy(self, logits, targets, weights=None):
+        seen.update(zip(targets[:, 0].tolist(), weights.tolist(), strict=True))
+        return (logits.sum(1) * 0 + weights).mean()
+
+    monkeypatch.setattr(Aggregator, "bag_loss", spy)
+    fit(create_aggregator("mean", in_dim=4), bags, bags, TrainingConfig(epochs=1, class_weights="balanced"))
+    assert seen == pytest.approx({0: 4 / 6, 1: 2.0})
+    assert sum(seen[label] for label in as_bags(bags).labels) == pytest.approx(4)
 
 
 def test_balanced_sampling_shows_every_class_as_often():
     labels = [0] * 90 + [2] * 10
-    drawn = loop._balanced_draw([make_bag(2, 4, label) for label in labels], np.random.default_rng(0))
+    drawn = epoch_order(np.array(labels), "balanced", np.random.default_rng(0))
     assert len(drawn) == 100
     assert 35 < sum(labels[i] == 2 for i in drawn) < 65
     assert len({i for i in drawn if labels[i] == 2}) > 7, "of a class, every slide may come"
@@ -143,7 +149,7 @@ def test_the_step_schedule_falls_to_a_fifth_after_half_of_the_epochs():
 def test_the_betas_reach_the_optimizer():
     aggregator = create_aggregator("mean", in_dim=4)
     for name in ("adam", "adamw", "lookahead_radam"):
-        optimizer = loop._optimizer(aggregator, TrainingConfig(optimizer=name, betas=(0.5, 0.9)))
+        optimizer = make_optimizer(aggregator.parameters(), TrainingConfig(optimizer=name, betas=(0.5, 0.9)))
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.9)
 
 
@@ -158,7 +164,7 @@ def test_lookahead_goes_half_the_way_back_every_six_steps():
             path.append(weight.detach().clone())
         return path
 
-    plain, lookahead = weights(torch.optim.RAdam, 6), weights(loop._LookaheadRAdam, 7)
+    plain, lookahead = weights(torch.optim.RAdam, 6), weights(LookaheadRAdam, 7)
     assert all(torch.equal(a, b) for a, b in zip(plain[:6], lookahead[:6], strict=True))
     torch.testing.assert_close(lookahead[6], (plain[0] + plain[6]) / 2)
     assert not torch.equal(lookahead[7], lookahead[6])
@@ -178,7 +184,7 @@ def test_subsampling_is_of_training_steps_only(monkeypatch):
     train(TrainingConfig(epochs=1, max_instances=7), "mean")
     assert seen["train"] == {5, 6, 7}
     assert max(seen["eval"]) == 16
-    part = loop._subsample(make_bag(30, 4, seed=1), 7, np.random.default_rng(0))
+    part = subsample(make_bag(30, 4, seed=1), 7, np.random.default_rng(0))
     assert len(part) == len(part.coords) == len(part.instance_labels) == 7
     assert part.graph("window:2").num_dst == 7
 
@@ -195,7 +201,7 @@ def test_prediction_changes_nothing_and_packs_small_bags(monkeypatch):
     aggregator.train()
     state = {key: value.clone() for key, value in aggregator.state_dict().items()}
     packed = {bag.slide_id: (output, p) for bag, output, p in predict(aggregator, TRAIN, "window:2")}
-    monkeypatch.setattr(loop, "PACK", 1)
+    monkeypatch.setattr(prediction, "PACK", 1)
     for bag, output, probabilities in predict(aggregator, TRAIN[::-1], "window:2"):
         other, p = packed[bag.slide_id]
         torch.testing.assert_close(probabilities, p, rtol=1e-4, atol=1e-6)
@@ -224,3 +230,42 @@ def test_prediction_changes_nothing_and_packs_small_bags(monkeypatch):
 def test_settings_outside_their_range_are_refused(change):
     with pytest.raises(InputError, match=f"training.{next(iter(change))}"):
         TrainingConfig(**change)
+
+
+def test_any_metric_selects_in_its_direction():
+    assert selected_epoch([RIGHT, WRONG, RIGHT], select="f1") == 1
+    register_metric("inverted", title="Inverted", higher_is_better=False)(
+        lambda labels, p: np.mean(p.argmax(1) == labels)
+    )
+    try:
+        assert selected_epoch([RIGHT, WRONG, RIGHT], select="inverted") == 2
+        rule = TrainingConfig(select="inverted").selection_rule(Classification(2))
+        assert rule == "lowest validation inverted (ties: loss, then the earlier epoch)"
+    finally:
+        registry._METRICS["classification"].pop("inverted")
+    with pytest.raises(InputError, match=r"training\.select must be one of accuracy, .*, loss, last, not 'acuracy'"):
+        TrainingConfig(select="acuracy").check_criteria(Classification(2))
+    with pytest.raises(InputError, match=r"training\.tie must be one of"):
+        TrainingConfig(tie="last").check_criteria(Classification(2))
+
+
+def test_a_task_of_its_own_trains():
+    """Counts from a Poisson loss: the loop asks the task for loss, predictions and scores."""
+
+    class Counting(Task):
+        name, target_columns, width, prediction_columns = "counting", ("count",), 1, ("expected",)
+
+        def loss(self, logits, targets, weights=None):
+            return nn.functional.poisson_nll_loss(logits[:, 0], targets[:, 0].to(logits.dtype), reduction="none")
+
+        def predict(self, logits):
+            return logits.exp()
+
+    bags = [Bag(features=torch.full((3, 4), i / 4), target=i, slide_id=f"s{i}") for i in range(8)]
+    aggregator = create_aggregator("mean", in_dim=4, task=Counting(), embed_dim=8)
+    rows = fit(aggregator, bags, bags, TrainingConfig(epochs=60, learning_rate=0.05, select="loss"))
+    assert {"loss", "val_loss", "selected"} <= set(rows[0])
+    assert not any(name.startswith("train_") for name in rows[0])
+    expected = [float(p) for _, _, p in predict(aggregator, bags)]
+    assert np.corrcoef(expected, range(8))[0, 1] > 0.95
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]

@@ -7,7 +7,8 @@ from helpers import make_bag, make_batch, relative_error
 from mil_zoo import create_aggregator, list_aggregators
 from mil_zoo.kernels import dropout_linear, segment_attention_pool
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import fit, mixed, predict
+from mil_zoo.train.loop import fit
+from mil_zoo.train.predict import mixed, predict
 
 
 @pytest.mark.parametrize("name", list_aggregators())

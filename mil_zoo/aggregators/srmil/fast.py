@@ -143,7 +143,7 @@ class SRMIL(Aggregator):
         reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
         offsets = torch.cat([batch.offsets, n + ends])
         logits = self.readout.read(self, both, h_global, CSR.concat([graph] * 2), offsets).logits
-        ce_masked, ce_full = (self.bag_loss(part, batch.labels) for part in logits.split(len(batch)))
+        ce_masked, ce_full = (self.bag_loss(part, batch.targets, batch.weights) for part in logits.split(len(batch)))
         classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
         loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction
         return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}

@@ -187,8 +187,8 @@ class LiteralSRMIL(Aggregator):
             masked_logits.append(self.classify(masked, edges)[0])
             full_logits.append(self.classify(features, edges)[0])
         l_rec = torch.stack(reconstruction).mean()
-        ce_masked = self.bag_loss(torch.cat(masked_logits), batch.labels)
-        ce_full = self.bag_loss(torch.cat(full_logits), batch.labels)
+        ce_masked = self.bag_loss(torch.cat(masked_logits), batch.targets, batch.weights)
+        ce_full = self.bag_loss(torch.cat(full_logits), batch.targets, batch.weights)
         loss = (2 - self.w_gen) * ((2 - self.w_ce) * ce_masked + self.w_ce * ce_full) + self.w_gen * l_rec
         return {"loss": loss, "reconstruction": l_rec, "ce_masked": ce_masked, "ce_full": ce_full}
 

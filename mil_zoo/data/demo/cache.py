@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from contextlib import suppress
 from itertools import pairwise
@@ -17,6 +16,7 @@ import torch
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.demo import simulate
 from mil_zoo.data.demo.simulate import simulate_demo
+from mil_zoo.files import replacing
 
 _PER_PATCH = ("features", "coords", "instance_labels")
 _PER_SLIDE = ("label", "slide_id", "patient_id", "patch_size")
@@ -53,14 +53,8 @@ def _write(path: Path, bags: list[Bag]) -> None:
     arrays = {name: np.concatenate([getattr(bag, name) for bag in bags]) for name in _PER_PATCH}
     arrays |= {name: np.array([getattr(bag, name) for bag in bags]) for name in _PER_SLIDE}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, offsets=np.cumsum([0, *map(len, bags)]), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)  # so that nobody ever reads half a file
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, offsets=np.cumsum([0, *map(len, bags)]), **arrays)  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> list[Bag]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -31,13 +32,34 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise InputError(f"{path} is not a readable feature file ({error}); extract the slide again") from error
 
 
-def head(path: Path) -> tuple[set[str], dict[str, Any], dict[str, Any]] | None:
-    """Names of the datasets, attributes of the file and of its ``coords``; None where it cannot be opened."""
+class Head(NamedTuple):
+    """What an HDF5 file says of itself.
+
+    Attributes:
+        datasets: names at the top.
+        attrs: attributes of the file.
+        coords: attributes of its dataset ``coords``.
+    """
+
+    datasets: frozenset[str]
+    attrs: dict[str, Any]
+    coords: dict[str, Any]
+
+
+def head(path: Path) -> Head | None:
+    """The head of a file; None where it cannot be opened."""
     try:
-        with h5py.File(path, "r") as file:
-            return set(file), dict(file.attrs), dict(file["coords"].attrs) if "coords" in file else {}
-    except (OSError, RuntimeError):
+        state = path.stat()
+        return _head(path, state.st_mtime_ns, state.st_size)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
         return None
+
+
+@lru_cache(maxsize=64)  # each layout asks for it
+def _head(path: Path, changed: int, size: int) -> Head:
+    with h5py.File(path, "r") as file:
+        coords = dict(file["coords"].attrs) if "coords" in file else {}
+        return Head(frozenset(file), dict(file.attrs), coords)
 
 
 def features_of(file: h5py.File, path: Path) -> h5py.Dataset:

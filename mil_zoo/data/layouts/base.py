@@ -1,14 +1,14 @@
-"""Layouts: how the tools in use leave features on disk. One file a layout; a path tells which one it is."""
+"""What a layout is: how one of the tools in use leaves features on disk. One file a layout registers it."""
 
 from __future__ import annotations
 
-import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.h5 import head
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
 
@@ -24,8 +23,29 @@ from mil_zoo.registry import Registry
 SLIDE_SUFFIXES = re.compile(
     r"\.(svs|tiff?|ndpi|mrxs|scn|vms|vmu|bif|czi|isyntax|sdpc|kfb|dcm|qptiff|svslide)$", re.IGNORECASE
 )
-_ASKED = 5  # files of a folder that are looked at to tell its layout
-_UNTOLD = "clam"  # takes .h5 files that nothing recognises: its reader says what is wrong with them
+
+
+class Sure(IntEnum):
+    """How sure a layout is that a file is one of its own; the surest has it."""
+
+    SUFFIX = 1  # it has the suffix, and nothing speaks against it
+    CONTENT = 2  # what is in it is named or shaped as the tool does it, and maybe as others do
+    NAMES = 3  # the folders or the file are called what the tool calls them
+    STATED = 4  # the file, or one beside it, holds what only this tool writes
+
+
+class Claim(NamedTuple):
+    """What a layout says of a file.
+
+    Attributes:
+        sure: how sure it is that the file is its own.
+        why: the evidence, in words.
+        bags: False for a file that it knows and that holds no bags (patch coordinates, embeddings of slides).
+    """
+
+    sure: Sure
+    why: str
+    bags: bool = True
 
 
 class Layout(ABC):
@@ -40,8 +60,8 @@ class Layout(ABC):
     uniform: ClassVar[bool] = True  # every file of a folder with these suffixes is one of them
 
     @abstractmethod
-    def matches(self, path: Path) -> bool:
-        """Whether this feature file is in this layout, by its name, its neighbours or its head."""
+    def claim(self, path: Path) -> Claim | None:
+        """How sure it is that a file with one of its suffixes is in this layout, and why; None where it is not."""
 
     @abstractmethod
     def read(self, path: Path) -> Bag:
@@ -144,135 +164,6 @@ class FeatureSet:
 def slide_name(text: str) -> str:
     """A slide's id without the suffix of its image: ``normal_001.tif`` is ``normal_001``."""
     return SLIDE_SUFFIXES.sub("", text)
-
-
-def read_bag(
-    path: Path | str, layout: str | None = None, *, slide: str | None = None, allow_pickle: bool = False
-) -> Bag:
-    """Reads the bag of one slide, in any known layout.
-
-    Args:
-        path: a feature file, or a folder that holds those of exactly one slide.
-        layout: name of the layout (``mil-zoo data --help`` lists them); None to tell it from the path.
-        slide: which slide, where a file holds several (bag tables, pickles, slide embeddings).
-        allow_pickle: run whatever code a pickle holds; only for files of one's own.
-
-    Returns:
-        The bag, whose ``layout`` and ``geometry`` say how it was read; features float32 ``[N, D]``, coordinates and
-        patch size in level-0 pixels unless ``unit`` says otherwise.
-
-    Raises:
-        InputError: nothing is there, the layout is unknown or does not fit, or the file is damaged.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = [file for found in find_features(path, layout) for file in found.files.values()]
-        if len(files) != 1:
-            raise InputError(f"{path} holds {len(files)} feature files; name one of them, for instance {files[0]}")
-        path = files[0]
-    elif not path.exists():
-        raise InputError(f"{path}: no such file")
-    found = layout_of(path, layout)
-    if isinstance(found, TableLayout):
-        return only(found.read_all(path, allow_pickle), path, slide)
-    return found.read(path)
-
-
-def layout_of(path: Path, layout: str | None = None) -> Layout:
-    """The layout of a feature file: the one called ``layout``, or the one that recognises it."""
-    if layout is not None:
-        return LAYOUTS.get(layout)
-    found = _recognise([path]) or (LAYOUTS.get(_UNTOLD) if path.suffix == ".h5" else None)
-    if found is None:
-        raise InputError(
-            f"{path} is in no known layout ({', '.join(LAYOUTS)}); pass --layout NAME, or write it as one of them"
-        )
-    return found
-
-
-def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
-    """Every set of features below a folder. Names are listed and a few heads read, no features.
-
-    Args:
-        root: searched with its sub-folders.
-        layout: look for this layout only; None for all.
-
-    Raises:
-        InputError: there is none, or one of two files for the same slide would have to be guessed.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; pass the folder that holds the feature files")
-    groups: dict[tuple[str, Path], dict[str, Path]] = {}
-    for files in _folders(root):
-        found = LAYOUTS.get(layout) if layout else _recognise(files)
-        if found is None:
-            continue
-        for path in files:
-            if path.suffix.lower() in found.suffixes and (found.uniform or found.matches(path)):
-                slides = groups.setdefault((found.name, found.group(path)), {})
-                _add(slides, found.slide_id(path), path)
-    if not groups:
-        raise InputError(
-            f"{root}: no feature files below it (layouts: {', '.join(LAYOUTS)}); pass the folder that holds them"
-        )
-    return _named(root, groups)
-
-
-def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:
-    """The set of features called ``name``, or the only one.
-
-    Raises:
-        InputError: there is none of that name, or several and none was named.
-    """
-    names = [features.name for features in found]
-    if name is None and len(found) > 1:
-        raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
-    if name is not None and name not in names:
-        raise InputError(f"{folder} holds no features called {name!r}{did_you_mean(name, names)}")
-    return found[0 if name is None else names.index(name)]
-
-
-def _add(slides: dict[str, Path], slide_id: str, path: Path) -> None:
-    previous = slides.setdefault(slide_id, path)
-    if previous.parent == path.parent and previous != path:
-        raise InputError(f"slide {slide_id!r} has two feature files, {previous} and {path.name}; keep one of them")
-
-
-def _named(root: Path, groups: Mapping[tuple[str, Path], Mapping[str, Path]]) -> list[FeatureSet]:
-    names = {key: LAYOUTS.get(key[0]).encoder(key[1]) or "features" for key in groups}
-    repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
-    sets = []
-    for (layout, folder), slides in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
-        name = names[layout, folder]
-        if name in repeated:  # the same encoder at two magnifications: the folders above tell them apart
-            name = str(folder.relative_to(root)) if folder != root else folder.name
-        sets.append(FeatureSet(layout, name, folder, slides))
-    return sets
-
-
-def _folders(root: Path) -> Iterator[list[Path]]:
-    """The feature files of each folder, by suffix, sorted by name."""
-    known = {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).suffixes}
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        by_suffix: dict[str, list[Path]] = {}
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if suffix in known and not name.startswith("."):
-                by_suffix.setdefault(suffix, []).append(Path(folder) / name)
-        yield from by_suffix.values()
-
-
-def _recognise(files: Sequence[Path]) -> Layout | None:
-    asked = files[:_ASKED]
-    for path in asked:
-        for name in LAYOUTS:
-            layout = LAYOUTS.get(name)
-            if path.suffix.lower() in layout.suffixes and layout.matches(path):
-                return layout
-    if all(path.suffix == ".h5" and head(path) is None for path in asked):
-        return LAYOUTS.get(_UNTOLD)  # damaged files are named when they are read
-    return None
 
 
 def matrix_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:

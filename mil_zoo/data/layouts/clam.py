@@ -11,9 +11,8 @@ import numpy.typing as npt
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
 from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
-from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
-from mil_zoo.data.layouts.trident import in_trident_folder
 
 _FOLDERS = ("h5_files", "pt_files")
 
@@ -29,16 +28,18 @@ class Clam(Layout):
     about = "h5_files/<slide>.h5 or pt_files/<slide>.pt, with patches/<slide>.h5 (patch size) beside or above"
     suffixes = (".h5", ".pt")
 
-    def matches(self, path: Path) -> bool:
-        """By the folder's name, or a file with ``features`` that states no geometry of another layout."""
+    def claim(self, path: Path) -> Claim | None:
+        """By the folder's name or the dataset ``features``; damaged files too, which are named when they are read."""
         if path.parent.name in _FOLDERS:
-            return True
-        if path.suffix == ".pt":
-            return not path.with_suffix(".index.npz").exists()
-        if in_trident_folder(path) or path.parent.name.startswith("slide_features_"):
-            return False
+            return Claim(Sure.NAMES, f"the folder {path.parent.name}")
+        if path.suffix.lower() == ".pt":
+            return Claim(Sure.SUFFIX, "a .pt file")
         found = head(path)
-        return found is not None and "features" in found[0] and "patch_size_level0" not in found[2]
+        if found is None:
+            return Claim(Sure.SUFFIX, "an .h5 file that cannot be opened")
+        if "features" in found.datasets:
+            return Claim(Sure.CONTENT, "the dataset 'features'")
+        return Claim(Sure.SUFFIX, "an .h5 file without features", bags=False)
 
     def group(self, path: Path) -> Path:
         """``h5_files`` and ``pt_files`` hold the same features: the folder above them."""
@@ -94,6 +95,6 @@ def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[f
 
 def _stated_size(path: Path) -> float | None:
     found = head(path) if path.suffix == ".h5" else None
-    if found is None or "patch_size" not in found[2]:
+    if found is None or "patch_size" not in found.coords:
         return None
-    return float(found[2]["patch_size"]) * float(np.ravel(found[2].get("downsample", 1.0))[0])
+    return float(found.coords["patch_size"]) * float(np.ravel(found.coords.get("downsample", 1.0))[0])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.layouts.base import FeatureSet, Layout, make_bag, register_layout, slide_name
+from mil_zoo.data.layouts.base import Claim, FeatureSet, Layout, Sure, make_bag, register_layout, slide_name
 from mil_zoo.errors import InputError
 
 _LEVELS = 3  # folders above a bag in which its index is looked for
@@ -23,15 +23,17 @@ class DSMIL(Layout):
     suffixes = (".csv",)
     uniform = False
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By its first two lines: column numbers, then numbers."""
         try:
             with path.open(encoding="utf-8") as file:
                 names, values = (file.readline().strip().split(",") for _ in range(2))
                 numbers = [float(value) for value in values]
         except (OSError, ValueError):
-            return False
-        return len(names) == len(numbers) > 1 and all(name.strip('"').isdigit() for name in names)
+            return None
+        if not len(names) == len(numbers) > 1 or not all(name.strip('"').isdigit() for name in names):
+            return None
+        return Claim(Sure.CONTENT, "a header of column numbers above rows of numbers")
 
     def group(self, path: Path) -> Path:
         """The folder of the index, which lists bags of one folder a class."""

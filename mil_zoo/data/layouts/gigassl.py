@@ -8,7 +8,7 @@ import numpy as np
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.npy import load_npy
-from mil_zoo.data.layouts.base import TableLayout, make_bag, matrix_shape, register_layout, slide_name
+from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, make_bag, matrix_shape, register_layout, slide_name
 from mil_zoo.errors import InputError
 
 
@@ -19,9 +19,11 @@ class GigaSSL(TableLayout):
     about = "embeddings.npy [S, E] and ids.npy [S]: one embedding a slide; csv ID, label, case_id"
     suffixes = (".npy",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the names of the two files."""
-        return path.name == "embeddings.npy" and (path.parent / "ids.npy").is_file()
+        if path.name != "embeddings.npy" or not (path.parent / "ids.npy").is_file():
+            return None
+        return Claim(Sure.STATED, "embeddings.npy beside ids.npy")
 
     def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
         """One bag a slide."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.npy import load_npy
-from mil_zoo.data.layouts.base import Layout, make_bag, matrix_shape, register_layout, slide_name
+from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, matrix_shape, register_layout, slide_name
 from mil_zoo.errors import InputError
 
 
@@ -23,9 +23,9 @@ class HistoSSL(Layout):
     about = "<slide>/features.npy [N, 3 + D]: DeepZoom level, tile column, tile row, features"
     suffixes = (".npy",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the file's name."""
-        return path.name == "features.npy"
+        return Claim(Sure.NAMES, "the name features.npy") if path.name == "features.npy" else None
 
     def slide_id(self, path: Path) -> str:
         """The name of the file's folder."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
-from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import grid_step
 from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.errors import InputError
@@ -19,9 +19,10 @@ class Slideflow(Layout):
     about = "<slide>.pt with <slide>.index.npz beside it (arr_0: coordinates)"
     suffixes = (".pt",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the index beside it."""
-        return path.with_suffix(".index.npz").is_file()
+        index = path.with_suffix(".index.npz")
+        return Claim(Sure.STATED, f"{index.name} beside it") if index.is_file() else None
 
     def shape(self, path: Path) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.pickles import as_array, attributes, load_pickle
-from mil_zoo.data.layouts.base import TableLayout, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import grid_step
 from mil_zoo.errors import InputError
 
@@ -24,9 +24,9 @@ class SRMIL(TableLayout):
     about = "a pickled list of objects with x, pos, y (optional), graph_y (one-hot) and slide_index"
     suffixes = (".pkl", ".pickle")
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """Every pickle."""
-        return True
+        return Claim(Sure.SUFFIX, "a pickle")
 
     def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
         """The bags of a file, with labels; see :func:`load_pickle` for what is refused."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
-from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, grid_step
 from mil_zoo.errors import InputError
 
@@ -24,10 +24,14 @@ class Stamp(Layout):
     about = "<slide>.h5 with feats, coords in micrometres and attributes unit, tile_size_um (version 2: tile_size)"
     suffixes = (".h5",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the dataset ``feats``, or STAMP's attributes."""
         found = head(path)
-        return found is not None and ("feats" in found[0] or "stamp_version" in found[1])
+        if found is None:
+            return None
+        if "stamp_version" in found.attrs:
+            return Claim(Sure.STATED, "the attribute stamp_version")
+        return Claim(Sure.STATED, "the dataset 'feats'") if "feats" in found.datasets else None
 
     def shape(self, path: Path) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.layouts.base import TableLayout, register_layout
+from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, register_layout
 from mil_zoo.errors import InputError
 
 
@@ -132,13 +132,14 @@ class Arrays(TableLayout):
     about = "one .npz of all bags: X, bag_ptr, bag_label and more (see the README)"
     suffixes = (".npz",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the names of its arrays."""
         try:
             with zipfile.ZipFile(path) as archive:
-                return {"X.npy", "bag_ptr.npy"}.issubset(archive.namelist())
+                known = {"X.npy", "bag_ptr.npy"}.issubset(archive.namelist())
         except (OSError, zipfile.BadZipFile):
-            return False
+            return None
+        return Claim(Sure.STATED, "the arrays X and bag_ptr") if known else None
 
     def group(self, path: Path) -> Path:
         """The file itself."""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.npy import load_npy
-from mil_zoo.data.layouts.base import FeatureSet, Layout, make_bag, matrix_shape, register_layout
+from mil_zoo.data.layouts.base import Claim, FeatureSet, Layout, Sure, make_bag, matrix_shape, register_layout
 from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
 from mil_zoo.errors import InputError
 
@@ -27,10 +27,13 @@ class TorchMIL(Layout):
     about = "patches_<size>/features/features_<encoder>/<slide>.npy, labels/, patch_labels/, coords/; splits.csv"
     suffixes = (".npy",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the folders: ``features/features_<encoder>`` beside ``coords`` or ``labels``."""
         base = path.parents[2] if len(path.parents) > 2 else path.parent
-        return path.parent.parent.name == "features" and any((base / name).is_dir() for name in ("coords", "labels"))
+        beside = [name for name in ("coords", "labels") if (base / name).is_dir()]
+        if path.parent.parent.name != "features" or not beside:
+            return None
+        return Claim(Sure.NAMES, f"the folder features/{path.parent.name} and {beside[0]} beside it")
 
     def encoder(self, folder: Path) -> str:
         """The ``<encoder>`` of ``features_<encoder>``."""

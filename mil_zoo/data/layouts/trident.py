@@ -6,13 +6,8 @@ from pathlib import Path
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
-from mil_zoo.data.layouts.base import Layout, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import checked_step
-
-
-def in_trident_folder(path: Path) -> bool:
-    """Whether the folders above a file are named as TRIDENT names them."""
-    return path.parent.name.startswith("features_") and path.parent.parent.name.endswith("px_overlap")
 
 
 @register_layout("trident")
@@ -26,14 +21,17 @@ class Trident(Layout):
     about = "<mag>x_<size>px_<overlap>px_overlap/features_<encoder>/<slide>.h5, geometry in attributes of coords"
     suffixes = (".h5",)
 
-    def matches(self, path: Path) -> bool:
+    def claim(self, path: Path) -> Claim | None:
         """By the folder's name, or by the attribute ``patch_size_level0`` of the coordinates."""
-        if path.parent.name.startswith("slide_features_"):  # one vector a slide, not bags
-            return False
-        if in_trident_folder(path):
-            return True
+        folder = path.parent
+        if folder.name.startswith("slide_features_"):
+            return Claim(Sure.STATED, f"the folder {folder.name}: one vector a slide", bags=False)
         found = head(path)
-        return found is not None and "features" in found[0] and "patch_size_level0" in found[2]
+        if found is not None and "patch_size_level0" in found.coords:
+            return Claim(Sure.STATED, "the attribute patch_size_level0 of coords", bags="features" in found.datasets)
+        if folder.name.startswith("features_") and folder.parent.name.endswith("px_overlap"):
+            return Claim(Sure.NAMES, f"the folders {folder.parent.name}/{folder.name}")
+        return None
 
     def encoder(self, folder: Path) -> str:
         """The ``<encoder>`` of ``features_<encoder>``."""

@@ -33,6 +33,7 @@ from mil_zoo.data.packed.store import (
     read_index,
 )
 from mil_zoo.errors import InputError
+from mil_zoo.files import write_text
 
 
 def import_dataset(
@@ -106,8 +107,7 @@ def _begin(out: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not (out / PARTIAL).exists():
         if any(out.iterdir()):
             raise InputError(f"{out} is not empty and holds no unfinished store; choose another folder")
-        (out / f"{PARTIAL}.new").write_text(json.dumps(head), encoding="utf-8")
-        os.replace(out / f"{PARTIAL}.new", out / PARTIAL)
+        write_text(out / PARTIAL, json.dumps(head))
     other = [key for key, value in read_head(out / PARTIAL).items() if head.get(key) != value]
     if other:
         raise InputError(

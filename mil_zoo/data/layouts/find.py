@@ -1,0 +1,159 @@
+"""Finding features: which layout a path is in, the files below a folder, and reading one bag of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.layouts.base import LAYOUTS, Claim, FeatureSet, Layout, Sure, TableLayout, only
+from mil_zoo.errors import InputError, did_you_mean
+
+_ASKED = 5  # files of a folder that are looked at to tell its layout
+
+
+def read_bag(
+    path: Path | str, layout: str | None = None, *, slide: str | None = None, allow_pickle: bool = False
+) -> Bag:
+    """Reads the bag of one slide, in any known layout.
+
+    Args:
+        path: a feature file, or a folder that holds those of exactly one slide.
+        layout: name of the layout (``mil-zoo data --help`` lists them); None to tell it from the path.
+        slide: which slide, where a file holds several (bag tables, pickles, slide embeddings).
+        allow_pickle: run whatever code a pickle holds; only for files of one's own.
+
+    Returns:
+        The bag, whose ``layout`` and ``geometry`` say how it was read; features float32 ``[N, D]``, coordinates and
+        patch size in level-0 pixels unless ``unit`` says otherwise.
+
+    Raises:
+        InputError: nothing is there, the layout is unknown or does not fit, or the file is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [file for found in find_features(path, layout) for file in found.files.values()]
+        if len(files) != 1:
+            raise InputError(f"{path} holds {len(files)} feature files; name one of them, for instance {files[0]}")
+        path = files[0]
+    elif not path.exists():
+        raise InputError(f"{path}: no such file")
+    found = layout_of(path, layout)
+    if isinstance(found, TableLayout):
+        return only(found.read_all(path, allow_pickle), path, slide)
+    return found.read(path)
+
+
+def layout_of(path: Path, layout: str | None = None) -> Layout:
+    """The layout of a feature file: the one called ``layout``, or the one that recognises it."""
+    if layout is not None:
+        return LAYOUTS.get(layout)
+    found = _recognise([path])
+    if found is None:
+        raise InputError(
+            f"{path} is in no known layout ({', '.join(LAYOUTS)}); pass --layout NAME, or write it as one of them"
+        )
+    return found[0]
+
+
+def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
+    """Every set of features below a folder. Names are listed and a few heads read, no features.
+
+    Args:
+        root: searched with its sub-folders.
+        layout: look for this layout only; None for all.
+
+    Raises:
+        InputError: there is none, or one of two files for the same slide would have to be guessed.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; pass the folder that holds the feature files")
+    groups: dict[tuple[str, Path], dict[str, Path]] = {}
+    for files in _folders(root):
+        found = LAYOUTS.get(layout) if layout else _layout_of_folder(files)
+        if found is None:
+            continue
+        for path in files:
+            if path.suffix.lower() in found.suffixes and (found.uniform or found.claim(path)):
+                slides = groups.setdefault((found.name, found.group(path)), {})
+                _add(slides, found.slide_id(path), path)
+    if not groups:
+        raise InputError(
+            f"{root}: no feature files below it (layouts: {', '.join(LAYOUTS)}); pass the folder that holds them"
+        )
+    return _named(root, groups)
+
+
+def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:
+    """The set of features called ``name``, or the only one.
+
+    Raises:
+        InputError: there is none of that name, or several and none was named.
+    """
+    names = [features.name for features in found]
+    if name is None and len(found) > 1:
+        raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
+    if name is not None and name not in names:
+        raise InputError(f"{folder} holds no features called {name!r}{did_you_mean(name, names)}")
+    return found[0 if name is None else names.index(name)]
+
+
+def _add(slides: dict[str, Path], slide_id: str, path: Path) -> None:
+    previous = slides.setdefault(slide_id, path)
+    if previous.parent == path.parent and previous != path:
+        raise InputError(f"slide {slide_id!r} has two feature files, {previous} and {path.name}; keep one of them")
+
+
+def _named(root: Path, groups: Mapping[tuple[str, Path], Mapping[str, Path]]) -> list[FeatureSet]:
+    names = {key: LAYOUTS.get(key[0]).encoder(key[1]) or "features" for key in groups}
+    repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
+    sets = []
+    for (layout, folder), slides in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
+        name = names[layout, folder]
+        if name in repeated:  # the same encoder at two magnifications: the folders above tell them apart
+            name = str(folder.relative_to(root)) if folder != root else folder.name
+        sets.append(FeatureSet(layout, name, folder, slides))
+    return sets
+
+
+def _folders(root: Path) -> Iterator[list[Path]]:
+    """The feature files of each folder, by suffix, sorted by name."""
+    known = {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).suffixes}
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        by_suffix: dict[str, list[Path]] = {}
+        for name in sorted(names):
+            suffix = Path(name).suffix.lower()
+            if suffix in known and not name.startswith("."):
+                by_suffix.setdefault(suffix, []).append(Path(folder) / name)
+        yield from by_suffix.values()
+
+
+def _layout_of_folder(files: Sequence[Path]) -> Layout | None:
+    """The layout of the files of one suffix in a folder; None where they hold no bags."""
+    found = _recognise(files)
+    return found[0] if found is not None and found[1].bags else None
+
+
+def _recognise(files: Sequence[Path]) -> tuple[Layout, Claim] | None:
+    """The layout that is surest of the first of some files, and what it says; None where none knows them."""
+    surest: list[tuple[Claim, Layout, Path]] = []
+    for path in files[:_ASKED]:
+        for layout in (LAYOUTS.get(name) for name in LAYOUTS):
+            claim = layout.claim(path) if path.suffix.lower() in layout.suffixes else None
+            if claim is not None:
+                surest.append((claim, layout, path))
+        if any(claim.sure > Sure.SUFFIX and claim.bags for claim, _, _ in surest):
+            break  # the others are read where this one tells nothing, because it is damaged for instance
+    if not surest:
+        return None
+    best = max(claim.sure for claim, _, _ in surest)
+    first, *others = [each for each in surest if each[0].sure == best]
+    for claim, layout, path in others:
+        if layout is not first[1]:
+            raise InputError(
+                f"{path} looks like {first[1].name} ({first[0].why}) and like {layout.name} ({claim.why}); say which "
+                f"with --layout {first[1].name} or --layout {layout.name}"
+            )
+    return first[1], first[0]

@@ -1,0 +1,55 @@
+"""Optimisers and learning-rate schedules by their names in ``training``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mil_zoo.train.config import TrainingConfig
+
+
+class LookaheadRAdam(torch.optim.RAdam):
+    """RAdam that every 6th step goes half the way back to where the weights were after the last such step.
+
+    Source: Zhang et al., Lookahead Optimizer, NeurIPS 2019; "lookahead_radam" of github szc19990412/TransMIL, with the
+    defaults of timm.
+    """
+
+    EVERY, TOWARDS = 6, 0.5
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of RAdam, and every 6th time the way back."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if not hasattr(self, "slow"):
+            self.slow, self.count = [p.clone() for p in parameters], 0
+        loss = super().step(closure)
+        self.count += 1
+        if self.count % self.EVERY == 0:
+            for slow, parameter in zip(self.slow, parameters, strict=True):
+                slow.lerp_(parameter, self.TOWARDS)
+                parameter.copy_(slow)
+        return loss
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser that ``config`` names, over ``parameters``."""
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, **options)
+    options["betas"] = config.betas
+    if config.optimizer == "lookahead_radam":
+        return LookaheadRAdam(parameters, decoupled_weight_decay=True, **options)
+    cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return cls(parameters, fused=True, **options)
+
+
+def learning_rate_factor(epoch: int, config: TrainingConfig) -> float:
+    """What the learning rate of ``epoch`` (from 0) is multiplied by."""
+    if config.schedule == "step":
+        return 1.0 if 2 * epoch < config.epochs else 0.2
+    return 1.0 if config.schedule == "constant" else 0.5 * (1 + np.cos(np.pi * epoch / config.epochs))

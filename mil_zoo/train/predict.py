@@ -1,0 +1,80 @@
+"""Prediction with one aggregator: whole bags, in eval mode and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.prefetch import read_ahead
+
+PACK = 16_384  # instances scored together: enough to hide the overhead of a call, little beside one large slide
+
+
+def mixed(precision: str, device: str) -> torch.autocast:
+    """The context in which matrix products are taken in ``precision``, "float32" or "bfloat16"."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def predict(
+    aggregator: Aggregator,
+    bags: Iterable[Bag],
+    graph: str | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> Iterator[tuple[Bag, AggregatorOutput, Tensor]]:
+    """Scores whole bags in eval mode and without gradients. The aggregator's mode is restored.
+
+    Small bags are packed together, up to ``PACK`` instances; a bag gives the same answer alone.
+
+    Args:
+        aggregator: on ``device``.
+        bags: with a target or not; read as they are needed.
+        graph: graph spec, or None.
+        device: where the computation runs.
+        precision: of matrix products, "float32" or "bfloat16".
+
+    Yields:
+        each bag, its own output (tensors on the CPU), and its prediction ``[P]``, of classification the class
+        probabilities ``[C]``.
+    """
+    was_training = aggregator.training
+    aggregator.eval()
+    try:
+        for packed in _packs(read_ahead(bags, graph=graph) if isinstance(bags, Sequence) else bags):
+            with torch.inference_mode(), mixed(precision, device):
+                output = aggregator(BagBatch.from_bags(packed, graph=graph).to(device))
+                predictions = aggregator.predict(output.logits).cpu()
+            yield from zip(packed, _split(output, packed), predictions, strict=True)
+    finally:
+        aggregator.train(was_training)
+
+
+def _packs(bags: Iterable[Bag]) -> Iterator[list[Bag]]:
+    pack: list[Bag] = []
+    for bag in bags:
+        if pack and sum(map(len, pack)) + len(bag) > PACK:
+            yield pack
+            pack = []
+        pack.append(bag)
+    if pack:
+        yield pack
+
+
+def _split(output: AggregatorOutput, bags: Sequence[Bag]) -> list[AggregatorOutput]:
+    """The output of each bag of a batch, on the CPU."""
+    sizes = [len(bag) for bag in bags]
+    parts = {
+        name: [None] * len(bags)
+        if value is None
+        else _full(value.cpu()).split(1 if name in ("logits", "embedding") else sizes)
+        for name, value in vars(output).items()
+    }
+    return [AggregatorOutput(**{name: values[i] for name, values in parts.items()}) for i in range(len(bags))]
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.float() if value.dtype.itemsize < 4 else value
