@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +23,14 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.registry import PLUGINS
 from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options
 
 PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
 
+VERSIONS = ("numpy", "scipy", "scikit-learn", "torch", "numba", "dgl")  # that a run keeps
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -156,11 +161,22 @@ class Plan:
             threads=suite.threads,
             faithfulness=suite.faithfulness or None,
             grid=suite.grid or None,
+            plugins={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in PLUGINS.files} or None,
+            versions=package_versions(),
         )
 
     def settings(self) -> dict[str, Any]:
         """:meth:`config` as the plain values that the file holds."""
         return self.config().settings()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages among those that numbers depend on, without what they say of the build."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name).partition("+")[0]
+    return found
 
 
 def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str] = ()) -> Plan:
@@ -181,6 +197,8 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
     if features:
         source = source.with_features(features[0])
     dataset = open_dataset(source)
+    if suite.title is not None:
+        dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     for each in features[1:]:  # all of them now: a missing slide costs no training
         open_dataset(source.with_features(each))
     drawn = draw_splits(
@@ -281,10 +299,20 @@ def _check_suite(suite: Suite) -> None:
         raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
+    if any(seed < 0 for seed in (*suite.seeds, suite.split_seed)):
+        raise InputError(f"seeds are whole numbers of at least 0, not {min(*suite.seeds, suite.split_seed)}")
+    if suite.split_seed >= 2**32:
+        raise InputError(f"split_seed must be below 2^32, not {suite.split_seed}")
+    if suite.repeats < 1:
+        raise InputError(f"--repeats must be at least 1, not {suite.repeats}")
+    if not 0 < suite.validation_fraction < 1:
+        raise InputError(f"validation_fraction must be above 0 and below 1, not {suite.validation_fraction}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
     if suite.threads < 1:
         raise InputError(f"--threads must be at least 1, not {suite.threads}")
+    if suite.title is not None and len(suite.datasets) > 1:
+        raise InputError("--title names one dataset; leave it out, or run the datasets one by one")
     for name in suite.models:
         model_options(name)  # an unknown name is told
     _check_targets(suite)

@@ -119,7 +119,7 @@ class RunConfig:
         threads: CPU threads of a trial.
         faithfulness: numbers of instances removed and kept; None where nothing was.
         grid: what was varied; None without a grid.
-        plugins: files that were imported for what they register; None without any.
+        plugins: files that were imported for what they register, and their SHA-256; None without any.
         versions: of the packages that numbers depend on, by name; None in runs of before they were kept.
     """
 
@@ -136,7 +136,7 @@ class RunConfig:
     threads: int = 1
     faithfulness: list[int] | None = None
     grid: dict[str, Any] | None = None
-    plugins: list[str] | None = None
+    plugins: dict[str, str] | None = None
     versions: dict[str, str] | None = None
 
     @classmethod

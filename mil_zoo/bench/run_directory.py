@@ -21,6 +21,7 @@ from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
 from mil_zoo.files import write_text
 
+SHOWN = 5  # differences between two runs that a message lists
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
 
 
@@ -56,6 +57,8 @@ class RunDirectory:
     @contextmanager
     def writing(self, settings: Mapping[str, Any]) -> Iterator[None]:
         """Claims the directory for one runner and checks that it holds these settings, or none yet.
+
+        Plugins are compared by their content, wherever they lie.
 
         Raises:
             InputError: the directory cannot be written, another runner is at work in it, or it holds another run.
@@ -121,16 +124,14 @@ class RunDirectory:
         """Stores a finished trial: its files first, under their final name only when complete, then its row.
 
         Args:
-            row: JSON values; "trial" names it. The files of one whose "status" is "failed" are dropped.
+            row: JSON values; "trial" names it. The SHA-256 of its files is added.
             write: writes the trial's files into the folder it is given; None where they lie in ``staging`` already,
                 or there are none.
         """
         folder, partial = self.path / "trials" / row["trial"], self.staging(row["trial"])
         if write is not None:
             write(empty_folder(partial))
-        if row.get("status") == "failed":
-            shutil.rmtree(partial, ignore_errors=True)
-        elif partial.exists():
+        if partial.exists():
             row = {**row, "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())}}
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -252,16 +253,32 @@ def _checksum(row: Mapping[str, Any]) -> str:
 
 
 def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    differences = _differences(old, new)
+    differences = _differences(_comparable(old), _comparable(new))
     if differences:
+        # The title follows from the models, the hash of the splits from how they are drawn: said where nothing else is.
+        told = [line for line in differences if not line.startswith(("title:", "split.hash:"))] or differences
+        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
         raise InputError(
-            f"{path} holds a run of other settings ({'; '.join(differences[:5])}); "
-            "choose another --out or repeat its settings"
+            f"{path} holds a run of other settings ({'; '.join(told[:SHOWN])}{more}); choose another --out or repeat "
+            "its settings"
         )
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with plugins by file name and content."""
+    plugins = settings.get("plugins") or {}
+    return {**settings, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
-    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
+    return [] if old == new else [f"{where}: {_short(old)} there, {_short(new)} now"]
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
