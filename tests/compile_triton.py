@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mil_zoo.kernels import GlobalKey
-from mil_zoo.kernels._triton.tools import LONG
+from mil_zoo.kernels._triton.tools import LONG, Kernel
 
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"
@@ -32,16 +32,16 @@ seen: set[str] = set()
 arguments = argparse.Namespace(capabilities=[90], all=False, case="")
 
 
-def compile_launch(self, *args, grid, warmup, **kwargs):
-    """Stands in for ``Autotuner.run``."""
-    values = dict(zip(self.arg_names, args)) | kwargs  # noqa: B905  the last ones are keywords
+def compile_launch(self, grid, **values):
+    """Stands in for ``Kernel.run``."""
+    tuner = self.tuner
     if "row" in values and isinstance(values["row"], torch.Tensor):
         values["row"].zero_()  # the one result that is used as an index
-    configs = self.early_config_prune(self.configs, values, **kwargs)
-    kernel = f"{Path(self.base_fn.__code__.co_filename).parent.name}/{self.base_fn.__name__}"
+    configs = tuner.early_config_prune(tuner.configs, values, **values)
+    kernel = f"{Path(tuner.base_fn.__code__.co_filename).parent.name}/{tuner.base_fn.__name__}"
     for config in configs if arguments.all else configs[-1:]:
         for capability in arguments.capabilities:
-            _compile(self.fn, kernel, values | config.kwargs, config, capability)
+            _compile(tuner.fn, kernel, values | config.kwargs, config, capability)
 
 
 def _compile(function, kernel, values, config, capability):
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="Every block size instead of the last of each kernel.")
     parser.add_argument("--table", action="store_true", help="Markdown instead of JSON.")
     parser.parse_args(namespace=arguments)
-    triton.runtime.Autotuner.run = compile_launch
+    Kernel.run = compile_launch
     for arguments.case, dtype in (("bf16, all options", torch.bfloat16), ("fp32, no option", torch.float32)):
         run_ops(dtype, everything=dtype == torch.bfloat16)
     print(table()) if arguments.table else json.dump(rows, sys.stdout)

@@ -26,7 +26,7 @@ def draw(*shape, seed, dtype=torch.float64):
 
 def outputs_and_gradients(function, inputs):
     outputs = [output for output in function(*inputs) if output is not None]
-    weights = [draw(*output.shape, seed=100 + i, dtype=output.dtype).detach() for i, output in enumerate(outputs)]
+    weights = [draw(*x.shape, seed=100 + i, dtype=x.dtype).detach().to(x.device) for i, x in enumerate(outputs)]
     sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True)).backward()
     return outputs + [tensor.grad for tensor in inputs]
 

@@ -64,6 +64,7 @@ def _batch(graph: bool) -> BagBatch:
         features=torch.randn(sum(SIZES), DIM, generator=generator, dtype=torch.float64).float(),
         offsets=torch.tensor([0, *SIZES]).cumsum(0),
         labels=torch.tensor([0, 1]),
+        targets=torch.tensor([[0], [1]]),
         coords=torch.stack([cells % 26, cells // 26], dim=1).float() * 256,
         patch_sizes=torch.tensor([256.0, 256.0]),
         graph=BagGraph.batch(graphs) if graph else None,

@@ -12,11 +12,12 @@ from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
+from mil_zoo.tasks import Classification, Task
 
 
 @register_aggregator("abmil")
 class ABMIL(Aggregator):
-    """Attention pooling ``z = sum_k a_k h_k``, ``a = softmax_k(w^T tanh(V h_k))``, then a linear classifier.
+    """Pools instances by attention, ``z = sum_k a_k h_k``, ``a = softmax_k(w^T tanh(V h_k))``; classifies z linearly.
 
     Source: Ilse, Tomczak, Welling, ICML 2018, equations 7 to 9; github AMLab-Amsterdam/AttentionDeepMIL.
 
@@ -93,6 +94,14 @@ class ABMIL(Aggregator):
         if instance_weight:
             self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(num_classes))
 
+    def set_task(self, task: Task) -> None:
+        """See ``Aggregator.set_task``; ``instance_weight`` clusters instances by class."""
+        if self.instance_weight and not isinstance(task, Classification):
+            raise InputError(
+                f"its instance loss needs classes, which the task {task.name} has not; leave instance_weight at 0"
+            )
+        super().set_task(task)
+
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
         return self._score(batch)[0]
@@ -108,7 +117,7 @@ class ABMIL(Aggregator):
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0]), h
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """Cross-entropy; with a regulariser "cross_entropy", and "negative_entropy" or "instance" as it is on."""
+        """Computes "loss"; with a regulariser also "cross_entropy" and "negative_entropy" or "instance"."""
         output, h = self._score(batch)
         loss = cross_entropy = self.bag_loss(output.logits, batch.targets, batch.weights)
         terms = {}

@@ -16,7 +16,7 @@ from mil_zoo.kernels import graph_attention
 
 @register_aggregator("abmil_spatial")
 class SpatialABMIL(ABMIL):
-    """ABMIL whose instance embedding must also tell the features of masked neighbours.
+    """Trains ABMIL so that its instance embedding must also tell the features of masked neighbours.
 
     With h = ReLU(W x) the embedding that ABMIL attends over, a share ``mask_rate`` of each bag's rows of h is replaced
     by a learned token, one graph-attention layer over the patch graph gathers what the neighbours hold, and a linear
@@ -88,7 +88,7 @@ class SpatialABMIL(ABMIL):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Cross-entropy and reconstruction.
+        """Computes the cross-entropy and the reconstruction.
 
         Args:
             batch: labelled bags with their graph.
@@ -113,5 +113,7 @@ class SpatialABMIL(ABMIL):
         reconstructed = self.reconstruct(self.activation(self.norm(gathered.index_select(0, rows))))
         error = 1 - F.cosine_similarity(reconstructed, batch.features.index_select(0, rows), dim=1)  # [masked]
         bag = batch.bag_index.index_select(0, rows)
-        masked = torch.bincount(bag, minlength=len(batch)).clamp(min=1)  # a bag too small to be masked counts as 0
+        masked = (
+            torch.zeros_like(batch.sizes).index_add(0, bag, torch.ones_like(bag)).clamp(min=1)
+        )  # a bag too small to be masked counts as 0
         return (error.new_zeros(len(batch)).index_add(0, bag, error) / masked).mean()

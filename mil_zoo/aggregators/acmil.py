@@ -15,7 +15,7 @@ from mil_zoo.kernels import segment_attention_pool, segment_reduce
 
 @register_aggregator("acmil")
 class ACMIL(Aggregator):
-    """Several gated attention branches that must differ, trained with some of their favourite instances masked.
+    """Pools by several gated attention branches that must differ; training masks some of their favourite instances.
 
     With ``h = ReLU(W x)``, M branches (``n_token``) and gated attention logits ``s_nm``::
 
@@ -92,7 +92,7 @@ class ACMIL(Aggregator):
         return AggregatorOutput(logits, embedding, attention.mean(1), head_attention=attention)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """The terms "slide", "branch" (mean over branches), "diversity" (over their pairs), and their sum, "loss"."""
+        """Computes "slide", "branch" (mean over branches), "diversity" (over their pairs), and their sum, "loss"."""
         pooled, attention = self._branches(batch)
         slide = self.bag_loss(self.slide_classifier(pooled.mean(1)), batch.targets, batch.weights)
         if self.n_token == 1:
@@ -104,7 +104,7 @@ class ACMIL(Aggregator):
         return {"loss": slide + branch + diversity, "slide": slide, "branch": branch, "diversity": diversity}
 
     def branch_logits(self, pooled: Tensor) -> Tensor:
-        """``[B, M, E]``, the embedding of each branch, to its own logits ``[B, M, C]``."""
+        """Maps the embedding of each branch ``[B, M, E]`` to its own logits ``[B, M, C]``."""
         return torch.stack([classifier(pooled[:, m]) for m, classifier in enumerate(self.branch_classifiers)], dim=1)
 
     def _branches(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ class ACMIL(Aggregator):
 
 
 def _pairwise_cosine(attention: Tensor, offsets: Tensor) -> Tensor:
-    """Cosine of the attention ``[ΣN, M]`` of two branches within a bag, mean over pairs of branches and over bags."""
+    """Averages the cosine of the attention ``[ΣN, M]`` of two branches over pairs of branches and over bags."""
     first, second = torch.combinations(torch.arange(attention.shape[1], device=attention.device)).T
     dots = segment_reduce(attention.index_select(1, first) * attention.index_select(1, second), offsets, "sum")
     norms = segment_reduce(attention.square(), offsets, "sum").sqrt()  # [B, M]

@@ -23,7 +23,7 @@ AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator", package="mil_zo
 
 @dataclass(frozen=True)
 class Paper:
-    """Where an aggregator comes from.
+    """Says where an aggregator comes from.
 
     Attributes:
         title: of the paper.
@@ -40,7 +40,7 @@ class Paper:
 
 @dataclass
 class AggregatorOutput:
-    """What every aggregator returns for a batch of B bags with ΣN instances.
+    """Holds what every aggregator returns for a batch of B bags with ΣN instances.
 
     Attributes:
         logits: ``[B, C]``, before softmax (one column with ``num_classes=1``, before the sigmoid).
@@ -61,7 +61,7 @@ class AggregatorOutput:
 
 
 class Aggregator(nn.Module):
-    """Base class of all aggregators: packed bags in, one row of logits a bag out.
+    """Turns packed bags into one row of logits a bag; the base class of all aggregators.
 
     A subclass implements ``forward``; one whose paper trains with more than cross-entropy overrides ``losses``.
 
@@ -102,6 +102,16 @@ class Aggregator(nn.Module):
         """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
         return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
 
+    def set_task(self, task: Task) -> None:
+        """Makes ``task`` what is predicted; an aggregator whose loss needs classes overrides this and refuses others.
+
+        Raises:
+            InputError: the task has another number of outputs, or a term of the loss needs classes and it has none.
+        """
+        if task.width != self.num_classes:
+            raise InputError(f"the task {task.name} has {task.width} outputs, the aggregator {self.num_classes}")
+        self.task = task
+
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
         return self.task.predict(logits)
@@ -121,7 +131,7 @@ class Aggregator(nn.Module):
 
     @classmethod
     def loads_published(cls) -> bool:
-        """Whether there is an authors' implementation, whose weights then load."""
+        """Says whether there is an authors' implementation, whose weights then load."""
         return cls.paper is not None and cls.paper.code is not None
 
     def load_published(self, path: str | Path) -> None:
@@ -193,7 +203,7 @@ def register_aggregator(name: str) -> Callable[[type[Aggregator]], type[Aggregat
 
 
 def list_aggregators() -> list[str]:
-    """Names of all registered aggregators, sorted."""
+    """Returns the names of all registered aggregators, sorted."""
     return AGGREGATORS.names()
 
 
@@ -210,7 +220,8 @@ def create_aggregator(
         **options: the aggregator's own options.
 
     Raises:
-        InputError: unknown name or option (the nearest valid one is offered), or an option's value is refused.
+        InputError: unknown name or option (the nearest valid one is offered), an option's value is refused, or a term
+            of the loss needs classes and the task has none.
     """
     cls = AGGREGATORS.get(name)
     known = aggregator_options(name)
@@ -219,12 +230,15 @@ def create_aggregator(
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
     task = task or Classification(num_classes)
     aggregator = cls(in_dim, task.width, **options)
-    aggregator.task = task
+    try:
+        aggregator.set_task(task)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     return aggregator
 
 
 def aggregator_options(name: str) -> dict[str, Any]:
-    """The options of a registered aggregator and their defaults (``inspect.Parameter.empty`` where there is none)."""
+    """Returns the options of an aggregator and their defaults (``inspect.Parameter.empty`` where there is none)."""
     parameters = inspect.signature(AGGREGATORS.get(name).__init__).parameters
     return {
         key: parameter.default for key, parameter in parameters.items() if key not in ("self", "in_dim", "num_classes")

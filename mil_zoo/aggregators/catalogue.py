@@ -1,4 +1,4 @@
-"""What there is to say of each aggregator without building it: for lists, which must not wait for torch."""
+"""Describes each aggregator without building it, for lists, which must not wait for torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAPER_FIELDS = ("title", "year", "url", "code")
 
 @dataclass(frozen=True)
 class Description:
-    """An aggregator as ``mil-zoo models`` shows it.
+    """Holds what ``mil-zoo models`` shows of an aggregator.
 
     Attributes:
         name: registry key.
@@ -37,7 +37,7 @@ class Description:
 
 
 def describe_aggregators(with_plugins: bool = False) -> dict[str, Description]:
-    """All aggregators by name.
+    """Describes all aggregators, by name.
 
     Those of this package are read from their source, within a tenth of a second. Where plugins are involved, or where
     the source does not state a value literally, the classes are imported and asked.
@@ -55,7 +55,7 @@ def describe_aggregators(with_plugins: bool = False) -> dict[str, Description]:
 
 
 def describe_classes() -> dict[str, Description]:
-    """:func:`describe_aggregators` from the registered classes themselves."""
+    """Describes all aggregators by asking the registered classes."""
     from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 
     return {
@@ -73,7 +73,7 @@ def describe_classes() -> dict[str, Description]:
 
 
 def find_description(name: str, descriptions: Mapping[str, Description]) -> Description:
-    """One of ``descriptions``; an ``InputError`` offers the near names on a miss."""
+    """Returns one of ``descriptions``; an ``InputError`` offers the near names on a miss."""
     if name not in descriptions:
         raise InputError(f"unknown aggregator {name!r}{did_you_mean(name, descriptions)}")
     return descriptions[name]

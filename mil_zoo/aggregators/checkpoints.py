@@ -16,7 +16,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
-    """The content of a checkpoint file, without running any code that it may hold.
+    """Reads a checkpoint file without running any code that it may hold.
 
     Args:
         path: a ``.safetensors`` file, or one that ``torch.save`` wrote.
@@ -50,7 +50,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 
 
 def flat_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a checkpoint by the names that the authors' model gives them.
+    """Returns the tensors of a checkpoint by the names that the authors' model gives them.
 
     - A state dict stored under "state_dict", "model_state_dict" or "model" is taken, and what is beside it is not
       (PyTorch Lightning in TransMIL and ILRA, ACMIL, WiKG).

@@ -13,10 +13,11 @@ from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.tasks import Classification, Task
 
 
 class _DropoutGatedAttention(GatedAttention):
-    """Gated attention with dropout on both of its hidden vectors."""
+    """Drops out both hidden vectors of gated attention."""
 
     def __init__(self, in_dim: int, attention_dim: int, branches: int, dropout: float) -> None:
         super().__init__(in_dim, attention_dim, branches)
@@ -70,14 +71,27 @@ class _CLAM(Aggregator):
         )
         self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
 
+    def set_task(self, task: Task) -> None:
+        """See ``Aggregator.set_task``; instances are clustered by class, so other tasks train with the bag's alone."""
+        if not isinstance(task, Classification):
+            if self.bag_weight < 1:
+                raise InputError(
+                    f"its clustering of instances needs classes, which the task {task.name} has not; set bag_weight=1 "
+                    "to train with the loss of the bag alone"
+                )
+            self.instance_classifiers = nn.ModuleList()
+        super().set_task(task)
+
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``, or with branches ``[ΣN, C]`` and embedding ``[B, C * E]``."""
         return self._score(batch)[0]
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """The terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
+        """Computes the terms "bag" (cross-entropy) and "instance" (clustering), and their weighted sum, "loss"."""
         output, h = self._score(batch)
         bag = self.bag_loss(output.logits, batch.targets, batch.weights)
+        if not isinstance(self.task, Classification):
+            return {"loss": bag, "bag": bag}
         scores = output.attention_logits.detach().view(len(h), -1)
         instance = instance_clustering_loss(h, scores, self.instance_classifiers, batch, self.k_sample, self.subtyping)
         return {"loss": self.bag_weight * bag + (1 - self.bag_weight) * instance, "bag": bag, "instance": instance}
@@ -95,7 +109,7 @@ class _CLAM(Aggregator):
 
 @register_aggregator("clam_sb")
 class CLAM_SB(_CLAM):
-    """One gated attention branch, and clustering of its most and least attended instances by class.
+    """Pools by one gated attention branch and clusters its most and least attended instances by class.
 
     With ``h = ReLU(W x)`` and gated attention ``a``, the embedding is ``z = sum_n a_n h_n`` and the logits are linear
     in it. Each class c has an instance classifier ``g_c`` (in it, out of it). In training, with the k = ``k_sample``
@@ -131,7 +145,7 @@ class CLAM_SB(_CLAM):
 
 @register_aggregator("clam_mb")
 class CLAM_MB(_CLAM):
-    """One gated attention branch for each class, and clustering of the instances each attends to most and least.
+    """Pools by a gated attention branch for each class and clusters what each attends to most and least.
 
     As ``clam_sb``, with attention ``a_c``, embedding ``z_c = sum_n a_nc h_n`` and a linear logit of it for each class
     c; the instances clustered by ``g_c`` are those of highest and lowest ``a_c``.

@@ -16,7 +16,7 @@ QUERY_DIM = 128
 
 @register_aggregator("dsmil")
 class DSMIL(Aggregator):
-    """An instance stream that finds the critical instance of each class, a bag stream that attends by similarity to it.
+    """Finds the critical instance of each class, and pools the bag by similarity to it.
 
     With instance logits ``c_n = W h_n``, queries ``q_n = q(h_n)`` and values ``v_n = v(h_n)``::
 
@@ -90,7 +90,7 @@ class DSMIL(Aggregator):
         return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """The binary cross-entropies "bag" and "instance" (of the critical instances), and their mean, "loss"."""
+        """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""
         output = self(batch)
         bag = self._binary_loss(output.logits, batch)
         instance = self._binary_loss(segment_reduce(output.instance_logits, batch.offsets, "max"), batch)
@@ -99,6 +99,7 @@ class DSMIL(Aggregator):
     def _binary_loss(self, logits: Tensor, batch: BagBatch) -> Tensor:
         if self.num_classes == 1 or batch.labels is None or not isinstance(self.task, Classification):
             return self.bag_loss(logits, batch.targets, batch.weights)
-        target = F.one_hot(batch.labels, self.num_classes).to(logits.dtype)
+        classes = torch.arange(self.num_classes, device=logits.device)
+        target = (batch.labels[:, None] == classes).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
         return (loss if batch.weights is None else loss * batch.weights).mean()

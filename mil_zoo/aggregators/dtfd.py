@@ -17,7 +17,7 @@ from mil_zoo.kernels import segment_attention_pool
 
 
 class FirstTier(NamedTuple):
-    """The first tier on instances sorted by pseudo-bag.
+    """Holds the first tier on instances sorted by pseudo-bag.
 
     Attributes:
         order: int64 ``[N]``, the row of the batch that each sorted instance is.
@@ -42,13 +42,14 @@ class FirstTier(NamedTuple):
 
 @register_aggregator("dtfd")
 class DTFD(Aggregator):
-    """Gated attention MIL twice: on pseudo-bags of a slide, then on features distilled from them.
+    """Runs gated attention MIL twice: on pseudo-bags of a slide, then on features distilled from them.
 
     A bag is split into ``num_groups`` pseudo-bags. Tier 1 classifies each: ``z = sum_n a_n h_n`` with the label of the
     slide, and scores every instance by its part of that, ``a_n W h_n`` (``instance_logits``). From each pseudo-bag
     features are distilled:
 
-    - "maxs": h of the ``instances_per_group`` instances with the highest probability of the last class
+    - "maxs": h of the ``instances_per_group`` instances with the highest probability of the last class (in another task
+      than classification: with the highest last output against the others)
     - "maxmins": those and as many with the lowest (an instance of a small pseudo-bag may be taken twice)
     - "afs": z itself
 
@@ -138,7 +139,7 @@ class DTFD(Aggregator):
         return self._second_tier(batch, tier1, *self._distilled(tier1))
 
     def losses(self, batch: BagBatch, groups: Tensor | None = None) -> dict[str, Tensor]:
-        """The losses of both tiers.
+        """Computes the losses of both tiers.
 
         Args:
             batch: labelled bags.
@@ -161,7 +162,7 @@ class DTFD(Aggregator):
         return {"loss": tier1_loss + tier2_loss, "tier1": tier1_loss, "tier2": tier2_loss}
 
     def first_tier(self, batch: BagBatch, groups: Tensor | None = None) -> FirstTier:
-        """Tier 1 on every pseudo-bag of ``batch``; ``groups`` as in ``forward``.
+        """Runs tier 1 on every pseudo-bag of ``batch``; ``groups`` as in ``forward``.
 
         Raises:
             InputError: ``groups`` is not a non-negative integer for each instance.
@@ -192,8 +193,10 @@ class DTFD(Aggregator):
         return place % self.num_groups
 
     def _distilled(self, tier1: FirstTier) -> tuple[Tensor, Tensor]:
-        """Distilled features ``[M, E]`` in the order of the bags, and int64 ``[M]``: the sorted instance that each is,
-        or for "afs" the pseudo-bag."""
+        """Returns distilled features ``[M, E]``, bags in order, and int64 ``[M]``: the sorted instance that each is.
+
+        For "afs" it is the pseudo-bag.
+        """
         if self.distill == "afs":
             return tier1.pooled, torch.arange(len(tier1.pooled), device=tier1.order.device)
         score = tier1.instance_logits.detach()[:, -1:]

@@ -13,7 +13,7 @@ from mil_zoo.kernels import segment_attention_pool
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries Q over keys K, then a residual layer, then (optionally) a gate.
+    """Lets queries Q attend to keys K by several heads, then applies a residual layer and, optionally, a gate.
 
     With ``A = MultiHead(fc_q Q, fc_k K, fc_v K)``, itself with projections of its own::
 
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def collect(self, tokens: Tensor, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens attending to the instances of each bag.
+        """Lets tokens attend to the instances of each bag.
 
         The same tokens ask in every bag, so keys are scored by ``x`` times a folded weight and values are projected
         after the pooling: no projected copy of the instances.
@@ -70,7 +70,7 @@ class CrossAttention(nn.Module):
         return self._finish(tokens, queries, attended + value_bias), attention
 
     def spread(self, x: Tensor, tokens: Tensor, bag: Tensor) -> Tensor:
-        """Instances attending to the tokens of their own bag.
+        """Lets instances attend to the tokens of their own bag.
 
         Args:
             x: ``[N, query_dim]``.
@@ -99,7 +99,7 @@ class CrossAttention(nn.Module):
 
 
 class LowRankBlock(nn.Module):
-    """Gated attention block (equation 16): instances to a few latent tokens and back.
+    """Passes instances to a few latent tokens and back, both gated (equation 16).
 
     Args:
         in_dim: width of the instances.
@@ -121,7 +121,7 @@ class LowRankBlock(nn.Module):
 
 
 class NonLocalPooling(nn.Module):
-    """Learned seeds attending to the instances of each bag.
+    """Pools the instances of each bag by learned seeds that attend to them.
 
     Args:
         dim: width.
@@ -141,7 +141,7 @@ class NonLocalPooling(nn.Module):
 
 @register_aggregator("ilra")
 class ILRA(Aggregator):
-    """Self-attention of rank ``topk``: two blocks that pass all instances through a few latent tokens, then a pooling.
+    """Attends at rank ``topk``: two blocks pass all instances through a few latent tokens, and a pooling follows.
 
     With L the latents of a block, H = CrossAttention(L, X) is a summary of the bag, and every instance reads it,
     X' = CrossAttention(X, H). Learned seeds S then pool the last X, CrossAttention(S, X), into the slide embedding.

@@ -28,7 +28,7 @@ class _Pooling(Aggregator):
 
 @register_aggregator("mean")
 class MeanPooling(_Pooling):
-    """Mean of the instance features, then a linear classifier. It weighs all instances alike, so it has no attention.
+    """Averages the instance features and classifies the mean linearly. All instances weigh alike: it has no attention.
 
     Source: the mean operator that Wang et al., Revisiting Multiple Instance Neural Networks (2018) compare.
 
@@ -44,8 +44,8 @@ class MeanPooling(_Pooling):
 
 @register_aggregator("max")
 class MaxPooling(_Pooling):
-    """Maximum of each feature over the instances, then a linear classifier. Each feature picks an instance of its own,
-    so there is no attention over instances.
+    """Takes the maximum of each feature over the instances and classifies it linearly. Each feature chooses an instance
+    of its own, so there is no attention over instances.
 
     Source: the max operator that Wang et al., Revisiting Multiple Instance Neural Networks (2018) compare.
 

@@ -19,7 +19,7 @@ CROSS_REGIONS = 8
 
 
 class Regions:
-    """The grid on which the instances of a bag are laid out in their order, cut into squares.
+    """Lays the instances of a bag out on a grid, in their order, and cuts it into squares.
 
     The grid is the smallest square with room for all instances whose side is a multiple of ``num``. Its empty cells are
     zeros, and as in the authors' code they are attended to like instances.
@@ -46,7 +46,7 @@ class Regions:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, with EPEG where ``epeg_k`` is given.
+    """Attends within regions by several heads, with EPEG where ``epeg_k`` is given.
 
     EPEG adds to the attention logits their own convolution along the queries, one kernel a head:
     ``A + conv(A), A = Q K^T / sqrt(F)``. The convolution is linear, so it is done on the queries,
@@ -136,7 +136,7 @@ class CrossRegionLayer(nn.Module):
 
 @register_aggregator("rrt")
 class RRT(Aggregator):
-    """Instances re-embedded by a regional transformer, then attention pooling ``softmax(w^T act(V x))``.
+    """Re-embeds instances by a regional transformer, then pools by attention ``softmax(w^T act(V x))``.
 
     A projection with ReLU, self-attention within ``region_num x region_num`` regions (:class:`RegionLayer`), attention
     between regions (:class:`CrossRegionLayer`), layer norm. Regions are squares of a grid that holds the instances in
@@ -223,7 +223,7 @@ class RRT(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
         h = self.embed(batch.features)
         # Bag by bag: each has a grid, and so regions, of its own size.
-        re_embedded = torch.cat([self.cross(self.region(bag)) for bag in h.split(batch.sizes.tolist())])
+        re_embedded = torch.cat([self.cross(self.region(bag)) for bag in h.split(batch.lengths)])
         h = self.norm(re_embedded + h if self.all_shortcut else re_embedded)
         scores = self.pool(h)  # [ΣN, 1]
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)

@@ -15,7 +15,7 @@ from mil_zoo.kernels import segment_reduce
 
 @register_aggregator("topk")
 class TopKPooling(Aggregator):
-    """Mean of the ``k`` highest instance scores of each class: ``logit_c = 1/k sum of top-k_n (w_c^T h_n + b_c)``.
+    """Averages the ``k`` highest instance scores of each class: ``logit_c = 1/k sum of top-k_n (w_c^T h_n + b_c)``.
 
     k = 1 is max pooling of instance scores, k = N their mean; a smaller bag uses all its instances.
 
@@ -57,7 +57,7 @@ class TopKPooling(Aggregator):
         h = self.embed(batch.features)  # [ΣN, E]
         instance_logits = self.classifier(h)
         taken = batch.sizes.clamp(max=self.k)
-        rows = segment_topk(instance_logits, batch.offsets, taken)  # [M, C]
+        rows = segment_topk(instance_logits, batch.offsets, taken, sum(min(n, self.k) for n in batch.lengths))  # [M, C]
         chosen = F.pad(taken.cumsum(0), (1, 0))  # where the rows of each bag start
         logits = segment_reduce(instance_logits.gather(0, rows), chosen, "mean")
         share = (1 / taken).to(h.dtype).index_select(0, batch.bag_index)[:, None].expand_as(instance_logits)

@@ -19,7 +19,7 @@ BLOCK = 65_536  # tokens whose output is computed at a time where nothing is kep
 
 
 class NystromAttention(nn.Module):
-    """Self-attention of T tokens through m landmarks: memory and time linear in T.
+    """Attends among T tokens through m landmarks, with memory and time linear in T.
 
     With ``~`` the means of m consecutive runs of tokens, and + the pseudo-inverse::
 
@@ -46,7 +46,7 @@ class NystromAttention(nn.Module):
         self.res_conv = nn.Conv2d(heads, heads, (TAPS, 1), groups=heads, bias=False)
 
     def forward(self, x: Tensor, rows: int, with_attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Attends.
+        """Computes the attention's output at the first ``rows`` tokens.
 
         Args:
             x: ``[T, E]``.
@@ -94,7 +94,7 @@ class NystromAttention(nn.Module):
         return x.view(len(x), self.heads, -1).transpose(0, 1)[None]  # [1, H, T, d]
 
     def _convolve(self, v: Tensor, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last`` of the convolution, from these and the ``TAPS // 2`` on either side."""
+        """Computes rows ``first`` to ``last`` of the convolution, from these and the ``TAPS // 2`` on either side."""
         start = max(first - TAPS // 2, 0)
         # As an image of T x 1 pixels with channels last, as v lies in memory: four times the speed of [H, T, d].
         image = v[start : last + TAPS // 2].T[None, :, :, None]
@@ -104,7 +104,7 @@ class NystromAttention(nn.Module):
 
 
 class PPEG(nn.Module):
-    """Pyramid position encoding: tokens on a square, plus their depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions.
+    """Adds to tokens on a square their depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions (pyramid position encoding).
 
     The three kernels and the identity are one 7 x 7 kernel, so one convolution is run.
     """
@@ -123,7 +123,7 @@ class PPEG(nn.Module):
 
 
 class TransLayer(nn.Module):
-    """Tokens plus the Nystrom attention of their layer norm."""
+    """Adds to tokens the Nystrom attention of their layer norm."""
 
     def __init__(self, dim: int, heads: int, landmarks: int, dropout: float) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class TransLayer(nn.Module):
 
 @register_aggregator("transmil")
 class TransMIL(Aggregator):
-    """Two Nystrom self-attention layers with a convolutional position encoding between, read at a class token.
+    """Runs two Nystrom self-attention layers with a convolutional position encoding between, and reads a class token.
 
     With ``h = ReLU(W x)``, the bag repeated from its start until its length is a square, and the class token in
     front::
@@ -211,13 +211,13 @@ class TransMIL(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``, head_attention ``[ΣN, H]``, both without gradient."""
         tokens, rows = zip(*self._class_tokens(batch, with_attention=True), strict=True)
         embedding = self.norm(torch.cat(tokens))
-        per_bag = [_fold(row[:, 1:], n) for row, n in zip(rows, batch.sizes.tolist(), strict=True)]
+        per_bag = [_fold(row[:, 1:], n) for row, n in zip(rows, batch.lengths, strict=True)]
         attention = torch.cat([_normalised(part.mean(0)) for part in per_bag])
         heads = torch.cat([_normalised(part).T for part in per_bag])
         return AggregatorOutput(self.classifier(embedding), embedding, attention, head_attention=heads)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
-        """The cross-entropy, "loss"; unlike ``forward`` it spends nothing on attention as an output."""
+        """Computes the cross-entropy, "loss"; unlike ``forward`` it spends nothing on attention as an output."""
         tokens = [token for token, _ in self._class_tokens(batch, with_attention=False)]
         logits = self.classifier(self.norm(torch.cat(tokens)))
         return {"loss": self.bag_loss(logits, batch.targets, batch.weights)}
@@ -225,7 +225,7 @@ class TransMIL(Aggregator):
     def _class_tokens(self, batch: BagBatch, with_attention: bool) -> list[tuple[Tensor, Tensor | None]]:
         """Of each bag the class token ``[1, E]`` and its row of attention ``[H, 1 + side ** 2]``."""
         results = []
-        for features in batch.features.split(batch.sizes.tolist()):
+        for features in batch.features.split(batch.lengths):
             side = math.isqrt(len(features) - 1) + 1
             tokens = self._tokens(features, side)
             tokens, _ = self.layer1(tokens, rows=len(tokens))
@@ -239,7 +239,7 @@ class TransMIL(Aggregator):
 
 
 def pseudo_inverse(x: Tensor) -> Tensor:
-    """Iterative Moore-Penrose pseudo-inverse of the row-stochastic matrices ``[H, m, m]`` of one bag.
+    """Iterates to the Moore-Penrose pseudo-inverse of the row-stochastic matrices ``[H, m, m]`` of one bag.
 
     All heads start from one scale, the largest column sum (the largest row sum is 1).
     """
@@ -262,7 +262,7 @@ def _fold(row: Tensor, n: int) -> Tensor:
 
 
 def _normalised(attention: Tensor) -> Tensor:
-    """Negative entries to 0, then sum 1 along the last dimension (uniform where nothing is left)."""
+    """Sets negative entries to 0 and scales to sum 1 along the last dimension (uniform where nothing is left)."""
     attention = attention.clamp(min=0)
     total = attention.sum(-1, keepdim=True)
     return torch.where(total > 0, attention / total, 1 / attention.shape[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ AT_ONCE = 2**22
 
 @register_aggregator("wikg")
 class WiKG(Aggregator):
-    """Every instance attends to the few instances whose tail embeddings answer its head embedding best.
+    """Lets every instance attend to the few instances whose tail embeddings answer its head embedding best.
 
     With x the projected instances, each averaged with the mean of its bag, h = W_head x and t = W_tail x::
 
@@ -90,12 +90,12 @@ class WiKG(Aggregator):
 
     @torch.no_grad()
     def _neighbours(self, head: Tensor, tail: Tensor, batch: BagBatch) -> tuple[Tensor, Tensor]:
-        """Rows of the neighbours, int64 ``[ΣN, topk]``, and where there is none because the bag is too small.
+        """Finds the rows of the neighbours, int64 ``[ΣN, topk]``, and where there is none because the bag is too small.
 
         No kernel searches, so bags are taken one by one; the choice itself has no gradient.
         """
         neighbours = []
-        for start, end in pairwise(batch.offsets.tolist()):
+        for start, end in pairwise(accumulate(batch.lengths, initial=0)):
             k = min(self.topk, end - start)
             for rows in head[start:end].split(max(1, AT_ONCE // (end - start))):
                 best = (rows @ tail[start:end].T).topk(k, dim=1).indices + start
@@ -104,7 +104,7 @@ class WiKG(Aggregator):
         return torch.cat(neighbours), place >= batch.sizes[batch.bag_index][:, None]
 
     def _messages(self, head: Tensor, tail: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
-        """``n_i`` ``[N, E]``, a slice at a time; the backward pass computes a slice again instead of keeping it."""
+        """Computes ``n_i`` ``[N, E]`` by slices; the backward pass computes a slice again instead of keeping it."""
         count = max(1, AT_ONCE // (self.topk * head.shape[1]))
         slices = zip(head.split(count), neighbours.split(count), absent.split(count), strict=True)
         return torch.cat(
@@ -113,7 +113,7 @@ class WiKG(Aggregator):
 
 
 def _message(tail: Tensor, head: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
-    """``n_i`` ``[n, E]`` from all tails ``[N, E]``, n heads ``[n, E]`` and their neighbours' rows ``[n, topk]``."""
+    """Computes ``n_i`` ``[n, E]`` of tails ``[N, E]``, n heads ``[n, E]`` and their neighbours' rows ``[n, topk]``."""
     tails = tail.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)  # [n, topk, E]
     scores = (tails @ head[:, :, None])[..., 0] * head.shape[1] ** -0.5
     p = scores.masked_fill(absent, -torch.inf).softmax(dim=1)[..., None]

@@ -32,7 +32,7 @@ STEPS = ("eval", "train")
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one bag of ``INSTANCES`` x ``FEATURES`` with an aggregator as the benchmark trains it.
+    """Holds the cost of one bag of ``INSTANCES`` x ``FEATURES`` with an aggregator as the benchmark trains it.
 
     Attributes:
         name: of the aggregator.
@@ -83,7 +83,7 @@ def measure(name: str, threads: int = 2, plugins: Iterable[str | Path] = ()) -> 
 
 
 def read_costs(path: Path | None = None) -> dict[str, Cost]:
-    """Costs by aggregator, from a file of :func:`write_costs` or, by default, the one that ships with the package."""
+    """Reads costs by aggregator, from a file of :func:`write_costs` or, by default, the package's own."""
     if path is not None and not path.exists():
         return {}
     text = (resources.files("mil_zoo.bench") / "costs.csv" if path is None else path).read_text(encoding="utf-8")
@@ -123,14 +123,14 @@ def _machine(threads: int) -> str:
 
 
 def count_parameters(name: str) -> int:
-    """How many numbers the benchmark trains in an aggregator, with ``FEATURES`` features and two classes."""
+    """Counts the numbers that the benchmark trains in an aggregator, with ``FEATURES`` features and two classes."""
     from mil_zoo.aggregators.base import create_aggregator
 
     return sum(parameter.numel() for parameter in create_aggregator(name, FEATURES, 2).parameters())
 
 
 def _run(name: str, step: str, threads: int) -> dict[str, float]:
-    """Parameters, time in ms and memory in MiB of one kind of step, in this process."""
+    """Measures parameters, time in ms and memory in MiB of one kind of step, in this process."""
     import torch
 
     from mil_zoo.aggregators.base import create_aggregator
@@ -168,7 +168,7 @@ def _run(name: str, step: str, threads: int) -> dict[str, float]:
 
 
 def _bag(n: int) -> Bag:
-    """A labelled bag of random features on a patch grid with a fifth of its sites empty."""
+    """Makes a labelled bag of random features on a patch grid with a fifth of its sites empty."""
     import torch
 
     from mil_zoo.data.bag import Bag

@@ -13,6 +13,7 @@ from torch import Tensor
 from mil_zoo.errors import InputError
 from mil_zoo.graph import BagGraph, build_csr, parse_spec
 from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.devices import to_device
 
 
 @dataclass(eq=False, kw_only=True)
@@ -154,6 +155,8 @@ class BagBatch:
         patch_sizes: float ``[B]``, or None unless every bag has one.
         graph: the batched graph, or None.
         slide_ids: one a bag.
+        lengths: instances of each bag as numbers of the host, so that no step waits for a device to tell them; read
+            from ``offsets`` where they are not given.
     """
 
     features: Tensor
@@ -165,6 +168,11 @@ class BagBatch:
     patch_sizes: Tensor | None = None
     graph: BagGraph | None = None
     slide_ids: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            self.lengths = tuple(self.offsets.diff().tolist())
 
     @classmethod
     def from_bags(cls, bags: Sequence[Bag], graph: str | None = None) -> BagBatch:
@@ -193,6 +201,7 @@ class BagBatch:
             patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
             graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
             slide_ids=tuple(bag.slide_id for bag in bags),
+            lengths=tuple(map(len, bags)),
         )
 
     def __len__(self) -> int:
@@ -216,20 +225,21 @@ class BagBatch:
 
     def to(self, device: torch.device | str) -> BagBatch:
         """The batch with every tensor on ``device`` (the DGLGraph, where one is made, stays on the CPU)."""
+        device = torch.device(device)
 
-        def move(tensor: Any) -> Any:
-            return None if tensor is None else tensor.to(device)
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else to_device(tensor, device)
 
         return replace(
             self,
-            features=move(self.features),
-            offsets=move(self.offsets),
+            features=to_device(self.features, device),
+            offsets=to_device(self.offsets, device),
             labels=move(self.labels),
             targets=move(self.targets),
             weights=move(self.weights),
             coords=move(self.coords),
             patch_sizes=move(self.patch_sizes),
-            graph=move(self.graph),
+            graph=None if self.graph is None else self.graph.to(device),
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mil_zoo import _dgl
 from mil_zoo.errors import InputError
+from mil_zoo.kernels import devices
 
 if TYPE_CHECKING:
     from mil_zoo._dgl import DGLGraph
@@ -87,12 +88,14 @@ class Transposed:
         indices: int32 ``[E]``, destinations; of a symmetric graph the very tensor of its CSR.
         edge: int32 ``[E]``, the position of each of these edges in the CSR it was made from.
         origin: what this was moved from, or None.
+        short: known to have no long row.
     """
 
     indptr: Tensor
     indices: Tensor
     edge: Tensor
     origin: Transposed | None = field(default=None, repr=False)
+    short: bool = field(default=False, repr=False)
 
     @cached_property
     def long_rows(self) -> LongRows | None:
@@ -204,12 +207,13 @@ class CSR:
         backs = [part.transposed for part in self.parts]
         shifts = _starts(part.num_edges for part in self.parts)
         edge = torch.cat([back.edge + shift for back, shift in zip(backs, shifts, strict=True)])
+        short = all(back.long_rows is None for back in backs)
         if all(back.indices is part.indices for back, part in zip(backs, self.parts, strict=True)):
-            return Transposed(self.indptr, self.indices, edge)
+            return Transposed(self.indptr, self.indices, edge, short=short)
         nodes = _starts(part.num_dst for part in self.parts)
         indptrs = [back.indptr[1:] + shift for back, shift in zip(backs, shifts, strict=True)]
         indices = [back.indices + first for back, first in zip(backs, nodes, strict=True)]
-        return Transposed(torch.cat([self.indptr[:1], *indptrs]), torch.cat(indices), edge)
+        return Transposed(torch.cat([self.indptr[:1], *indptrs]), torch.cat(indices), edge, short=short)
 
     def _transposed_selection(self, whole: CSR, rows: Tensor, edges: Tensor) -> Transposed:
         # That of the whole graph, which is sorted once, without the rows that were not selected.
@@ -220,7 +224,9 @@ class CSR:
         indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[back.indptr]
         row = torch.empty(whole.num_dst, dtype=torch.int32, device=rows.device)
         row[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-        return Transposed(indptr, row[back.indices[kept]], place[kept])
+        chosen = devices.positions(kept, len(edges))
+        short = whole.transposed.long_rows is None
+        return Transposed(indptr, row[back.indices[chosen]], place[chosen], short=short)
 
     @cached_property
     def long_rows(self) -> LongRows | None:
@@ -268,21 +274,44 @@ class CSR:
         nodes = {"source": self.num_src, "destination": self.num_dst}
         return dgl.heterograph({("source", "to", "destination"): edges}, nodes, idtype=torch.int32)
 
-    def select(self, rows: Tensor) -> CSR:
-        """The destinations ``rows`` (int64, each at most once) alone, in that order; sources stay."""
+    def select(self, rows: Tensor, num_edges: int | None = None) -> CSR:
+        """The destinations ``rows`` alone, in that order; sources stay.
+
+        Args:
+            rows: int64, each at most once.
+            num_edges: how many edges these have (:meth:`count_edges`), where the host knows it and so need not wait for
+                the device.
+        """
         counts, starts = self.indptr.diff()[rows], self.indptr[rows]
         indptr = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
         indptr[1:] = counts.cumsum(0)
-        edges = torch.repeat_interleave(starts - indptr[:-1], counts, output_size=int(indptr[-1]))
+        count = int(indptr[-1]) if num_edges is None else num_edges
+        edges = torch.repeat_interleave(starts - indptr[:-1], counts, output_size=count)
         edges += torch.arange(len(edges), dtype=torch.int32, device=rows.device)
         return CSR(indptr, self.indices[edges], self.num_src, selection=Selection(self, rows, edges))
 
+    def count_edges(self, rows: Tensor) -> int | None:
+        """How many edges the destinations ``rows`` (int64, on the CPU) have; None where only the device knows."""
+        if self.origin is not None:
+            return self.origin.count_edges(rows)
+        if self.parts:
+            ends = list(accumulate(part.num_dst for part in self.parts))
+            edges = [
+                part.count_edges(rows[(rows >= end - part.num_dst) & (rows < end)] - (end - part.num_dst))
+                for part, end in zip(self.parts, ends, strict=True)
+            ]
+            return None if None in edges else sum(edges)
+        if self.indptr.device.type != "cpu":
+            return None
+        return int(self.indptr.diff()[rows].sum())
+
     def to(self, device: torch.device | str) -> CSR:
         """The same graph on ``device``, with all that was or will be derived from it; itself if it is there already."""
-        indptr = self.indptr.to(device)
+        device = torch.device(device)
+        indptr = devices.to_device(self.indptr, device)
         if indptr is self.indptr:
             return self
-        return CSR(indptr, self.indices.to(device), self.num_src, origin=self)
+        return CSR(indptr, devices.to_device(self.indices, device), self.num_src, origin=self)
 
     @staticmethod
     def concat(graphs: Sequence[CSR]) -> CSR:
@@ -312,11 +341,20 @@ def _moved(back: Transposed, graph: CSR, moved: CSR) -> Transposed:
     """The transpose of ``graph`` where ``moved`` is; that of a symmetric graph shares its tensors there too."""
     device = moved.indptr.device
     if back.indices is graph.indices:
-        return Transposed(moved.indptr, moved.indices, back.edge.to(device), origin=back)
-    return Transposed(back.indptr.to(device), back.indices.to(device), back.edge.to(device), origin=back)
+        return Transposed(moved.indptr, moved.indices, devices.to_device(back.edge, device), origin=back)
+    parts = (devices.to_device(part, device) for part in (back.indptr, back.indices, back.edge))
+    return Transposed(*parts, origin=back)
 
 
 def _long_rows(graph: CSR | Transposed) -> LongRows | None:
+    if isinstance(graph, Transposed):
+        short = graph.short
+    elif graph.parts:
+        short = all(part.long_rows is None for part in graph.parts)
+    else:
+        short = graph.selection is not None and graph.selection.whole.long_rows is None
+    if short:
+        return None
     if graph.origin is None:
         return LongRows.of(graph.indptr)
     long = graph.origin.long_rows

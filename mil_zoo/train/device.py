@@ -1,8 +1,44 @@
-"""Where to compute."""
+"""Where to compute, and how batches get there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+
+from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.prefetch import map_ahead
 
 
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def batches_on(
+    device: str, groups: Iterable[Sequence[Bag]], graph: str | None = None
+) -> Iterator[tuple[Sequence[Bag], BagBatch]]:
+    """Each group of bags, and its batch on ``device``.
+
+    For a GPU another thread packs the next batch and copies it to pinned memory while the present one is in use, so
+    that it moves without anyone waiting.
+
+    Args:
+        device: where the batches are wanted.
+        groups: the bags of each batch.
+        graph: graph spec, or None.
+    """
+    if torch.device(device).type != "cuda":
+        for bags in groups:
+            yield bags, BagBatch.from_bags(bags, graph=graph).to(device)
+        return
+
+    def packed(bags: Sequence[Bag]) -> tuple[Sequence[Bag], BagBatch]:
+        batch = BagBatch.from_bags(bags, graph=graph)
+        if batch.graph is not None:
+            batch.graph.csr.transposed  # noqa: B018  made here, not in the step
+        batch.features = batch.features.pin_memory()
+        return bags, batch
+
+    for bags, batch in map_ahead(packed, iter(groups)):
+        yield bags, batch.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,8 +18,10 @@ from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.bags import as_bags
 from mil_zoo.data.prefetch import read_ahead
+from mil_zoo.kernels.devices import to_device
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
+from mil_zoo.train.device import batches_on
 from mil_zoo.train.optim import learning_rate_factor, make_optimizer
 from mil_zoo.train.predict import mixed, predict
 from mil_zoo.train.sampling import epoch_order, subsample
@@ -153,30 +155,34 @@ class _Steps:
         rows = iter(order)
         # A graph of all instances need not be ready where only some of them will be used.
         reader = read_ahead(self.train, order, None if config.max_instances is not None else self.graph)
-        while bags := list(islice(reader, config.bags_per_step)):
+        for bags, batch in batches_on(self.device, self._groups(reader), self.graph):
             drawn = list(islice(rows, len(bags)))
-            if config.max_instances is not None:
-                bags = [subsample(bag, config.max_instances, self.draws) for bag in bags]
-            batch = BagBatch.from_bags(bags, graph=self.graph)
             if self.weights is not None:
-                batch.weights = self.weights[drawn]
-            for name, value in self._step(batch.to(self.device), epoch).items():
+                batch.weights = to_device(self.weights[drawn], batch.features.device)
+            for name, value in self._step(batch, epoch).items():
                 totals[name if name == "loss" else f"loss_{name}"] += value.item() * len(bags)
         return {name: total / len(self.train) for name, total in totals.items()}
+
+    def _groups(self, reader: Iterator[Bag]) -> Iterator[list[Bag]]:
+        """The bags of each step."""
+        limit = self.config.max_instances
+        while bags := list(islice(reader, self.config.bags_per_step)):
+            yield bags if limit is None else [subsample(bag, limit, self.draws) for bag in bags]
 
     def _step(self, batch: BagBatch, epoch: int) -> dict[str, Tensor]:
         with mixed(self.config.precision, self.device):
             losses = self.aggregator.losses(batch)
-        if not torch.isfinite(losses["loss"]):
-            raise Diverged(
-                f"the loss became {losses['loss'].item()} in epoch {epoch} at slide {batch.slide_ids[0]!r}; "
-                "lower training.learning_rate"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.aggregator.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        # Read when all is handed over: before, a GPU would have to be waited for in the midst of the step.
+        if not torch.isfinite(losses["loss"]):
+            raise Diverged(
+                f"the loss became {losses['loss'].item()} in epoch {epoch} at slide {batch.slide_ids[0]!r}; "
+                "lower training.learning_rate"
+            )
         return losses
 
     def scores(self, bags: Sequence[Bag], epoch: int, after_epoch: AfterEpoch | None = None) -> dict[str, float]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
-from mil_zoo.data.bag import Bag, BagBatch
+from mil_zoo.data.bag import Bag
 from mil_zoo.data.prefetch import read_ahead
+from mil_zoo.train.device import batches_on
 
 PACK = 16_384  # instances scored together: enough to hide the overhead of a call, little beside one large slide
 
@@ -44,19 +45,22 @@ def predict(
     was_training = aggregator.training
     aggregator.eval()
     try:
-        for packed in _packs(read_ahead(bags, graph=graph) if isinstance(bags, Sequence) else bags):
+        reader = read_ahead(bags, graph=graph) if isinstance(bags, Sequence) else bags
+        # Packing copies: on a GPU, which large bags fill, only small ones are worth it.
+        together = PACK if torch.device(device).type == "cpu" else PACK // 8
+        for packed, batch in batches_on(device, _packs(reader, together), graph):
             with torch.inference_mode(), mixed(precision, device):
-                output = aggregator(BagBatch.from_bags(packed, graph=graph).to(device))
+                output = aggregator(batch)
                 predictions = aggregator.predict(output.logits).cpu()
             yield from zip(packed, _split(output, packed), predictions, strict=True)
     finally:
         aggregator.train(was_training)
 
 
-def _packs(bags: Iterable[Bag]) -> Iterator[list[Bag]]:
+def _packs(bags: Iterable[Bag], together: int) -> Iterator[list[Bag]]:
     pack: list[Bag] = []
     for bag in bags:
-        if pack and sum(map(len, pack)) + len(bag) > PACK:
+        if pack and sum(map(len, pack)) + len(bag) > together:
             yield pack
             pack = []
         pack.append(bag)

@@ -29,7 +29,7 @@ from mil_zoo.kernels import (
     segment_reduce,
 )
 from mil_zoo.kernels._triton import tools as triton_tools
-from mil_zoo.kernels._triton.tools import Dropout, keep
+from mil_zoo.kernels._triton.tools import Dropout, Kernel, keep
 from mil_zoo.kernels.dropout import dropout_scale
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,13 +55,13 @@ def one_block_size(request):
 @pytest.fixture
 def launches(monkeypatch):
     """The names of the kernels that ran, in order."""
-    names, run = [], triton.runtime.Autotuner.run
+    names, run = [], Kernel.run
 
-    def recorded(self, *args, **kwargs):
-        names.append(self.base_fn.__name__)
-        return run(self, *args, **kwargs)
+    def recorded(self, grid, **values):
+        names.append(self.tuner.base_fn.__name__)
+        return run(self, grid, **values)
 
-    monkeypatch.setattr(triton.runtime.Autotuner, "run", recorded)
+    monkeypatch.setattr(Kernel, "run", recorded)
     return names
 
 
@@ -326,7 +326,7 @@ def test_every_kernel_compiles_for_sm_90():
         if file.name == "triton_gpu.py" or file.parent.name == "_triton"
         for name in re.findall(r"^@tuned\(.*\)\ndef (\w+)", file.read_text(), re.MULTILINE)
     }
-    assert len(defined) == 18
+    assert len(defined) == 21
     for case in ("bf16, all options", "fp32, no option"):
         assert {row["kernel"] for row in compiled if row["case"] == case} == defined
 
@@ -408,3 +408,68 @@ def test_seeded_dropout(dtype, launches):
     torch.testing.assert_close(out, (x.float() * scale).to(dtype))
     torch.testing.assert_close(x.grad, scale.to(dtype))
     assert launches == ["_scale", "_scale"]
+
+
+class FakeTuner:
+    """What ``Kernel`` asks of Triton's autotuner; launches of compiled code are noted."""
+
+    def __init__(self):
+        self.calls, self.launches = 0, []
+        self.best_config = triton.Config({"BLOCK_N": 8})
+
+    def __getitem__(self, grid):
+        if isinstance(grid, tuple) and len(grid) == 3 and self.calls:
+            return lambda *args: self.launches.append((grid, args))
+
+        def tune(**values):
+            self.calls += 1
+            return self
+
+        return tune
+
+
+def test_a_kernel_is_compiled_once_for_what_it_compiles_for(monkeypatch):
+    monkeypatch.setattr(triton_tools, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    tuner, x = FakeTuner(), torch.zeros(64)
+    kernel = Kernel(tuner, ("x", "y", "count", "slope", "F", "BLOCK_N"), ["x", "y", "count", "slope"])
+
+    def launch(**changed):
+        values = {"x": x, "y": None, "count": 5, "slope": 0.5, "F": 3} | changed
+        kernel[lambda meta: (values["count"] * meta["BLOCK_N"],)](**values)
+
+    launch()
+    launch(count=7, slope=0.25, x=x[4:])  # 16 bytes further: aligned as before
+    assert tuner.calls == 1
+    ((grid, args),) = tuner.launches
+    assert grid == (56, 1, 1)
+    assert args[0].data_ptr() == x[4:].data_ptr()
+    assert args[1:] == (None, 7, 0.25, 3, 8)
+    for changed in ({"x": x[1:]}, {"x": x.half()}, {"y": x}, {"F": 4}, {"count": 2**31}):
+        before = tuner.calls
+        launch(**changed)
+        assert tuner.calls == before + 1, changed
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3000,), (1, 1024, 1025, 1), (5, 0, 2100, 0), (2,) * 1500], ids=len)
+def test_pieces(sizes, monkeypatch):
+    segments = importlib.import_module("mil_zoo.kernels._triton.segments")
+    monkeypatch.setattr(segments, "PIECE", 1024)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    pieces = segments.Pieces.of(offsets.to(DEVICE), sum(sizes), empty=True)
+    counts = torch.tensor([-(-size // 1024) for size in sizes])
+    assert pieces.first.tolist() == [0, *counts.cumsum(0).tolist()]
+    used = int(counts.sum())
+    starts = [start + 1024 * i for start, n in zip(offsets.tolist(), counts.tolist(), strict=False) for i in range(n)]
+    assert pieces.starts[:used].tolist() == starts
+    assert pieces.starts[used:].eq(sum(sizes)).all()
+    assert pieces.segment[:used].tolist() == [b for b, n in enumerate(counts.tolist()) for _ in range(n)]
+    assert 0 <= int(pieces.segment.min()) <= int(pieces.segment.max()) < len(sizes)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what does not hold stops a GPU: a device-side assertion")
+def test_pieces_of_wrong_offsets_stay_inside():
+    segments = importlib.import_module("mil_zoo.kernels._triton.segments")
+    for offsets in ([0, 9, 3, 5], [-7, 2, 5], [0, 5, 800]):
+        pieces = segments.Pieces.of(torch.tensor(offsets), 5)
+        assert 0 <= int(pieces.starts.min()) <= int(pieces.starts.max()) <= 5

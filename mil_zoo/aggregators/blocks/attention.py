@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Attention logits ``w^T tanh(V h)`` (Ilse et al. 2018, equation 8).
+    """Scores instances by ``w^T tanh(V h)`` (Ilse et al. 2018, equation 8).
 
     Args:
         in_dim: width of h.
@@ -26,7 +26,7 @@ class Attention(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Attention logits ``w^T (tanh(V h) * sigmoid(U h))`` (Ilse et al. 2018, equation 9).
+    """Scores instances by ``w^T (tanh(V h) * sigmoid(U h))`` (Ilse et al. 2018, equation 9).
 
     Args:
         in_dim: width of h.
@@ -46,7 +46,7 @@ class GatedAttention(nn.Module):
 
 
 def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
-    """An instance-wise Linear + ReLU of width ``embed_dim``, and that width; the identity where it is None."""
+    """Makes an instance-wise Linear + ReLU of width ``embed_dim``, or the identity for None; returns its width too."""
     if embed_dim is None:
         return nn.Identity(), in_dim
     return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU()), embed_dim

@@ -20,7 +20,7 @@ from mil_zoo.kernels import (
 
 
 class Packing(NamedTuple):
-    """Copies of rows, some of them masked, as the input of a layer: what stands for each without being made.
+    """Says which row each input of a layer copies, so that masked copies need not be made.
 
     Attributes:
         index: integer ``[M]``, the row of the given features that row m is, -1 where it is the token.
@@ -32,7 +32,7 @@ class Packing(NamedTuple):
 
 
 class GATLayer(nn.Module):
-    """Graph attention layer: dropout, projection, attention, bias, residual, norm, activation.
+    """Attends over a graph: dropout, projection, attention, bias, residual, norm, activation.
 
     The global node of each bag is not in the graph: it is one dense extra key for every patch, and for itself one
     softmax pooling over the patches of its bag. That gives the numbers of the graph with the node in it, without a
@@ -80,16 +80,18 @@ class GATLayer(nn.Module):
         h: Tensor,
         graph: CSR,
         rows: Tensor | None = None,
+        num_edges: int | None = None,
         *,
         before: nn.Linear | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
-        """Patches attending to their neighbours.
+        """Lets patches attend to their neighbours.
 
         Args:
             h: ``[N, in_dim]``.
             graph: N rows.
             rows: int64, the patches whose output is wanted; None for all.
+            num_edges: how many edges these have, where the host knows it (``CSR.select``).
             before: a linear map that ``h`` has still to go through; without dropout one product does for both.
             packing: the N rows that the patches are, where they are not those of ``h`` in order.
 
@@ -98,11 +100,11 @@ class GATLayer(nn.Module):
         """
         narrower = self.heads == 1 and self.head_dim > h.shape[1]  # before the projection than after
         if narrower and before is None and packing is None:
-            mixed, h = self.mix(h, graph, rows)
+            mixed, h = self.mix(h, graph, rows, num_edges)
             return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
         z, left, right, residual = self._project(h, before, packing)
         if rows is not None:
-            graph, right = graph.select(rows), right.index_select(0, rows)
+            graph, right = graph.select(rows, num_edges), right.index_select(0, rows)
             residual = None if residual is None else residual.index_select(0, rows)
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop)
         return self._finish(out.flatten(1), residual)
@@ -119,7 +121,7 @@ class GATLayer(nn.Module):
         before: nn.Linear | None = None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Patches attending to neighbours and the global node, and the global nodes to the patches of their bag.
+        """Lets patches attend to neighbours and the global node, and the global nodes to the patches of their bag.
 
         Args:
             h: ``[N, in_dim]`` patches.
@@ -151,7 +153,7 @@ class GATLayer(nn.Module):
         return self._finish(out.flatten(1), residual), self._finish(pooled.flatten(1), residual_global)
 
     def global_only(self, h: Tensor, h_global: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """The global nodes of ``with_global`` alone: inputs are pooled first, so only pooled rows are projected.
+        """Computes the global nodes of ``with_global`` alone: it pools inputs first and projects only pooled rows.
 
         Returns:
             global nodes ``[B, H * F]`` and their attention over the patches ``[N, H]`` (before dropout).
@@ -165,21 +167,23 @@ class GATLayer(nn.Module):
         residual = None if self.res_fc is None else self.res_fc(h_global)
         return self._finish(out.flatten(1), residual), attention
 
-    def mix(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """With one head: the attention-weighted sums of the inputs, which are still to be projected by ``fc``.
+    def mix(
+        self, h: Tensor, graph: CSR, rows: Tensor | None = None, num_edges: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums the inputs by the attention of the one head there is; ``fc`` has still to project the sums.
 
         Returns:
             sums ``[N or len(rows), in_dim]``, and the inputs of these rows after dropout.
         """
         h = seeded_dropout(h, self._feat_drop)
-        own, graph = (h, graph) if rows is None else (h.index_select(0, rows), graph.select(rows))
+        own, graph = (h, graph) if rows is None else (h.index_select(0, rows), graph.select(rows, num_edges))
         left, right = h @ self._folded(self.attn_l).T, own @ self._folded(self.attn_r).T  # [N, 1]
         return graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0], own
 
     def _project(
         self, h: Tensor, before: nn.Linear | None = None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Everything that reads the input, as one product.
+        """Computes everything that reads the input as one product.
 
         Args:
             h: ``[N, in_dim]``.
@@ -213,7 +217,7 @@ class GATLayer(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether the input is dropped out now."""
+        """Says whether the input is dropped out now."""
         return self._feat_drop > 0
 
     @property
@@ -234,14 +238,14 @@ class GATLayer(nn.Module):
 
 
 class GAT(nn.Module):
-    """A stack of graph attention layers."""
+    """Runs graph attention layers one after another."""
 
     def __init__(self, *layers: GATLayer) -> None:
         super().__init__()
         self.gat_layers = nn.ModuleList(layers)
 
     def forward(self, h: Tensor, graph: CSR) -> Tensor:
-        """``[N, in_dim]`` to ``[N, out_dim]``, one layer after another."""
+        """Maps ``[N, in_dim]`` to ``[N, out_dim]``."""
         for layer in self.gat_layers:
             h = layer(h, graph)
         return h

@@ -14,7 +14,7 @@ from mil_zoo.kernels import segment_reduce
 def instance_clustering_loss(
     h: Tensor, scores: Tensor, classifiers: nn.ModuleList, batch: BagBatch, k_sample: int, subtyping: bool = False
 ) -> Tensor:
-    """CLAM's instance loss: the most attended instances belong to the bag's class, the least attended do not.
+    """Asks that the most attended instances belong to the bag's class and the least attended do not (CLAM).
 
     Args:
         h: ``[ΣN, E]`` instance embeddings.
@@ -29,16 +29,16 @@ def instance_clustering_loss(
 
     Source: Lu et al., Nature Biomedical Engineering 2021; github mahmoodlab/CLAM.
     """
-    k = batch.sizes.clamp(max=k_sample)
-    top = _log_probabilities(h, segment_topk(scores, batch.offsets, k), classifiers)  # [sum k, C, 2]
-    bottom = _log_probabilities(h, segment_topk(-scores, batch.offsets, k), classifiers)
+    k, total = batch.sizes.clamp(max=k_sample), sum(min(size, k_sample) for size in batch.lengths)
+    top = _log_probabilities(h, segment_topk(scores, batch.offsets, k, total), classifiers)  # [sum k, C, 2]
+    bottom = _log_probabilities(h, segment_topk(-scores, batch.offsets, k, total), classifiers)
     inside = -(top[..., 1] + bottom[..., 0]) / 2
     outside = -top[..., 0] if subtyping else torch.zeros_like(inside)
     classes = torch.arange(len(classifiers), device=h.device) + (len(classifiers) == 1)
     own = batch.labels[:, None] == classes  # [B, C]
-    error = torch.where(own.repeat_interleave(k, dim=0), inside, outside)
-    total = segment_reduce(error, F.pad(k.cumsum(0), (1, 0)), "mean").sum(1)  # [B]
-    return total.mean() / (len(classifiers) if subtyping else 1)
+    error = torch.where(own.repeat_interleave(k, dim=0, output_size=total), inside, outside)
+    of_bags = segment_reduce(error, F.pad(k.cumsum(0), (1, 0)), "mean").sum(1)  # [B]
+    return of_bags.mean() / (len(classifiers) if subtyping else 1)
 
 
 def _log_probabilities(h: Tensor, rows: Tensor, classifiers: nn.ModuleList) -> Tensor:

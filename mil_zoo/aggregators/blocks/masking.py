@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mil_zoo.aggregators.blocks.segments import segment_topk, to_device
+from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
+from mil_zoo.kernels.devices import to_device
 
 
 def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tensor:
-    """Random rows of packed bags: int(share * N) of each bag of N, none twice.
+    """Draws random rows of packed bags: int(share * N) of each bag of N, none twice.
 
     They are drawn by torch's generator of the CPU whatever the device, so that a seed gives the same rows everywhere,
     and sizes are numbers of the host, so that no device is waited for.
@@ -34,9 +35,10 @@ def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tenso
 
 
 def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> Tensor:
-    """Stochastic top-k masking: of the ``count`` highest scores of each bag a random share, for each column apart.
+    """Draws a random share of the ``count`` highest scores of each bag, for each column apart.
 
-    Of k = min(count, N) instances int(share * k) are drawn, and of a bag one instance at least is left.
+    This is stochastic top-k masking. Of k = min(count, N) instances int(share * k) are drawn, and one of a bag at
+    least is left.
 
     Args:
         scores: ``[ΣN, K]`` attention logits, without gradient.
@@ -49,8 +51,9 @@ def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> 
 
     Source: Zhang et al., ACMIL, ECCV 2024; github dazhangyu123/ACMIL.
     """
-    k = batch.sizes.clamp(max=count)
-    top = segment_topk(scores, batch.offsets, k)
+    k, taken = batch.sizes.clamp(max=count), [min(size, count) for size in batch.lengths]
+    top = segment_topk(scores, batch.offsets, k, sum(taken))
     masked = (k.double() * share).long().minimum(batch.sizes - 1)
     keys = torch.rand(top.shape, device=top.device)
-    return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked))
+    total = sum(min(int(t * share), size - 1) for t, size in zip(taken, batch.lengths, strict=True))
+    return top.gather(0, segment_topk(keys, F.pad(k.cumsum(0), (1, 0)), masked, total))

@@ -5,34 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mil_zoo.kernels.devices import positions
 
-def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor) -> Tensor:
-    """The k highest scores of each bag, in each column.
+
+def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None = None) -> Tensor:
+    """Finds the k highest scores of each bag, in each column.
 
     Args:
         scores: ``[N, K]``.
         offsets: integer ``[B + 1]``; bag b is rows ``offsets[b]:offsets[b + 1]``.
         k: int64 ``[B]``, how many of each bag, at most its size.
+        total: the sum of k, where the host knows it and so need not wait for the device.
 
     Returns:
         int64 ``[sum k, K]``, rows of ``scores``: the bags in order, highest score first (equal: the earlier row).
     """
-    bag = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
     order = scores.argsort(dim=0, descending=True, stable=True)
+    if len(k) == 1 and total is not None:
+        return order[:total]
+    bag = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
     order = order.gather(0, bag[order].argsort(dim=0, stable=True))  # the bags apart again, each by falling score
     place = torch.arange(len(scores), device=scores.device) - offsets[bag]
-    return order[place < k[bag]]
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor``, drawn on the CPU, on ``device``; a CUDA device takes it without making the process wait."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def positions(mask: Tensor, count: int) -> Tensor:
-    """int64 ``[count]``: where ``mask`` ``[N]`` is true, which is ``count`` times; no device is waited for."""
-    if mask.device.type != "cuda":
-        return mask.nonzero()[:, 0]
-    return (~mask).argsort(stable=True)[:count]
+    wanted = place < k[bag]
+    return order[wanted] if total is None else order.index_select(0, positions(wanted, total))

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
 from mil_zoo.aggregators.blocks.masking import draw_rows
-from mil_zoo.aggregators.blocks.segments import positions
 from mil_zoo.aggregators.srmil.readouts import READOUTS, Paths
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import CSR
+from mil_zoo.kernels import CSR, devices
+from mil_zoo.kernels.devices import positions, to_device
 
 
 @register_aggregator("srmil")
 class SRMIL(Aggregator):
-    """A graph-attention encoder shared by slide classification and masked patch-feature reconstruction.
+    """Shares a graph-attention encoder between slide classification and masked patch-feature reconstruction.
 
     With X the patch features and X_M the same with a share ``mask_rate`` of the rows replaced by a learned token::
 
@@ -114,7 +114,7 @@ class SRMIL(Aggregator):
         return self.readout.read(self, h, h_global, graph, offsets)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The three paths of a training step.
+        """Computes the three paths of a training step.
 
         Args:
             batch: labelled bags with their graph.
@@ -125,11 +125,14 @@ class SRMIL(Aggregator):
         """
         features, graph, n = self._needs_graph(batch).features, batch.graph.csr, batch.num_instances
         if mask is None:
-            mask = draw_rows(batch.graph.num_nodes, self.mask_rate, features.device)
-        rows = mask.to(features.device).sort().values
+            mask = draw_rows(batch.graph.num_nodes, self.mask_rate, torch.device("cpu"))
+        # Counted where the rows were drawn, for a device would have to be waited for.
+        on_host = mask.device.type == "cpu" and devices.runs_ahead(features.device)
+        masked_edges = graph.count_edges(mask) if on_host else None
+        rows = to_device(mask, features.device).sort().values
         # The three paths are three graphs of one batch: masked without the global node, masked, and complete.
         index = torch.arange(n, device=features.device).repeat(3)
-        index[rows] = index[n + rows] = -1
+        index.index_fill_(0, torch.cat([rows, n + rows]), -1)
         ends = batch.offsets[1:]
         paths = Paths(
             CSR.concat([graph] * 3),
@@ -140,7 +143,7 @@ class SRMIL(Aggregator):
         )
         h, h_global = self._first_layer(features, paths)
         alone, both = h.split([n, 2 * n])
-        reconstruction = self._reconstruction_loss(alone, features, rows, graph, batch)
+        reconstruction = self._reconstruction_loss(alone, rows, batch, masked_edges)
         offsets = torch.cat([batch.offsets, n + ends])
         logits = self.readout.read(self, both, h_global, CSR.concat([graph] * 2), offsets).logits
         ce_masked, ce_full = (self.bag_loss(part, batch.targets, batch.weights) for part in logits.split(len(batch)))
@@ -149,28 +152,29 @@ class SRMIL(Aggregator):
         return {"loss": loss, "reconstruction": reconstruction, "ce_masked": ce_masked, "ce_full": ce_full}
 
     def encode(self, batch: BagBatch) -> tuple[Tensor, Tensor]:
-        """The encoder on the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
+        """Encodes the graph with the global node: patches ``[ΣN, hidden]`` and global nodes ``[B, hidden]``."""
         graph = self._needs_graph(batch).graph.csr
         h, h_global = self._first_layer(batch.features, Paths(graph, batch.offsets))
         return self.encoder.gat_layers[1].with_global(h, h_global, graph, batch.offsets)
 
     def reconstruct(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """Features ``[len(rows), D]`` at the masked ``rows`` from the encoder's first layer ``[N, hidden]``."""
+        """Reconstructs ``[len(rows), D]``, the features at masked ``rows``, from the first layer ``[N, hidden]``."""
         last = self.decoder.gat_layers[1]
         return last.fc(self._decode(h, rows, graph)) + last.bias
 
-    def _decode(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
-        """``reconstruct`` up to the last linear map: ``[len(rows), hidden]``."""
+    def _decode(self, h: Tensor, rows: Tensor, graph: CSR, masked_edges: int | None = None) -> Tensor:
+        """Does ``reconstruct`` up to its last product ``[len(rows), hidden]``; rows have ``masked_edges`` edges."""
         masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
         seen = positions(~masked, len(h) - len(rows))
-        code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
+        seen_edges = None if masked_edges is None else graph.num_edges - masked_edges
+        code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen, seen_edges))
         # Fixed re-mask: of the encoder's output the decoder sees the rows that were not masked.
         packing = Packing(torch.where(masked, -1, (~masked).cumsum(0) - 1), self.dec_mask_token[0])
         first, last = self.decoder.gat_layers
-        return last.mix(first(code, graph, packing=packing), graph, rows)[0]
+        return last.mix(first(code, graph, packing=packing), graph, rows, masked_edges)[0]
 
     def _first_layer(self, features: Tensor, paths: Paths) -> tuple[Tensor, Tensor | None]:
-        """The reformer and the encoder's first layer: patches ``[M, hidden]`` and, if there are any, global nodes."""
+        """Runs the reformer and the encoder's first layer: patches ``[M, hidden]`` and global nodes, if any."""
         layer, reformer = self.encoder.gat_layers[0], self.reformer[0]
         tokens = self.readout.tokens(self, len(paths.offsets) - 1 - paths.skip)
         if paths.packing is None and not layer.drops and len(features) > layer.fc.out_features:
@@ -182,22 +186,24 @@ class SRMIL(Aggregator):
             paths = paths._replace(packing=paths.packing._replace(token=reformer(self.enc_mask_token)[0]))
         return self.readout.first_layer(self, reformed, tokens, paths, before=None)
 
-    def _reconstruction_loss(self, h: Tensor, features: Tensor, rows: Tensor, graph: CSR, batch: BagBatch) -> Tensor:
+    def _reconstruction_loss(self, h: Tensor, rows: Tensor, batch: BagBatch, masked_edges: int | None) -> Tensor:
+        features = batch.features
         if len(rows) == 0:
             return features.new_zeros(())
         last = self.decoder.gat_layers[1]
-        error = 1 - _cosine_to_map(self._decode(h, rows, graph), last.fc.weight, last.bias, features[rows])
+        decoded = self._decode(h, rows, batch.graph.csr, masked_edges)
+        error = 1 - _cosine_to_map(decoded, last.fc.weight, last.bias, features[rows])
         bag = batch.bag_index[rows]
-        count = torch.bincount(bag, minlength=len(batch)).clamp(min=1)
+        count = torch.zeros_like(batch.sizes).index_add(0, bag, torch.ones_like(bag)).clamp(min=1)
         return (error.pow(self.alpha) / count[bag]).sum() / len(batch)
 
     def head_mean(self, h: Tensor) -> Tensor:
-        """``[M, hidden]`` to the mean over heads ``[M, hidden / heads]``."""
+        """Averages ``[M, hidden]`` over heads to ``[M, hidden / heads]``."""
         return h.view(len(h), self.encoder.gat_layers[-1].heads, -1).mean(1)
 
 
 def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """``cos(W h + b, x)`` of every row without the wide ``W h + b``.
+    """Computes ``cos(W h + b, x)`` of every row without the wide ``W h + b``.
 
     ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``.
 

@@ -22,14 +22,14 @@ from mil_zoo.data.bag import BagBatch
 
 
 class Edges(NamedTuple):
-    """A graph of ``count`` nodes: int64 ``[E]`` each, edge e runs from ``source[e]`` to ``target[e]``."""
+    """Holds a graph of ``count`` nodes: int64 ``[E]`` each, edge e runs from ``source[e]`` to ``target[e]``."""
 
     source: Tensor
     target: Tensor
     count: int
 
     def with_global_node(self) -> Edges:
-        """The graph and a last node, joined to and from every other, without a self-loop."""
+        """Adds a last node, joined to and from every other, without a self-loop."""
         patches = torch.arange(self.count, device=self.source.device)
         node = torch.full_like(patches, self.count)
         source = torch.cat([self.source, node, patches])
@@ -37,7 +37,7 @@ class Edges(NamedTuple):
 
 
 class GraphAttention(nn.Module):
-    """One graph attention layer. For an edge j -> i, in each head::
+    """Attends over the edges of a graph. For an edge j -> i, in each head::
 
         z = W h,   e_ij = leaky_relu(<a_l, z_j> + <a_r, z_i>, 0.2),   alpha_ij = softmax_j(e_ij)
         out_i = act(norm(sum_j alpha_ij z_j + bias + W_res h_i))
@@ -70,7 +70,7 @@ class GraphAttention(nn.Module):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
     def forward(self, h: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """``[N, in_dim]`` to ``[N, H * F]``, and the attention of each edge before dropout ``[E, H]``."""
+        """Maps ``[N, in_dim]`` to ``[N, H * F]``; returns the attention of each edge before dropout ``[E, H]`` too."""
         h = self.feat_drop(h)
         z = self.fc(h).view(len(h), self.heads, self.head_dim)  # [N, H, F]
         left, right = (z * self.attn_l).sum(-1), (z * self.attn_r).sum(-1)  # [N, H]
@@ -81,7 +81,7 @@ class GraphAttention(nn.Module):
         return self.activation(self.norm(out)), attention
 
     def gather(self, z: Tensor, left: Tensor, right: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """``sum_j alpha_ij z_j`` ``[N, H, F]`` and alpha ``[E, H]``."""
+        """Computes ``sum_j alpha_ij z_j`` ``[N, H, F]`` and alpha ``[E, H]``."""
         scores = F.leaky_relu(left[edges.source] + right[edges.target], 0.2)  # [E, H]
         into = edges.target[:, None].expand_as(scores)
         highest = scores.new_full((edges.count, self.heads), -torch.inf).scatter_reduce(0, into, scores, "amax")
@@ -94,14 +94,14 @@ class GraphAttention(nn.Module):
 
 
 class Layers(nn.Module):
-    """Graph attention layers, one after another."""
+    """Runs graph attention layers one after another."""
 
     def __init__(self, *layers: GraphAttention) -> None:
         super().__init__()
         self.gat_layers = nn.ModuleList(layers)
 
     def forward(self, h: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """``[N, in_dim]`` to ``[N, out_dim]``, and the attention of the last layer ``[E, H]``."""
+        """Maps ``[N, in_dim]`` to ``[N, out_dim]``; returns the attention of the last layer ``[E, H]`` too."""
         attention = h.new_empty(0)
         for layer in self.gat_layers:
             h, attention = layer(h, edges)
@@ -109,7 +109,7 @@ class Layers(nn.Module):
 
 
 class LiteralSRMIL(Aggregator):
-    """SRMIL slide by slide, as :class:`mil_zoo.aggregators.srmil.fast.SRMIL` documents it; the options are the same."""
+    """Computes SRMIL slide by slide; options and terms are those of :class:`mil_zoo.aggregators.srmil.fast.SRMIL`."""
 
     graph = "window:2"
 
@@ -159,7 +159,7 @@ class LiteralSRMIL(Aggregator):
         nn.init.xavier_normal_(self.encoder_to_decoder.weight, gain=1.414)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
-        """Complete classification, bag by bag; attention ``[ΣN]``, with the global node head_attention ``[ΣN, H]``."""
+        """Classifies the complete bags, one by one; attention ``[ΣN]``, of a global node head_attention ``[ΣN, H]``."""
         slides = [self.classify(features, edges) for features, edges in self.slides(batch)]
         logits, embedding, attention = (torch.cat(parts) for parts in zip(*slides, strict=True))
         if self.attender is not None:
@@ -167,7 +167,7 @@ class LiteralSRMIL(Aggregator):
         return AggregatorOutput(logits, embedding, attention.mean(1), head_attention=attention)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The three passes of each slide, and the mean of their losses over the slides.
+        """Takes the three passes of each slide, and the mean of their losses over the slides.
 
         Args:
             batch: labelled bags with their graph.
@@ -193,7 +193,7 @@ class LiteralSRMIL(Aggregator):
         return {"loss": loss, "reconstruction": l_rec, "ce_masked": ce_masked, "ce_full": ce_full}
 
     def reconstruction_loss(self, features: Tensor, masked: Tensor, rows: Tensor, edges: Edges) -> Tensor:
-        """``mean over masked patches of (1 - cos(x_hat, x)) ** alpha``, on the graph without the global node."""
+        """Averages ``(1 - cos(x_hat, x)) ** alpha`` over masked patches, on the graph without the global node."""
         if len(rows) == 0:
             return features.new_zeros(())
         code, _ = self.encoder(self.reformer(masked), edges)
@@ -203,7 +203,7 @@ class LiteralSRMIL(Aggregator):
         return (1 - F.cosine_similarity(reconstructed[rows], features[rows])).clamp(min=0).pow(self.alpha).mean()
 
     def classify(self, features: Tensor, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[1, C]``, embedding ``[1, hidden / heads]`` and attention over the patches ``[N, H]`` of a slide."""
+        """Returns logits ``[1, C]``, embedding ``[1, hidden / heads]`` and attention ``[N, H]`` of a slide."""
         if self.attender is not None:
             h, _ = self.encoder(self.reformer(features), edges)
             h = h.view(len(h), self.heads, -1).mean(1)
@@ -217,7 +217,7 @@ class LiteralSRMIL(Aggregator):
         return self.classifier(embedding), embedding, attention
 
     def slides(self, batch: BagBatch) -> list[tuple[Tensor, Edges]]:
-        """Of each bag its features and the edges of its graph, self-loops included."""
+        """Takes a batch apart: of each bag its features and the edges of its graph, self-loops included."""
         csr = self._needs_graph(batch).graph.csr
         source = csr.indices.long()
         target = torch.repeat_interleave(csr.indptr.diff().long())

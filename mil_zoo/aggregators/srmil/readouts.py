@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Paths(NamedTuple):
-    """Graphs packed end to end through which the encoder runs.
+    """Says through which graphs, packed end to end, the encoder runs.
 
     Attributes:
         graph: M rows.
@@ -38,7 +38,7 @@ class Paths(NamedTuple):
 
 
 class Readout(Protocol):
-    """What SRMIL asks of a readout."""
+    """States what SRMIL asks of a readout."""
 
     unused: str
     """Regular expression of the parameters that the authors carry for the other readout."""
@@ -48,22 +48,22 @@ class Readout(Protocol):
         ...
 
     def tokens(self, model: SRMIL, bags: int) -> Tensor | None:
-        """The features of the global nodes ``[bags, D]``; None without one."""
+        """Returns the features of the global nodes ``[bags, D]``; None without one."""
         ...
 
     def first_layer(
         self, model: SRMIL, h: Tensor, tokens: Tensor | None, paths: Paths, before: nn.Linear | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]`` after the encoder's first layer."""
+        """Runs the encoder's first layer: patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]``."""
         ...
 
     def read(self, model: SRMIL, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
-        """Second layer, pooling and classifier, from the first layer's output."""
+        """Runs second layer, pooling and classifier on the first layer's output."""
         ...
 
 
 class GlobalNodeReadout:
-    """A learned node joined to every patch: the classifier reads what it has gathered after two layers.
+    """Joins a learned node to every patch: the classifier reads what it has gathered after two layers.
 
     Attention is the last layer's weight from each patch to the node, ``head_attention`` that of each head.
     """
@@ -71,11 +71,11 @@ class GlobalNodeReadout:
     unused = r"attender\..*"
 
     def add_parameters(self, model: SRMIL, head_hidden: int, feat_drop: float, attn_drop: float) -> None:
-        """The node's features, which the authors call super tokens."""
+        """Adds the node's features, which the authors call super tokens."""
         model.super_tokens = nn.Parameter(0.01 * torch.randn(1, model.in_dim))
 
     def tokens(self, model: SRMIL, bags: int) -> Tensor | None:
-        """One node a bag, ``[bags, D]``."""
+        """Gives one node to each bag, ``[bags, D]``."""
         return model.super_tokens.expand(bags, -1)
 
     def first_layer(
@@ -95,7 +95,7 @@ class GlobalNodeReadout:
         )
 
     def read(self, model: SRMIL, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
-        """The second layer is computed at the global nodes alone: nobody reads its patches."""
+        """Computes the second layer at the global nodes alone: nobody reads its patches."""
         assert h_global is not None
         h_global, head_attention = model.encoder.gat_layers[1].global_only(h, h_global, offsets)
         embedding = model.head_mean(h_global)
@@ -105,12 +105,12 @@ class GlobalNodeReadout:
 
 
 class AttentionReadout:
-    """The authors' ``attender``: two graph attention layers score the patches, whose weighted sum is classified."""
+    """Scores patches by two graph attention layers, the authors' ``attender``, and classifies their weighted sum."""
 
     unused = "super_tokens"
 
     def add_parameters(self, model: SRMIL, head_hidden: int, feat_drop: float, attn_drop: float) -> None:
-        """The scoring layers: head width to ``head_hidden`` with ReLU, then to one score."""
+        """Adds the scoring layers: head width to ``head_hidden`` with ReLU, then to one score."""
         head_dim, drops = model.encoder.gat_layers[-1].head_dim, (feat_drop, attn_drop)
         model.attender = GAT(
             GATLayer(head_dim, 1, head_hidden, *drops, norm=False, activation="relu"),
@@ -118,7 +118,7 @@ class AttentionReadout:
         )
 
     def tokens(self, model: SRMIL, bags: int) -> Tensor | None:
-        """No global node."""
+        """Returns None: there is no global node."""
         return None
 
     def first_layer(
@@ -128,7 +128,7 @@ class AttentionReadout:
         return model.encoder.gat_layers[0](h, paths.graph, before=before, packing=paths.packing), None
 
     def read(self, model: SRMIL, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
-        """Patch embeddings, their scores, and the attention pooling by these."""
+        """Computes patch embeddings and their scores, and pools by these."""
         h = model.head_mean(model.encoder.gat_layers[1](h, graph))  # [N, hidden / heads]
         scores = model.attender(h, graph)  # [N, 1]
         pooled, attention = segment_attention_pool(scores, h, offsets)

@@ -1,4 +1,4 @@
-"""Sums and log-sum-exps over the rows of segments as Triton kernels.
+"""Segments of rows cut into pieces, and sums and log-sum-exps over them, as Triton kernels.
 
 A segment may hold a million rows and another one: they are cut into pieces, one program each, and the same kernel joins
 the pieces of a segment.
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mil_zoo.kernels import devices
 from mil_zoo.kernels._triton.tools import INTERPRETED, LOWEST, block, tuned
 
 PIECE = 2**14 if INTERPRETED else 1024  # rows; fixed, so that the order of additions is
@@ -36,15 +37,35 @@ class Pieces(NamedTuple):
     first: Tensor
 
     @classmethod
-    def of(cls, offsets: Tensor, num_rows: int) -> Pieces:
-        """Cuts segments ``offsets[b]:offsets[b + 1]``, which may be empty, without waiting for the device."""
-        offsets, num_segments = offsets.long(), len(offsets) - 1
-        first = torch.zeros_like(offsets)
-        first[1:] = ((offsets.diff() + PIECE - 1) // PIECE).cumsum(0)
-        piece = torch.arange(num_rows // PIECE + num_segments, device=offsets.device)
-        segment = (torch.searchsorted(first, piece, right=True) - 1).clamp(max=num_segments - 1)
-        starts = (offsets[segment] + PIECE * (piece - first[segment])).clamp(max=num_rows)
-        return cls(torch.cat([starts, offsets[-1:]]), segment, first)
+    def of(cls, offsets: Tensor, num_rows: int, empty: bool = False) -> Pieces:
+        """Cuts segments ``offsets[b]:offsets[b + 1]`` without waiting for the device.
+
+        Args:
+            offsets: integer ``[B + 1]``, rising from 0 to ``num_rows``; a GPU stops where they do not.
+            num_rows: of all segments.
+            empty: whether a segment may be empty.
+        """
+        num_bags = len(offsets) - 1
+        num_pieces = num_rows // PIECE + num_bags
+        sizes = num_pieces + 1, num_pieces, num_bags + 1, 1
+        even = [size + size % 2 for size in sizes]  # so that each begins at a multiple of 16 bytes
+        numbers = torch.empty(sum(even), dtype=torch.int64, device=offsets.device).split(even)
+        starts, segment, first, valid = (part[:size] for part, size in zip(numbers, sizes, strict=True))
+        _cut[(1,)](
+            offsets=offsets.contiguous(),
+            starts=starts,
+            segment=segment,
+            first_piece=first,
+            valid=valid,
+            num_bags=num_bags,
+            num_pieces=num_pieces,
+            num_rows=num_rows,
+            LEAST=0 if empty else 1,
+            PIECE=PIECE,
+        )
+        if devices.runs_ahead(offsets.device):
+            torch._assert_async(valid, "offsets must rise from 0 to the number of rows, and no bag may be empty")
+        return cls(starts, segment, first)
 
 
 def segment_sum(values: Tensor, pieces: Pieces, weight: Tensor | None = None) -> Tensor:
@@ -67,9 +88,16 @@ def range_sum(values: Tensor, bounds: Tensor, weight: Tensor | None = None) -> T
     heads = value_heads if weight is None else weight.shape[1]
     out = values.new_empty(len(bounds) - 1, heads, width, dtype=torch.float32)
     columns = block(width, WIDEST)
-    grid = len(out), heads, triton.cdiv(width, columns)
-    weight = None if weight is None else weight.contiguous()
-    _sum[grid](bounds, weight, values.contiguous(), out, H=heads, HV=value_heads, F=width, BLOCK_F=columns)
+    _sum[len(out), heads, triton.cdiv(width, columns)](
+        bounds=bounds,
+        weight=None if weight is None else weight.contiguous(),
+        values=values.contiguous(),
+        out=out,
+        H=heads,
+        HV=value_heads,
+        F=width,
+        BLOCK_F=columns,
+    )
     return out
 
 
@@ -86,7 +114,9 @@ def range_logsumexp(values: Tensor, bounds: Tensor) -> Tensor:
     width = values.shape[1]
     out = values.new_empty(len(bounds) - 1, width, dtype=torch.float32)
     columns = block(width, WIDEST)
-    _logsumexp[len(out), triton.cdiv(width, columns)](bounds, values.contiguous(), out, F=width, BLOCK_F=columns)
+    _logsumexp[len(out), triton.cdiv(width, columns)](
+        bounds=bounds, values=values.contiguous(), out=out, F=width, BLOCK_F=columns
+    )
     return out
 
 
@@ -107,11 +137,70 @@ def join_softmax(out: Tensor, lse: Tensor, first: Tensor) -> tuple[Tensor, Tenso
     return range_sum(out, first, weight), joined
 
 
+@tuned((), [{"BLOCK": 1024, "num_warps": 8}], {"BLOCK": 1024})
+def _cut(
+    offsets,
+    starts,
+    segment,
+    first_piece,
+    valid,
+    num_bags,
+    num_pieces,
+    num_rows,
+    LEAST: tl.constexpr,
+    PIECE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: how many pieces each bag has, added up; then the bag of each piece, found by bisection."""
+    lane = tl.arange(0, BLOCK)
+    total = tl.sum(lane.to(tl.int64) * 0, 0)
+    wrong = tl.sum(lane * 0, 0)
+    tl.store(first_piece, total)
+    bag = total
+    while bag < num_bags:
+        b = bag + lane
+        here = b < num_bags
+        start, end = tl.load(offsets + b, here, 0).to(tl.int64), tl.load(offsets + b + 1, here, 0).to(tl.int64)
+        count = tl.where(here & (end > start), (end - start + PIECE - 1) // PIECE, 0)
+        tl.store(first_piece + b + 1, total + tl.cumsum(count, 0), here)
+        total += tl.sum(count, 0)
+        wrong += tl.sum((here & (end - start < LEAST)).to(tl.int32), 0)
+        bag += BLOCK
+    ends = (tl.load(offsets) == 0) & (tl.load(offsets + num_bags) == num_rows)
+    tl.store(valid, tl.where((wrong == 0) & ends, 1, 0).to(tl.int64))
+    tl.debug_barrier()  # what was stored above is read below
+    piece = tl.sum(lane.to(tl.int64) * 0, 0)
+    while piece < num_pieces + 1:
+        p = piece + lane
+        low = tl.zeros([BLOCK], tl.int64)
+        high = low + num_bags
+        left = piece * 0 + num_bags
+        while left > 0:
+            middle = (low + high) // 2
+            before = tl.load(first_piece + middle + 1, middle < num_bags, 0) <= p
+            low = tl.where(before & (low < high), middle + 1, low)
+            high = tl.where(before, high, middle)
+            left = left // 2
+        b = tl.minimum(low, num_bags - 1)
+        begin = tl.load(offsets + b).to(tl.int64) + PIECE * (p - tl.load(first_piece + b))
+        begin = tl.where(p < num_pieces, tl.minimum(tl.maximum(begin, 0), num_rows), num_rows)
+        tl.store(starts + p, begin, p < num_pieces + 1)
+        tl.store(segment + p, b, p < num_pieces)
+        piece += BLOCK
+
+
 @tuned(("H", "HV", "BLOCK_F"), BLOCKS, INTERPRETED_BLOCKS)
 def _sum(
-    bounds, weight, values, out, H: tl.constexpr, HV: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr,
+    bounds,
+    weight,
+    values,
+    out,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):  # fmt: skip
+):
     r = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1).to(tl.int64)
     column = tl.program_id(2) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -126,6 +215,15 @@ def _sum(
         total += tile
         start += BLOCK_N
     tl.store(out + (r * H + h) * F + column, tl.sum(total, 0), column < F)
+
+
+@triton.jit
+def logsumexp_of_columns(top, total):
+    """log-sum-exp over the rows of tiles that hold a maximum and a sum of exponentials each; -inf where nothing is."""
+    highest = tl.max(top, 0)
+    summed = tl.sum(total * tl.exp(top - highest[None, :]), 0)
+    nothing = summed == 0
+    return tl.where(nothing, -float("inf"), highest + tl.log(tl.where(nothing, 1.0, summed)))
 
 
 @tuned(("BLOCK_F",), BLOCKS, INTERPRETED_BLOCKS)
@@ -144,8 +242,4 @@ def _logsumexp(bounds, values, out, F: tl.constexpr, BLOCK_F: tl.constexpr, BLOC
         total = total * tl.exp(top - new) + tl.exp(x - new)
         top = new
         start += BLOCK_N
-    highest = tl.max(top, 0)
-    summed = tl.sum(total * tl.exp(top - highest[None, :]), 0)
-    nothing = summed == 0
-    result = tl.where(nothing, -float("inf"), highest + tl.log(tl.where(nothing, 1.0, summed)))
-    tl.store(out + r * F + column, result, column < F)
+    tl.store(out + r * F + column, logsumexp_of_columns(top, total), column < F)

@@ -6,7 +6,9 @@ bfloat16, float32) and computes in float32.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +63,9 @@ def row_block(starts, ends, rows, count, first, BLOCK_R: tl.constexpr):
     return item, here, row, start, end
 
 
+# Integer arguments that are counts, first rows or words of a seed.
+CHANGING = ("count", "edges", "first", "num_rows", "num_bags", "num_pieces", "size", "span", "threshold", "low", "high")
+
 INTERPRETED = not isinstance(keep, triton.JITFunction)  # TRITON_INTERPRET=1 was set before triton was imported
 
 
@@ -78,25 +83,82 @@ class Dropout(NamedTuple):
         return cls(*(word - 2**32 * (word >= 2**31) for word in words), 1 / (1 - p))
 
 
-def tuned(key: tuple[str, ...], configs: list[dict[str, int]], interpreted: dict[str, int]):
+def tuned(
+    key: tuple[str, ...],
+    configs: list[dict[str, int]],
+    interpreted: dict[str, int],
+    restore: tuple[str, ...] = (),
+):
     """``triton.jit`` with the fastest of several block sizes, measured once for each value of ``key``.
 
     Args:
         key: arguments that make a shape class.
         configs: block sizes; ``num_warps`` among them.
         interpreted: block sizes for the interpreter, whose cost is the number of operations and not their size.
+        restore: arguments that a launch changes rather than writes, to be put back while block sizes are measured.
 
-    Integer arguments that change at each call (counts, first rows and the words of the seed) start no compilation.
+    Integer arguments other than constants start no compilation when they change.
     """
-    changing = ["count", "edges", "first", "num_rows", "size", "span", "threshold", "low", "high"]
 
     def decorate(function):
+        annotations = function.__annotations__
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
-        jitted = triton.jit(function, do_not_specialize=[name for name in changing if name in names])
-        choices = [interpreted] if INTERPRETED else configs
-        return triton.autotune([_config(**choice) for choice in choices], list(key), prune_configs_by=_PRUNE)(jitted)
+        runtime = [name for name in names if name not in annotations]
+        jitted = triton.jit(function, do_not_specialize=[name for name in runtime if name in CHANGING])
+        choices = [_config(**choice) for choice in ([interpreted] if INTERPRETED else configs)]
+        options = {"prune_configs_by": _PRUNE, "restore_value": list(restore) or None}
+        return Kernel(triton.autotune(choices, list(key), **options)(jitted), names, runtime)
 
     return decorate
+
+
+class Kernel:
+    """A kernel that is launched by name: ``kernel[grid](argument=value, ...)``.
+
+    Triton looks up block sizes and compiled code anew at each launch, which takes longer than most of these kernels
+    run. Here a launch finds its code by what can change it: constants, dtypes, alignment, missing arguments.
+
+    Args:
+        tuner: Triton's autotuner of the function.
+        names: of the function's arguments.
+        runtime: those that are not constants.
+    """
+
+    def __init__(self, tuner: Any, names: tuple[str, ...], runtime: list[str]) -> None:
+        self.tuner, self.names, self.runtime = tuner, names, runtime
+        self.constants = [name for name in names if name not in runtime]
+        self.compiled: dict[tuple[Any, ...], tuple[Any, dict[str, Any]]] = {}
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return functools.partial(self.run, grid)
+
+    def run(self, grid: Any, **values: Any) -> None:
+        """Launches the kernel on ``grid``: a tuple, or a function of the block sizes that gives one."""
+        if INTERPRETED:
+            self.tuner[grid](**values)
+            return
+        key = (
+            torch.cuda.current_device(),
+            *[values.get(name) for name in self.constants],
+            *[_what_compiles(values[name]) for name in self.runtime],
+        )
+        found = self.compiled.get(key)
+        if found is None:
+            code = self.tuner[grid](**values)
+            self.compiled[key] = code, self.tuner.best_config.kwargs
+            return
+        code, blocks = found
+        grid = grid(blocks) if callable(grid) else grid
+        code[(*grid, 1, 1)[:3]](*[blocks[name] if name in blocks else values[name] for name in self.names])
+
+
+def _what_compiles(value: Any) -> Any:
+    """What of a runtime argument Triton compiles for."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int):
+        return -(2**31) <= value < 2**31
+    return value if value is None else type(value)
 
 
 def _config(num_warps: int = 4, **blocks: int) -> triton.Config:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
-from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32, require
+from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32
+from mil_zoo.kernels.devices import require
 from mil_zoo.kernels.dropout import draw_seed
 from mil_zoo.kernels.ops.dropout_linear import reference
 

@@ -65,7 +65,13 @@ class _Plan(NamedTuple):
             ordered, order = self.index[first:end].sort(stable=True)
             starts = torch.searchsorted(ordered, torch.arange(len(grad_x) + 1, dtype=torch.int32, device=flow.device))
         _unpack_rows[self.grid(len(grad_x), width)](
-            order=order, starts=starts, flow=flow, grad_x=grad_x, num_rows=len(grad_x), **common
+            order=order,
+            starts=starts,
+            flow=flow,
+            grad_x=grad_x,
+            num_rows=len(grad_x),
+            ADD=self.count > BLOCK,
+            **common,
         )
 
     def common(self, first: int, end: int, width: int) -> dict[str, object]:
@@ -112,7 +118,10 @@ class _DropoutLinear(torch.autograd.Function):
         x, weight, token = ctx.saved_tensors
         plan, matrix = ctx.plan, weight.to(ctx.plan.precision)
         wanted = ctx.needs_input_grad
-        grad_x = torch.zeros_like(x, dtype=torch.float32) if wanted[0] else None
+        # One block of rows writes the gradients, several add to what is there.
+        several = len(plan.blocks()) != 1
+        new = torch.zeros_like if several else torch.empty_like
+        grad_x = new(x, dtype=torch.float32 if several else x.dtype) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = weight.new_zeros(len(weight), dtype=torch.float32) if ctx.biased else None
         grad_token = torch.zeros_like(token, dtype=torch.float32) if token is not None and wanted[3] else None
@@ -164,7 +173,7 @@ def _pack(
     tl.store(packed + place, value.to(packed.dtype.element_ty), here[:, None] & inside[None, :])
 
 
-@tuned(("BLOCK_F",), BLOCKS, INTERPRETED_BLOCKS)
+@tuned(("BLOCK_F",), BLOCKS, INTERPRETED_BLOCKS, restore=("grad_x",))
 def _unpack_rows(
     order,
     starts,
@@ -177,12 +186,14 @@ def _unpack_rows(
     low,
     high,
     kept,
+    ADD: tl.constexpr,
     DROPOUT: tl.constexpr,
     D: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Adds to each row's gradient that of its copies among rows ``first`` to ``first + count``, in their order."""
+    """The gradient of each row from its copies among rows ``first`` to ``first + count``, in their order: written, or
+    added to what is there."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     here, inside = n < num_rows, column < D
@@ -206,8 +217,11 @@ def _unpack_rows(
         total += part
         done += 1
     place = grad_x + (n * D)[:, None] + column[None, :]
-    mask = (end > start)[:, None] & inside[None, :]
-    tl.store(place, tl.load(place, mask, 0.0) + total, mask)
+    if ADD:
+        mask = (end > start)[:, None] & inside[None, :]
+        tl.store(place, tl.load(place, mask, 0.0) + total, mask)
+    else:
+        tl.store(place, total.to(grad_x.dtype.element_ty), here[:, None] & inside[None, :])
 
 
 @tuned(("BLOCK_F",), BLOCKS, INTERPRETED_BLOCKS)

@@ -33,8 +33,8 @@ from mil_zoo.kernels._triton.tools import (
     sum_rows,
     tuned,
 )
-from mil_zoo.kernels.checks import require
 from mil_zoo.kernels.csr import CSR, Rows
+from mil_zoo.kernels.devices import require
 
 if TYPE_CHECKING:
     from mil_zoo.kernels.ops.graph_attention import GlobalKey
@@ -92,10 +92,10 @@ class _GraphAttention(torch.autograd.Function):
         inputs = [None if x is None else x.contiguous() for x in (feat, src_score, dst_score, key_feat, key_score)]
         graph, (_, heads, width) = settings.graph, feat.shape
         out, lse = feat.new_empty(graph.num_dst, heads, width), float32(feat, graph.num_dst, heads)
-        _walk(_forward, graph, all_rows(graph), inputs, settings, out, lse)
+        _walk(_forward, graph, all_rows(graph), inputs, settings, out=out, lse=lse)
         if long := graph.long_rows:
             parts = float32(feat, long.pieces.count, heads, width), float32(feat, long.pieces.count, heads)
-            _walk(_forward, graph, long.pieces, inputs, settings, *parts)
+            _walk(_forward, graph, long.pieces, inputs, settings, out=parts[0], lse=parts[1])
             joined, lse[long.rows] = join_softmax(*parts, long.first)
             out[long.rows] = joined.to(out.dtype)
         ctx.save_for_backward(*inputs, out, lse)
@@ -120,18 +120,23 @@ class _GraphAttention(torch.autograd.Function):
         key_weight = key_flow = None
         if bags is not None:
             key_weight, key_flow = torch.empty_like(delta), torch.empty_like(delta)
-        saved = lse, out, grad_out, *grads, extra, delta
-        _walk(_backward_dst, graph, all_rows(graph), inputs, settings, *saved, grad_dst, key_weight, key_flow)
+        saved = {"lse": lse, "grad_out": grad_out, "grad_attention": grads[0], "delta": delta}
+        more = {"out": out, "grad_key_attention": grads[1], "extra": extra}
+        to_key = {"key_weight": key_weight, "key_flow": key_flow}
+        _walk(_backward_dst, graph, all_rows(graph), inputs, settings, **saved, **more, grad_dst=grad_dst, **to_key)
         if long := graph.long_rows:
             part = float32(feat, long.pieces.count, heads)
-            _walk(_backward_dst, graph, long.pieces, inputs, settings, *saved, part, None, None)
+            to_key = {"key_weight": None, "key_flow": None}
+            _walk(_backward_dst, graph, long.pieces, inputs, settings, **saved, **more, grad_dst=part, **to_key)
             grad_dst[long.rows] += range_sum(part[:, :, None], long.first)[:, :, 0]
         grad_feat, grad_src = torch.empty_like(feat), torch.empty_like(src_score)
-        saved = back.edge, lse, grad_out, grads[0], delta
-        _walk(_backward_src, back, all_rows(back), inputs, settings, *saved, grad_feat, grad_src)
+        saved["edge"] = back.edge
+        own = {"grad_feat": grad_feat, "grad_src": grad_src}
+        _walk(_backward_src, back, all_rows(back), inputs, settings, **saved, **own)
         if long := back.long_rows:
             parts = float32(feat, long.pieces.count, heads, width), float32(feat, long.pieces.count, heads)
-            _walk(_backward_src, back, long.pieces, inputs, settings, *saved, *parts)
+            own = {"grad_feat": parts[0], "grad_src": parts[1]}
+            _walk(_backward_src, back, long.pieces, inputs, settings, **saved, **own)
             grad_feat[long.rows] = range_sum(parts[0], long.first).to(feat.dtype)
             grad_src[long.rows] = range_sum(parts[1][:, :, None], long.first)[:, :, 0].to(feat.dtype)
         grad_dst = grad_dst.to(feat.dtype)
@@ -144,15 +149,25 @@ class _GraphAttention(torch.autograd.Function):
         return grad_feat, grad_src, grad_dst, grad_key_feat, grad_key_score, None
 
 
-def _walk(kernel, graph, rows: Rows, inputs, settings: _Settings, *arrays) -> None:
+def _walk(kernel, graph, rows: Rows, inputs, settings: _Settings, **arrays) -> None:
     """Launches ``kernel`` over rows of a graph, or of its transpose."""
     _, heads, width = inputs[0].shape
     bag, dropout = None if settings.bags is None else settings.bags.bag, settings.dropout
     kernel[lambda meta: (triton.cdiv(rows.count, meta["BLOCK_R"]) * heads,)](
-        *rows, graph.indptr.contiguous(), graph.indices.contiguous(), *inputs, bag, len(graph.indices), *dropout,
-        settings.slope, *arrays,
-        DROPOUT=dropout.threshold != 0, H=heads, F=width, BLOCK_F=block(width),
-    )  # fmt: skip
+        **rows._asdict(),
+        indptr=graph.indptr.contiguous(),
+        indices=graph.indices.contiguous(),
+        **dict(zip(("feat", "src", "dst", "key_feat", "key_score"), inputs, strict=True)),
+        bag=bag,
+        edges=len(graph.indices),
+        **dropout._asdict(),
+        slope=settings.slope,
+        **arrays,
+        DROPOUT=dropout.threshold != 0,
+        H=heads,
+        F=width,
+        BLOCK_F=block(width),
+    )
 
 
 def _attention(inputs, lse: Tensor, settings: _Settings) -> tuple[Tensor, Tensor | None]:
@@ -182,10 +197,33 @@ def _mean_of_extra(inputs, lse, settings, grad_attention, grad_key_attention) ->
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
 def _forward(
-    starts, ends, rows, count, indptr, indices, feat, src, dst, key_feat, key_score, bag, edges, threshold, low, high,
-    kept, slope, out, lse, DROPOUT: tl.constexpr, H: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    starts,
+    ends,
+    rows,
+    count,
+    indptr,
+    indices,
+    feat,
+    src,
+    dst,
+    key_feat,
+    key_score,
+    bag,
+    edges,
+    threshold,
+    low,
+    high,
+    kept,
+    slope,
+    out,
+    lse,
+    DROPOUT: tl.constexpr,
+    H: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
     h = tl.program_id(0) % H
     first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
     item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
@@ -239,11 +277,41 @@ def _forward(
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
 def _backward_dst(
-    starts, ends, rows, count, indptr, indices, feat, src, dst, key_feat, key_score, bag, edges, threshold, low, high,
-    kept, slope, lse, out, grad_out, grad_attention, grad_key_attention, extra, delta, grad_dst, key_weight, key_flow,
-    DROPOUT: tl.constexpr, H: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr,
+    starts,
+    ends,
+    rows,
+    count,
+    indptr,
+    indices,
+    feat,
+    src,
+    dst,
+    key_feat,
+    key_score,
+    bag,
+    edges,
+    threshold,
+    low,
+    high,
+    kept,
+    slope,
+    lse,
+    out,
+    grad_out,
+    grad_attention,
+    grad_key_attention,
+    extra,
+    delta,
+    grad_dst,
+    key_weight,
+    key_flow,
+    DROPOUT: tl.constexpr,
+    H: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
-):  # fmt: skip
+):
     """Gradients of the destinations' scores, and ``delta``; for the global key of each row its weight after dropout and
     the gradient of its score."""
     h = tl.program_id(0) % H
@@ -299,10 +367,38 @@ def _backward_dst(
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
 def _backward_src(
-    starts, ends, rows, count, indptr, indices, feat, src, dst, key_feat, key_score, bag, edges, threshold, low, high,
-    kept, slope, edge, lse, grad_out, grad_attention, delta, grad_feat, grad_src, DROPOUT: tl.constexpr,
-    H: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    starts,
+    ends,
+    rows,
+    count,
+    indptr,
+    indices,
+    feat,
+    src,
+    dst,
+    key_feat,
+    key_score,
+    bag,
+    edges,
+    threshold,
+    low,
+    high,
+    kept,
+    slope,
+    edge,
+    lse,
+    grad_out,
+    grad_attention,
+    delta,
+    grad_feat,
+    grad_src,
+    DROPOUT: tl.constexpr,
+    H: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
     """Gradients of the sources' features and scores, by rows of the transposed graph."""
     h = tl.program_id(0) % H
     first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R

@@ -47,10 +47,10 @@ class _GraphDotAttention(torch.autograd.Function):
         graph, (_, heads, width) = settings.graph, v.shape
         out, lse = q.new_empty(graph.num_dst, heads, width), float32(q, graph.num_dst, heads)
         score = float32(q, graph.num_edges, heads) if settings.return_attention else None
-        _walk(_forward, graph, all_rows(graph), inputs, settings, score, out, lse)
+        _walk(_forward, graph, all_rows(graph), inputs, settings, score=score, out=out, lse=lse)
         if long := graph.long_rows:
             parts = float32(q, long.pieces.count, heads, width), float32(q, long.pieces.count, heads)
-            _walk(_forward, graph, long.pieces, inputs, settings, score, *parts)
+            _walk(_forward, graph, long.pieces, inputs, settings, score=score, out=parts[0], lse=parts[1])
             joined, lse[long.rows] = join_softmax(*parts, long.first)
             out[long.rows] = joined.to(out.dtype)
         attention = None
@@ -76,38 +76,69 @@ class _GraphDotAttention(torch.autograd.Function):
         delta = float32(q, graph.num_dst, heads)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         grad_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
-        saved = lse, out, grad_out, grad_attention, extra, delta
-        _walk(_backward_dst, graph, all_rows(graph), inputs, settings, *saved, grad_q, grad_bias)
+        saved = {"lse": lse, "grad_out": grad_out, "grad_attention": grad_attention, "delta": delta}
+        more = {"out": out, "extra": extra, "grad_bias": grad_bias}
+        _walk(_backward_dst, graph, all_rows(graph), inputs, settings, **saved, **more, grad_q=grad_q)
         if long := graph.long_rows:
             part = float32(q, long.pieces.count, *q.shape[1:])
-            _walk(_backward_dst, graph, long.pieces, inputs, settings, *saved, part, grad_bias)
+            _walk(_backward_dst, graph, long.pieces, inputs, settings, **saved, **more, grad_q=part)
             grad_q[long.rows] = range_sum(part, long.first).to(q.dtype)
-        saved = back.edge, lse, grad_out, grad_attention, delta
-        _walk(_backward_src, back, all_rows(back), inputs, settings, *saved, grad_k, grad_v)
+        saved["edge"] = back.edge
+        _walk(_backward_src, back, all_rows(back), inputs, settings, **saved, grad_k=grad_k, grad_v=grad_v)
         if long := back.long_rows:
             parts = [float32(q, long.pieces.count, *x.shape[1:]) for x in (k, v)]
-            _walk(_backward_src, back, long.pieces, inputs, settings, *saved, *parts)
+            _walk(_backward_src, back, long.pieces, inputs, settings, **saved, grad_k=parts[0], grad_v=parts[1])
             grad_k[long.rows] = range_sum(parts[0], long.first).to(k.dtype)
             grad_v[long.rows] = range_sum(parts[1], long.first).to(v.dtype)
         return grad_q, grad_k, grad_v, grad_bias, None
 
 
-def _walk(kernel, graph, rows: Rows, inputs: list[Tensor | None], settings: _Settings, *arrays: Tensor | None) -> None:
+def _walk(kernel, graph, rows: Rows, inputs: list[Tensor | None], settings: _Settings, **arrays: Tensor | None) -> None:
     """Launches ``kernel`` over rows of a graph, or of its transpose."""
     q, _, v, _ = inputs
     heads, width, dropout = q.shape[1], max(q.shape[2], v.shape[2]), settings.dropout
     kernel[lambda meta: (triton.cdiv(rows.count, meta["BLOCK_R"]) * heads,)](
-        *rows, graph.indices.contiguous(), *inputs, *dropout, settings.scale, *arrays,
-        DROPOUT=dropout.threshold != 0, H=heads, F=q.shape[2], FV=v.shape[2], BLOCK_F=block(width),
-    )  # fmt: skip
+        **rows._asdict(),
+        indices=graph.indices.contiguous(),
+        **dict(zip(("q", "k", "v", "bias"), inputs, strict=True)),
+        **dropout._asdict(),
+        scale=settings.scale,
+        **arrays,
+        DROPOUT=dropout.threshold != 0,
+        H=heads,
+        F=q.shape[2],
+        FV=v.shape[2],
+        BLOCK_F=block(width),
+    )
 
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
 def _forward(
-    starts, ends, rows, count, indices, q, k, v, bias, threshold, low, high, kept, scale, score, out, lse,
-    DROPOUT: tl.constexpr, H: tl.constexpr, F: tl.constexpr, FV: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    starts,
+    ends,
+    rows,
+    count,
+    indices,
+    q,
+    k,
+    v,
+    bias,
+    threshold,
+    low,
+    high,
+    kept,
+    scale,
+    score,
+    out,
+    lse,
+    DROPOUT: tl.constexpr,
+    H: tl.constexpr,
+    F: tl.constexpr,
+    FV: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
     h = tl.program_id(0) % H
     first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
     item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
@@ -153,10 +184,36 @@ def _forward(
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
 def _backward_dst(
-    starts, ends, rows, count, indices, q, k, v, bias, threshold, low, high, kept, scale, lse, out, grad_out,
-    grad_attention, extra, delta, grad_q, grad_bias, DROPOUT: tl.constexpr, H: tl.constexpr, F: tl.constexpr,
-    FV: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    starts,
+    ends,
+    rows,
+    count,
+    indices,
+    q,
+    k,
+    v,
+    bias,
+    threshold,
+    low,
+    high,
+    kept,
+    scale,
+    lse,
+    out,
+    grad_out,
+    grad_attention,
+    extra,
+    delta,
+    grad_q,
+    grad_bias,
+    DROPOUT: tl.constexpr,
+    H: tl.constexpr,
+    F: tl.constexpr,
+    FV: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
     """Gradients of the queries and the bias, and ``delta``."""
     h = tl.program_id(0) % H
     first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
@@ -205,10 +262,35 @@ def _backward_dst(
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
 def _backward_src(
-    starts, ends, rows, count, indices, q, k, v, bias, threshold, low, high, kept, scale, edge, lse, grad_out,
-    grad_attention, delta, grad_k, grad_v, DROPOUT: tl.constexpr, H: tl.constexpr, F: tl.constexpr, FV: tl.constexpr,
-    BLOCK_F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+    starts,
+    ends,
+    rows,
+    count,
+    indices,
+    q,
+    k,
+    v,
+    bias,
+    threshold,
+    low,
+    high,
+    kept,
+    scale,
+    edge,
+    lse,
+    grad_out,
+    grad_attention,
+    delta,
+    grad_k,
+    grad_v,
+    DROPOUT: tl.constexpr,
+    H: tl.constexpr,
+    F: tl.constexpr,
+    FV: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
     """Gradients of the keys and values, by rows of the transposed graph."""
     h = tl.program_id(0) % H
     first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R

@@ -48,7 +48,14 @@ class _SegmentReduce(torch.autograd.Function):
         grad_values = grad.new_empty(ctx.num_rows, width)
         columns = block(width, WIDEST)
         _backward[len(ctx.pieces.segment), triton.cdiv(width, columns)](
-            ctx.pieces.starts, ctx.pieces.segment, values, out, grad, grad_values, F=width, BLOCK_F=columns
+            starts=ctx.pieces.starts,
+            segment=ctx.pieces.segment,
+            values=values,
+            out=out,
+            grad=grad,
+            grad_values=grad_values,
+            F=width,
+            BLOCK_F=columns,
         )
         return grad_values, None, None
 
@@ -63,7 +70,9 @@ def _range_max(values: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
     count, width = len(bounds) - 1, values.shape[1]
     top, row = float32(values, count, width), torch.empty(count, width, dtype=torch.int64, device=values.device)
     columns = block(width, WIDEST)
-    _maximum[count, triton.cdiv(width, columns)](bounds, values, top, row, F=width, BLOCK_F=columns)
+    _maximum[count, triton.cdiv(width, columns)](
+        bounds=bounds, values=values, top=top, row=row, F=width, BLOCK_F=columns
+    )
     return top, row
 
 

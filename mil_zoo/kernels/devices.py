@@ -1,0 +1,42 @@
+"""Work on a GPU runs ahead of the process that hands it over: what must not make the process wait is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the process does not wait for what it hands over to ``device``, unless it reads a value."""
+    return device.type == "cuda"
+
+
+def require(holds: Tensor, message: Callable[[], str]) -> None:
+    """Raises an ``InputError`` unless the boolean scalar ``holds`` is true.
+
+    A GPU looks at it when it gets there: what does not hold ends in CUDA's device-side assertion, as an index out of
+    range does in torch.
+    """
+    if runs_ahead(holds.device):
+        torch._assert_async(holds)
+    elif not holds:
+        raise InputError(message())
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; from the CPU to a GPU by way of pinned memory, which nobody waits for."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def positions(mask: Tensor, count: int) -> Tensor:
+    """int64 ``[count]``: where ``mask`` ``[N]`` is true, which is ``count`` times."""
+    if not runs_ahead(mask.device):
+        return mask.nonzero()[:, 0]
+    return (~mask).argsort(stable=True)[:count]
