@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +24,6 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.registry import PLUGINS
 from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import PROTOCOLS, model_options
@@ -76,13 +76,14 @@ class TrialPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A dataset, where it was opened from, its splits, and the trials to run on them."""
+    """A dataset, where it was opened from, its splits, the trials to run on them, and the plugins that these need."""
 
     suite: Suite
     source: DatasetSource
     dataset: Dataset
     models: Sequence[ModelPlan]
     drawn: DrawnSplits
+    plugins: tuple[Path, ...] = ()
 
     @property
     def splits(self) -> Sequence[Split]:
@@ -161,7 +162,7 @@ class Plan:
             threads=suite.threads,
             faithfulness=suite.faithfulness or None,
             grid=suite.grid or None,
-            plugins={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in PLUGINS.files} or None,
+            plugins={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in self.plugins} or None,
             versions=package_versions(),
         )
 
@@ -179,7 +180,9 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str] = ()) -> Plan:
+def make_plan(
+    suite: Suite, source: DatasetSource | str, features: Sequence[str] = (), plugins: Sequence[Path] = ()
+) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
     Args:
@@ -188,6 +191,7 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
             tested on holds where the source says nothing.
         features: which sets of features (encoders); several are compared, each with every model. Empty for the
             source's, or the only one.
+        plugins: files whose registered things the run needs; its ``config.yaml`` names them and their content.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -213,7 +217,7 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
     if len(features) > 1:
         models = [_with_features(model, each) for model in models for each in features]
-    return Plan(suite, source, dataset, models, drawn)
+    return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins))
 
 
 def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:

@@ -173,7 +173,7 @@ def bench(options: BenchOptions) -> int:
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
-        plans = [make_plan(suite, source, options.features or ()) for source in sources]
+        plans = [make_plan(suite, source, options.features or (), options.plugin) for source in sources]
     out = options.out
     if out is None:
         name = Path(options.suite or "-".join(plan.dataset.card.name for plan in plans)).stem
