@@ -27,8 +27,8 @@ class Mine(Aggregator):
 """
 LEAVES = {
     "leaves_at_once": ("sys.exit('no licence')", "pass", "no licence"),
-    "leaves_later": ("pass", "sys.exit(0)", r"exit code 0\) \(leaves_later.py, line 18"),
-    "raises": ("pass", "raise ValueError('no good')", r"ValueError: no good \(raises.py, line 18\)"),
+    "leaves_later": ("pass", "sys.exit(0)", r"exit code 0\) \(leaves_later.py, line 17"),
+    "raises": ("pass", "raise ValueError('no good')", r"ValueError: no good \(raises.py, line 17\)"),
 }
 
 
