@@ -206,7 +206,7 @@ def make_plan(
     for each in features[1:]:  # all of them now: a missing slide costs no training
         open_dataset(source.with_features(each))
     drawn = draw_splits(
-        dataset,
+        _by_strata(dataset),
         suite.split,
         suite.folds,
         suite.repeats,
@@ -220,14 +220,27 @@ def make_plan(
     return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins))
 
 
+def _by_strata(dataset: Dataset) -> Dataset:
+    """The dataset as splits see it: with the task's strata, of which every part gets its share, for labels."""
+    strata = dataset.task.strata(dataset.bags.targets)
+    return dataclasses.replace(dataset, bags=dataset.bags.relabelled(strata.tolist()))
+
+
 def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
     """The source with the suite's patients and dataset to test on, where it names none; independent of this process."""
     if source.patients is None:
         source = dataclasses.replace(source, patients=suite.patients)
+    if not source.task:
+        source = dataclasses.replace(source, task=tuple((key, _frozen(value)) for key, value in suite.task.items()))
     if source.test_on is None and suite.test_on is not None:
         other = dataclasses.replace(source, name=suite.test_on, labels=None, patients=None)
         source = dataclasses.replace(source, test_on=other)
     return source.anywhere()
+
+
+def _frozen(value: Any) -> Any:
+    """A setting that can be hashed: lists as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def plan_models(name: str, suite: Suite, graph: str | None = None, task: Task | None = None) -> list[ModelPlan]:

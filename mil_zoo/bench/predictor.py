@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from safetensors.torch import load
 from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
 from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory
+from mil_zoo.bench.trial import TASK
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.tasks import Task, task_of_config
 from mil_zoo.train.device import default_device
 from mil_zoo.train.predict import predict
 from mil_zoo.train.protocols import PROTOCOLS
@@ -31,8 +34,9 @@ class Prediction:
 
     Attributes:
         bag: the slide; its features as they were given.
-        probabilities: float64 ``[C]``, the mean over members.
-        spread: float64 ``[C]``, the standard deviation over members (0 for a single one).
+        values: float64 ``[P]``, a number for each of the task's prediction columns, the mean over members.
+        spread: float64 ``[P]``, the standard deviation over members (0 for a single one).
+        words: the prediction in words, of classes the name of the most probable one.
         attention: float64 ``[N]``, of the predicted class where there is one for each, the mean over members (it sums
             to 1); None for an aggregator without attention.
         trained_on: how many members had the slide among their training or validation slides: such a prediction says
@@ -40,19 +44,27 @@ class Prediction:
     """
 
     bag: Bag
-    probabilities: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
     spread: npt.NDArray[np.float64]
+    words: str
     attention: npt.NDArray[np.float64] | None
     trained_on: int
 
     @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """The values, of classification the probabilities ``[C]`` of the classes."""
+        return self.values
+
+    @property
     def predicted(self) -> int:
-        """Index of the most probable class."""
-        return int(self.probabilities.argmax())
+        """Index of the largest value, of classification the most probable class."""
+        return int(self.values.argmax())
 
 
 @dataclass(frozen=True, eq=False)
 class _Member:
+    """One trial's model: what it takes, how it computes, and the slides that it was trained or chosen on."""
+
     aggregator: Aggregator
     standardiser: Standardiser | None
     seen: frozenset[str]
@@ -61,7 +73,12 @@ class _Member:
 class Predictor:
     """The aggregators that the trials of one model of a run left, as an ensemble.
 
-    Probabilities and attention are the mean over the members. With one trial named, it is that trial alone.
+    Predictions and attention are the mean over the members. With one trial named, it is that trial alone.
+
+    Attributes:
+        task: what is predicted.
+        trials: names of the members' trials.
+        in_dim: feature dimension D.
 
     Args:
         run: a run directory.
@@ -94,7 +111,7 @@ class Predictor:
         if name not in AGGREGATORS and config.plugins:
             files = ", ".join(config.plugins)
             raise InputError(f"{model} came from a plugin ({files}); pass it again with --plugin, which executes it")
-        self.classes: list[str] = list(config.dataset.classes)
+        self.task = task_of_config(config.settings())
         self.trials = [each.trial for each in chosen]
         self.in_dim = int(config.dataset.in_dim or 0)
         self._graph = settings.graph
@@ -103,7 +120,8 @@ class Predictor:
         seen = _seen(run)
         self._members = []
         for each in chosen:
-            aggregator = create_aggregator(name, self.in_dim, len(self.classes), **settings.options).to(self._device)
+            task = _fitted_task(run, each) or self.task
+            aggregator = create_aggregator(name, self.in_dim, task=task, **settings.options).to(self._device)
             standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
             column = f"r{each.repeat}-f{each.fold}"
             self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))
@@ -127,19 +145,24 @@ class Predictor:
         outputs, scores = [], []
         for member in self._members:
             given = bag if member.standardiser is None else member.standardiser(bag)
-            ((_, output, probabilities),) = predict(
-                member.aggregator, [given], self._graph, self._device, self._precision
-            )
+            scored = predict(member.aggregator, [given], self._graph, self._device, self._precision)
+            ((_, output, prediction),) = scored
             outputs.append(output)
-            scores.append(probabilities.double().numpy())
+            scores.append(prediction.double().numpy())
         stacked = np.stack(scores)
-        mean = stacked.mean(0)
+        mean = self.task.ensemble(stacked)
         attention = None
         if outputs[0].attention is not None:
-            maps: list[Any] = [attention_of(output, int(mean.argmax())) for output in outputs]
+            shown = self.task.shown_output(mean)
+            maps: list[Any] = [attention_of(output, shown) for output in outputs]
             attention = np.mean(maps, axis=0)
         trained_on = sum(bag.slide_id in member.seen for member in self._members)
-        return Prediction(bag, mean, stacked.std(0), attention, trained_on)
+        return Prediction(bag, mean, stacked.std(0), self.task.describe(mean), attention, trained_on)
+
+
+def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
+    """The task that a trial fitted to its training slides; None where that is the run's."""
+    return task_of_config(json.loads(run.read(trial.trial, TASK))) if TASK in trial.files else None
 
 
 def _seen(run: RunDirectory) -> dict[str, frozenset[str]]:

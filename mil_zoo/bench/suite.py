@@ -18,6 +18,7 @@ class Suite:
     Attributes:
         datasets: card names or table paths; each is a benchmark of its own.
         models: aggregators to compare.
+        task: what is predicted: the ``name`` of a registered task and its settings; empty for what the card says.
         split: how the slides are divided, see ``mil_zoo.data.splits.schemes.draw_splits``.
         allow_leaky_splits: run published splits that share patients between train and test, with a warning.
         test_on: card name or path of another dataset, all of whose slides are tested; ``folds`` then plays no part.
@@ -39,6 +40,7 @@ class Suite:
 
     datasets: list[str]
     models: list[str] = field(default_factory=lambda: ["srmil", "abmil"])
+    task: dict[str, Any] = field(default_factory=dict)
     split: str = "kfold"
     allow_leaky_splits: bool = False
     test_on: str | None = None
@@ -92,6 +94,16 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     # A setting made now goes before a grid of the suite, and a grid of now before the suite's setting.
     grid = {**{key: values for key, values in grid.items() if key not in overrides}, **grids}
     return from_mapping(Suite, {**mapping, **changed, "overrides": {**shipped, **overrides}, "grid": grid}, where)
+
+
+def parse_task(text: str) -> dict[str, Any]:
+    """``"counting:unit=cells,scale=2"`` as ``{"name": "counting", "unit": "cells", "scale": 2}``."""
+    name, _, settings = text.partition(":")
+    task: dict[str, Any] = {"name": name.strip()}
+    for setting in filter(None, settings.split(",")):
+        path, value = parse_override(setting)
+        task[".".join(path)] = value
+    return task
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

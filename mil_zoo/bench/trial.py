@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.registry import load_plugin
-from mil_zoo.tasks import Task
+from mil_zoo.tasks import Task, task_settings
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
+TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
 TRACEBACK = "traceback.txt"  # of a failed trial
 Parts = dict[str, Bags]
 
@@ -134,7 +136,7 @@ class Worker:
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
             )
             return job.failed(_reason(error, job.plugins))
-        _write(empty_folder(job.folder), predictions, result, weights, standardiser)
+        _write(empty_folder(job.folder), predictions, result, weights, standardiser, dataset.task)
         return outcome
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
@@ -255,8 +257,15 @@ def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _write(
-    folder: Path, predictions: pd.DataFrame, result: TrialResult, weights: bytes, standardiser: Standardiser | None
+    folder: Path,
+    predictions: pd.DataFrame,
+    result: TrialResult,
+    weights: bytes,
+    standardiser: Standardiser | None,
+    task: Task,
 ) -> None:
+    if result.task != task:
+        (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
     predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
     if result.recorder is not None:

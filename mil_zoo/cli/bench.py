@@ -33,6 +33,7 @@ class BenchOptions:
     models: list[str] | None
     datasets: list[str] | None
     labels: Path | None
+    task: str | None
     root: Path | None
     features: list[str] | None
     layout: str | None
@@ -90,6 +91,11 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Data cards (see mil-zoo datasets), bag tables or folders of feature files, comma-separated.",
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="csv (slide_id, label[, patient_id]) of other labels.")
+@click.option(
+    "--task",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
+)
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
@@ -200,11 +206,12 @@ def bench(options: BenchOptions) -> int:
 def _suite(options: BenchOptions) -> Suite:
     """The suite that the options name, with those that are settings of it on top."""
     from mil_zoo.bench.grid import parse_grids
-    from mil_zoo.bench.suite import Suite, parse_overrides, read_suite
+    from mil_zoo.bench.suite import Suite, parse_overrides, parse_task, read_suite
 
     shortcuts = {"class_weights": options.class_weights, "max_instances": options.max_instances}
     told = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Suite)}
     told |= {
+        "task": None if options.task is None else parse_task(options.task),
         "folds": _folds(options.folds),
         "overrides": {key: value for key, value in shortcuts.items() if value is not None}
         | parse_overrides(options.settings),

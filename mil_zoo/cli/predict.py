@@ -101,11 +101,20 @@ def predict(
 
 
 def _columns(predictor: Any) -> list[str]:
-    classes = range(len(predictor.classes))
+    values = predictor.task.prediction_columns
+    spreads = [f"sd_{i}" for i in range(len(values))]
     return [
-        "slide_id", "source", "status", "reason", "predicted", *(f"prob_{i}" for i in classes),
-        *(f"sd_{i}" for i in classes), "members", "trained_on", "instances",
-    ]  # fmt: skip
+        "slide_id",
+        "source",
+        "status",
+        "reason",
+        "predicted",
+        *values,
+        *spreads,
+        "members",
+        "trained_on",
+        "instances",
+    ]
 
 
 def _slides(
@@ -156,22 +165,24 @@ def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path) -> d
         "slide_id": bag.slide_id,
         "source": name,
         "status": "ok",
-        "predicted": predictor.classes[prediction.predicted],
+        "predicted": prediction.words,
         "members": len(predictor.trials),
         "trained_on": prediction.trained_on,
         "instances": len(bag),
     }
-    for i, (mean, sd) in enumerate(zip(prediction.probabilities, prediction.spread, strict=True)):
-        row |= {f"prob_{i}": f"{mean:.6g}", f"sd_{i}": f"{sd:.3g}"}
+    row |= {
+        name: f"{mean:.6g}" for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
+    }
+    row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
     if prediction.attention is not None:
-        skipped = _write(prediction, predictor.classes[prediction.predicted], wanted, out)
+        skipped = _write(prediction, predictor.task.caption(prediction.values), wanted, out)
         row["reason"] = "; ".join(skipped)
     elif wanted:
         row["reason"] = "the model has no attention"
     return row
 
 
-def _write(prediction: Any, predicted: str, wanted: list[str], out: Path) -> list[str]:
+def _write(prediction: Any, caption: str, wanted: list[str], out: Path) -> list[str]:
     """Writes the attention files of a slide; says which cannot be, and why."""
     from mil_zoo.report.attention_files import write_csv, write_geojson, write_png
 
@@ -186,8 +197,7 @@ def _write(prediction: Any, predicted: str, wanted: list[str], out: Path) -> lis
         elif coords is None:
             skipped.append(f"no {kind}: the slide has no coordinates")
         elif kind == "png":
-            title = f"{bag.slide_id}: {predicted}, probability {prediction.probabilities.max():.3f}"
-            write_png(path, attention, coords, bag.patch_size, title)
+            write_png(path, attention, coords, bag.patch_size, f"{bag.slide_id}: {caption}")
         elif bag.unit != "px":
             skipped.append(f"no geojson: coordinates are in {bag.unit}, QuPath needs level-0 pixels")
         else:

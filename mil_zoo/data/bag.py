@@ -28,7 +28,7 @@ class Bag:
         patch_size: step of the patch grid in the unit of the coordinates (level-0 patch size), or None.
         label: class index, or None where unknown.
         target: float ``[T]``, what the task reads (any shape of T numbers is taken); None where it is the label alone.
-        instance_labels: int ``[N]`` (1 positive, 0 negative), or None.
+        instance_labels: int ``[N]`` (1 positive, 0 negative, -1 unknown), or None.
         slide_id: names the bag in every message and result.
         patient_id: the patient, or None where unknown; splits never separate the slides of a patient.
         unit: of the coordinates: "px" (level-0 pixels), "um" (micrometres) or "tile" (columns and rows of a grid).
@@ -77,8 +77,14 @@ class Bag:
             if not self.coords.isfinite().all():
                 raise InputError(f"{name}: coords hold NaN or infinite values; write them again")
         if self.instance_labels is not None:
-            labels = torch.as_tensor(self.instance_labels).long()
-            self.instance_labels = self._column("instance_labels", labels, (len(features),))
+            labels = self._column("instance_labels", torch.as_tensor(self.instance_labels), (len(features),))
+            odd = labels[(labels != 0) & (labels != 1) & (labels != -1)]
+            if len(odd):
+                raise InputError(
+                    f"{name}: instance_labels hold {odd[0].item()} where 0 (negative), 1 (positive) or -1 (unknown) "
+                    f"belongs, in {len(odd)} of {len(labels)} patches; a mask of 0 and 255 is to be divided by 255"
+                )
+            self.instance_labels = labels.long()
         if self.patch_size is not None and not float(self.patch_size) > 0:
             raise InputError(f"{name}: patch_size must be positive, not {self.patch_size}")
 

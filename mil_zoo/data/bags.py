@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.graph_cache import GraphCache
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.layouts.base import LAYOUTS
@@ -132,12 +133,14 @@ class SlideFile(Slide):
 
     def read(self) -> Bag:
         """The bag of the slide, with the label and patient that the dataset gives it."""
-        bag = LAYOUTS.get(self.layout).read(self.path)
+        with boundary(self.path):
+            bag = LAYOUTS.get(self.layout).read(self.path)
         return bag.changed(slide_id=self.slide_id, label=self.label, target=self.target, patient_id=self.patient_id)
 
     def shape(self) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
-        return LAYOUTS.get(self.layout).shape(self.path)
+        with boundary(self.path):
+            return LAYOUTS.get(self.layout).shape(self.path)
 
     def instance_labels(self, bag: Bag) -> Tensor | None:
         """Those of the annotations."""

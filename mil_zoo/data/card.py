@@ -143,6 +143,13 @@ class DataCard:
         """What is predicted: the task that the card names, of its classes."""
         return task_of_config({"task": self.task, "classes": self.classes})
 
+    def with_task(self, task: dict[str, Any]) -> DataCard:
+        """This card for another task; counts by class are of classes, and stay with those alone."""
+        card = replace(self, task=task)
+        if card.target_columns == ("label",):
+            return card
+        return replace(card, classes=[], bags_per_class=None, split_counts={})
+
     @property
     def target_columns(self) -> tuple[str, ...]:
         """The columns of a label table that state the target."""

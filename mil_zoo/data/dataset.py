@@ -58,6 +58,8 @@ def _open(source: DatasetSource) -> Dataset:
     contents = contents_of(place, source)
     if contents.unreadable:
         raise InputError(next(iter(contents.unreadable.values())))
+    if source.task:
+        contents = replace(contents, card=contents.card.with_task(dict(source.task)))
     table, where = label_table(contents, place, source)
     card = contents.card.of_labels(table)
     if source.labels is not None and contents.features is None:

@@ -19,6 +19,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, MemorySlide, Slide, SlideFile, as_bags
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo.cache import load_demo
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.labels.tables import find_labels, read_labels
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
@@ -216,7 +217,8 @@ def _suffixes() -> set[str]:
 
 
 def _table(card: DataCard, path: Path) -> Contents:
-    bags = read_table(path, card.positive_instance_class, card.single_label)
+    with boundary(path, "a readable bag table"):
+        bags = read_table(path, card.positive_instance_class, card.single_label)
     if not card.classes:  # nothing but the table says what it is
         card = replace(
             card,
@@ -236,7 +238,8 @@ def _slides(features: FeatureSet, allow_pickle: bool) -> tuple[list[Slide], dict
     unreadable = {}
     for path in dict.fromkeys(features.files.values()):
         try:
-            bags += layout.read_all(path, allow_pickle)
+            with boundary(path):
+                bags += layout.read_all(path, allow_pickle)
         except InputError as error:
             unreadable[path] = str(error)
     return [MemorySlide(bag) for bag in bags], unreadable

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide, SlideFile
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.layouts.base import LAYOUTS
 from mil_zoo.data.layouts.geometry import nearest_distances
 from mil_zoo.errors import InputError
@@ -57,7 +58,8 @@ def unreadable_row(slide: Slide, problem: str) -> dict[str, Any]:
     if not isinstance(slide, SlideFile):
         return row
     try:
-        found = LAYOUTS.get(slide.layout).coordinates(slide.path)
+        with boundary(slide.path):
+            found = LAYOUTS.get(slide.layout).coordinates(slide.path)
     except InputError:
         return row
     if found is not None and len(found[0]):

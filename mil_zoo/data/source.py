@@ -27,6 +27,7 @@ class DatasetSource:
         allow_pickle: run whatever code a pickle of features holds; only for files of one's own.
         patients: how patients of several slides are scored: "mean" or "max" of their slides' probabilities, or
             "packed", all slides in one bag; None for what the card says, else the mean.
+        task: what is predicted, ("name", registry key) and settings as pairs; empty for what the card says.
         test_on: another dataset, on which training on this one is tested.
     """
 
@@ -37,6 +38,7 @@ class DatasetSource:
     layout: str | None = None
     allow_pickle: bool = False
     patients: PatientRule | None = None
+    task: tuple[tuple[str, Any], ...] = ()
     test_on: DatasetSource | None = None
 
     @property

@@ -107,6 +107,8 @@ def register_metric(
         @mil_zoo.register_metric("npv", title="NPV", higher_is_better=True)
         def npv(labels, probabilities, weights=None):
             spared = probabilities[:, 1] < 0.5
+            if not spared.any():
+                return float("nan")
             return float(np.average(labels[spared] == 0, weights=None if weights is None else weights[spared]))
 
     Args:

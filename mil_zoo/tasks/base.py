@@ -111,7 +111,8 @@ class Task:
     def fit(self, targets: Floats) -> Task:
         """The task with what it takes from the training bags of a split (scales, bins); most take nothing.
 
-        Trials call it before the aggregator is made; ``settings`` of the result are kept beside the weights.
+        Trials call it before the aggregator is made; where the result has other ``settings``, ``task.json`` beside the
+        weights keeps them.
         """
         return self
 
@@ -205,6 +206,10 @@ class Task:
         """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""
         return combine_slides(table, rule, self.target_columns, self.prediction_columns)
 
+    def ensemble(self, predictions: Floats) -> Floats:
+        """The prediction ``[P]`` of several models together, of ``[M, P]``: the mean of each number."""
+        return np.asarray(predictions.mean(0))
+
     # People ---------------------------------------------------------------------------------------------------------
 
     def shown_output(self, prediction: Floats) -> int | None:
@@ -212,9 +217,13 @@ class Task:
         return None
 
     def describe(self, prediction: Floats) -> str:
-        """A prediction ``[P]`` in words, for ``mil-zoo predict`` and captions."""
+        """A prediction ``[P]`` in words, the column ``predicted`` of ``mil-zoo predict``."""
         named = zip(self.prediction_columns, prediction, strict=True)
         return ", ".join(f"{name} {value:.4g}" for name, value in named)
+
+    def caption(self, prediction: Floats) -> str:
+        """A prediction ``[P]`` in words, for the title of a map."""
+        return self.describe(prediction)
 
 
 TASKS: Registry[type[Task]] = Registry("task", package="mil_zoo.tasks")

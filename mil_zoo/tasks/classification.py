@@ -129,3 +129,7 @@ class Classification(Task):
         """The name of the predicted class."""
         label = int(np.asarray(prediction).argmax())
         return self.classes[label] if self.classes else f"class {label}"
+
+    def caption(self, prediction: Floats) -> str:
+        """The name of the predicted class, and its probability."""
+        return f"{self.describe(prediction)}, probability {np.max(prediction):.3f}"

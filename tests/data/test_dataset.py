@@ -50,7 +50,7 @@ def test_unknown_instance_labels_are_none(tmp_path):
         ({"X": np.where(X == 7, np.inf, X)}, "NaN or infinite in row 3"),
         ({"bag_ptr": [0, 2, 2, 6]}, "slide 'bag_0001': the bag is empty"),
         ({"bag_ptr": [0, 2, 3, 5]}, "bag_ptr must rise from 0 to the 6 rows"),
-        ({"bag_label": [0, 1]}, "bag_label has 2 entries for 3 bags"),
+        ({"bag_label": [0, 1]}, "bag_label has \\[2\\] entries for 3 bags"),
         ({"bag_label": [0.5, 1, 1]}, "one class index"),
         ({"bag_label": [-1, 1, 1]}, "one class index"),
         ({"bag_name": ["a", "a", "b"]}, "holds a name twice"),
@@ -71,8 +71,12 @@ def test_missing_damaged_and_pickled_tables_are_refused(tmp_path):
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.npz").write_text("not a table")
     np.savez(tmp_path / "pickled.npz", X=np.array([{"code": print}], dtype=object))
-    for name in ("cut", "text", "pickled"):
-        with pytest.raises(InputError, match=f"{name}.npz is not a readable"):
+    for name, message in {
+        "cut": " is not a readable",
+        "text": " is not a readable",
+        "pickled": ": X holds Python",
+    }.items():
+        with pytest.raises(InputError, match=f"{name}.npz{message}"):
             read_table(tmp_path / f"{name}.npz")
 
 

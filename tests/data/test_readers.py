@@ -163,7 +163,7 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path):
         virtual = h5py.VirtualLayout((12, 3), np.float32)
         virtual[:] = h5py.VirtualSource(tmp_path / "real.h5", "features", (12, 3))
         file.create_virtual_dataset("features", virtual)
-    with pytest.raises(InputError, match="lies in other files"):
+    with pytest.raises(InputError, match="lies in another file"):
         read_bag(tmp_path / "c.h5")
 
 

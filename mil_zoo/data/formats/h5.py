@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,24 +13,35 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.errors import InputError
 
 FEATURES = ("features", "feats")
-_MOST_COMPRESSED = 1100  # deflate, the strongest filter in use, reaches 1032 : 1
+_MOST_COMPRESSED = 1100  # deflate, the strongest of HDF5's own filters, reaches 1032 : 1
+_OWN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # deflate, shuffle, fletcher32, szip, nbit, scaleoffset; lzf
+_NO_LOCKS = ("errno = 37", "errno = 38", "errno = 95", "errno = 524")  # of file systems that know none
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """The open file; every error of reading it becomes one sentence that names it."""
-    try:
-        with h5py.File(path, "r") as file:
+    with boundary(path, "a readable feature file", "extract the slide again"):
+        file = _open(path)
+        try:
             yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise InputError(f"{path} is not a readable feature file ({error}); extract the slide again") from error
+        finally:
+            file.close()
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "unable to lock file" not in str(error):
+            raise
+        if not any(code in str(error) for code in _NO_LOCKS):
+            raise InputError(f"{path} is being written by another process; wait until it has finished") from error
+        return h5py.File(path, "r", locking=False)
 
 
 class Head(NamedTuple):
@@ -51,15 +63,22 @@ def head(path: Path) -> Head | None:
     try:
         state = path.stat()
         return _head(path, state.st_mtime_ns, state.st_size)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+    except Exception:  # a damaged file can raise anything; its reader says what is wrong with it
         return None
 
 
 @lru_cache(maxsize=64)  # each layout asks for it
 def _head(path: Path, changed: int, size: int) -> Head:
-    with h5py.File(path, "r") as file:
-        coords = dict(file["coords"].attrs) if "coords" in file else {}
+    with _open(path) as file:
+        coords = dict(file["coords"].attrs) if isinstance(_link(file, "coords"), _INSIDE) else {}
         return Head(frozenset(file), dict(file.attrs), coords)
+
+
+_INSIDE = (h5py.HardLink, h5py.SoftLink)
+
+
+def _link(file: h5py.File, name: str) -> Any:
+    return file.get(name, getlink=True) if name in set(file) else None
 
 
 def features_of(file: h5py.File, path: Path) -> h5py.Dataset:
@@ -68,27 +87,57 @@ def features_of(file: h5py.File, path: Path) -> h5py.Dataset:
     Raises:
         InputError: there is none, it is not numeric, or the file is too small for the shape that it declares.
     """
-    name = next((name for name in FEATURES if name in file), None)
+    names = set(file)
+    name = next((name for name in FEATURES if name in names), None)
     if name is None:
-        raise InputError(f"{path}: no dataset 'features' or 'feats' (it holds {', '.join(file) or 'nothing'})")
-    return checked_dataset(file[name], path)
+        holds = ", ".join(sorted(names)) or "nothing"
+        remedy = "extract the slide again, or rename its dataset"
+        if "coords" in names and len(names) == 1:
+            remedy = "these are the places of patches: pass the folder of the features"
+        elif "imgs" in names:
+            remedy = "these are the pixels of patches: extract features from them"
+        raise InputError(f"{path}: no dataset 'features' or 'feats' (it holds {holds}); {remedy}")
+    return checked_dataset(file, name, path)
 
 
-def checked_dataset(dataset: Any, path: Path) -> h5py.Dataset:
-    """``dataset``, once it is known to be numeric, in this file, and as large as it declares."""
-    name = str(getattr(dataset, "name", "?")).lstrip("/")
-    if not isinstance(dataset, h5py.Dataset) or not np.issubdtype(dataset.dtype, np.number):
+def checked_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """A dataset of the file, once it is known to be numeric, to lie in this file, and to be as large as it declares."""
+    elsewhere = InputError(f"{path}: {name} lies in another file, which is not read; write it into this one")
+    if not isinstance(_link(file, name), _INSIDE):
+        raise elsewhere
+    if name not in file:
+        raise InputError(f"{path}: {name} is a link to nothing; extract the slide again")
+    dataset = file[name]
+    if dataset.file.filename != file.filename:
+        raise elsewhere
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
         raise InputError(f"{path}: {name} is not an array of numbers; extract the slide again")
     if dataset.is_virtual or dataset.external:
-        raise InputError(f"{path}: {name} lies in other files, which are not read; write it into this one")
+        raise elsewhere
+    filters = dataset.id.get_create_plist()
+    codes = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
+    for code in codes:
+        _need_filter(path, name, code)
     stored, declared = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
-    filters = dataset.id.get_create_plist().get_nfilters()
-    if declared > stored * (_MOST_COMPRESSED if filters else 1):
+    most = _MOST_COMPRESSED if codes else 1
+    if (set(codes) <= _OWN_FILTERS and declared > stored * most) or (declared and not stored):
         raise InputError(
             f"{path}: {name} declares {list(dataset.shape)}, {declared / 2**20:,.1f} MiB, and the file holds "
             f"{stored / 2**20:,.1f} MiB of it; it is incomplete: extract the slide again"
         )
     return dataset
+
+
+def _need_filter(path: Path, name: str, code: int) -> None:
+    if h5py.h5z.filter_avail(code):
+        return
+    with suppress(ImportError):
+        importlib.import_module("hdf5plugin")  # which registers its filters
+    if not h5py.h5z.filter_avail(code):
+        raise InputError(
+            f"{path}: {name} is compressed by a filter (number {code}) that HDF5 does not bring along; install it with "
+            "pip install hdf5plugin"
+        )
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -106,9 +155,9 @@ def read_features(file: h5py.File, path: Path) -> npt.NDArray[np.float32]:
 
 def read_coords(file: h5py.File, path: Path) -> npt.NDArray[np.float64] | None:
     """float64 ``[N, 2]`` as they lie in the file; None where it has none."""
-    if "coords" not in file:
+    if "coords" not in set(file):
         return None
-    dataset = checked_dataset(file["coords"], path)
+    dataset = checked_dataset(file, "coords", path)
     shape = squeezed(dataset.shape)
     return np.asarray(dataset, dtype=np.float64).reshape((0, 2) if 0 in shape else shape)
 

@@ -4,80 +4,48 @@ from __future__ import annotations
 
 import io
 import pickle
-import types
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mil_zoo.data.formats.torch_storage import read_storage
+from mil_zoo.data.formats.unpickler import BUILDERS, PlainArray, PlainDtype, Record, Refused, SafeUnpickler, strided
 from mil_zoo.errors import InputError
 
 
-class Record:
-    """Stands for a ``torch_geometric`` object: its attributes, none of its methods."""
-
-    def fields(self) -> dict[str, Any]:
-        """The attributes by name (``Data`` keeps them in a storage since version 2)."""
-        store = self.__dict__.get("_store")
-        return dict(store.__dict__.get("_mapping", {})) if isinstance(store, Record) else dict(self.__dict__)
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> Any:
+    return strided(storage, offset, size, stride)
 
 
-_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy")
+def _parameter(tensor: Any, *others: Any) -> Any:
+    return tensor
 
 
-def _builders() -> dict[tuple[str, str], Any]:
-    """What a pickle may call, by module and name; made anew for each file, which may set attributes on them."""
-
-    def storage(content: bytes) -> Any:  # torch's own would load any pickle inside this one
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-    def tensor(*arguments: Any) -> Any:
-        return torch._utils._rebuild_tensor_v2(*arguments)  # type: ignore[no-untyped-call]
-
-    def from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
-        return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-    def encode(text: str, encoding: str) -> bytes:  # how old protocols keep bytes
-        return text.encode({"latin1": "latin1"}[encoding])
-
-    multiarray = getattr(np, "_core", None) or np.core  # numpy 2 or 1
-    numpy = {
-        "_reconstruct": multiarray.multiarray._reconstruct,
-        "scalar": multiarray.multiarray.scalar,
-        "_frombuffer": from_buffer,
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
-    }
-    built: dict[tuple[str, str], Any] = {(module, name): made for module in _NUMPY for name, made in numpy.items()}
-    built["torch._utils", "_rebuild_tensor_v2"] = tensor
-    built["torch.storage", "_load_from_bytes"] = storage
-    built["_codecs", "encode"] = encode
-    built["collections", "OrderedDict"] = OrderedDict
-    built["types", "SimpleNamespace"] = types.SimpleNamespace
-    return built
+_TORCH = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.storage", "_load_from_bytes"): read_storage,
+}
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, path: Path, trusted: bool) -> None:
-        super().__init__(file)
-        self._path, self._trusted = path, trusted
-        self._built = _builders()
-        self._record = type("Record", (Record,), {})
+def _find(path: Path) -> Any:
+    record = type("Record", (Record,), {})  # anew for each file
 
-    def find_class(self, module: str, name: str) -> Any:
-        if self._trusted:
-            return super().find_class(module, name)
-        if (module, name) in self._built:
-            return self._built[module, name]
+    def find(module: str, name: str) -> Any:
+        known = BUILDERS.get((module, name)) or _TORCH.get((module, name))
+        if known is not None:
+            return known
         if module.partition(".")[0] == "torch_geometric":
-            return self._record
+            return record
         raise InputError(
-            f"{self._path} is not read: it asks for {module}.{name}, and a pickle that may build anything can run "
+            f"{path} is not read: it asks for {module}.{name}, and a pickle that may build anything can run "
             "code; save tensors, arrays, plain containers and torch_geometric Data only, or pass --allow-pickle if you "
             "trust whoever made the file"
         )
+
+    return find
 
 
 def load_pickle(path: Path, trusted: bool = False) -> Any:
@@ -88,18 +56,25 @@ def load_pickle(path: Path, trusted: bool = False) -> Any:
         trusted: build whatever it asks for. Such a file can run any code: only for files of one's own.
 
     Returns:
-        Tensors, arrays and containers; objects of ``torch_geometric`` as :class:`Record` unless ``trusted``.
+        Arrays and containers; objects of ``torch_geometric`` as :class:`Record`. Of a ``trusted`` file what it holds.
 
     Raises:
         InputError: the file asks for anything else, or is damaged.
     """
     try:
         with path.open("rb") as file:
-            return _Unpickler(file, path, trusted).load()
+            if trusted:
+                return pickle.load(file)
+            return SafeUnpickler(io.BytesIO(file.read()), _find(path)).load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
+    except Refused as error:
+        raise InputError(
+            f"{path} is not read: it asks for {error}, which no features need; write it again, or pass --allow-pickle "
+            "if you trust whoever made the file"
+        ) from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{path} is not a readable pickle ({reason}); write it again") from error
@@ -116,7 +91,22 @@ def attributes(item: Any) -> dict[str, Any]:
 
 
 def as_array(value: Any) -> Any:
-    """A tensor, array or number as a numpy array; None stays None."""
+    """A tensor, array or number as a numpy array of numbers or text; None stays None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, PlainArray):
+        value = value.values
     if value is None:
         return None
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, (list, tuple)):
+        value = [as_array(each) if isinstance(each, PlainArray) else each for each in value]
+    if isinstance(value, (PlainDtype, Record, dict)):
+        raise ValueError(f"a {type(value).__name__} stands where an array is expected")
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufcSU":
+        raise ValueError(f"values of {array.dtype} stand where an array of numbers is expected")
+    return array

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mil_zoo.data.formats.boundary import fault
 from mil_zoo.errors import InputError
 
 
 def load_tensor(path: Path) -> Tensor:
-    """float32 ``[N, D]``; a leading axis of one is dropped.
+    """float32 ``[N, D]``, without gradients; a leading axis of one is dropped.
 
     Raises:
-        InputError: the file is damaged, would run code, or holds something else than one tensor.
+        InputError: the file is damaged, would run code, or holds something else than one dense tensor of numbers.
     """
     return _tensor(path, mmap=False).float().contiguous()
 
@@ -33,6 +34,10 @@ def _tensor(path: Path, mmap: bool) -> Tensor:
     content = _load(path, mmap)
     if not isinstance(content, Tensor):
         raise InputError(f"{path} holds a {type(content).__name__}, not one tensor [N, D]; save the features alone")
+    if content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized or content.is_complex():
+        kind = f"{str(content.layout).removeprefix('torch.')} tensor of {str(content.dtype).removeprefix('torch.')}"
+        raise InputError(f"{path} holds a {kind}; save the features as a dense tensor of floats")
+    content = content.detach()
     return content[0] if content.ndim == 3 and len(content) == 1 else content
 
 
@@ -44,13 +49,13 @@ def _load(path: Path, mmap: bool) -> Any:
             if not mmap:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # a file of torch < 1.6 cannot be mapped
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
+        sentence = InputError(
             f"{path} holds more than tensors and is not read, because loading it could run code ({reason}); "
             "save the features as a plain tensor"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, MemoryError) as error:
-        raise InputError(f"{path} is not a readable tensor file ({error}); extract the slide again") from error
+        )
+        told = fault(path, error, "a readable tensor file", "extract the slide again")
+        raise (told if "git-lfs" in str(told) or "is empty" in str(told) else sentence) from error
+    except Exception as error:  # a damaged or hostile file can raise anything
+        raise fault(path, error, "a readable tensor file", "extract the slide again") from error

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from mil_zoo.data.layouts.table import load_arrays
+from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.errors import InputError
 
 SUFFIXES = (".xml", ".geojson", ".json", ".npz", ".csv")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.layouts.base import LAYOUTS, Claim, FeatureSet, Layout, Sure, TableLayout, only
 from mil_zoo.errors import InputError, did_you_mean
 
@@ -40,9 +41,10 @@ def read_bag(
     elif not path.exists():
         raise InputError(f"{path}: no such file")
     found = layout_of(path, layout)
-    if isinstance(found, TableLayout):
-        return only(found.read_all(path, allow_pickle), path, slide)
-    return found.read(path)
+    with boundary(path):
+        if isinstance(found, TableLayout):
+            return only(found.read_all(path, allow_pickle), path, slide)
+        return found.read(path)
 
 
 def layout_of(path: Path, layout: str | None = None) -> Layout:
@@ -75,7 +77,7 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
         if found is None:
             continue
         for path in files:
-            if path.suffix.lower() in found.suffixes and (found.uniform or found.claim(path)):
+            if path.suffix.lower() in found.suffixes and (found.uniform or _claim(found, path)):
                 slides = groups.setdefault((found.name, found.group(path)), {})
                 _add(slides, found.slide_id(path), path)
     if not groups:
@@ -136,12 +138,22 @@ def _layout_of_folder(files: Sequence[Path]) -> Layout | None:
     return found[0] if found is not None and found[1].bags else None
 
 
+def _claim(layout: Layout, path: Path) -> Claim | None:
+    """What a layout says of a file; nothing of one that it cannot even look at."""
+    if path.suffix.lower() not in layout.suffixes:
+        return None
+    try:
+        return layout.claim(path)
+    except Exception:  # a damaged file can raise anything; whoever reads it says what is wrong with it
+        return None
+
+
 def _recognise(files: Sequence[Path]) -> tuple[Layout, Claim] | None:
     """The layout that is surest of the first of some files, and what it says; None where none knows them."""
     surest: list[tuple[Claim, Layout, Path]] = []
     for path in files[:_ASKED]:
         for layout in (LAYOUTS.get(name) for name in LAYOUTS):
-            claim = layout.claim(path) if path.suffix.lower() in layout.suffixes else None
+            claim = _claim(layout, path)
             if claim is not None:
                 surest.append((claim, layout, path))
         if any(claim.sure > Sure.SUFFIX and claim.bags for claim, _, _ in surest):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, make_bag, matrix_shape, register_layout, slide_name
 from mil_zoo.errors import InputError
@@ -27,10 +26,10 @@ class GigaSSL(TableLayout):
 
     def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
         """One bag a slide."""
-        embeddings, ids = np.array(load_npy(path), dtype=np.float32), load_npy(path.parent / "ids.npy")
+        embeddings, ids = numbers(path, load_npy(path), "embeddings"), load_npy(path.parent / "ids.npy")
         count, _ = matrix_shape(path, embeddings.shape)
         if ids.shape != (count,):
-            raise InputError(f"{path.parent / 'ids.npy'} has {len(ids)} ids for {count} embeddings; write both again")
+            raise InputError(f"{path.parent / 'ids.npy'} has {ids.size} ids for {count} embeddings; write both again")
         return [
             make_bag(path, slide_name(str(slide)), self.name, row[None])
             for slide, row in zip(ids, embeddings, strict=True)

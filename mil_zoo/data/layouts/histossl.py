@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, matrix_shape, register_layout, slide_name
 from mil_zoo.errors import InputError
@@ -42,7 +43,7 @@ class HistoSSL(Layout):
 
     def read(self, path: Path) -> Bag:
         """The bag, in tiles."""
-        values = np.array(load_npy(path), dtype=np.float32)
+        values = numbers(path, load_npy(path), "features")
         count, width = matrix_shape(path, values.shape)
         places = values[:, :3]
         if width < 4 or (places != places.round()).any() or (count and (places[:, 0] != places[0, 0]).any()):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import grid_step
-from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.errors import InputError
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import numbers
+from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, register_layout
 from mil_zoo.errors import InputError
 
@@ -37,28 +39,33 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
         if key not in arrays:
             raise InputError(f"{path}: the array {key!r} is missing; a bag table needs X, bag_ptr and bag_label")
     features, pointer, labels = arrays["X"], arrays["bag_ptr"], arrays["bag_label"]
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.number):
+    if features.ndim != 2 or features.dtype.kind not in "biuf":
         raise InputError(f"{path}: X must be numbers [instances, dimensions], not {features.dtype} {features.shape}")
+    if pointer.ndim != 1 or pointer.dtype.kind not in "iu" or len(pointer) < 2:
+        raise InputError(
+            f"{path}: bag_ptr must be whole numbers [bags + 1], at least two, not {pointer.dtype} {list(pointer.shape)}"
+        )
     num_bags = len(pointer) - 1
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
         bag = int(np.searchsorted(pointer, row, side="right")) - 1
         raise InputError(f"{path}: X is NaN or infinite in row {row} (bag {bag}); correct the row or drop it")
-    if pointer[0] != 0 or pointer[-1] != len(features) or (np.diff(pointer) < 0).any():
+    if pointer[0] != 0 or pointer[-1] != len(features) or (pointer[1:] < pointer[:-1]).any():
         raise InputError(f"{path}: bag_ptr must rise from 0 to the {len(features)} rows of X")
     names = arrays.get("bag_name", np.array([f"bag_{i:04d}" for i in range(num_bags)]))
     per_bag = {"bag_label": labels, "bag_name": names, "patient_id": arrays.get("patient_id")}
     for key, values in per_bag.items():
-        if values is not None and len(values) != num_bags:
-            raise InputError(f"{path}: {key} has {len(values)} entries for {num_bags} bags")
+        if values is not None and values.shape != (num_bags,):
+            raise InputError(f"{path}: {key} has {list(values.shape)} entries for {num_bags} bags")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or (labels < 0).any():
         raise InputError(f"{path}: bag_label must be one class index (0, 1, ...) a bag")
     if len(set(names.tolist())) < num_bags:
         raise InputError(f"{path}: bag_name holds a name twice; every bag needs its own")
-    instance_labels = _instance_labels(arrays, positive_instance_class)
+    instance_labels = _instance_labels(path, arrays, positive_instance_class)
     for key in ("coords", "inst_label", "inst_class"):
-        if key in arrays and len(arrays[key]) != len(features):
-            raise InputError(f"{path}: {key} has {len(arrays[key])} rows and X {len(features)}; they must match")
+        if key in arrays and arrays[key].shape[:1] != (len(features),):
+            rows = len(arrays[key]) if arrays[key].ndim else 0
+            raise InputError(f"{path}: {key} has {rows} rows and X {len(features)}; they must match")
 
     def part(values: Any, i: int) -> Any:
         return None if values is None else torch.from_numpy(np.ascontiguousarray(values[pointer[i] : pointer[i + 1]]))
@@ -92,22 +99,22 @@ def read_published_folds(path: Path) -> Any:
     return mask
 
 
-def load_arrays(path: Path) -> dict[str, Any]:
-    """All arrays of an ``.npz`` file, read without pickle; an ``InputError`` where that fails."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{path} is not a readable .npz table ({error}); write it again with numpy.savez") from error
-
-
-def _instance_labels(arrays: dict[str, Any], positive_class: int | None) -> Any:
+def _instance_labels(path: Path, arrays: dict[str, Any], positive_class: int | None) -> Any:
     if positive_class is not None and "inst_class" in arrays:
         return (arrays["inst_class"] == positive_class).astype(np.int64)
     labels = arrays.get("inst_label")
-    return None if labels is None or (labels < 0).any() else labels.astype(np.int64)
+    if labels is None:
+        return None
+    labels = numbers(path, labels, "inst_label", np.float64)
+    if (labels < 0).any():
+        return None
+    odd = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(odd):
+        raise InputError(
+            f"{path}: inst_label holds {labels[odd[0]]:g} in row {odd[0]} ({len(odd)} such rows), not 1 (positive), 0 "
+            "(negative) or a number below 0 (unknown); divide a mask of 0 and 255 by 255"
+        )
+    return labels.astype(np.int64)
 
 
 def _keep_single_labels(arrays: dict[str, Any], least: int) -> dict[str, Any]:

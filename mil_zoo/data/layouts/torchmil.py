@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.data.layouts.base import Claim, FeatureSet, Layout, Sure, make_bag, matrix_shape, register_layout
 from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
@@ -47,7 +48,7 @@ class TorchMIL(Layout):
         """The bag with its label and, where they are known for all patches, its instance labels."""
         base = path.parents[2]
         coords, label, patches = (_beside(base / name / path.name) for name in ("coords", "labels", "patch_labels"))
-        features = np.array(load_npy(path), dtype=np.float32)
+        features = numbers(path, load_npy(path), "features")
         step, why, unit = _step(path, coords, base.name)
         instances = None if patches is None or (patches < 0).any() else patches.reshape(-1)
         return make_bag(

@@ -12,9 +12,9 @@ import pandas as pd
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
+from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.tables import COLUMNS, read_csv
 from mil_zoo.data.layouts.base import slide_name
-from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError, did_you_mean
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+import triton.testing
 from torch import Tensor
 
 from mil_zoo.kernels.csr import CSR, LONG_ROW, Rows, Transposed
@@ -106,7 +107,7 @@ def tuned(
         runtime = [name for name in names if name not in annotations]
         jitted = triton.jit(function, do_not_specialize=[name for name in runtime if name in CHANGING])
         choices = [_config(**choice) for choice in ([interpreted] if INTERPRETED else configs)]
-        options = {"prune_configs_by": _PRUNE, "restore_value": list(restore) or None}
+        options = {"prune_configs_by": _PRUNE, "restore_value": list(restore) or None, "do_bench": _few_milliseconds}
         return Kernel(triton.autotune(choices, list(key), **options)(jitted), names, runtime)
 
     return decorate
@@ -159,6 +160,11 @@ def _what_compiles(value: Any) -> Any:
     if isinstance(value, int):
         return -(2**31) <= value < 2**31
     return value if value is None else type(value)
+
+
+def _few_milliseconds(call: Callable[[], object], quantiles: tuple[float, ...]) -> Any:
+    """How a block size is measured; Triton's own would take an eighth of a second for each."""
+    return triton.testing.do_bench(call, warmup=5, rep=20, quantiles=quantiles)
 
 
 def _config(num_warps: int = 4, **blocks: int) -> triton.Config:

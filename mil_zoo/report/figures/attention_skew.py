@@ -40,18 +40,22 @@ def _figure(results: Results, shown: dict[str, Series], note: str) -> Figure:
     colours = colours_of(results)
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     upper, lower = figure.add_gridspec(2, 1)
-    accuracy, high = upper.subgridspec(1, 2).subplots()
+    fitted, high = upper.subgridspec(1, 2).subplots()
     left, right = lower.subgridspec(1, 2)
     positives, counted = left.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.05).subplots(sharex=True)
     maxima = figure.add_subplot(right)
     for label, part in shown.items():
         colour = colours[label]
-        band(accuracy, part.epochs.groupby("epoch")["train_accuracy"], colour)
+        band(fitted, part.epochs.groupby("epoch")[_trained_on(results)[0]], colour)
         shares = part.attention[part.attention["name"] == "high_count"]
         band(high, (shares["sum"] / shares["count"]).groupby(shares["epoch"]), colour)
         _positives(positives, counted, part.attention, colour)
         _shares(maxima, part.test["max_attention"], colour)
-    _dress_figure3(accuracy, high, positives, counted, maxima)
+    fitted.set(title=f"(a) training {_trained_on(results)[1]}", xlabel="epoch", ylabel=_trained_on(results)[1])
+    _dress_figure3(high, positives, counted, maxima)
+    _count_epochs(fitted)
+    if _trained_on(results)[2]:
+        _show_shares(fitted)
     what = "Attention skew" + (f" of {next(iter(shown))}" if len(shown) == 1 else "")
     figure.suptitle(title(results, what))
     below = "(c) below: share of the positive training slides that hold an instance of attention ≥ 0.5. "
@@ -86,19 +90,33 @@ def _shares(axes: Axes, values: pd.Series, colour: Any) -> None:
     )
 
 
-def _dress_figure3(accuracy: Axes, high: Axes, positives: Axes, counted: Axes, maxima: Axes) -> None:
-    accuracy.set(title="(a) training accuracy", xlabel="epoch", ylabel="accuracy")
+def _trained_on(results: Results) -> tuple[str, str, bool]:
+    """What panel (a) shows: a column of ``epochs.csv``, its name in words, and whether it is a share."""
+    for metric in results.task.metrics[:1]:
+        return f"train_{metric.name}", metric.title.lower(), metric.bounds == (0, 1)
+    return "loss", "loss", False
+
+
+def _show_shares(axes: Axes) -> None:
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _count_epochs(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _dress_figure3(high: Axes, positives: Axes, counted: Axes, maxima: Axes) -> None:
     high.set(title="(b) slides with an instance of attention ≥ 0.5", xlabel="epoch", ylabel="training slides")
     positives.set(title="(c) positives among the attended instances", ylabel="positive instances")
     counted.set(xlabel="epoch", ylabel="slides\nwith ≥ 0.5")
     maxima.set(
         title="(d) maximum attention of the test slides", xlabel="maximum attention", ylabel="slides at or below"
     )
-    for axes in (accuracy, high, positives, counted, maxima):
-        axes.set_ylim(-0.03, 1.03)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    for axes in (accuracy, high, counted):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes in (high, positives, counted, maxima):
+        _show_shares(axes)
+    for axes in (high, counted):
+        _count_epochs(axes)
     counted.set_yticks([0, 1])
     if positives.lines:
         keys = [Line2D([], [], color="0.2", linestyle=style, label=name) for name, style in POSITIVES.values()]
