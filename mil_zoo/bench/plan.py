@@ -317,7 +317,7 @@ def _check_suite(suite: Suite) -> None:
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
     if any(seed < 0 for seed in (*suite.seeds, suite.split_seed)):
-        raise InputError(f"seeds are whole numbers of at least 0, not {min(*suite.seeds, suite.split_seed)}")
+        raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
     if suite.split_seed >= 2**32:
         raise InputError(f"split_seed must be below 2^32, not {suite.split_seed}")
     if suite.repeats < 1:

@@ -214,7 +214,9 @@ class RunDirectory:
 
     def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
         try:
-            table: pd.DataFrame = pd.read_csv(io.BytesIO(self.read(trial, name)), **options)
+            table: pd.DataFrame = pd.read_csv(
+                io.BytesIO(self.read(trial, name)), float_precision="round_trip", **options
+            )
         except (ValueError, pd.errors.ParserError) as error:
             if isinstance(error, InputError):
                 raise
