@@ -116,6 +116,12 @@ class Aggregator(nn.Module):
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
         return self.task.predict(logits)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Class probabilities, float64 ``[B, max(C, 2)]``, of ``logits`` ``[B, C]``; only of classification."""
+        if not isinstance(self.task, Classification):
+            raise InputError(f"the task {self.task.name} has no classes; use predict(logits)")
+        return self.predict(logits)
+
     def bag_loss(self, logits: Tensor, targets: Tensor | None, weights: Tensor | None = None) -> Tensor:
         """The task's loss of ``logits`` ``[B, C]``, of classification the cross-entropy; the mean over bags.
 

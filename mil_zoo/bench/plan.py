@@ -294,6 +294,8 @@ def _check_suite(suite: Suite) -> None:
         raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
+    if min(suite.seeds) < 0 or suite.split_seed < 0:
+        raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
     if suite.threads < 1:

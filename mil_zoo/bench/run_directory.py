@@ -156,7 +156,7 @@ class RunDirectory:
     def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
         path = self.path / "trials" / trial / name
         try:
-            table: pd.DataFrame = pd.read_csv(path, **options)
+            table: pd.DataFrame = pd.read_csv(path, float_precision="round_trip", **options)
             return table
         except FileNotFoundError:
             raise InputError(

@@ -66,7 +66,7 @@ class Job:
                 repeat=split.repeat,
                 fold=split.fold,
                 seed=self.trial.seed,
-                n_train=len(split.train),
+                n_train=len(split.train) + len(split.withheld),
                 n_val=len(split.val),
                 n_test=len(split.test),
             ),
@@ -221,7 +221,7 @@ def _context(
 
 
 def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
-    """``predictions.csv``: what is known of each slide, the target's columns and the prediction's."""
+    """``predictions.csv``: what is known of each slide, the target's columns, the prediction's, and the logits."""
     parts = []
     for part, predictions in result.predictions.items():
         slides = bags[part].slides
@@ -231,7 +231,11 @@ def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
             "split": [part] * len(slides),
         }
         known |= result.task.target_cells(bags[part].targets)
-        parts.append(pd.DataFrame(known | result.task.prediction_cells(predictions.numpy())))
+        known |= result.task.prediction_cells(predictions.numpy())
+        if part in result.logits:  # they rank also where predictions saturate
+            columns = result.logits[part].double().T.tolist()
+            known |= {f"logit_{i}": [repr(value) for value in column] for i, column in enumerate(columns)}
+        parts.append(pd.DataFrame(known))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table
 

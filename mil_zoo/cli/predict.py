@@ -173,7 +173,7 @@ def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path) -> d
         "instances": len(bag),
     }
     row |= {
-        name: f"{mean:.6g}" for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
+        name: repr(float(mean)) for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
     if prediction.attention is not None:

@@ -12,12 +12,15 @@ from mil_zoo.metrics.registry import Metric, find_metric, metrics_of, register_m
 for _module in pkgutil.iter_modules(__path__):  # first of all, so that a plugin meets the built-in names
     importlib.import_module(f"{__name__}.{_module.name}")
 
+from mil_zoo.metrics.classification import ranks_of_class  # noqa: E402
+
 __all__ = [
     "Metric",
     "combine_slides",
     "find_metric",
     "metrics_of",
     "patient_predictions",
+    "ranks_of_class",
     "register_metric",
     "score",
 ]

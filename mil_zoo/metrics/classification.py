@@ -17,6 +17,32 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+def ranks_of_class(probabilities: NDArray[Any], label: int) -> Floats:
+    """Whole numbers ``[..., n]`` in the order of the log-odds of a class; equal odds have equal numbers.
+
+    Probabilities of confident bags are all 1 in the computer's numbers, while what is left for the other classes still
+    tells them apart: of float64 probabilities log-odds up to 745 do. Only the order of the result means anything.
+
+    Args:
+        probabilities: ``[..., n, C]``; logits do as well.
+        label: the class.
+    """
+    values = np.asarray(probabilities, dtype=np.float64)
+    flat = values.reshape(-1, *values.shape[-2:])
+    ranks = [_dense_ranks(rows[:, label], np.delete(rows, label, axis=1).sum(1)) for rows in flat]
+    return np.asarray(ranks, dtype=np.float64).reshape(values.shape[:-1])
+
+
+def _dense_ranks(own: Floats, others: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        left = -np.log(others.clip(min=0)).round(9)  # sums of the same numbers in another order are equal
+    left = np.where(own > 1 - 1e-6, left, 0)  # below, the probability itself tells bags apart
+    order = np.lexsort((left, own))
+    ranks, known = np.empty(len(order)), np.stack([own[order], left[order]])
+    ranks[order] = np.cumsum(np.append(False, (known[:, 1:] != known[:, :-1]).any(0)))
+    return ranks
+
+
 class _Counts(NamedTuple):
     """Weights of all rows ``[...]``, and of those of, predicted to be of, and rightly so of each class ``[..., C]``."""
 
@@ -55,12 +81,13 @@ def auc(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> A
     """Area under the ROC curve; with more than two classes the unweighted mean of one-against-rest areas.
 
     It is the share of (positive, negative) pairs in the right order, ties counting half. NaN where a class is absent.
+    Bags are ordered by :func:`ranks_of_class`.
     """
     w = np.ones(len(labels)) if weights is None else weights
     num_classes = probabilities.shape[1]
     if num_classes == 2:
-        return _area(labels == 1, probabilities[:, 1], w)
-    areas = [_area(labels == label, probabilities[:, label], w) for label in range(num_classes)]
+        return _area(labels == 1, ranks_of_class(probabilities, 1), w)
+    areas = [_area(labels == label, ranks_of_class(probabilities, label), w) for label in range(num_classes)]
     return np.mean(areas, axis=0)
 
 

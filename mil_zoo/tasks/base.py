@@ -133,7 +133,10 @@ class Task:
         raise _missing(self, "loss(logits, targets, weights)")
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them."""
+        """The predictions ``[B, P]`` by ``logits`` ``[B, width]``, columns as ``prediction_columns`` names them.
+
+        They are what metrics are computed of, so they must tell apart what the logits do: float64 where they saturate.
+        """
         raise _missing(self, "predict(logits)")
 
     def balanced_weights(self, targets: Floats) -> NDArray[np.float32]:
@@ -185,16 +188,16 @@ class Task:
     # Tables ---------------------------------------------------------------------------------------------------------
 
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
-        """The target's columns of ``predictions.csv``: whole numbers as such, others with eight digits."""
+        """The target's columns of ``predictions.csv``: whole numbers as such, others in as many digits as they need."""
         return {
-            name: [int(value) if float(value).is_integer() else f"{value:.8g}" for value in column]
+            name: [int(value) if value.is_integer() else repr(value) for value in column.tolist()]
             for name, column in zip(self.target_columns, np.asarray(targets, dtype=np.float64).T, strict=True)
         }
 
     def prediction_cells(self, predictions: Floats) -> dict[str, Sequence[Any]]:
-        """The prediction's columns of ``predictions.csv``, with eight digits."""
-        columns = zip(self.prediction_columns, np.asarray(predictions).T, strict=True)
-        return {name: [f"{value:.8g}" for value in column.tolist()] for name, column in columns}
+        """The prediction's columns of ``predictions.csv``, in the digits it takes to read the same numbers again."""
+        columns = zip(self.prediction_columns, np.asarray(predictions, dtype=np.float64).T, strict=True)
+        return {name: [repr(value) for value in column.tolist()] for name, column in columns}
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""

@@ -102,7 +102,7 @@ class Classification(Task):
         return cross_entropy(logits, targets[:, 0], weights)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Class probabilities ``[B, max(C, 2)]``: softmax, or (1 - p, p) with one logit."""
+        """Class probabilities, float64 ``[B, max(C, 2)]``: softmax, or (1 - p, p) with one logit."""
         from mil_zoo.tasks.losses.classification import probabilities
 
         return probabilities(logits)
@@ -110,12 +110,6 @@ class Classification(Task):
     def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
         """Labels, int ``[n]``, and probabilities ``[n, C]``."""
         return self.strata(targets), np.asarray(predictions)
-
-    def evaluation_loss(self, logits: Tensor, targets: Floats) -> float:
-        """Cross-entropy of the probabilities, which count as 1e-12 at least."""
-        probabilities = self.predict(logits).double().numpy()
-        true_class = probabilities[np.arange(len(probabilities)), self.strata(targets)]
-        return float(-np.log(true_class.clip(min=1e-12)).mean())
 
     def patients(self, table: pd.DataFrame, rule: str) -> pd.DataFrame:
         """Probabilities of patients, see :func:`mil_zoo.metrics.patient_predictions`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,19 +58,16 @@ class TrainingConfig:
     labelled: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "bags_per_step", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"training.{name} must be positive, not {getattr(self, name)}")
+        for name in ("epochs", "bags_per_step", "learning_rate", "clip_norm", "max_instances", "labelled"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"training.{name} must be positive and finite, not {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"training.weight_decay must be 0 or more and finite, not {self.weight_decay}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"training.betas must be two numbers of at least 0 and below 1, not {list(self.betas)}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"training.clip_norm must be positive, not {self.clip_norm}")
         if not 0 <= self.select_after < 1:
             raise InputError(f"training.select_after must be at least 0 and below 1, not {self.select_after}")
-        if not self.labelled > 0:
-            raise InputError(f"training.labelled must be a positive share or number of slides, not {self.labelled}")
-        if self.max_instances is not None and self.max_instances < 1:
-            raise InputError(f"training.max_instances must be positive, not {self.max_instances}")
 
     def check_criteria(self, task: Task) -> None:
         """Raises an ``InputError`` where the task has no criterion of the name that is selected by."""

@@ -64,6 +64,7 @@ class TrialResult:
         task: the task as it was fitted to the training bags.
         predictions: for "val" and "test" each float ``[n, P]``, a column for each of the task's prediction columns, in
             the order of their bags.
+        logits: of the same bags, each float ``[n, width]``; empty where there are none.
         epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
@@ -76,6 +77,7 @@ class TrialResult:
     weights: Mapping[str, Tensor]
     parameters: int
     recorder: AttentionRecorder | None = None
+    logits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Protocol = Callable[..., TrialResult]
@@ -124,10 +126,12 @@ def supervised(context: TrialContext) -> TrialResult:
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
+    logits: dict[str, list[Tensor]] = {"val": [], "test": []}
     where = context.graph, context.device, context.training.precision
     for part, rows in found.items():
         for bag, output, prediction in predict(aggregator, context.bags[part], *where):
             rows.append(prediction)
+            logits[part].append(output.logits)
             if part != "test":
                 continue
             recorder.record_test(selected, bag, output, prediction)
@@ -144,4 +148,5 @@ def supervised(context: TrialContext) -> TrialResult:
                 recorder.record_numbers(selected, bag, numbers)
     stacked = {part: torch.stack(rows) for part, rows in found.items()}
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
-    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder)
+    of_parts = {part: torch.cat(rows) for part, rows in logits.items()}
+    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts)

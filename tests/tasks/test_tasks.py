@@ -42,7 +42,7 @@ def counting(monkeypatch):
 def test_classification_is_what_it_was():
     task, labels = Classification(3), torch.tensor([[2], [0]])
     torch.testing.assert_close(task.loss(LOGITS, labels), F.cross_entropy(LOGITS, labels[:, 0], reduction="none"))
-    torch.testing.assert_close(task.predict(LOGITS), LOGITS.softmax(1))
+    torch.testing.assert_close(task.predict(LOGITS), LOGITS.double().softmax(1))
     weighed = task.loss(LOGITS, labels.float(), torch.tensor([1.0, 3.0]))
     assert weighed[1] == 3 * task.loss(LOGITS, labels)[1]
     assert (task.width, task.prediction_columns) == (3, ("prob_0", "prob_1", "prob_2"))
@@ -58,13 +58,13 @@ def test_one_logit_tells_two_classes():
     labels = torch.tensor([[1], [0]])
     expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels[:, 0].float(), reduction="none")
     torch.testing.assert_close(task.loss(logits, labels), expected)
-    torch.testing.assert_close(task.predict(logits)[:, 1], logits[:, 0].sigmoid())
+    torch.testing.assert_close(task.predict(logits)[:, 1], logits[:, 0].double().sigmoid())
     assert (task.width, task.prediction_columns) == (1, ("prob_0", "prob_1"))
 
 
 def test_half_precision_logits_are_scored_in_float32():
     assert Classification(3).loss(LOGITS.bfloat16(), torch.tensor([[2], [0]])).dtype == torch.float32
-    assert Classification(3).predict(LOGITS.bfloat16()).dtype == torch.float32
+    assert Classification(3).predict(LOGITS.bfloat16()).dtype == torch.float64
 
 
 def test_class_weights_are_inverse_frequencies_with_mean_one():
@@ -118,7 +118,7 @@ def test_a_task_of_its_own_needs_a_loss_and_predictions_only(counting):
     assert task.select == "loss"
     logits = torch.tensor([[1.0], [0.0]])
     assert task.evaluation_loss(logits, targets) == pytest.approx((np.e - 3 + 1) / 2)
-    assert task.prediction_cells(task.predict(logits).numpy()) == {"expected": ["2.7182817", "1"]}
+    assert task.prediction_cells(task.predict(logits).numpy()) == {"expected": ["2.7182817459106445", "1.0"]}
     with pytest.raises(InputError, match="slide 'b' has count 'many', which is no number"):
         task.targets(table.assign(count=["3", "many"]))
     with pytest.raises(InputError, match="the column 'count' of the task counting is missing"):
@@ -147,3 +147,38 @@ def test_bags_hold_a_target_beside_the_label():
 def test_tasks_and_metrics_load_no_torch():
     code = "import sys, mil_zoo.tasks, mil_zoo.metrics; mil_zoo.tasks.TASKS.names(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("one_logit", [True, False])
+def test_saturated_probabilities_still_rank(one_logit):
+    """Logit differences of 15 to 60: in float32, or in eight digits, most of these probabilities are 1."""
+    gaps = torch.linspace(15, 60, 40)
+    logits = gaps[:, None] if one_logit else torch.stack([-gaps / 2, gaps / 2], 1)
+    labels = np.arange(40) >= 20
+    task = Classification(1 if one_logit else 2)
+    predictions = task.predict(logits).numpy()
+    assert task.score(labels[:, None], predictions)["auc"] == 1
+    table = pd.DataFrame(task.target_cells(labels[:, None]) | task.prediction_cells(predictions))
+    targets, again = task.read(table)
+    assert (again == predictions).all()
+    assert task.score(targets, again) == task.score(labels[:, None], predictions)
+
+
+def test_saturated_probabilities_of_three_classes_rank():
+    gaps, labels = np.linspace(15, 60, 41), np.arange(41) % 3
+    logits = np.where(labels[:, None] == np.arange(3), gaps[:, None], 0) + np.array([0, 0, 1.0])
+    logits[:, 0] += 20  # biased, but in order
+    auc = Classification(3).score(labels[:, None], Classification(3).predict(torch.tensor(logits)).numpy())["auc"]
+    odds = (
+        logits
+        - np.log([[sum(np.exp(row[k] - row.max()) for k in range(3) if k != c) for c in range(3)] for row in logits])
+        - logits.max(1, keepdims=True)
+    )
+    areas = [np.mean(odds[labels == c, c][:, None] > odds[labels != c, c]) for c in range(3)]
+    assert auc == pytest.approx(np.mean(areas))
+    assert auc > 0.5
+
+
+def test_the_loss_of_a_part_is_not_clipped():
+    logits, targets = torch.tensor([[60.0, 0.0], [0.0, 60.0]]), np.array([[0.0], [0.0]])
+    assert Classification(2).evaluation_loss(logits, targets) == pytest.approx(30)

@@ -1,4 +1,4 @@
-"""Cross-entropy and class probabilities, in float32 also where the logits come in half precision."""
+"""Cross-entropy, in float32 also where the logits come in half precision, and class probabilities in float64."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Class probabilities ``[B, max(C, 2)]`` of ``logits`` ``[B, C]``: softmax, or (1 - p, p) with one logit."""
-    logits = _full(logits)
+    """Class probabilities, float64 ``[B, max(C, 2)]``, of ``logits`` ``[B, C]``: softmax, or (1 - p, p) with one logit.
+
+    In float64 the smaller one still tells bags apart whose larger one is 1.
+    """
+    logits = logits.double()
     if logits.shape[1] == 1:
-        positive = logits.sigmoid()
-        return torch.cat([1 - positive, positive], dim=1)
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     return logits.softmax(dim=1)
 
 
