@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, not_written
 from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
@@ -87,9 +87,7 @@ def predict(
                 trained_on += bool(row.get("trained_on"))
                 progress.advance(task)
     except OSError as error:
-        raise InputError(
-            f"writing to {out} failed ({error}); the rows so far are in {out / 'probabilities.csv'}"
-        ) from error
+        raise not_written(out, error, f"the rows so far are in {out / 'probabilities.csv'}") from error
     console.print(
         f"{len(found) - failures} of {len(found)} slides predicted by {len(predictor.trials)} trials of {model}: "
         f"{escape(str(out / 'probabilities.csv'))}",
