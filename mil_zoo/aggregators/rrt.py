@@ -130,7 +130,9 @@ class CrossRegionLayer(nn.Module):
         low, high = scores.min(dim=2, keepdim=True).values, scores.max(dim=2, keepdim=True).values
         prototypes = (scores.softmax(dim=2) @ cells).transpose(0, 1)  # [k, R, dim]
         prototypes = self.attn(prototypes).transpose(0, 1)
-        weights = (scores - low) / (high - low + 1e-8) * scores.softmax(dim=1)
+        # In float16 1e-8 is 0, and a region whose scores are equal would give 0 / 0.
+        tiny = max(1e-8, torch.finfo(scores.dtype).tiny)
+        weights = (scores - low) / (high - low + tiny) * scores.softmax(dim=1)
         return x + regions.join(weights.transpose(1, 2) @ prototypes)
 
 
