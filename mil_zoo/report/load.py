@@ -252,10 +252,14 @@ def scores_of(trial: Trial, patients: bool = False) -> dict[str, float | None]:
 
 
 def mean_sizes(trials: Sequence[Trial]) -> tuple[float, float]:
-    """Training and test slides of a trial, the mean over trials; 1 and 1 without any."""
+    """Training slides with a label that was used, and test slides, the mean over trials; 1 and 1 without any.
+
+    So fifty labels are fifty, whether the split or a setting of the model left the others out.
+    """
     if not trials:
         return 1.0, 1.0
-    return float(np.mean([trial.n_train for trial in trials])), float(np.mean([trial.n_test for trial in trials]))
+    train = [trial.n_train if trial.n_labelled is None else trial.n_labelled for trial in trials]
+    return float(np.mean(train)), float(np.mean([trial.n_test for trial in trials]))
 
 
 def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
