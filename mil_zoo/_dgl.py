@@ -56,11 +56,11 @@ def __getattr__(name: str) -> Any:
 @functools.cache
 def _loaded() -> tuple[Any, str | None]:
     """DGL and None, or None and the reason why there is none."""
-    os.environ.setdefault("DGLBACKEND", "pytorch")  # so that DGL neither prints nor writes a configuration file
+    os.environ["DGLBACKEND"] = "pytorch"  # the one that tensors here have; unset, DGL prints and writes a file
     if sys.modules.get("dgl", ...) is None or importlib.util.find_spec("dgl") is None:
         return None, f"DGL is not installed: {_how_to_install()}; {INSTEAD}"
     try:
-        if "dgl" not in sys.modules and not _graphbolt_library_exists():
+        if "dgl" not in sys.modules and not _graphbolt_loads():
             sys.modules["dgl.graphbolt"] = types.ModuleType("dgl.graphbolt")
         return importlib.import_module("dgl"), None
     except Exception as error:  # of any kind: it loads libraries built for other versions
@@ -77,7 +77,13 @@ def _how_to_install() -> str:
     return "install it with pip install 'dgl>=2.1,<3'"
 
 
-def _graphbolt_library_exists() -> bool:
+def _graphbolt_loads() -> bool:
     folder = Path(str(importlib.util.find_spec("dgl").origin)).parent / "graphbolt"  # type: ignore[union-attr]
     torch_version = importlib.metadata.version("torch").split("+")[0]
-    return any(folder.glob(f"*graphbolt_pytorch_{torch_version}.*"))
+    libraries = list(folder.glob(f"*graphbolt_pytorch_{torch_version}.*"))
+    try:
+        for library in libraries:
+            importlib.import_module("torch").classes.load_library(str(library))
+    except (OSError, RuntimeError, ImportError):  # there, and built for something else
+        return False
+    return bool(libraries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,15 +19,41 @@ def _reference() -> str | None:
 
 
 def _dgl() -> str | None:
+    if _forked_from_numba:
+        return _FORKED
     return importlib.import_module("mil_zoo._dgl").why_not()  # type: ignore[no-any-return]
 
 
 def _numba() -> str | None:
+    if _forked_from_numba:
+        return _FORKED
     try:
-        importlib.import_module("numba")  # not just found: it refuses versions of numpy that it does not know
+        numba = importlib.import_module("numba")  # not just found: it refuses versions of numpy that it does not know
+        if numba.config.DISABLE_JIT:
+            return "NUMBA_DISABLE_JIT is set, and what it compiles cannot run otherwise; unset it"
     except ImportError as error:
         return f"numba cannot be imported ({error}); install it with: pip install 'numba>=0.59'"
     return None
+
+
+_FORKED = (
+    "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start processes "
+    "with 'spawn'"
+)
+_forked_from_numba = False
+
+
+def _after_fork() -> None:
+    # A team of OpenMP threads does not survive a fork: a child that asks for one waits for ever. With one thread torch
+    # asks for none, and ``auto`` leaves the kernels of numba out.
+    global _forked_from_numba
+    _forked_from_numba = _forked_from_numba or "mil_zoo.kernels._numba.threads" in sys.modules
+    _reason.cache_clear()
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _triton() -> str | None:

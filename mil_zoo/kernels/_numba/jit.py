@@ -5,8 +5,13 @@ Where ``REORDER`` is given the compiler may reorder sums; it may nowhere assume 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -39,9 +44,39 @@ def jit(parallel: bool = False, fastmath: frozenset[str] = frozenset({"contract"
         # Numba notices a change in the function's own file, not in one of a function that it calls and has inlined.
         cached = compiled._cache._cache_file
         cached._source_stamp = cached._source_stamp, _SHARED
+        _forgive(compiled._cache)
         return compiled
 
     return decorate
+
+
+def _forgive(cache: Any) -> None:
+    """Makes a cache that cannot be read or written (damaged, a full disk) cost a compilation, and never a run."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        try:
+            return load(signature, context)
+        except Exception as error:  # a pickle that is damaged can raise anything
+            _say_once(f"a cached kernel cannot be read ({type(error).__name__}) and is compiled again")
+            with contextlib.suppress(OSError):
+                os.unlink(cache._cache_file._index_path)  # or it would be neither read nor replaced
+            return None
+
+    def save_overload(signature: Any, data: Any) -> None:
+        try:
+            save(signature, data)
+        except Exception as error:
+            _say_once(
+                f"compiled kernels cannot be kept in {cache.cache_path} ({error}); the next run compiles them again"
+            )
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    logging.getLogger("mil_zoo").warning("mil-zoo: %s", sentence)
 
 
 def array(tensor: Tensor | None, like: Tensor, *empty: int) -> np.ndarray:

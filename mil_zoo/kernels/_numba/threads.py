@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numba
@@ -27,7 +28,14 @@ def _start_threads() -> None:
         torch.set_num_threads(threads)
 
 
-_start_threads()
+try:
+    _start_threads()
+except ValueError:  # the environment names a threading layer that is not installed
+    logging.getLogger("mil_zoo").warning(
+        "mil-zoo: numba's threading layer %r is not installed; another one is used", numba.config.THREADING_LAYER
+    )
+    numba.config.THREADING_LAYER = "default"
+    _start_threads()
 
 
 def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
