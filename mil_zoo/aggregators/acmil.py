@@ -118,7 +118,8 @@ class ACMIL(Aggregator):
 
 def _pairwise_cosine(attention: Tensor, offsets: Tensor) -> Tensor:
     """Averages the cosine of the attention ``[ΣN, M]`` of two branches over pairs of branches and over bags."""
-    first, second = torch.combinations(torch.arange(attention.shape[1], device=attention.device)).T
+    branches = attention.shape[1]
+    first, second = torch.triu_indices(branches, branches, 1, device=attention.device)  # pairs
     dots = segment_reduce(attention.index_select(1, first) * attention.index_select(1, second), offsets, "sum")
     norms = segment_reduce(attention.square(), offsets, "sum").sqrt()  # [B, M]
     return (dots / (norms.index_select(1, first) * norms.index_select(1, second))).mean()

@@ -189,7 +189,7 @@ class Trial:
         seed: of the trial.
         status: "ok" or "failed".
         reason: why it failed.
-        n_train: slides of the training part.
+        n_train: slides of the training part, those whose labels are withheld too.
         n_val: validation slides.
         n_test: test slides.
         n_labelled: training slides whose labels were used.

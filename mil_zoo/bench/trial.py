@@ -66,7 +66,7 @@ class Job:
                 repeat=split.repeat,
                 fold=split.fold,
                 seed=self.trial.seed,
-                n_train=len(split.train),
+                n_train=len(split.train) + len(split.withheld),
                 n_val=len(split.val),
                 n_test=len(split.test),
             ),

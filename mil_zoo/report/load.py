@@ -18,7 +18,7 @@ from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
-from mil_zoo.stats import Summary, TestSet, summarise
+from mil_zoo.stats import Estimate, Summary, TestSet, distinct_test_sets, estimate
 from mil_zoo.tasks import Task, task_of_config
 
 Made = TypeVar("Made")
@@ -162,11 +162,25 @@ class Results:
             rows = self._table[names].dropna(subset=f"{metric}_mean")
             return {str(row[0]): Summary(*row[1:5], int(row[5])) for row in rows.itertuples()}
         found = {}
-        for label, trials in self.finished.items():
-            values = values_by_split(trials, metric)
-            if values:
-                found[label] = summarise(list(values.values()), *mean_sizes(trials))
+        for label in self.finished:
+            one = self.estimate(label, metric)
+            if one.n:
+                found[label] = Summary(one.mean, one.sd, one.low, one.high, one.n)
         return found
+
+    def estimate(self, label: str, metric: str, patient_rule: str | None = None) -> Estimate:
+        """Mean, spread and interval of a test metric of an ``aggregator[@grid]``: the same in tables, figures and page.
+
+        Args:
+            label: ``aggregator[@grid]``.
+            metric: name of a metric of the run.
+            patient_rule: how slides are combined, where patients are scored; None for slides.
+        """
+        return self.once(_estimate, label, metric, patient_rule)
+
+    def test_set_of(self, split: Split, patient_rule: str | None = None) -> Any:
+        """What stands for the test set of a split: equal for splits that are tested on the same patients."""
+        return self.once(_test_set_numbers, patient_rule).get(split, split)
 
     @cached_property
     def _table(self) -> pd.DataFrame | None:
@@ -277,6 +291,25 @@ def _skew(results: Results, trial: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     train = train.assign(value=train["value"].where(train["name"] != "high_count", train["value"] > 0).astype(float))
     sums = train.groupby(["epoch", "name"])["value"].agg(["sum", "count"]).reset_index()
     return skew[skew["split"] == "test"].copy(), sums
+
+
+def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:
+    trials = results.finished[label]
+    values: dict[Split, list[float | None]] = defaultdict(list)
+    for trial in trials:
+        values[trial.split].append(scores_of(trial, patient_rule is not None).get(metric))
+    sets = results.test_sets(label, patient_rule) if trials else {}
+    return estimate(
+        values, {split: sets[split] for split in values if split in sets}, results.metric(metric), *mean_sizes(trials)
+    )
+
+
+def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[Split, int]:
+    patients: dict[Split, Any] = {}
+    for label, trials in results.finished.items():
+        for split, part in (results.test_sets(label, patient_rule) if trials else {}).items():
+            patients.setdefault(split, part.patients)
+    return dict(zip(patients, distinct_test_sets(list(patients.values())), strict=True))
 
 
 def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[Split, TestSet]:

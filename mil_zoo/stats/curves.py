@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mil_zoo.errors import InputError
 from mil_zoo.stats.intervals import summarise
-from mil_zoo.stats.resampling import Floats, TestSet, bands
+from mil_zoo.stats.resampling import Floats, TestSet, bands, distinct_test_sets
 
 POINTS = 101
 
@@ -40,7 +40,8 @@ def mean_curve(
 
     The ROC curve is read between its points along straight lines, the PR curve at the best precision of this recall or
     more, since straight lines between its points are too high (Davis & Goadrich, ICML 2006). The band is the corrected
-    resampled t interval at each x over splits, cut to [0, 1]; of a single split, the bootstrap over its patients.
+    resampled t interval at each x over test sets, cut to [0, 1]; of a single test set (whatever the number of splits
+    that share it), the bootstrap over its patients.
 
     Args:
         test_sets: one a split.
@@ -60,13 +61,14 @@ def mean_curve(
     rows = np.concatenate(
         [_curves(part, weights, kind, of_class) for part, weights in zip(test_sets, ones, strict=True)]
     )
-    y = rows.mean(0)
-    if len(rows) > 1:
+    number = np.array(distinct_test_sets([part.patients for part in test_sets]))
+    if number.max() > 0:
+        rows = np.stack([rows[number == place].mean(0) for place in range(number.max() + 1)])
         summaries = [summarise(column.tolist(), n_train, n_test) for column in rows.T]
         low, high = np.array([[summary.low, summary.high] for summary in summaries]).T
-        return Curve(x, y, low.clip(0, 1), high.clip(0, 1))
-    low, high = bands(test_sets[0], lambda part, weights: _curves(part, weights, kind, of_class))
-    return Curve(x, y, low, high)
+        return Curve(x, rows.mean(0), low.clip(0, 1), high.clip(0, 1))
+    low, high = bands(test_sets, lambda part, weights: _curves(part, weights, kind, of_class))
+    return Curve(x, rows.mean(0), low, high)
 
 
 def _curves(part: TestSet, weights: Floats, kind: str, of_class: int) -> Floats:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from mil_zoo.errors import InputError
-from mil_zoo.stats.intervals import Summary, summarise
-from mil_zoo.stats.resampling import Floats, Ints, TestSet
+from mil_zoo.metrics import Metric, find_metric
+from mil_zoo.stats.influence import Area, area, area_variance, jackknife_variance, leave_one_out
+from mil_zoo.stats.intervals import Summary, all_equal, defined, summarise
+from mil_zoo.stats.resampling import Floats, Patients, TestSet
+
+EXCHANGED = ("accuracy", "balanced_accuracy", "auc", "f1")  # metrics that the permutation test knows
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class DeLong:
         difference: a - b.
         se: standard error of the difference.
         p: two-sided; 1 where the difference is 0, NaN where it is not but its standard error is.
+        p_worse: one-sided, of "a is not worse than b": small where a is worse.
     """
 
     auc_a: float
@@ -31,119 +36,214 @@ class DeLong:
     difference: float
     se: float
     p: float
+    p_worse: float
 
 
-def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test: float) -> tuple[Summary, float]:
+@dataclass(frozen=True)
+class PairedT:
+    """Result of :func:`corrected_t_test`.
+
+    Attributes:
+        difference: a - b with its interval.
+        se: its standard error; NaN for fewer than two differences.
+        p: two-sided; 1 where all differences are 0, NaN where it is undefined.
+        p_worse: one-sided, of "a is not worse than b": small where a is worse.
+        reason: why p is NaN, as a sentence; else "".
+    """
+
+    difference: Summary
+    se: float
+    p: float
+    p_worse: float
+    reason: str
+
+
+def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test: float, scale: float = 1.0) -> PairedT:
     """Two-sided corrected resampled t-test of the differences between two aggregators on the same splits.
 
     Args:
-        differences: a - b, one a split; None and NaN are left out.
-        n_train: slides in a training set.
+        differences: a - b, one a test set (splits of one test set averaged first); None and NaN are left out.
+        n_train: slides in a training set, before any labels are withheld.
         n_test: slides in a test set.
+        scale: size of the metric; differences below 1e-12 of it are rounding, and count as 0.
 
     Returns:
-        the difference with its interval, and p: 1 where all differences are 0, NaN for fewer than two of them or where
-        all are equal and not 0.
+        the difference with its interval, and p: 1 where all differences are 0; NaN, with the reason, for fewer than two
+        of them or where all are equal and not 0 (up to a part of 1e-9, which is rounding): they have no spread to test
+        against.
 
-    Source: Nadeau & Bengio 2003, see :func:`summarise`.
+    Source: Nadeau & Bengio 2003, see :func:`mil_zoo.stats.summarise`.
     """
-    summary = summarise(differences, n_train, n_test)
+    numbers = defined(differences)
+    numbers = np.where(np.abs(numbers) < 1e-12 * scale, 0.0, numbers)
+    summary = summarise(numbers.tolist(), n_train, n_test)
     if summary.n < 2:
-        return summary, np.nan
-    if summary.sd == 0:
-        return summary, 1.0 if summary.mean == 0 else np.nan
-    error = summary.sd * np.sqrt(1 / summary.n + n_test / n_train)
-    return summary, float(2 * stats.t.sf(abs(summary.mean) / error, summary.n - 1))
+        return PairedT(summary, np.nan, np.nan, np.nan, f"{summary.n} test sets have a difference; a test needs two.")
+    if all_equal(numbers):
+        if not numbers.any():
+            return PairedT(summary, 0.0, 1.0, 0.5, "")
+        reason = "The difference is the same in every split, so that there is no spread to test it against."
+        return PairedT(summary, 0.0, np.nan, np.nan, reason)
+    error = float(summary.sd * np.sqrt(1 / summary.n + n_test / n_train))
+    t = summary.mean / error
+    p = float(2 * stats.t.sf(abs(t), summary.n - 1))
+    return PairedT(summary, error, p, float(stats.t.cdf(t, summary.n - 1)), "")
 
 
 def wilcoxon_test(differences: Sequence[float | None]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; ranks of zero differences are split between the signs (Demšar 2006).
+    """Two-sided exact p of Wilcoxon's signed-rank test over datasets, with zeros and ties.
+
+    The p is the share of the ``2^n`` assignments of signs to the n differences that are not 0 whose sum of signed ranks
+    is as large. Ranks are those among all differences, zeros included (Pratt 1959; Demšar splits the ranks of zeros
+    between the signs, which adds the same to both sums); equal sizes share their mean rank. All assignments are
+    counted, so that no table of another case is used. Fewer than six differences can't reach 0.05.
 
     Over datasets its assumptions hold; over folds they do not (folds share training slides), and p is too small.
+
+    Args:
+        differences: one a dataset; None and NaN are left out. NaN where none is left, 1 where all are 0.
     """
-    values = np.array([np.nan if value is None else value for value in differences], dtype=np.float64)
-    values = values[~np.isnan(values)]
+    values = defined(differences)
     if not len(values):
         return np.nan
-    return 1.0 if not values.any() else float(stats.wilcoxon(values, zero_method="zsplit").pvalue)
+    values = np.where(np.abs(values) < 1e-12, 0.0, values)
+    sizes = np.abs(values)
+    order = np.argsort(sizes, kind="stable")
+    for one, other in pairwise(order):  # sizes that differ by rounding are tied
+        if sizes[other] - sizes[one] <= 1e-9 * sizes[other]:
+            sizes[other] = sizes[one]
+    ranks = np.rint(2 * stats.rankdata(sizes)).astype(np.int64)[values != 0]  # doubled: whole numbers
+    if not len(ranks):
+        return 1.0
+    total = int(ranks.sum())
+    ways = np.zeros(total + 1)  # of each sum of the ranks with a plus, as shares of all assignments
+    ways[0] = 1.0
+    for rank in ranks:
+        ways[rank:] = (ways[rank:] + ways[: total + 1 - rank]) / 2
+        ways[:rank] /= 2
+    plus = int(ranks[values[values != 0] > 0].sum())
+    distance = np.abs(2 * np.arange(total + 1) - total)
+    return float(min(1.0, ways[distance >= abs(2 * plus - total)].sum()))
 
 
-def delong_test(a: Sequence[TestSet], b: Sequence[TestSet], repeats: int = 1) -> DeLong:
-    """DeLong's test of two AUCs on the same slides, for two classes, by midranks.
+def delong_test(a: Sequence[TestSet], b: Sequence[TestSet]) -> DeLong:
+    """Test of two areas under the ROC curve on the same slides, by midranks; of many classes one against the rest.
 
-    Seeds are averaged: their structural components are. Over the folds of a cross-validation, whose test sets are
-    disjoint, variances add up; repeats of it predict the same slides again, so they do not make the error smaller.
+    Seeds are averaged: their structural components are. The variance is by patient over all splits: slides of one
+    patient, test parts that overlap, and repeats of a cross-validation do not make the error smaller. Of one split with
+    one slide a patient it is DeLong's. It speaks of these trained models, not of their training.
 
     Args:
         a: test sets of one aggregator, one a split.
         b: those of the other, same splits and slides.
-        repeats: how often the splits go through the dataset.
 
     Raises:
-        InputError: more than two classes, one class only, or different slides.
+        InputError: a class is absent from a test set, or the slides differ.
 
-    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988); Sun & Xu, IEEE Signal Processing Letters 21 (2014).
+    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988); by patient: Obuchowski, Biometrics 53 (1997); Sun &
+        Xu, IEEE Signal Processing Letters 21 (2014).
     """
-    areas, variances = [], []
-    for left, right in _pairs(a, b):
-        if left.probabilities.shape[2] != 2 or len(np.unique(left.labels)) != 2:
-            raise InputError("DeLong's test compares areas of two classes, both present in every test set")
-        positive = left.labels == 1
-        both = [_components(positive, part.probabilities[:, :, 1]) for part in (left, right)]
-        areas.append([up.mean() for up, _ in both])
-        cases, controls = both[0][0] - both[1][0], both[0][1] - both[1][1]
-        variances.append(_variance(cases) / len(cases) + _variance(controls) / len(controls))
-    auc_a, auc_b = np.mean(areas, axis=0)
-    # n variances: of a repeat's n / repeats folds, summed, over the square of their number.
-    se = float(np.sqrt(np.sum(variances) * repeats) / len(variances))
+    both = [(area(left), area(right)) for left, right in _pairs(a, b)]
+    if any(np.isnan(one.value) for pair in both for one in pair):
+        raise InputError("a comparison of areas needs every class, all present in every test set")
+    auc_a, auc_b = np.mean([[one.value, other.value] for one, other in both], axis=0)
+    apart = [Area(x.value - y.value, x.up - y.up, x.down - y.down) for x, y in both]
+    se = float(np.sqrt(area_variance(a, apart)))
     difference = float(auc_a - auc_b)
-    return DeLong(float(auc_a), float(auc_b), difference, se, _two_sided(difference, se))
+    if abs(difference) < 1e-12:
+        p, worse = 1.0, 0.5
+    elif se > 1e-12:
+        p, worse = float(2 * stats.norm.sf(abs(difference) / se)), float(stats.norm.cdf(difference / se))
+    else:
+        p = worse = np.nan
+    return DeLong(float(auc_a), float(auc_b), difference, se, p, worse)
+
+
+def patient_test(a: Sequence[TestSet], b: Sequence[TestSet], metric: Metric) -> PairedT:
+    """Test of the difference in any metric on the same slides, by leaving out one patient at a time in all splits.
+
+    ``t = difference / se`` with P - 1 degrees of freedom, se by the jackknife over the P patients. It speaks of these
+    trained models. For the area :func:`delong_test` is sharper, for accuracy and F1 :func:`permutation_test` is exact.
+
+    Args:
+        a: test sets of one aggregator, one a split.
+        b: those of the other, same splits and slides.
+        metric: of the task of the test sets.
+
+    Returns:
+        the difference with its interval ``± t se`` (its ``n`` is 1); p as in :class:`PairedT`.
+
+    Raises:
+        InputError: different slides.
+    """
+    _pairs(a, b)
+    values = [defined([metric(part.labels, one) for part in parts for one in part.probabilities]) for parts in (a, b)]
+    difference = float(values[0].mean() - values[1].mean()) if all(map(len, values)) else np.nan
+    without = leave_one_out(a, metric) - leave_one_out(b, metric)
+    se, df = float(np.sqrt(jackknife_variance(without))), int((~np.isnan(without)).sum()) - 1
+    if np.isnan(difference) or np.isnan(se):
+        reason = "The metric is undefined on these slides."
+        return PairedT(Summary(difference, np.nan, np.nan, np.nan, 1), np.nan, np.nan, np.nan, reason)
+    half = float(stats.t.ppf(0.975, df)) * se
+    summary = Summary(difference, np.nan, difference - half, difference + half, 1)
+    if abs(difference) < 1e-12:
+        return PairedT(summary, se, 1.0, 0.5, "")
+    if se < 1e-12:
+        return PairedT(summary, se, np.nan, np.nan, "No patient changes the difference, so that nothing tests it.")
+    t = difference / se
+    return PairedT(summary, se, float(2 * stats.t.sf(abs(t), df)), float(stats.t.cdf(t, df)), "")
 
 
 def permutation_test(
     a: Sequence[TestSet],
     b: Sequence[TestSet],
-    metric: Literal["accuracy", "auc"],
+    metric: str,
     permutations: int = 2000,
     seed: int = 0,
 ) -> float:
     """Two-sided p of the difference in a metric when the two aggregators' predictions are exchanged patient by patient.
 
     The statistic is the mean over splits (and seeds) of the difference; p = (1 + as large or larger) / (1 + draws). The
-    training slides stay as they were. The area is of class 1, or with more classes of each against the rest.
+    training slides stay as they were. Of the area the slides' ranks within a model are exchanged, not their
+    probabilities: a model may be shifted against the other (less confident, another threshold) and rank as well. Of the
+    others the predicted classes are.
+
+    Args:
+        a: test sets of one aggregator, one a split.
+        b: those of the other.
+        metric: one of ``EXCHANGED``; the area is of class 1, or with more classes of each against the rest.
+        permutations: number of draws.
+        seed: of the draws.
+
+    Returns:
+        p; NaN where the metric is undefined in every test set.
 
     Raises:
-        InputError: different slides.
+        InputError: different slides, or another metric.
+
+    Source: Venkatraman & Begg, Biometrika 83 (1996), for the exchange of ranks.
     """
-    rng = np.random.default_rng(seed)
-    observed, drawn = 0.0, np.zeros(permutations)
+    if metric not in EXCHANGED:
+        raise InputError(f"the permutation test knows {', '.join(EXCHANGED)}, not {metric!r}")
+    observed, drawn, used = 0.0, np.zeros(permutations), 0
     pairs = _pairs(a, b)
     # A patient whom several splits test (repeats do) is exchanged in all of them or in none.
-    patients = np.unique(np.concatenate([left.patients for left, _ in pairs]))
-    exchanged = rng.random((permutations, len(patients))) < 0.5
-    for left, right in pairs:
-        swap = exchanged[:, np.searchsorted(patients, left.patients)]  # [R, n]
-        seeds = list(zip(left.probabilities, right.probabilities, strict=True))
-        for one, other in seeds:
-            first = _scores(left.labels, one, metric), _scores(left.labels, other, metric)  # each [K, n]
-            for x, y, positive in zip(*first, _positives(left, metric), strict=True):
-                share = len(seeds) * len(first[0])
-                observed += (_value(x[None], positive) - _value(y[None], positive)).item() / share
-                drawn += (_value(np.where(swap, y, x), positive) - _value(np.where(swap, x, y), positive)) / share
-    as_large = np.abs(drawn) >= abs(observed) - 1e-12
+    patients = Patients.of(a)
+    exchanged = np.random.default_rng(seed).random((permutations, len(patients.names))) < 0.5
+    for (left, right), place in zip(pairs, patients.places, strict=True):
+        if metric == "auc" and len(np.unique(left.labels)) < left.probabilities.shape[2]:
+            continue
+        swap = exchanged[:, place]  # [R, n]
+        for one, other in zip(left.probabilities, right.probabilities, strict=True):
+            used += 1
+            difference = _area_difference if metric == "auc" else _class_difference
+            first, others = difference(left.labels, one, other, swap, metric)
+            observed += first
+            drawn += others
+    if not used:
+        return np.nan
+    as_large = np.abs(drawn) >= abs(observed) - 1e-9
     return float((1 + as_large.sum()) / (1 + permutations))
-
-
-def holm(p_values: npt.ArrayLike) -> Floats:
-    """Holm's step-down adjustment, for any dependence; NaN is no test and stays NaN."""
-    from statsmodels.stats.multitest import multipletests
-
-    p = np.asarray(p_values, dtype=np.float64)
-    tested = ~np.isnan(p)
-    adjusted = np.full(len(p), np.nan)
-    if tested.any():
-        adjusted[tested] = multipletests(p[tested], method="holm")[1]
-    return adjusted
 
 
 def _pairs(a: Sequence[TestSet], b: Sequence[TestSet]) -> list[tuple[TestSet, TestSet]]:
@@ -159,47 +259,34 @@ def _pairs(a: Sequence[TestSet], b: Sequence[TestSet]) -> list[tuple[TestSet, Te
     return pairs
 
 
-def _components(positive: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-    """Structural components of the area, mean over seeds: of the positives ``[m]`` and of the negatives ``[n]``.
+def _area_difference(
+    labels: npt.NDArray[np.int64], one: Floats, other: Floats, swap: npt.NDArray[np.bool_], metric: str
+) -> tuple[float, Floats]:
+    """The difference of areas, and those ``[R]`` after exchanges: linear in the ranks of the positives."""
+    classes = one.shape[1]
+    observed, drawn = 0.0, np.zeros(len(swap))
+    of_classes = [1] if classes == 2 else list(range(classes))
+    for label in of_classes:
+        positive = labels == label
+        m, n = int(positive.sum()), int((~positive).sum())
+        x, y = stats.rankdata(one[:, label]), stats.rankdata(other[:, label])
+        observed += (x - y)[positive].sum() / (m * n) / len(of_classes)
+        for sign, first, second in ((1, x, y), (-1, y, x)):  # exchanged ranks are ranked anew
+            ranks = stats.rankdata(np.where(swap, second, first), axis=1)
+            drawn += sign * ranks[:, positive].sum(1) / (m * n) / len(of_classes)
+    return float(observed), drawn
 
-    The component of a positive is the share of negatives below it, of a negative that of the positives above it.
+
+def _class_difference(
+    labels: npt.NDArray[np.int64], one: Floats, other: Floats, swap: npt.NDArray[np.bool_], metric: str
+) -> tuple[float, Floats]:
+    """The difference of a metric of predicted classes, and those ``[R]`` after exchanges.
+
+    Rows with both predictions stand below each other, and weights choose: one of each slide's two predictions.
     """
-    up, down = scores[:, positive], scores[:, ~positive]
-    m, n = up.shape[1], down.shape[1]
-    ranks = stats.rankdata(scores, axis=1)
-    of_up = (ranks[:, positive] - stats.rankdata(up, axis=1)) / n
-    of_down = 1 - (ranks[:, ~positive] - stats.rankdata(down, axis=1)) / m
-    return of_up.mean(0), of_down.mean(0)
-
-
-def _two_sided(difference: float, se: float) -> float:
-    if abs(difference) < 1e-12:
-        return 1.0
-    return float(2 * stats.norm.sf(abs(difference) / se)) if se > 1e-12 else np.nan
-
-
-def _variance(values: Floats) -> float:
-    return float(values.var(ddof=1)) if len(values) > 1 else 0.0
-
-
-def _scores(labels: Ints, probabilities: Floats, metric: str) -> Floats:
-    """What is exchanged, ``[K, n]``: whether a slide is right, or the probability of each class that is scored."""
-    if metric == "accuracy":
-        return np.asarray(probabilities.argmax(1) == labels, dtype=np.float64)[None]
-    return np.asarray(probabilities.T[1:] if probabilities.shape[1] == 2 else probabilities.T)
-
-
-def _positives(part: TestSet, metric: str) -> list[npt.NDArray[np.bool_] | None]:
-    if metric == "accuracy":
-        return [None]
-    classes = part.probabilities.shape[2]
-    return [part.labels == c for c in ([1] if classes == 2 else range(classes))]
-
-
-def _value(scores: Floats, positive: npt.NDArray[np.bool_] | None) -> Floats:
-    """Mean of ``scores`` ``[R, n]``, or with ``positive`` ``[n]`` their area under the ROC curve, ``[R]``."""
-    if positive is None:
-        return np.asarray(scores.mean(1))
-    m, n = positive.sum(), (~positive).sum()
-    ranks = stats.rankdata(scores, axis=1)[:, positive].sum(1)
-    return np.asarray((ranks - m * (m + 1) / 2) / (m * n))
+    function = find_metric(metric)
+    twice, both = np.tile(labels, 2), np.concatenate([one, other])
+    mine = np.concatenate([~swap, swap], axis=1).astype(np.float64)
+    whole = function(labels, one) - function(labels, other)
+    drawn = function.weighted(twice, both, weights=mine) - function.weighted(twice, both, weights=1 - mine)
+    return float(whole), drawn

@@ -1,4 +1,4 @@
-"""Test sets, and intervals by drawing their patients again."""
+"""Test sets, which of them are the same one, and intervals by drawing their patients again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mil_zoo.metrics import metrics_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+_SAME = 0.9  # test sets that share this part of their patients are one
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,76 @@ class TestSet:
             )
 
 
+def distinct_test_sets(patients: Sequence[npt.ArrayLike]) -> list[int]:
+    """Which test set each split has, numbered from 0 in order of appearance; equal numbers are one test set.
+
+    Trainings that are tested on the same patients are several seeds of one split: they say nothing of other patients,
+    however many there are. Two splits share a test set where their patients agree but for a tenth (of the union).
+
+    Args:
+        patients: the test patients of each split (repeated as they may be).
+    """
+    known: list[set[str]] = []
+    number = []
+    for names in patients:
+        one = set(np.asarray(names).astype(str).tolist())
+        same = (i for i, other in enumerate(known) if len(one & other) >= _SAME * len(one | other))
+        place = next(same, len(known))
+        if place == len(known):
+            known.append(one)
+        number.append(place)
+    return number
+
+
+@dataclass(frozen=True)
+class Patients:
+    """The patients of several test sets.
+
+    Attributes:
+        names: ``[P]``.
+        strata: ``[P]`` a number for each kind of patient: the highest class of its slides, and where no patient is
+            tested twice, the split.
+        places: for each test set the patient of each slide, ``[n]``.
+    """
+
+    names: npt.NDArray[np.str_]
+    strata: Ints
+    places: list[Ints]
+
+    @classmethod
+    def of(cls, test_sets: Sequence[TestSet]) -> Patients:
+        """The patients of ``test_sets``."""
+        together = np.concatenate([part.patients for part in test_sets])
+        names, place = np.unique(together, return_inverse=True)
+        places = np.split(place, np.cumsum([len(part.labels) for part in test_sets])[:-1])
+        labels = np.concatenate([part.labels for part in test_sets])
+        strata = np.zeros(len(names), dtype=np.int64)
+        np.maximum.at(strata, place, labels)
+        if sum(len(np.unique(one)) for one in places) == len(names):
+            for number, one in enumerate(places):
+                strata[one] += number * (int(labels.max()) + 1)
+        return cls(names, strata, places)
+
+    def draws(self, replicates: int, seed: int) -> Floats:
+        """How often each patient is drawn, ``[replicates, P]``: with replacement, within each stratum."""
+        rng = np.random.default_rng(seed)
+        counts = np.zeros((replicates, len(self.names)))
+        for stratum in np.unique(self.strata):
+            members = np.flatnonzero(self.strata == stratum)
+            counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), replicates)
+        return counts
+
+
 def bootstrap(
     test_sets: Sequence[TestSet], replicates: int = 1000, seed: int = 0, task: str = "classification"
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of the mean over splits (and seeds) of every metric, over the choice of test slides.
+    """95 % percentile intervals of the mean over splits (and seeds) of every metric, over the choice of test patients.
 
-    Patients are drawn with replacement within each test set and each class, so that no replicate lacks a class. The
-    training slides stay as they were: the interval tells of these trained models.
+    Patients are drawn with replacement, within each class, once for all splits: one who is tested in several splits
+    counts equally often in each of them. Where no patient is tested twice they are drawn within each split, so that
+    none lacks a class; else a split without one in a replicate is left out of it. The training slides stay as they are:
+    the interval tells of these trained models. Near the ends of a metric's range it is too short, and of no width where
+    every slide is right: :func:`mil_zoo.stats.patient_interval` is better there.
 
     Args:
         test_sets: one a split.
@@ -57,37 +121,35 @@ def bootstrap(
     Returns:
         ``(low, high)`` by name of metric; NaN where a metric is undefined.
     """
-    rng = np.random.default_rng(seed)
-    totals: dict[str, list[Floats]] = {}
-    for part in test_sets:
-        weights = _draws(part, replicates, rng)
-        for one_seed in part.probabilities:
-            for metric in metrics_of(task):
-                values = metric.weighted(part.labels, one_seed, weights=weights)
-                totals.setdefault(metric.name, []).append(values)
+    patients = Patients.of(test_sets)
+    counts = patients.draws(replicates, seed)
     intervals = {}
-    for name, of_splits in totals.items():
-        low, high = np.quantile(np.mean(of_splits, axis=0), [0.025, 0.975])
-        intervals[name] = float(low), float(high)
+    for metric in metrics_of(task):
+        values = [
+            metric.weighted(part.labels, one_seed, weights=counts[:, place])
+            for part, place in zip(test_sets, patients.places, strict=True)
+            for one_seed in part.probabilities
+        ]
+        defined = ~np.isnan(values)
+        total = np.where(defined, values, 0).sum(0)[defined.any(0)] / defined.sum(0)[defined.any(0)]
+        low, high = np.quantile(total, [0.025, 0.975]) if len(total) else (np.nan, np.nan)
+        intervals[metric.name] = float(low), float(high)
     return intervals
 
 
 def bands(
-    test_set: TestSet, statistic: Callable[[TestSet, Floats], Floats], replicates: int = 500, seed: int = 0
+    test_sets: Sequence[TestSet],
+    statistic: Callable[[TestSet, Floats], Floats],
+    replicates: int = 500,
+    seed: int = 0,
 ) -> tuple[Floats, Floats]:
-    """Pointwise 95 % percentile band of ``statistic(test_set, weights [R, n]) -> [R, points]``."""
-    values = statistic(test_set, _draws(test_set, replicates, np.random.default_rng(seed)))
-    low, high = np.quantile(values, [0.025, 0.975], axis=0)
+    """Pointwise 95 % percentile band of the mean over splits of ``statistic(test_set, weights [R, n]) -> [R, points]``.
+
+    A patient is drawn once for all splits, as in :func:`bootstrap`.
+    """
+    patients = Patients.of(test_sets)
+    counts = patients.draws(replicates, seed)
+    places = zip(test_sets, patients.places, strict=True)
+    values = np.mean([statistic(part, counts[:, place]) for part, place in places], axis=0)
+    low, high = np.nanquantile(values, [0.025, 0.975], axis=0)
     return low, high
-
-
-def _draws(part: TestSet, replicates: int, rng: np.random.Generator) -> Floats:
-    """How often each slide is drawn, ``[replicates, n]``; a patient counts to the highest class of their slides."""
-    patients, place = np.unique(part.patients, return_inverse=True)
-    strata = np.zeros(len(patients), dtype=np.int64)
-    np.maximum.at(strata, place, part.labels)
-    counts = np.zeros((replicates, len(patients)))
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), replicates)
-    return counts[:, place]

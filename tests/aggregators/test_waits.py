@@ -6,6 +6,7 @@ import traceback
 import pytest
 import torch
 from helpers import make_batch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,7 +26,8 @@ class WaitedFor(AssertionError):
 class Watch(TorchDispatchMode):
     """Follows tensors that stand for the device's through every operation, and raises at one that reads their values.
 
-    What is made from nothing (``arange``, seeds) counts as the host's, until it meets a tensor of the device.
+    What is made from nothing counts as the device's where the call names one (``Factories``), else as the host's until
+    it meets a tensor of the device.
     """
 
     def __init__(self, tensors):
@@ -55,6 +57,16 @@ class Watch(TorchDispatchMode):
         unsized = name.startswith("repeat_interleave") and kwargs.get("output_size") is None
         if by_mask or unsized or name.startswith(READS):
             raise WaitedFor(f"{name} waits for the device")
+
+
+class Factories(TorchFunctionMode):
+    """Marks what is made on a device that the call names."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if kwargs and kwargs.get("device") is not None and isinstance(result, torch.Tensor):
+            result.on_device = True
+        return result
 
 
 def interpreting():
@@ -96,7 +108,7 @@ def test_a_training_step_does_not_wait_for_the_device(name, like_a_gpu):
     on_device = [*aggregator.parameters(), batch.features, batch.offsets, batch.labels, batch.targets, batch.coords]
     optimizer = torch.optim.AdamW(aggregator.parameters())
     waited = None
-    with Watch([x for x in on_device if x is not None]):
+    with Factories(), Watch([x for x in on_device if x is not None]):
         try:
             loss = aggregator.losses(batch)["loss"]
             loss.backward()

@@ -22,7 +22,7 @@ from mil_zoo.data.packed import writer as store_writer
 from mil_zoo.data.packed.store import PackedStore
 from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
-from mil_zoo.data.splits.split import kfold
+from mil_zoo.data.splits.draw import kfold
 
 
 @pytest.fixture(scope="module")

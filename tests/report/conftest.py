@@ -135,7 +135,8 @@ def _write_predictions(folder, model, fold, slides):
         # A probability on the side of the class that is predicted, see _write_attention.
         positive = rng.uniform(0.5, 1) if i % 2 and i != 1 else rng.uniform(0, 0.5)
         name = f"slide/{100 * (fold + 1) + i if split == 'test' else 50 + i}"
-        rows.append((name, f"patient {i // 2}", split, i % 2, 1 - positive, positive))
+        patient = f"patient {i // 2}" if split == "val" else f"patient {fold}-{i // 2}"
+        rows.append((name, patient, split, i % 2, 1 - positive, positive))
     columns = ["slide_id", "patient_id", "split", "label", "prob_0", "prob_1"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "predictions.csv", index=False)
 

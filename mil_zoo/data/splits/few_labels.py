@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mil_zoo.data.splits.balance import raw, shuffled
 from mil_zoo.errors import InputError
 
 
@@ -44,11 +45,14 @@ def choose_labelled(labels: Sequence[int | None], labelled: float, seed: Sequenc
         )
     classes = np.array(labels)
     number = math.ceil(labelled * len(classes) - 1e-9) if labelled <= 1 else int(labelled)
-    generator = np.random.default_rng(seed)
+    numbers = list(seed) if isinstance(seed, Sequence) else [seed]
     place = np.empty(len(classes))
-    for label in np.unique(classes):  # every class spread evenly over the sequence, its first slide before all others
-        members = generator.permutation(np.flatnonzero(classes == label))
-        place[members] = (np.arange(len(members)) + generator.random()) / len(members)
+    _, firsts, class_of = np.unique(classes, return_index=True, return_inverse=True)
+    for turn, label in enumerate(np.argsort(firsts)):  # every class spread evenly, its first slide before all others
+        members = np.flatnonzero(class_of == label)
+        members = members[shuffled(len(members), *numbers, turn)]
+        offset = float(raw(1, *numbers, turn, 1)[0]) / 2**64
+        place[members] = (np.arange(len(members)) + offset) / len(members)
         place[members[0]] = -1
     number = max(number, len(np.unique(classes)))
     return sorted(np.argsort(place, kind="stable")[:number].tolist())

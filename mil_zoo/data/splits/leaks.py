@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mil_zoo.data.labels.tables import patients_in
-from mil_zoo.data.splits.files import read_split_file
+from mil_zoo.data.splits.formats import read_split_file
 from mil_zoo.data.splits.split import leaks_of
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
@@ -45,7 +45,7 @@ def report_leaks(path: Path, patients: Path | None = None) -> list[LeakReport]:
     """Looks for patients on two sides in every split of a file.
 
     Args:
-        path: see :func:`mil_zoo.data.splits.files.read_split_file`.
+        path: see :func:`mil_zoo.data.splits.formats.read_split_file`.
         patients: a csv with slide_id and patient_id (or case_id); None for what the file says, else the first 12
             characters of TCGA barcodes, else every slide is a patient of its own.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,18 +10,10 @@ from typing import Literal
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.data.labelled import Dataset
+from mil_zoo.data.splits.draw import completed, kfold, monte_carlo, train_elsewhere
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
-from mil_zoo.data.splits.split import (
-    Split,
-    check_sizes,
-    check_splits,
-    completed,
-    draw_seed,
-    kfold,
-    leaks_of,
-    patient_key,
-)
+from mil_zoo.data.splits.split import Split, Words, check_seed, check_splits, leaks_of, patient_key
 from mil_zoo.errors import InputError, did_you_mean
 
 SCHEMES = ("kfold", "official", "monte-carlo", "site", "low-label")
@@ -50,6 +42,7 @@ def draw_splits(
     validation_fraction: float = 0.15,
     seed: int = 0,
     allow_leaks: bool = False,
+    strata: Sequence[Hashable] | None = None,
 ) -> DrawnSplits:
     """Divides a dataset.
 
@@ -65,26 +58,38 @@ def draw_splits(
         validation_fraction: share of the training slides on which checkpoints are chosen.
         seed: of the shuffles.
         allow_leaks: run official splits and split files that share patients between train and test.
+        strata: what every part holds its share of, one a bag (a task's strata); None for the classes.
 
     Raises:
         InputError: an unknown scheme, a dataset without what the scheme needs, or splits that leak.
     """
+    check_seed(seed)
     bags = dataset.bags
     present = {slide.label for slide in as_bags(bags).slides}
-    for label, class_name in enumerate(dataset.card.classes):
+    for label, class_name in enumerate(dataset.card.classes if strata is None else ()):
         if label not in present:
             raise InputError(
                 f"no slide of {dataset.card.title} has the label {class_name!r}; drop the class or add slides"
             )
+
+    def said(splits: Sequence[Split], published: Sequence[Split] = ()) -> list[str]:
+        given = {(split.repeat, split.fold) for split in published if split.val}
+        drawn = [split for split in splits if (split.repeat, split.fold) not in given]
+        return _leak_warnings(splits, bags) + _validation_warnings(drawn, dataset, validation_fraction, strata is None)
+
     if dataset.test_ids:
         if scheme != "kfold":
             raise InputError(f"--test-on tests on all slides of the other dataset; leave out --split {scheme}")
-        splits = train_elsewhere(bags, dataset.test_ids, repeats, validation_fraction, seed)
-        return DrawnSplits(splits, f"all {len(dataset.test_ids)} slides of the other dataset are tested", [])
+        splits = train_elsewhere(bags, dataset.test_ids, repeats, validation_fraction, seed, strata)
+        return DrawnSplits(splits, f"all {len(dataset.test_ids)} slides of the other dataset are tested", said(splits))
     name, _, labelled = scheme.partition(":")
     if is_split_file(scheme):
-        splits = completed(read_splits(scheme), bags, validation_fraction, seed, allow_leaks)
-        return DrawnSplits(splits, f"read from {Path(scheme).name}", _leak_warnings(splits, bags))
+        words = Words(
+            Path(scheme).name, dataset.card.classes, "put slides of it there, or draw splits by leaving out --split"
+        )
+        published = read_splits(scheme, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
+        splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
+        return DrawnSplits(splits, f"read from {Path(scheme).name}", said(splits, published))
     if name not in SCHEMES or (labelled != "") != (name == "low-label"):
         raise InputError(
             f"--split {scheme!r} is no way to split{did_you_mean(name, SCHEMES)} (low-label:50, or a file)"
@@ -92,9 +97,15 @@ def draw_splits(
     if name == "official" or folds == "published":
         if name not in ("official", "kfold", "low-label"):
             raise InputError(f"--split {scheme} draws its own folds; give their number with --folds, not 'published'")
-        splits = completed(_first(dataset, repeats), bags, validation_fraction, seed, allow_leaks)
+        words = Words(
+            f"official split of {dataset.card.title}",
+            dataset.card.classes,
+            "mend the column split of the label table, or leave out --split official",
+        )
+        published = _first(dataset, repeats)
+        splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
         kind = "published folds" if len(splits) > 1 else "official split"
-        drawn = DrawnSplits(splits, kind, _leak_warnings(splits, bags))
+        drawn = DrawnSplits(splits, kind, said(splits, published))
         return _thinned(drawn, bags, labelled, seed, allow_leaks)
     unit = "patient" if all(slide.patient_id for slide in as_bags(bags).slides) else "slide (patients unknown)"
     if name == "site":
@@ -103,39 +114,15 @@ def draw_splits(
                 f"dataset {dataset.card.name!r} does not say which site a slide comes from; add a column 'site' to its "
                 "label table, or choose another --split"
             )
-        splits = kfold(bags, folds, repeats, validation_fraction, seed, dataset.site_of)
-        return DrawnSplits(splits, f"site-preserved k-fold ({len(set(dataset.site_of.values()))} sites)", [])
+        splits = kfold(bags, folds, repeats, validation_fraction, seed, dataset.site_of, strata)
+        return DrawnSplits(splits, f"site-preserved k-fold ({len(set(dataset.site_of.values()))} sites)", said(splits))
     if name == "monte-carlo":
         if repeats != 1:
             raise InputError("--split monte-carlo makes --folds independent draws; leave --repeats out")
-        splits = monte_carlo(bags, folds, 0.2, validation_fraction, seed)
-        return DrawnSplits(splits, f"stratified Monte-Carlo draws by {unit}, 20 % for test", [])
-    splits = kfold(bags, folds, repeats, validation_fraction, seed)
-    return _thinned(DrawnSplits(splits, f"stratified k-fold by {unit}", []), bags, labelled, seed)
-
-
-def monte_carlo(
-    bags: Sequence[Bag], draws: int, test_fraction: float = 0.2, validation_fraction: float = 0.15, seed: int = 0
-) -> list[Split]:
-    """Independent random divisions, stratified by label and grouped by patient; test parts of two draws overlap.
-
-    Args:
-        bags: see :func:`mil_zoo.data.splits.split.kfold`.
-        draws: number of divisions; each is a fold of repeat 0.
-        test_fraction: wanted share of the slides in a test part, in (0, 0.5].
-        validation_fraction: wanted share of the training slides, in (0, 0.5].
-        seed: of the draws.
-
-    Raises:
-        InputError: as ``kfold`` does.
-    """
-    if draws < 1 or not 0 < test_fraction <= 0.5:
-        raise InputError(
-            f"Monte-Carlo splits need draws >= 1 and 0 < test_fraction <= 0.5, not {draws}, {test_fraction}"
-        )
-    folds = round(1 / test_fraction)
-    first = (kfold(bags, folds, 1, validation_fraction, draw_seed(seed, draw))[0] for draw in range(draws))
-    return [replace(split, fold=draw) for draw, split in enumerate(first)]
+        splits = monte_carlo(bags, folds, 0.2, validation_fraction, seed, strata)
+        return DrawnSplits(splits, f"stratified Monte-Carlo draws by {unit}, 20 % for test", said(splits))
+    splits = kfold(bags, folds, repeats, validation_fraction, seed, strata=strata)
+    return _thinned(DrawnSplits(splits, f"stratified k-fold by {unit}", said(splits)), bags, labelled, seed)
 
 
 def low_label(
@@ -150,7 +137,7 @@ def low_label(
         bags: labelled bags.
         labelled: a share of the training slides, in (0, 1], or their number, above 1.
         seed: of the choice; the parts of one seed are nested.
-        allow_leaks: see :func:`mil_zoo.data.splits.split.completed`.
+        allow_leaks: see :func:`mil_zoo.data.splits.draw.completed`.
 
     Raises:
         InputError: more slides than a training part holds.
@@ -159,35 +146,16 @@ def low_label(
     thinned = []
     for split in splits:
         share = labelled if labelled <= 1 else labelled / len(split.train)
-        parts = []
+        parts: list[tuple[str, ...]] = []
         for number, (part, wanted) in enumerate(((split.train, labelled), (split.val, min(share, 1.0)))):
             labels = [label_of[slide] for slide in part]
             chosen = choose_labelled(labels, wanted, [seed, split.repeat, split.fold, number])
             parts.append(tuple(part[i] for i in chosen))
-        thinned.append(replace(split, train=parts[0], val=parts[1]))
+        used = set(parts[0])
+        withheld = tuple(slide for slide in split.train if slide not in used)
+        thinned.append(replace(split, train=parts[0], val=parts[1], withheld=withheld))
     check_splits(thinned, bags, allow_leaks)
     return thinned
-
-
-def train_elsewhere(
-    bags: Sequence[Bag], test_ids: Sequence[str], repeats: int = 1, validation_fraction: float = 0.15, seed: int = 0
-) -> list[Split]:
-    """Trains and validates on the slides outside ``test_ids``, and tests on all of these.
-
-    Args:
-        bags: labelled bags of both sides.
-        test_ids: slides of the other dataset.
-        repeats: number of divisions of the others into train and val.
-        validation_fraction: wanted share of the training slides, in (0, 0.5].
-        seed: of these divisions.
-
-    Raises:
-        InputError: see ``check_splits``; patients of both sides are named.
-    """
-    check_sizes(2, repeats, validation_fraction)
-    tested = set(test_ids)
-    rest = tuple(slide.slide_id for slide in as_bags(bags).slides if slide.slide_id not in tested)
-    return completed([Split(r, 0, rest, (), tuple(test_ids)) for r in range(repeats)], bags, validation_fraction, seed)
 
 
 def _first(dataset: Dataset, repeats: int) -> list[Split]:
@@ -226,3 +194,32 @@ def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:
         f"({len(patients)} in all: {', '.join(patients[:10])}{', ...' if len(patients) > 10 else ''}), so scores are "
         "too good."
     ]
+
+
+def _validation_warnings(splits: Sequence[Split], dataset: Dataset, asked: float, classes: bool) -> list[str]:
+    """What to say where patients are too few or too large for a validation part of the wanted size."""
+    if not splits:
+        return []
+    lines = []
+    slides = {slide.slide_id: slide for slide in as_bags(dataset.bags).slides}
+    for label, class_name in enumerate(dataset.card.classes if classes else ()):
+        shares = []
+        for split in splits:
+            val, train = (
+                {patient_key(slides[s]) for s in part if slides[s].label == label} for part in (split.val, split.train)
+            )
+            if len(val) == 1 and 1 + len(train) < 1 / asked:
+                shares.append(1 / (1 + len(train)))
+        if shares:
+            lines.append(
+                f"Class {class_name!r} has few patients: the validation part takes one of {round(1 / max(shares))} "
+                f"({max(shares):.0%} where {asked:.0%} were asked for) in {len(shares)} of {len(splits)} splits."
+            )
+    held = [len(split.val) / (len(split.val) + len(split.train)) for split in splits]
+    odd = [share for share in held if not asked / 2 <= share <= 1.5 * asked]
+    if odd:
+        lines.append(
+            f"The validation part holds {min(odd):.0%} to {max(odd):.0%} of the training slides in {len(odd)} of "
+            f"{len(splits)} splits, where {asked:.0%} were asked for: patients are few, or some have many slides."
+        )
+    return lines

@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedGroupKFold
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide, as_bags
@@ -30,6 +28,8 @@ class Split:
         train: slides that the weights are fitted on.
         val: slides that the checkpoint is chosen on; their patients are in neither other part.
         test: slides that are scored.
+        withheld: slides of the training side whose labels are not used; they count where it matters how much the
+            training sides of two splits overlap.
     """
 
     repeat: int
@@ -37,48 +37,7 @@ class Split:
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
-
-
-def completed(
-    published: Sequence[Split],
-    bags: Sequence[Bag],
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-    allow_leaks: bool = False,
-) -> list[Split]:
-    """Published splits as they are, with a validation part drawn from the training patients where they have none.
-
-    Args:
-        published: splits whose ``val`` may be empty; a slide may be in no part.
-        bags: labelled bags.
-        validation_fraction: see :func:`kfold`.
-        seed: of the validation parts that are drawn.
-        allow_leaks: let patients be in both train and test, as published. The validation part keeps apart from both
-            all the same: it is drawn from, or cut down to, patients of neither.
-
-    Raises:
-        InputError: see :func:`check_splits`.
-    """
-    labels, patients, ids = _columns(bags)
-    place = {slide_id: i for i, slide_id in enumerate(ids.tolist())}
-    _check_known(published, place)
-    splits = []
-    for split in published:
-        train, val, test = (
-            np.array([place[slide] for slide in part], dtype=int) for part in (split.train, split.val, split.test)
-        )
-        if len(val) == 0:
-            tested = np.isin(patients[train], patients[test]) & allow_leaks
-            repeat_seed = draw_seed(seed, split.repeat)
-            rest = np.sort(train[~tested])
-            kept, val = _hold_out(rest, labels, patients, validation_fraction, repeat_seed)
-            train = np.concatenate([kept, train[tested]])
-        elif allow_leaks:
-            val = val[~np.isin(patients[val], patients[np.concatenate([train, test])])]
-        parts = (tuple(ids[np.sort(part)].tolist()) for part in (train, val, test))
-        splits.append(Split(split.repeat, split.fold, *parts))
-    check_splits(splits, bags, allow_leaks)
-    return splits
+    withheld: tuple[str, ...] = ()
 
 
 def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
@@ -101,58 +60,6 @@ def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
     ]
 
 
-def kfold(
-    bags: Sequence[Bag],
-    folds: int,
-    repeats: int = 1,
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-    site_of: Mapping[str, str] | None = None,
-) -> list[Split]:
-    """Repeated k-fold cross-validation, stratified by label and grouped by patient, or by site.
-
-    Every slide is in one test part a repetition. The validation part is taken from the training patients. With sites,
-    no site is on two sides: the test slides come from hospitals that the model has not seen.
-
-    Args:
-        bags: labelled bags; one without ``patient_id`` counts as a patient of its own.
-        folds: number of test parts, at least 2.
-        repeats: number of repetitions with other shuffles.
-        validation_fraction: wanted share of the training slides, in (0, 0.5].
-        seed: of the shuffles.
-        site_of: site of each slide id; None to group by patient alone.
-
-    Raises:
-        InputError: fewer bags, or fewer patients or sites of a class, than the folds need, or a patient of two sites.
-
-    Source:
-        Preserved-site cross-validation: Howard et al., The impact of site-specific digital histology signatures on
-        deep learning model accuracy and bias, Nature Communications 2021. They balance outcomes over folds by
-        quadratic programming, here a greedy choice does (``StratifiedGroupKFold``).
-    """
-    check_sizes(folds, repeats, validation_fraction)
-    labels, groups, ids = _columns(bags)
-    if site_of is not None:
-        groups = _site_column(groups, ids, site_of)
-    for label in np.unique(labels):
-        count = len(np.unique(groups[labels == label]))
-        if count < folds:
-            raise InputError(
-                f"class {label} has {count} {'patients' if site_of is None else 'sites'}, fewer than the {folds} "
-                f"folds; ask for at most {count} folds"
-            )
-    splits = []
-    for repeat in range(repeats):
-        repeat_seed = draw_seed(seed, repeat)
-        outer = StratifiedGroupKFold(folds, shuffle=True, random_state=repeat_seed)
-        for fold, (rest, test) in enumerate(outer.split(ids, labels, groups)):
-            train, val = _hold_out(rest, labels, groups, validation_fraction, repeat_seed)
-            parts = (tuple(ids[np.sort(part)].tolist()) for part in (train, val, test))
-            splits.append(Split(repeat, fold, *parts))
-    check_splits(splits, bags)
-    return splits
-
-
 def check_sizes(folds: int, repeats: int, validation_fraction: float) -> None:
     """Refuses numbers that no split can have."""
     if folds < 2 or repeats < 1 or not 0 < validation_fraction <= 0.5:
@@ -162,71 +69,77 @@ def check_sizes(folds: int, repeats: int, validation_fraction: float) -> None:
         )
 
 
-def draw_seed(seed: int, draw: int) -> int:
-    """The seed of the ``draw``-th shuffle of those that ``seed`` stands for."""
-    return int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])
+def check_seed(seed: int) -> None:
+    """Refuses a seed that stands for no shuffle."""
+    if seed < 0:
+        raise InputError(f"the seed of splits must be 0 or more, not {seed}")
 
 
-def _site_column(patients: npt.NDArray[Any], ids: npt.NDArray[Any], site_of: Mapping[str, str]) -> npt.NDArray[Any]:
-    unknown = [slide_id for slide_id in ids.tolist() if slide_id not in site_of]
-    if unknown:
-        raise InputError(f"the site of slide {unknown[0]!r} is unknown ({len(unknown)} such); split by patient instead")
-    sites = np.array([site_of[slide_id] for slide_id in ids.tolist()])
-    pairs = sorted(set(zip(patients.tolist(), sites.tolist(), strict=True)))
-    for (patient, site), (other, other_site) in pairwise(pairs):
-        if patient == other:
-            raise InputError(
-                f"patient {patient!r} has slides of the sites {site} and {other_site}; correct one of them"
-            )
-    return sites
+@dataclass(frozen=True)
+class Words:
+    """How errors speak of splits.
+
+    Attributes:
+        source: the file, or whatever else they come from; "" where they are drawn here.
+        classes: name of each label; empty for the label itself.
+        advice: what to do where a part lacks a class.
+    """
+
+    source: str = ""
+    classes: Sequence[str] = ()
+    advice: str = "ask for fewer folds or drop the class"
+
+    def place(self, split: Split) -> str:
+        """Which split, in words."""
+        return f"{self.source}{', ' * bool(self.source)}repeat {split.repeat}, fold {split.fold}"
+
+    def name(self, label: Any) -> str:
+        """Which class, in words."""
+        named = isinstance(label, int) and 0 <= label < len(self.classes)
+        return f"is of class {self.classes[label]!r}" if named else f"has label {label}"
 
 
-def _columns(bags: Sequence[Bag]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    slides = as_bags(bags).slides
-    labels = np.array([slide.label for slide in slides])
-    return labels, np.array([patient_key(slide) for slide in slides]), np.array([slide.slide_id for slide in slides])
-
-
-def _hold_out(
-    rest: npt.NDArray[Any], labels: npt.NDArray[Any], patients: npt.NDArray[Any], fraction: float, seed: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Divides ``rest`` into training and validation rows, each with every class of ``rest`` in it."""
-    classes = np.unique(labels[rest])
-    fewest = min(len(np.unique(patients[rest][labels[rest] == label])) for label in classes)
-    if fewest < 2:
-        raise InputError("a class has one patient left for training and validation; ask for fewer folds or more slides")
-    inner = StratifiedGroupKFold(min(round(1 / fraction), fewest), shuffle=True, random_state=seed)
-    for train, val in inner.split(rest, labels[rest], patients[rest]):
-        if all(set(labels[rest][part]) == set(classes) for part in (train, val)):
-            return rest[train], rest[val]
-    raise InputError("no validation part holds every class; ask for a larger validation_fraction or fewer folds")
-
-
-def check_splits(splits: Sequence[Split], bags: Sequence[Bag], allow_leaks: bool = False) -> None:
+def check_splits(
+    splits: Sequence[Split],
+    bags: Sequence[Bag],
+    allow_leaks: bool = False,
+    *,
+    classes: bool = True,
+    test_classes: bool = True,
+    words: Words | None = None,
+) -> None:
     """Refuses splits that cannot be trained on or trusted.
+
+    Args:
+        splits: those to check.
+        bags: labelled bags.
+        allow_leaks: let patients be in both train and test.
+        classes: whether labels are classes, of which every part needs some.
+        test_classes: whether a test part needs all of them too.
+        words: how errors name splits and classes.
 
     Raises:
         InputError: a patient on two sides (all are named), unless leaks between train and test are allowed; a slide
             that the dataset lacks; or a part without a class.
     """
+    words = words or Words()
     label_of = {slide.slide_id: slide.label for slide in as_bags(bags).slides}
-    classes = set(label_of.values())
-    _check_known(splits, label_of)
-    for split in splits:
-        for part in ("train", "val", "test"):
-            lacking = classes - {label_of[slide_id] for slide_id in getattr(split, part)}
+    check_known(splits, label_of, words)
+    present = set(label_of.values())
+    parts = ("train", "val", "test") if test_classes else ("train", "val")
+    for split in splits if classes else ():
+        for part in parts:
+            lacking = present - {label_of[slide_id] for slide_id in getattr(split, part)}
             if lacking:
                 label = min(lacking)  # type: ignore[type-var]
-                raise InputError(
-                    f"repeat {split.repeat}, fold {split.fold}: no {part} slide has label {label}; ask for fewer folds "
-                    "or drop the class"
-                )
+                raise InputError(f"{words.place(split)}: no {part} slide {words.name(label)}; {words.advice}")
     leaks = leaks_of(splits, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
     if allow_leaks:
         leaks = {place: patients for place, patients in leaks.items() if place[2:] != ("train", "test")}
     for (repeat, fold, one, other), patients in leaks.items():
+        shown = ", ".join(patients[:10]) + (f" and {len(patients) - 10} more" if len(patients) > 10 else "")
         raise InputError(
-            f"repeat {repeat}, fold {fold}: patients in both {one} and {other}: {', '.join(patients)}; split by "
+            f"{words.place(Split(repeat, fold, (), (), ()))}: patients in both {one} and {other}: {shown}; split by "
             "patient, or run it as published with --allow-leaky-splits"
         )
 
@@ -254,14 +167,15 @@ def find_leaks(train_ids: Iterable[str], test_ids: Iterable[str], patient_of: Pa
     return sorted(sides[0] & sides[1])
 
 
-def _check_known(splits: Sequence[Split], known: Mapping[str, Any]) -> None:
+def check_known(splits: Sequence[Split], known: Mapping[str, Any], words: Words) -> None:
     for split in splits:
         for part in ("train", "val", "test"):
             unknown = [slide_id for slide_id in getattr(split, part) if slide_id not in known]
             if unknown:
                 raise InputError(
-                    f"repeat {split.repeat}, fold {split.fold}: {part} slide {unknown[0]!r} is not in the dataset "
-                    f"({len(unknown)} such); correct the split or the label table"
+                    f"{words.place(split)}: {part} slide {unknown[0]!r} is not in the dataset ({len(unknown)} such, of "
+                    f"{len(getattr(split, part))}; the dataset has {next(iter(known), 'none')!r}, for instance); "
+                    "correct the split or the label table"
                 )
 
 
@@ -272,5 +186,6 @@ def patient_key(bag: Bag | Slide) -> str:
 
 def split_hash(splits: Sequence[Split]) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of the splits: equal hashes, equal splits."""
-    text = json.dumps([asdict(split) for split in splits], separators=(",", ":"), sort_keys=True)
+    fields = [{name: ids for name, ids in asdict(split).items() if name != "withheld" or ids} for split in splits]
+    text = json.dumps(fields, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

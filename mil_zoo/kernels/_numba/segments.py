@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from mil_zoo.kernels._numba.tools import blocks, exponentials, jit
+from mil_zoo.kernels._numba.jit import jit
+from mil_zoo.kernels._numba.loops import exponentials
+from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted
 
 PIECE = 512  # rows that one thread works on; fixed, so that the order of additions does not depend on the threads

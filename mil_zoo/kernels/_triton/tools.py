@@ -17,16 +17,11 @@ import triton.language as tl
 import triton.testing
 from torch import Tensor
 
-from mil_zoo.kernels.csr import CSR, LONG_ROW, Rows, Transposed
+from mil_zoo.kernels.csr import CSR, LONG_ROW
 
 LONG = tl.constexpr(LONG_ROW)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; and not -inf, for differences of two -inf are NaN
-_MOST = 64  # elements of a tile for each thread; more of them spill registers (tests/compile_triton.py)
-
-# Rows and edges of a tile. A window graph has 25 edges a row, nearest neighbours 5 to 9.
-_TILES = [(1, 8, 4), (1, 32, 4), (2, 16, 4), (4, 8, 2), (4, 16, 4), (16, 8, 8)]
-ROW_BLOCKS = [{"BLOCK_R": rows, "BLOCK_E": edges, "num_warps": warps} for rows, edges, warps in _TILES]
-INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 128, "BLOCK_E": 32}
+_MOST = 100  # elements of a tile and its sums for each thread; more spill registers (tests/compile_triton.py)
 
 
 @triton.jit
@@ -47,21 +42,6 @@ def keep(counter, threshold, low, high, kept):
 @triton.jit
 def leaky_relu(x, slope):
     return tl.where(x > 0, x, x * slope)
-
-
-@triton.jit
-def row_block(starts, ends, rows, count, first, BLOCK_R: tl.constexpr):
-    """Rows ``first`` onwards of a launch: where each begins and ends, its number, and whether it is there."""
-    item = first + tl.arange(0, BLOCK_R)
-    here = item < count
-    start = tl.load(starts + item, here, 0).to(tl.int64)
-    end = tl.load(ends + item, here, 0).to(tl.int64)
-    if rows is None:
-        row = item
-        end = tl.where(end - start > LONG, start, end)  # left to a launch over its pieces
-    else:
-        row = tl.load(rows + item, here, 0)
-    return item, here, row, start, end
 
 
 # Integer arguments that are counts, first rows or words of a seed.
@@ -149,7 +129,7 @@ class Kernel:
             self.compiled[key] = code, self.tuner.best_config.kwargs
             return
         code, blocks = found
-        grid = grid(blocks) if callable(grid) else grid
+        grid = grid(values | blocks) if callable(grid) else grid
         code[(*grid, 1, 1)[:3]](*[blocks[name] if name in blocks else values[name] for name in self.names])
 
 
@@ -176,7 +156,9 @@ def _prune(configs: list[triton.Config], arguments: dict[str, Any], **constants:
     width = constants.get("BLOCK_F", 1)
 
     def elements(config: triton.Config) -> float:
-        return width * math.prod(config.kwargs.values()) / (32 * config.num_warps)
+        blocks = config.kwargs
+        sums = 2 * blocks["BLOCK_R"] if "BLOCK_E" in blocks else 0
+        return width * (math.prod(blocks.values()) + sums) / (32 * config.num_warps)
 
     return [config for config in configs if elements(config) <= _MOST] or [min(configs, key=elements)]
 
@@ -197,9 +179,3 @@ def float32(like: Tensor, *shape: int) -> Tensor:
 def sum_rows(values: Tensor, graph: CSR) -> Tensor:
     """``[Nd, H]``: the sum of ``values`` ``[E, H]`` over the edges of each destination."""
     return torch.segment_reduce(values, "sum", offsets=graph.indptr.long(), initial=0)
-
-
-def all_rows(graph: CSR | Transposed) -> Rows:
-    """All rows of a graph; kernels leave out the edges of the long ones."""
-    indptr = graph.indptr.contiguous()
-    return Rows(indptr, indptr[1:], None, len(indptr) - 1)

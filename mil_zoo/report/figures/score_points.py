@@ -40,6 +40,7 @@ def draw(results: Results) -> dict[str, Figure]:
     axes.set_yticks(range(len(table)), table["aggregator"])
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(results, "Test metrics"))
-    how = f"corrected resampled t, cut to {bounds(results)}"
+    several = table["splits"].max() > 1
+    how = f"corrected resampled t, cut to {bounds(results)}" if several else "over the patients of the one test set"
     figure.supxlabel(f"One point a trial; diamond: mean, line: its 95 % interval ({how}).", fontsize=7)
     return {"metrics": figure}

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
-from mil_zoo.report.load import Results, mean_sizes, values_by_split
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.pairs import corrected_t
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.stats import summarise
 
 BASELINE = "abmil"
 _LABELLED = re.compile(r"(^|,)labelled=([^,]+)")
@@ -23,7 +23,7 @@ def label_budget_table(results: Results) -> pd.DataFrame:
 
     The score is the lead metric of the run. Columns: ``aggregator`` (with what else its grid varies),
     ``labelled`` as in the grid, ``slides`` (labelled training slides, mean over splits), the test score's ``mean``,
-    ``sd``, ``low``, ``high`` and ``n`` (see :func:`mil_zoo.stats.summarise`), and with ``gain_`` in front the same of
+    ``sd``, ``low``, ``high`` and ``n`` (see :func:`mil_zoo.stats.estimate`), and with ``gain_`` in front the same of
     its paired difference to ABMIL.
     """
     return results.once(_label_budgets)
@@ -67,18 +67,21 @@ def _label_budgets(results: Results) -> pd.DataFrame:
     metric = results.lead.name
     for name, budgets in series.items():
         for labelled, trials in sorted(budgets.items(), key=lambda item: float(item[0])):
-            scores = values_by_split(trials, metric)
-            # How much two splits overlap, which the interval corrects for, goes by whole training sides.
-            sizes = mean_sizes(trials)
+            label = trials[0].label
             slides = float(np.mean([trial.n_labelled for trial in trials]))
             row: dict[str, Any] = {"aggregator": name, "labelled": labelled, "slides": slides}
-            row |= vars(summarise(list(scores.values()), *sizes))
-            baseline = values_by_split(series.get(BASELINE, {}).get(labelled, []), metric)
-            gains = [scores[split] - baseline[split] for split in scores if split in baseline]
+            row |= _summary(vars(results.estimate(label, metric)))
             if name != BASELINE:
-                row |= {f"gain_{key}": value for key, value in vars(summarise(gains, *sizes)).items()}
+                baseline = series.get(BASELINE, {}).get(labelled, [])
+                gain = corrected_t(results, metric, label, baseline[0].label).difference if baseline else None
+                gained = {"n": 0} if gain is None else _summary(vars(gain))
+                row |= {f"gain_{key}": value for key, value in gained.items()}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _summary(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("mean", "sd", "low", "high", "n")}
 
 
 def _share(labelled: str) -> str:

@@ -1,4 +1,4 @@
-"""Which differences between aggregators there are: paired tests on the same test slides, adjusted for their number."""
+"""Which differences between aggregators there are: paired tests on the same test slides, one decision a question."""
 
 from __future__ import annotations
 
@@ -11,47 +11,81 @@ import pandas as pd
 
 from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results, mean_sizes, values_by_split
-from mil_zoo.report.tables.scores import score_table
+from mil_zoo.report.tables.encoders import PATIENTS
+from mil_zoo.report.tables.scores import all_levels
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.text import p_value
-from mil_zoo.stats import TestSet, corrected_t_test, delong_test, holm, permutation_test, wilcoxon_test
+from mil_zoo.stats import (
+    EXCHANGED,
+    PairedT,
+    TestSet,
+    corrected_t_test,
+    could_be_best,
+    delong_test,
+    detectable_difference,
+    holm,
+    patient_test,
+    permutation_test,
+)
 
 LEVEL = 0.05
-ENOUGH = 5  # splits: of fewer, differences agree by chance (accuracies have few values) and look certain
+ENOUGH = 5  # test sets: of fewer, differences agree by chance (accuracies have few values) and look certain
 _COLUMNS = ["metric", "a", "b", "splits", "mean_a", "mean_b", "difference", "low", "high"]
-_TESTS = ["p_corrected_t", "p_wilcoxon", "p_permutation", "p_delong"]
+_TESTS = ["p_corrected_t", "p_permutation", "p_delong"]
+_DECIDED = ["test", "p", "p_worse", "p_holm", "detectable", "reason"]
 
 
 def comparisons(results: Results) -> pd.DataFrame:
-    """One row a metric and pair of ``aggregator[@grid]``, on the splits that both finished.
+    """One row a metric and pair of ``aggregator[@grid]``, on the splits that both finished; patients' rows last.
 
-    Columns: ``metric``, ``a``, ``b``, ``splits``, their means, ``difference`` (a - b) and its 95 % interval (corrected
-    resampled t, ``low`` and ``high``); two-sided p of the corrected resampled t-test and of Wilcoxon's test over
-    splits, of the paired permutation test over patients (accuracy, AUC) and of DeLong's test (AUC of two classes);
-    ``test``, the one that decides here (corrected t over several splits; over a single one DeLong, or permutation),
-    its ``p``, and ``p_holm``, adjusted over all pairs of the metric.
+    Columns: ``metric``, ``a``, ``b`` (with " (patients)" where patients are scored), ``splits`` (different test sets),
+    their means, ``difference`` (a - b) and its 95 % interval (``low``, ``high``); two-sided p of the corrected
+    resampled t-test over test sets, of the permutation test over patients and of DeLong's test by patient (AUC);
+    ``test``, the one that decides here (corrected t over several test sets; on a single one DeLong, permutation, or the
+    jackknife over patients), its ``p``, ``p_worse`` (one-sided, small where a is worse), ``p_holm`` (adjusted over all
+    pairs of the metric), ``detectable`` (the difference that the deciding test finds with a power of 80 % where the
+    level is shared by k - 1 comparisons) and ``reason`` (why p is missing).
     """
     return results.once(_comparisons)
 
 
 def best(results: Results) -> dict[str, set[str]]:
-    """For each metric the aggregator of the best mean and those that do not differ from it; none where none differs.
+    """For each metric the aggregators that can be the best one; none where all can.
 
-    Pairs with several splits in common but fewer than ``ENOUGH`` decide nothing.
+    See :func:`mil_zoo.stats.could_be_best`. Pairs with several test sets in common but fewer than ``ENOUGH`` decide
+    nothing.
     """
-    table, pairs = score_table(results), comparisons(results)
     marked: dict[str, set[str]] = {}
     for metric in results.metrics:
-        means = table.set_index("aggregator")[f"{metric.name}_mean"].dropna()
-        of_metric = pairs[(pairs["metric"] == metric.name) & ((pairs["splits"] == 1) | (pairs["splits"] >= ENOUGH))]
-        if len(means) < 2:
-            continue
-        top = means.idxmax() if metric.higher_is_better else means.idxmin()
-        worse = of_metric[(of_metric["p_holm"] < LEVEL) & ((of_metric["a"] == top) | (of_metric["b"] == top))]
-        losers = (set(worse["a"]) | set(worse["b"])) - {top}
-        if losers:
-            marked[metric.name] = set(means.index) - losers
+        for patients in (False, True):
+            labels, p = chances(results, metric, patients)
+            members = {label for label, value in zip(labels, p, strict=True) if value >= LEVEL}
+            if len(members) < len(labels):
+                marked.setdefault(metric.name, set()).update(members)
     return marked
+
+
+def chances(results: Results, metric: Metric, patients: bool = False) -> tuple[list[str], list[float]]:
+    """The aggregators that have the metric, and p of each being the best one."""
+    table = all_levels(results).set_index("aggregator")[f"{metric.name}_mean"].dropna()
+    labels = [str(label) for label in table.index if str(label).endswith(PATIENTS) == patients]
+    place = {label: i for i, label in enumerate(labels)}
+    worse = np.full((len(labels), len(labels)), np.nan)
+    for row in comparisons(results).to_dict("records"):
+        if row["metric"] == metric.name and row["a"] in place and row["b"] in place and _decides(row):
+            i, j = place[row["a"]], place[row["b"]]
+            p = row["p_worse"] if metric.higher_is_better else 1 - row["p_worse"]
+            worse[i, j], worse[j, i] = p, 1 - p
+    return labels, could_be_best(worse).p.tolist()
+
+
+def corrected_t(results: Results, metric: str, a: str, b: str, patient_rule: str | None = None) -> PairedT:
+    """The corrected resampled t-test of a - b over the test sets that both finished."""
+    differences = pd.Series(
+        {test_set: pair[0] - pair[1] for test_set, pair in _by_test_set(results, metric, a, b, patient_rule).items()},
+        dtype=float,
+    )
+    return corrected_t_test(differences.tolist(), *mean_sizes(results.finished[a]))
 
 
 def bold_note(results: Results) -> list[str]:
@@ -61,106 +95,180 @@ def bold_note(results: Results) -> list[str]:
         return []
     if best(results):
         return [
-            f"Bold: the best mean, and those that do not differ from it (p >= {LEVEL} adjusted over all pairs, "
+            f"Bold: can be the best, as nothing is better than it (a set that holds the best one with {1 - LEVEL:.0%}; "
             "comparisons.md)."
         ]
     if pairs["splits"].between(2, ENOUGH - 1).all():
         return [f"Nothing is bold: fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."]
-    return [
-        f"Nothing is bold: no aggregator differs from the best (p < {LEVEL} adjusted over all pairs, comparisons.md)."
-    ]
+    return [f"Nothing is bold: no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"]
 
 
-def shown_comparisons(results: Results) -> Document:
-    """The pairs of the headline metrics as they are read."""
-    titles = {metric.name: metric.title for metric in results.headline}
+def shown_comparisons(results: Results, control: str | None = None) -> Document:
+    """What differs, as it is read: which can be the best, what differs from a control, and all pairs.
+
+    Args:
+        results: of a run.
+        control: ``aggregator[@grid]`` that the others are compared with; None for none.
+    """
+    tables = [_best_table(results)]
+    if control is not None:
+        tables.append(_control_table(results, control))
     rows = []
+    titles = {metric.name: metric.title for metric in results.headline}
     for row in comparisons(results).to_dict("records"):
-        if row["metric"] not in titles:
-            continue
-        interval = () if np.isnan(row["low"]) else (f"[{row['low']:.3f}, {row['high']:.3f}]",)
-        difference = Cell(f"{row['difference']:.3f}", below=interval)
-        decided = Cell(p_value(row["p_holm"]), below=(f"({row['test']})",)) if row["test"] else "-"
-        tests = [p_value(row[name]) for name in _TESTS]
-        rows.append([titles[row["metric"]], row["a"], row["b"], difference, *tests, decided])
-    return Document("comparisons", "Paired comparisons", [Table(_HEADER, rows, _NOTES)])
+        if row["metric"] in titles:
+            rows.append([titles[row["metric"]], row["a"], row["b"], _difference(row), *_decision(row, row["p_holm"])])
+    header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
+    tables.append(Table(header, rows, [*_NOTES, _least(results)], "All pairs"))
+    return Document("comparisons", "Paired comparisons", tables)
 
 
-_HEADER = [
-    "Metric",
-    "A",
-    "B",
-    "A - B [95 %]",
-    "Corrected t",
-    "Wilcoxon",
-    "Permutation",
-    "DeLong",
-    "Adjusted p (test)",
-]
+def _best_table(results: Results) -> Table:
+    header = ["Aggregator", *(metric.title for metric in results.headline)]
+    cells: dict[str, list[str]] = {}
+    for metric in results.headline:
+        for patients in (False, True):
+            for label, p in zip(*chances(results, metric, patients), strict=True):
+                cells.setdefault(label, []).append(p_value(p))
+    rows = [[label, *values] for label, values in cells.items() if len(values) == len(results.headline)]
+    note = (
+        "p of being the best one: small where another one is better. Each is compared one-sided with the k - 1 others, "
+        "and the smallest p counts k - 1 times; those of 0.05 or more hold the best one with a probability of 95 %, "
+        "without a choice of the winner by the same numbers (Hsu 1981)."
+    )
+    return Table(header, rows, [note], "Which can be the best")
+
+
+def _control_table(results: Results, control: str) -> Table:
+    rows = []
+    for metric in results.headline:
+        found = []
+        for row in comparisons(results).to_dict("records"):
+            if row["metric"] == metric.name and control in (row["a"], row["b"]):
+                found.append(row if row["b"] == control else _turned(row))
+        for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+            rows.append([metric.title, row["a"], _difference(row), *_decision(row, float(p))])
+    note = f"Two-sided p of the difference from {control}, adjusted by Holm over these comparisons of a metric alone."
+    return Table(
+        ["Metric", "Aggregator", "Difference [95 %]", "p (test)", "Adjusted p"], rows, [note], f"Against {control}"
+    )
+
+
 _NOTES = [
-    "Two-sided p on the same test slides. The adjusted p (Holm, over all pairs of the metric) is of the test that "
-    f"decides what is bold: over {ENOUGH} splits or more the corrected resampled t-test (Nadeau & Bengio 2003; of "
-    "fewer splits it is shown and decides nothing); on a single split DeLong's test of the AUC and the permutation "
-    "test of the accuracy.",
-    "Wilcoxon over splits takes them to be independent, which folds are not: its p is too small. Permutation "
-    "(predictions exchanged patient by patient) and DeLong speak of these trained models, not of their training.",
+    "Two-sided p on the same test slides, by the test that the design supports: over "
+    f"{ENOUGH} different test sets or more the corrected resampled t-test (Nadeau & Bengio 2003), which tells of the "
+    "training procedures; of fewer it is shown and decides nothing. On a single test set, by patient and of these "
+    "trained models: DeLong's test of the AUC, the permutation test of what is counted, else the jackknife.",
+    "Adjusted by Holm over all pairs of the metric; a question about the best, or about a control, needs k - 1 of them "
+    "only.",
 ]
+
+
+def _least(results: Results) -> str:
+    """The detectable differences of the headline metrics, as a sentence."""
+    pairs, parts = comparisons(results), []
+    for metric in results.headline:
+        found = pairs[pairs["metric"] == metric.name]["detectable"].dropna()
+        if len(found):
+            parts.append(f"{metric.title} {found.median():.3f}")
+    if not parts:
+        return "What difference could have been seen is unknown."
+    return (
+        f"A difference from the best that this design finds four times in five (median of pairs): {', '.join(parts)}."
+    )
+
+
+def _difference(row: Mapping[Any, Any]) -> Cell:
+    interval = () if np.isnan(row["low"]) else (f"[{row['low']:.3f}, {row['high']:.3f}]",)
+    return Cell(f"{row['difference']:.3f}", below=interval)
+
+
+def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:
+    tested = Cell(p_value(row["p"]), below=(f"({row['test']})",)) if row["test"] else "-"
+    return [tested, p_value(adjusted) if _decides(row) else "-"]
+
+
+def _decides(row: Mapping[Any, Any]) -> bool:
+    return bool(row["splits"] == 1 or row["splits"] >= ENOUGH)
+
+
+def _turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    return dict(row) | {
+        "a": row["b"],
+        "b": row["a"],
+        "mean_a": row["mean_b"],
+        "mean_b": row["mean_a"],
+        "difference": -row["difference"],
+        "low": -row["high"],
+        "high": -row["low"],
+        "p_worse": 1 - row["p_worse"],
+    }
 
 
 def _comparisons(results: Results) -> pd.DataFrame:
     labels = [label for label, trials in results.finished.items() if trials]
+    rule = results.config.dataset.patient_rule
     rows = []
-    for metric in results.metrics:
-        values = {label: values_by_split(results.finished[label], metric.name) for label in labels}
-        of_metric = [_compare(results, metric, a, b, values) for a, b in itertools.combinations(labels, 2)]
-        for row, adjusted in zip(of_metric, holm([row["p"] for row in of_metric]), strict=True):
-            row["p_holm"] = float(adjusted)
-        rows += of_metric
-    return pd.DataFrame(rows, columns=[*_COLUMNS, *_TESTS, "test", "p", "p_holm"])
+    for patient_rule in [None, rule] if rule in ("mean", "max") else [None]:
+        for metric in results.metrics:
+            of_metric = [
+                _compare(results, metric, a, b, patient_rule, len(labels)) for a, b in itertools.combinations(labels, 2)
+            ]
+            for row, adjusted in zip(of_metric, holm([row["p"] for row in of_metric]), strict=True):
+                row["p_holm"] = float(adjusted)
+            rows += of_metric
+    return pd.DataFrame(rows, columns=[*_COLUMNS, *_TESTS, *_DECIDED])
 
 
-def _compare(
-    results: Results, metric: Metric, a: str, b: str, values: Mapping[str, Mapping[Any, float]]
-) -> dict[str, Any]:
-    splits = [key for key in values[a] if key in values[b]]
-    differences = [values[a][key] - values[b][key] for key in splits]
-    summary, p_t = corrected_t_test(differences, *mean_sizes(results.finished[a]))
-    row = {
+def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None, k: int) -> dict[str, Any]:
+    pairs = _by_test_set(results, metric.name, a, b, rule)
+    over_sets = corrected_t(results, metric.name, a, b, rule)
+    suffix = PATIENTS if rule is not None else ""
+    row: dict[str, Any] = {
         "metric": metric.name,
-        "a": a,
-        "b": b,
-        "splits": len(splits),
-        "mean_a": np.mean([values[a][key] for key in splits]) if splits else np.nan,
-        "mean_b": np.mean([values[b][key] for key in splits]) if splits else np.nan,
-        "difference": summary.mean,
-        "low": summary.low,
-        "high": summary.high,
-        "p_corrected_t": p_t,
-        "p_wilcoxon": wilcoxon_test(differences) if len(splits) > 1 else np.nan,
+        "a": a + suffix,
+        "b": b + suffix,
+        "splits": len(pairs),
+        "mean_a": np.mean([pair[0] for pair in pairs.values()]) if pairs else np.nan,
+        "mean_b": np.mean([pair[1] for pair in pairs.values()]) if pairs else np.nan,
+        "p_corrected_t": over_sets.p,
     }
-    row |= _tests_of_slides(results, metric, a, b)
-    row["test"] = "corrected t" if len(splits) > 1 else _SINGLE_SPLIT.get(metric.name, "")
-    name = {"corrected t": "p_corrected_t", "DeLong": "p_delong", "permutation": "p_permutation"}.get(row["test"])
-    return row | {"p": row[name] if name else np.nan}
-
-
-_SINGLE_SPLIT = {"auc": "DeLong", "accuracy": "permutation"}  # the test of the slides that decides
-_PERMUTED = ("accuracy", "auc")
-
-
-def _tests_of_slides(results: Results, metric: Metric, a: str, b: str) -> dict[str, float]:
-    """The paired tests over test slides, NaN where one does not apply to the task, the metric or the slides."""
-    left, right = _in_common(results.test_sets(a), results.test_sets(b))
-    repeats = len({repeat for repeat, _ in left})
-    pairs = list(zip(left.values(), right.values(), strict=True))
-    testable = bool(pairs) and all(x.probabilities.shape == y.probabilities.shape for x, y in pairs)
-    both = testable and all(x.probabilities.shape[2] == 2 and len(set(x.labels)) == 2 for x, _ in pairs)
-    exchanged = testable and "permutation" in results.task.tests and metric.name in _PERMUTED
-    areas = both and "delong" in results.task.tests and metric.name == "auc"
+    left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
+    same = bool(left) and all(left[key].probabilities.shape == right[key].probabilities.shape for key in left)
     sets = [*left.values()], [*right.values()]
+    exchanged = same and "permutation" in results.task.tests and metric.name in EXCHANGED
+    row["p_permutation"] = permutation_test(*sets, metric.name) if exchanged else np.nan
+    complete = same and all(len(np.unique(part.labels)) == part.probabilities.shape[2] for part in sets[0])
+    areas = delong_test(*sets) if complete and metric.name == "auc" and "delong" in results.task.tests else None
+    row["p_delong"] = np.nan if areas is None else areas.p
+    if len(pairs) > 1 or not same:
+        found, df, row["test"] = over_sets, float(len(pairs) - 1), "corrected t" if len(pairs) > 1 else ""
+    else:
+        found, df, row["test"] = patient_test(*sets, metric), np.inf, "jackknife"
+    row |= {"difference": found.difference.mean, "low": found.difference.low, "high": found.difference.high}
+    row |= {"p": found.p, "p_worse": found.p_worse, "reason": found.reason}
+    se = found.se
+    if row["test"] == "jackknife" and areas is not None:
+        low, high = (areas.difference + sign * 1.959964 * areas.se for sign in (-1, 1))
+        row |= {"test": "DeLong", "p": areas.p, "p_worse": areas.p_worse, "low": low, "high": high}
+        se = areas.se
+    elif row["test"] == "jackknife" and exchanged:
+        p, lower = row["p_permutation"], row["difference"] < 0
+        row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
+    row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
+    return row
+
+
+def _by_test_set(results: Results, metric: str, a: str, b: str, rule: str | None) -> dict[Any, tuple[float, float]]:
+    """The two values on each test set, what was trained for one of them averaged first."""
+    one, other = (values_by_split(results.finished[label], metric, rule is not None) for label in (a, b))
+    groups: dict[Any, list[tuple[float, float]]] = {}
+    for split in one:
+        if split in other:
+            groups.setdefault(results.test_set_of(split, rule), []).append((one[split], other[split]))
     return {
-        "p_permutation": permutation_test(*sets, metric.name) if exchanged else np.nan,  # type: ignore[arg-type]
-        "p_delong": delong_test(*sets, repeats).p if areas else np.nan,
+        key: (float(np.mean([x for x, _ in pairs])), float(np.mean([y for _, y in pairs])))
+        for key, pairs in groups.items()
     }
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
-from mil_zoo.report.load import Results, mean_sizes, scores_of, values_by_split
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS, without_encoder
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Table
 from mil_zoo.report.tables.text import short
-from mil_zoo.stats import TestSet, bootstrap, calibration, summarise
+from mil_zoo.stats import TestSet, bootstrap, calibration
 
 COSTS = {"parameters": "Parameters", "seconds_per_epoch": "s / epoch", "peak_mem_mib": "Peak memory (MiB)"}
 MEASURED = ["seconds_per_epoch", "peak_mem_mib"]
@@ -23,12 +23,13 @@ MEASURED = ["seconds_per_epoch", "peak_mem_mib"]
 def score_table(results: Results) -> pd.DataFrame:
     """One row an ``aggregator[@grid]``.
 
-    Columns: ``aggregator``; ``encoder`` where several sets of features are compared; ``splits``; for each metric on the
-    test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as :func:`mil_zoo.stats.summarise`
-    gives them (one value a split, its seeds averaged first; of a single split, one value a seed), and ``_boot_low`` and
-    ``_boot_high`` (bootstrap over test patients); of class probabilities ``brier`` and ``ece`` (calibration of all test
-    predictions together); ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and
-    ``peak_mem_mib`` (largest). NaN where undefined.
+    Columns: ``aggregator``; ``encoder`` where several sets of features are compared; ``splits`` (different test sets);
+    for each metric on the test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as
+    :func:`mil_zoo.stats.estimate` gives them (over test sets, what was trained for one of them averaged first; of a
+    single test set over trainings, with the interval over its patients), and ``_boot_low`` and ``_boot_high``
+    (bootstrap over test patients); of class probabilities ``brier`` and ``ece`` (calibration of all test predictions
+    together); ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib``
+    (largest). NaN where undefined.
     """
     return results.once(_slides)
 
@@ -50,8 +51,7 @@ def all_levels(results: Results) -> pd.DataFrame:
 def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str]) -> Table:
     """The comparison table as it is read.
 
-    Intervals are cut to the bounds of their metric: that takes nothing from their coverage. Of a single split the
-    bootstrap's are shown.
+    Intervals are cut to the bounds of their metric: that takes nothing from their coverage.
 
     Args:
         results: of a run.
@@ -98,23 +98,15 @@ def _row(results: Results, label: str, patient_rule: str | None) -> dict[str, An
         row["encoder"] = trials[0].features if trials else ""
     sets = list(results.test_sets(label, patient_rule).values()) if ok else []
     intervals = bootstrap(sets) if sets else {}
-    row["splits"] = len({trial.split for trial in ok})
+    row["splits"] = len({results.test_set_of(trial.split, patient_rule) for trial in ok})
     for metric in (metric.name for metric in results.metrics):
-        values = _values(ok, metric, patient_rule is not None)
-        summary = summarise(values, *mean_sizes(ok))
-        row |= {f"{metric}_{name}": getattr(summary, name) for name in ("mean", "sd", "low", "high", "n")}
+        found = results.estimate(label, metric, patient_rule)
+        row |= {f"{metric}_{name}": getattr(found, name) for name in ("mean", "sd", "low", "high", "n")}
         row[f"{metric}_boot_low"], row[f"{metric}_boot_high"] = intervals.get(metric, (np.nan, np.nan))
     if "calibration" in results.task.figures:
         row |= _calibration(sets)
     row["trials_ok"], row["trials_failed"] = len(ok), len(trials) - len(ok)
     return row | _costs(ok)
-
-
-def _values(ok: list[Trial], metric: str, patients: bool) -> list[float | None]:
-    """What a summary is over: a value a split, or of a single split a value a seed."""
-    if len({trial.split for trial in ok}) == 1:
-        return [scores_of(trial, patients).get(metric) for trial in ok]
-    return list(values_by_split(ok, metric, patients).values())
 
 
 def _calibration(sets: list[TestSet]) -> dict[str, float]:
@@ -141,8 +133,7 @@ def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[
     cells = []
     for metric in results.metrics:
         mean, sd, n = (row[f"{metric.name}_{part}"] for part in ("mean", "sd", "n"))
-        prefix = "boot_" if row["splits"] == 1 else ""
-        low, high = (np.clip(row[f"{metric.name}_{prefix}{part}"], *metric.bounds) for part in ("low", "high"))
+        low, high = (np.clip(row[f"{metric.name}_{part}"], *metric.bounds) for part in ("low", "high"))
         below = [] if np.isnan(low) else [f"[{low:.2f}, {high:.2f}]"]
         if 0 < n < fullest:
             below.append(f"(n = {n})")

@@ -117,15 +117,25 @@ _UNBOUNDED = (-np.inf, np.inf)
 
 
 def _interval_note(results: Results) -> str:
-    splits, seeds = {trial.split for trial in results.trials}, {trial.seed for trial in results.trials}
-    boot = " Bootstrap (patients drawn again within classes, percentiles): the training is taken as it was."
+    trials = results.trials
+    sets, seeds = {results.test_set_of(trial.split) for trial in trials}, {trial.seed for trial in trials}
+    trainings = len({(trial.split, trial.seed) for trial in trials})
     start = "Mean ± standard deviation [95 % interval] of test metrics over "
-    end = (
-        f" Corrected resampled t interval (Nadeau & Bengio 2003), shown within {bounds(results)}, where metrics lie; "
-        "table.csv holds it uncut."
+    if len(sets) > 1:
+        shared = len({trial.split for trial in trials}) > len(sets)
+        averaged = ", splits of one test set averaged first" if shared else ""
+        averaged += ", seeds averaged within a fold" if len(seeds) > 1 else ""
+        return (
+            f"{start}{len(sets)} test folds{averaged}. Corrected resampled t interval (Nadeau & Bengio 2003), shown "
+            f"within {bounds(results)}, where metrics lie; table.csv holds it uncut."
+        )
+    by_patient = (
+        "the interval is over the choice of test patients (Wilson's, with the number of patients that the variance by "
+        "patient stands for); the training is taken as it was."
     )
-    if len(splits) > 1:
-        return f"{start}{len(splits)} test folds{', seeds averaged within a fold' * (len(seeds) > 1)}.{end}"
-    if len(seeds) > 1:
-        return f"{start}{len(seeds)} seeds of one split; the interval is over the choice of test patients.{boot}"
-    return f"Test metrics of one trial a model; the interval is over the choice of test patients.{boot}"
+    if trainings > 1:
+        what = (
+            f"{trainings} trainings tested on one set" if len(seeds) < trainings else f"{trainings} seeds of one split"
+        )
+        return f"{start}{what}, which says nothing of other test sets: {by_patient}"
+    return f"Test metrics of one trial a model; {by_patient}"

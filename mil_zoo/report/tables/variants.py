@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
-from mil_zoo.report.load import Results, mean_sizes, values_by_split
-from mil_zoo.stats import summarise
+from mil_zoo.report.load import Results
 
 _COLUMNS = ["model", "option", "value", "rest", "name", "mean", "low", "high"]
 
@@ -65,9 +64,9 @@ def _variants(results: Results) -> pd.DataFrame:
 def _numbers(results: Results, trials: Sequence[Trial]) -> dict[str, tuple[float, float, float]]:
     numbers = {}
     for metric in results.metrics:
-        summary = summarise(list(values_by_split(trials, metric.name).values()), *mean_sizes(trials))
-        low, high = np.clip([summary.low, summary.high], *metric.bounds)
-        numbers[metric.name] = summary.mean, float(low), float(high)
+        found = results.estimate(trials[0].label, metric.name)
+        low, high = np.clip([found.low, found.high], *metric.bounds)
+        numbers[metric.name] = found.mean, float(low), float(high)
     for name, group in pd.concat([results.test_skew(trial) for trial in trials]).groupby("name"):
         low, middle, high = group["value"].quantile([0.25, 0.5, 0.75])
         numbers[str(name)] = middle, low, high

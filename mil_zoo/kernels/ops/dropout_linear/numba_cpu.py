@@ -18,8 +18,9 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.dropout import dropout_key, keep_run
-from mil_zoo.kernels._numba.tools import array, blocks, jit, stripes
+from mil_zoo.kernels._numba.hashing import Dropout, keep_run
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.threads import blocks, stripes
 
 BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
 
@@ -53,7 +54,7 @@ class _Plan:
         if self.dropout_p == 0 and (np.diff(picked) == 1).all():
             return x[picked[0] : picked[-1] + 1]
         packed = x.new_empty(len(rows), x.shape[1])
-        _pack(_bounds(packed), rows, self.index.numpy(), array(x, x), self.dropout(x), packed.numpy())
+        _pack(_bounds(packed), rows, (self.index.numpy(), array(x, x)), self.dropout(x), packed.numpy())
         return packed
 
     def pack_kept(self, rows, x):
@@ -65,11 +66,11 @@ class _Plan:
     def unpack(self, rows, flow, grad_x):
         """Adds the gradient of ``pack(rows, x)`` to that of x."""
         bounds = stripes(grad_x.shape[1])
-        _unpack(bounds, rows, self.index.numpy(), flow.numpy(), self.dropout(flow), grad_x.numpy())
+        _unpack(bounds, rows, (self.index.numpy(), flow.numpy()), self.dropout(flow), grad_x.numpy())
 
     def dropout(self, like):
-        key = dropout_key(self.dropout_p, self.seed, array(like, like).dtype)
-        return *key[:3], key[3].dtype.type(1)
+        dropout = Dropout.of(self.dropout_p, self.seed, array(like, like).dtype)
+        return dropout._replace(kept=dropout.kept.dtype.type(1))
 
     def write(self, rows, packed, weight, bias, outs):
         """``outs[i][rows] =`` its columns of ``packed @ weight^T + bias``."""
@@ -159,7 +160,8 @@ def _copy(bounds, from_rows, source, to_rows, target):
 
 
 @jit(parallel=True)
-def _pack(bounds, rows, index, x, dropout, packed):
+def _pack(bounds, rows, source, dropout, packed):
+    index, x = source
     for block in prange(len(bounds) - 1):
         for r in range(bounds[block], bounds[block + 1]):
             _pack_row(rows[r], x[index[rows[r]]], dropout, packed[r])
@@ -180,13 +182,14 @@ def _pack_row(row, source, dropout, packed):
 
 
 @jit(parallel=True)
-def _unpack(bounds, rows, index, flow, dropout, grad_x):
+def _unpack(bounds, rows, source, dropout, grad_x):
     for stripe in prange(len(bounds) - 1):
-        _unpack_columns(bounds[stripe], bounds[stripe + 1], rows, index, flow, dropout, grad_x)
+        _unpack_columns(bounds[stripe : stripe + 2], rows, source, dropout, grad_x)
 
 
 @jit()
-def _unpack_columns(first, last, rows, index, flow, dropout, grad_x):
+def _unpack_columns(columns, rows, source, dropout, grad_x):
+    (first, last), (index, flow) = (columns[0], columns[1]), source
     scale = np.empty(last - first, flow.dtype)
     for r in range(len(rows)):
         keep_run(rows[r] * grad_x.shape[1] + first, dropout, scale)

@@ -13,26 +13,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._triton.segments import Pieces, join_softmax, range_sum, segment_sum
-from mil_zoo.kernels._triton.tools import (
+from mil_zoo.kernels._triton.rows import (
     INTERPRETED_ROW_BLOCKS,
-    LOWEST,
     ROW_BLOCKS,
-    Dropout,
     all_rows,
-    block,
-    float32,
-    keep,
-    leaky_relu,
+    edge_block,
+    finish_softmax,
     row_block,
-    sum_rows,
-    tuned,
+    softmax_step,
+    store_rows,
+    tile_of_edges,
+    tile_of_rows,
+    walk,
 )
+from mil_zoo.kernels._triton.segments import Pieces, join_softmax, range_sum, segment_sum
+from mil_zoo.kernels._triton.tools import LOWEST, Dropout, float32, keep, leaky_relu, sum_rows, tuned
 from mil_zoo.kernels.csr import CSR, Rows
 from mil_zoo.kernels.devices import require
 
@@ -150,23 +149,21 @@ class _GraphAttention(torch.autograd.Function):
 
 
 def _walk(kernel, graph, rows: Rows, inputs, settings: _Settings, **arrays) -> None:
-    """Launches ``kernel`` over rows of a graph, or of its transpose."""
     _, heads, width = inputs[0].shape
-    bag, dropout = None if settings.bags is None else settings.bags.bag, settings.dropout
-    kernel[lambda meta: (triton.cdiv(rows.count, meta["BLOCK_R"]) * heads,)](
-        **rows._asdict(),
+    walk(
+        kernel,
+        graph,
+        rows,
+        dropout=settings.dropout,
+        heads=heads,
+        width=width,
         indptr=graph.indptr.contiguous(),
-        indices=graph.indices.contiguous(),
         **dict(zip(("feat", "src", "dst", "key_feat", "key_score"), inputs, strict=True)),
-        bag=bag,
+        bag=None if settings.bags is None else settings.bags.bag,
         edges=len(graph.indices),
-        **dropout._asdict(),
         slope=settings.slope,
-        **arrays,
-        DROPOUT=dropout.threshold != 0,
-        H=heads,
         F=width,
-        BLOCK_F=block(width),
+        **arrays,
     )
 
 
@@ -224,9 +221,7 @@ def _forward(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    h = tl.program_id(0) % H
-    first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
-    item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
+    h, item, here, row, start, end, longest = row_block(starts, ends, rows, count, H, BLOCK_R)
     column = tl.arange(0, BLOCK_F)
     own = tl.load(dst + row * H + h, here, 0.0).to(tl.float32)
     top = tl.full([BLOCK_R], LOWEST, tl.float32)
@@ -241,38 +236,21 @@ def _forward(
         score = tl.where(keyed, score, -float("inf"))
         top = tl.maximum(score, top)
         total = tl.exp(score - top)
-        mask = keyed[:, None] & (column < F)[None, :]
-        acc = tl.load(key_feat + ((b * H + h) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
-        acc *= total[:, None]
+        acc = tile_of_rows(key_feat, b, h, keyed, column, H, F) * total[:, None]
         if DROPOUT:
             acc *= keep((edges + row) * H + h, threshold, low, high, kept)[:, None]
-    longest = tl.max(end - start, 0)
     done = longest * 0
     while done < longest:
-        e = start[:, None] + done + tl.arange(0, BLOCK_E)[None, :]
-        there = e < end[:, None]
-        j = tl.load(indices + e, there, 0).to(tl.int64)
+        e, there, j = edge_block(indices, start, end, done, BLOCK_E)
         x = leaky_relu(tl.load(src + j * H + h, there, 0.0).to(tl.float32) + own[:, None], slope)
         x = tl.where(there, x, -float("inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        shrink = tl.exp(top - new)
-        weight = tl.exp(x - new[:, None])
-        total = total * shrink + tl.sum(weight, 1)
-        top = new
+        top, total, shrink, weight = softmax_step(top, total, x)
         if DROPOUT:
             weight *= keep(e * H + h, threshold, low, high, kept)
-        inside = there[:, :, None] & (column < F)[None, None, :]
-        tile = tl.load(feat + ((j * H + h) * F)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        tile = tile_of_edges(feat, j, h, there, column, H, F)
         acc = acc * shrink[:, None] + tl.sum(weight[:, :, None] * tile, 1)
         done += BLOCK_E
-    nothing = total == 0
-    total = tl.where(nothing, 1.0, total)
-    acc = acc / total[:, None]
-    mask = here[:, None] & (column < F)[None, :]
-    tl.store(out + ((item * H + h) * F)[:, None] + column[None, :], acc.to(out.dtype.element_ty), mask)
-    # inf makes every weight of such a row 0; among pieces -inf makes the piece weigh nothing.
-    marker = float("inf") if rows is None else -float("inf")
-    tl.store(lse + item * H + h, tl.where(nothing, marker, top + tl.log(total)), here)
+    finish_softmax(out, lse, acc, top, total, item, h, here, column, rows, H, F)
 
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
@@ -314,16 +292,12 @@ def _backward_dst(
 ):
     """Gradients of the destinations' scores, and ``delta``; for the global key of each row its weight after dropout and
     the gradient of its score."""
-    h = tl.program_id(0) % H
-    first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
-    item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
+    h, item, here, row, start, end, longest = row_block(starts, ends, rows, count, H, BLOCK_R)
     column = tl.arange(0, BLOCK_F)
     own = tl.load(dst + row * H + h, here, 0.0).to(tl.float32)
     shift = tl.load(lse + row * H + h, here, 0.0)
-    mask = here[:, None] & (column < F)[None, :]
-    place = ((row * H + h) * F)[:, None] + column[None, :]
-    g = tl.load(grad_out + place, mask, 0.0).to(tl.float32)
-    mean = tl.sum(g * tl.load(out + place, mask, 0.0).to(tl.float32), 1)
+    g = tile_of_rows(grad_out, row, h, here, column, H, F)
+    mean = tl.sum(g * tile_of_rows(out, row, h, here, column, H, F), 1)
     if extra is not None:
         mean += tl.load(extra + row * H + h, here, 0.0)
     total = tl.zeros([BLOCK_R], tl.float32)
@@ -333,8 +307,7 @@ def _backward_dst(
             b = tl.load(bag + row, here, 0)
             score = tl.load(key_score + b * H + h, here, 0.0).to(tl.float32) + own
             share = tl.exp(leaky_relu(score, slope) - shift)
-            key = tl.load(key_feat + ((b * H + h) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
-            total = tl.sum(g * key, 1)
+            total = tl.sum(g * tile_of_rows(key_feat, b, h, here, column, H, F), 1)
             if DROPOUT:
                 scale = keep((edges + row) * H + h, threshold, low, high, kept)
                 total *= scale
@@ -345,16 +318,12 @@ def _backward_dst(
                 total += tl.load(grad_key_attention + row * H + h, here, 0.0).to(tl.float32)
             total = share * (total - mean) * tl.where(score > 0, 1.0, slope)
             tl.store(key_flow + row * H + h, total, here)
-    longest = tl.max(end - start, 0)
     done = longest * 0
     while done < longest:
-        e = start[:, None] + done + tl.arange(0, BLOCK_E)[None, :]
-        there = e < end[:, None]
-        j = tl.load(indices + e, there, 0).to(tl.int64)
+        e, there, j = edge_block(indices, start, end, done, BLOCK_E)
         x = tl.load(src + j * H + h, there, 0.0).to(tl.float32) + own[:, None]
         weight = tl.where(there, tl.exp(leaky_relu(x, slope) - shift[:, None]), 0.0)
-        inside = there[:, :, None] & (column < F)[None, None, :]
-        tile = tl.load(feat + ((j * H + h) * F)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        tile = tile_of_edges(feat, j, h, there, column, H, F)
         flow = tl.sum(g[:, None, :] * tile, 2)
         if DROPOUT:
             flow *= keep(e * H + h, threshold, low, high, kept)
@@ -400,27 +369,20 @@ def _backward_src(
     BLOCK_E: tl.constexpr,
 ):
     """Gradients of the sources' features and scores, by rows of the transposed graph."""
-    h = tl.program_id(0) % H
-    first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
-    item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
+    h, item, here, row, start, end, longest = row_block(starts, ends, rows, count, H, BLOCK_R)
     column = tl.arange(0, BLOCK_F)
     own = tl.load(src + row * H + h, here, 0.0).to(tl.float32)
-    mask = here[:, None] & (column < F)[None, :]
-    f = tl.load(feat + ((row * H + h) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
+    f = tile_of_rows(feat, row, h, here, column, H, F)
     total = tl.zeros([BLOCK_R], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
-    longest = tl.max(end - start, 0)
     done = longest * 0
     while done < longest:
-        t = start[:, None] + done + tl.arange(0, BLOCK_E)[None, :]
-        there = t < end[:, None]
-        i = tl.load(indices + t, there, 0).to(tl.int64)
+        t, there, i = edge_block(indices, start, end, done, BLOCK_E)
         e = tl.load(edge + t, there, 0).to(tl.int64)
         x = tl.load(dst + i * H + h, there, 0.0).to(tl.float32) + own[:, None]
         weight = tl.exp(leaky_relu(x, slope) - tl.load(lse + i * H + h, there, 0.0))
         weight = tl.where(there, weight, 0.0)
-        inside = there[:, :, None] & (column < F)[None, None, :]
-        g = tl.load(grad_out + ((i * H + h) * F)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        g = tile_of_edges(grad_out, i, h, there, column, H, F)
         flow = tl.sum(f[:, None, :] * g, 2)
         dropped = weight
         if DROPOUT:
@@ -433,6 +395,5 @@ def _backward_src(
         total += tl.sum(weight * (flow - mean) * tl.where(x > 0, 1.0, slope), 1)
         acc += tl.sum(dropped[:, :, None] * g, 1)
         done += BLOCK_E
-    mask = here[:, None] & (column < F)[None, :]
-    tl.store(grad_feat + ((item * H + h) * F)[:, None] + column[None, :], acc.to(grad_feat.dtype.element_ty), mask)
+    store_rows(grad_feat, item, h, acc, here, column, H, F)
     tl.store(grad_src + item * H + h, total.to(grad_src.dtype.element_ty), here)

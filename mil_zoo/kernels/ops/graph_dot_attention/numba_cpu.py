@@ -6,25 +6,58 @@ summed by one thread in a fixed order. The mean of a row's gradients under its w
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.dropout import dropout_key, keep
+from mil_zoo.kernels._numba.attention import Edges, finish_row, raise_top, softmax_of, start_row
+from mil_zoo.kernels._numba.hashing import Dropout, keep
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
 from mil_zoo.kernels._numba.segments import segment_weighted_sum
-from mil_zoo.kernels._numba.tools import (
-    CHUNK,
-    array,
-    blocks,
-    exp,
-    gather,
-    jit,
-    largest,
-    multiply,
-    number,
-)
+from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
+
+
+class _Inputs(NamedTuple):
+    """What all kernels read; a bias that is not there has length 0.
+
+    Attributes:
+        q: ``[Nd, H, F]``.
+        k: ``[Ns, H, F]``.
+        v: ``[Ns, H, Fv]``.
+        bias: ``[E, H]``.
+        lse: ``[Nd, H]``, the log-sum-exp of each row; forward writes it.
+        scale: what products are multiplied by.
+    """
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    bias: np.ndarray
+    lse: np.ndarray
+    scale: np.floating
+
+
+class _Flows(NamedTuple):
+    """What both backward kernels read, and the two gradients that each of them writes.
+
+    Attributes:
+        grad_out: ``[Nd, H, Fv]``.
+        grad_attention: ``[E, H]``, or of length 0.
+        delta: ``[Nd, H]``, the mean of a row's gradients under its weights.
+        first: the gradient of q by destination, that of k by source.
+        second: the gradient of the bias ``[E, H]`` (length 0 where there is none), that of v by source.
+    """
+
+    grad_out: np.ndarray
+    grad_attention: np.ndarray
+    delta: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
 
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
@@ -41,11 +74,9 @@ class _GraphDotAttention(torch.autograd.Function):
         graph, heads = settings[0], q.shape[1]
         out, lse = q.new_empty(len(q), heads, v.shape[2]), q.new_empty(len(q), heads)
         attention = q.new_empty(graph.num_edges, heads) if return_attention else None
-        arrays = _arrays(q, k, v, bias, lse, settings)
-        _forward(
-            blocks(graph.indptr, heads * (q.shape[2] + v.shape[2])), graph.indptr.numpy(), graph.indices.numpy(),
-            *arrays, out.numpy(), array(attention, q, 0, heads),
-        )  # fmt: skip
+        inputs, dropout = _arrays(q, k, v, bias, lse, settings)
+        bounds = blocks(graph.indptr, heads * (q.shape[2] + v.shape[2]))
+        _forward(bounds, Edges.of(graph), inputs, dropout, (out.numpy(), array(attention, q, 0, heads)))
         ctx.save_for_backward(q, k, v, bias, lse, out, attention)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -63,176 +94,147 @@ class _GraphDotAttention(torch.autograd.Function):
             product = array((attention * grad_attention)[:, :, None], q)
             ones, rows = np.ones((graph.num_edges, heads), delta.dtype), graph.indptr.numpy().astype(np.int64)
             delta = delta + segment_weighted_sum(ones, product, rows)[:, :, 0]
-        grads = [None if t is None else torch.empty_like(t) for t in (q, k, v, bias)]
-        arrays = _arrays(q, k, v, bias, lse, ctx.settings)
-        flows = array(grad_out, q), array(grad_attention, q, 0, heads), delta
+        grads = [
+            None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, bias)
+        ]
+        grad_q, grad_k, grad_v, grad_bias = (array(grad, q, 0, heads) for grad in grads)
+        inputs, dropout = _arrays(q, k, v, bias, lse, ctx.settings)
         cost, back = 2 * heads * (q.shape[2] + v.shape[2]), graph.transposed
-        _backward_dst(
-            blocks(graph.indptr, cost), graph.indptr.numpy(), graph.indices.numpy(), *arrays, *flows,
-            grads[0].numpy(), array(grads[3], q, 0, heads),
-        )  # fmt: skip
-        _backward_src(
-            blocks(back.indptr, cost), back.indptr.numpy(), back.indices.numpy(), back.edge.numpy(), *arrays, *flows,
-            grads[1].numpy(), grads[2].numpy(),
-        )  # fmt: skip
+        flows = _Flows(array(grad_out, q), array(grad_attention, q, 0, heads), delta, grad_q, grad_bias)
+        _backward_dst(blocks(graph.indptr, cost), Edges.of(graph), inputs, dropout, flows)
+        flows = flows._replace(first=grad_k, second=grad_v)
+        _backward_src(blocks(back.indptr, cost), Edges.of(back), inputs, dropout, flows)
         return *grads, None, None
 
 
 def _arrays(q, k, v, bias, lse, settings):
-    """The inputs that all kernels share; a bias that is not there has length 0."""
     _, scale, dropout_p, seed = settings
     tensors = array(q, q), array(k, q), array(v, q), array(bias, q, 0, q.shape[1]), array(lse, q)
-    return *tensors, tensors[0].dtype.type(scale), dropout_key(dropout_p, seed, tensors[0].dtype)
+    dtype = tensors[0].dtype
+    return _Inputs(*tensors, scale=dtype.type(scale)), Dropout.of(dropout_p, seed, dtype)
 
 
 @jit(parallel=True)
-def _forward(bounds, indptr, indices, q, k, v, bias, lse, scale, dropout, out, attention):
+def _forward(bounds, edges, inputs, dropout, outputs):
     for block in prange(len(bounds) - 1):
-        _forward_rows(
-            bounds[block], bounds[block + 1], indptr, indices, q, k, v, bias, lse, scale, dropout, out, attention
-        )
+        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs)
 
 
 @jit()
-def _forward_rows(first, last, indptr, indices, q, k, v, bias, lse, scale, dropout, out, attention):
-    heads, zero, lowest = q.shape[1], q.dtype.type(0), np.finfo(q.dtype).min  # not -inf: see top
-    weight, kept, scratch = (
-        np.zeros((heads, CHUNK), q.dtype),
-        np.ones((heads, CHUNK), q.dtype),
-        np.empty(CHUNK, q.dtype),
-    )
-    edges, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
-    top, total = np.empty(heads, q.dtype), np.empty(heads, np.float64)
-    for i in range(first, last):
-        out[i] = 0
-        total[:] = 0
-        top[:] = np.finfo(q.dtype).min  # and not -inf, for differences of two -inf are NaN
+def _forward_rows(rows, edges, inputs, dropout, outputs):
+    q, v, lse, indptr, (all_out, attention) = inputs.q, inputs.v, inputs.lse, edges.indptr, outputs
+    heads, zero, lowest = q.shape[1], q.dtype.type(0), np.finfo(q.dtype).min
+    softmax = softmax_of(heads, q)
+    weight, kept = softmax.weight, softmax.scale
+    positions, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
+    for i in range(rows[0], rows[1]):
+        out = all_out[i]
+        start_row(softmax, out)
         for start in range(indptr[i], indptr[i + 1], CHUNK):
-            sources = indices[start : min(start + CHUNK, indptr[i + 1])]
-            number(start, edges)
-            keep(edges, dropout, counter, kept)
-            _score(q[i], k, sources, start, bias, scale, weight)
+            sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
+            number(start, positions)
+            keep(positions, dropout, counter, kept)
+            _score(q[i], start, sources, inputs, weight)
             for h in range(heads):
                 weight[h, len(sources) :] = lowest
-                new = max(top[h], largest(weight[h], scratch))
-                if new > top[h]:
-                    shrink = exp(top[h] - new)
-                    top[h] = new
-                    total[h] *= shrink
-                    multiply(out[i, h], shrink)
-                part = zero
+                new, part = raise_top(h, softmax, out), zero
                 for e in range(len(sources)):
                     y = exp(weight[h, e] - new)
                     part += y
                     weight[h, e] = y * kept[h, e]
-                total[h] += part
-            add_weighted(out[i], weight, v, sources)
-        for h in range(heads):
-            some = total[h] != 0
-            lse[i, h] = top[h] + np.log(total[h]) if some else np.inf
-            multiply(out[i, h], q.dtype.type(1 / total[h] if some else 0))
+                softmax.total[h] += part
+            add_weighted(out, weight, v, sources)
+        finish_row(softmax, lse[i], out)
         if len(attention):
             for start in range(indptr[i], indptr[i + 1], CHUNK):
-                sources = indices[start : min(start + CHUNK, indptr[i + 1])]
-                _score(q[i], k, sources, start, bias, scale, weight)
+                sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
+                _score(q[i], start, sources, inputs, weight)
                 for e in range(len(sources)):
                     for h in range(heads):
                         attention[start + e, h] = exp(weight[h, e] - lse[i, h])
 
 
 @jit()
-def _score(own, table, others, start, bias, scale, result):
-    """``result[h, e] = scale * <own[h], table[others[e], h]> + bias[start + e, h]``."""
-    dots(own, table, others, result)
+def _score(own, start, sources, inputs, result):
+    """``result[h, e] = scale * <own[h], k[sources[e], h]> + bias[start + e, h]``."""
+    dots(own, inputs.k, sources, result)
     for h in range(len(own)):
-        for e in range(len(others)):
-            result[h, e] *= scale
-            if len(bias):
-                result[h, e] += bias[start + e, h]
+        for e in range(len(sources)):
+            result[h, e] *= inputs.scale
+            if len(inputs.bias):
+                result[h, e] += inputs.bias[start + e, h]
 
 
 @jit(parallel=True)
-def _backward_dst(
-    bounds, indptr, indices, q, k, v, bias, lse, scale, dropout, grad_out, grad_attention, delta, grad_q, grad_bias
-):  # fmt: skip
+def _backward_dst(bounds, edges, inputs, dropout, flows):
     for block in prange(len(bounds) - 1):
-        _backward_dst_rows(
-            bounds[block], bounds[block + 1], indptr, indices, q, k, v, bias, lse, scale, dropout, grad_out,
-            grad_attention, delta, grad_q, grad_bias,
-        )  # fmt: skip
+        _backward_dst_rows(bounds[block : block + 2], edges, inputs, dropout, flows)
 
 
 @jit()
-def _backward_dst_rows(
-    first, last, indptr, indices, q, k, v, bias, lse, scale, dropout, grad_out, grad_attention, delta, grad_q,
-    grad_bias,
-):  # fmt: skip
+def _backward_dst_rows(rows, edges, inputs, dropout, flows):
     """Gradients of the queries and the bias."""
+    q, indptr, lse, delta, grad_bias = inputs.q, edges.indptr, inputs.lse, flows.delta, flows.second
     heads = q.shape[1]
     weight, flow = np.zeros((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
     kept, extra = np.ones((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
-    edges, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
-    for i in range(first, last):
-        grad_q[i] = 0
+    positions, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
+    for i in range(rows[0], rows[1]):
+        grad_q = flows.first[i]
+        grad_q[:] = 0
         for start in range(indptr[i], indptr[i + 1], CHUNK):
-            sources = indices[start : min(start + CHUNK, indptr[i + 1])]
-            number(start, edges)
-            keep(edges, dropout, counter, kept)
-            if len(grad_attention):
-                gather(edges[: len(sources)], grad_attention, extra)
-            _score(q[i], k, sources, start, bias, scale, weight)
-            dots(grad_out[i], v, sources, flow)
+            sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
+            number(start, positions)
+            keep(positions, dropout, counter, kept)
+            if len(flows.grad_attention):
+                gather(positions[: len(sources)], flows.grad_attention, extra)
+            _score(q[i], start, sources, inputs, weight)
+            dots(flows.grad_out[i], inputs.v, sources, flow)
             for h in range(heads):
                 for e in range(len(sources)):
                     slope = exp(weight[h, e] - lse[i, h]) * (flow[h, e] * kept[h, e] + extra[h, e] - delta[i, h])
-                    weight[h, e] = slope * scale
+                    weight[h, e] = slope * inputs.scale
                     if len(grad_bias):
                         grad_bias[start + e, h] = slope
-            add_weighted(grad_q[i], weight, k, sources)
+            add_weighted(grad_q, weight, inputs.k, sources)
 
 
 @jit(parallel=True)
-def _backward_src(
-    bounds, indptr, indices, edge, q, k, v, bias, lse, scale, dropout, grad_out, grad_attention, delta, grad_k, grad_v
-):  # fmt: skip
+def _backward_src(bounds, edges, inputs, dropout, flows):
     for block in prange(len(bounds) - 1):
-        _backward_src_rows(
-            bounds[block], bounds[block + 1], indptr, indices, edge, q, k, v, bias, lse, scale, dropout, grad_out,
-            grad_attention, delta, grad_k, grad_v,
-        )  # fmt: skip
+        _backward_src_rows(bounds[block : block + 2], edges, inputs, dropout, flows)
 
 
 @jit()
-def _backward_src_rows(
-    first, last, indptr, indices, edge, q, k, v, bias, lse, scale, dropout, grad_out, grad_attention, delta, grad_k,
-    grad_v,
-):  # fmt: skip
+def _backward_src_rows(rows, edges, inputs, dropout, flows):
     """Gradients of the keys and values, by rows of the transposed graph."""
+    q, k, v, scale, bias, indptr = inputs.q, inputs.k, inputs.v, inputs.scale, inputs.bias, edges.indptr
     heads = q.shape[1]
     weight, flow = np.zeros((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
     shift, mean = np.zeros((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
     kept, extra = np.ones((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
     counter = np.empty((2, CHUNK), np.uint32)
-    for j in range(first, last):
-        grad_k[j] = 0
-        grad_v[j] = 0
+    for j in range(rows[0], rows[1]):
+        grad_k, grad_v = flows.first[j], flows.second[j]
+        grad_k[:] = 0
+        grad_v[:] = 0
         for start in range(indptr[j], indptr[j + 1], CHUNK):
             end = min(start + CHUNK, indptr[j + 1])
-            rows, edges = indices[start:end], edge[start:end]
-            keep(edges, dropout, counter, kept)
-            if len(grad_attention):
-                gather(edges, grad_attention, extra)
-            gather(rows, lse, shift)
-            gather(rows, delta, mean)
-            dots(k[j], q, rows, weight)
-            dots(v[j], grad_out, rows, flow)
+            others, positions = edges.others[start:end], edges.positions[start:end]
+            keep(positions, dropout, counter, kept)
+            if len(flows.grad_attention):
+                gather(positions, flows.grad_attention, extra)
+            gather(others, inputs.lse, shift)
+            gather(others, flows.delta, mean)
+            dots(k[j], q, others, weight)
+            dots(v[j], flows.grad_out, others, flow)
             for h in range(heads):
-                for e in range(len(rows)):
+                for e in range(len(others)):
                     x = weight[h, e] * scale
                     if len(bias):
-                        x += bias[edges[e], h]
+                        x += bias[positions[e], h]
                     y = exp(x - shift[h, e])
                     weight[h, e] = scale * y * (flow[h, e] * kept[h, e] + extra[h, e] - mean[h, e])
                     flow[h, e] = y * kept[h, e]
-            add_weighted(grad_k[j], weight, q, rows)
-            add_weighted(grad_v[j], flow, grad_out, rows)
+            add_weighted(grad_k, weight, q, others)
+            add_weighted(grad_v, flow, flows.grad_out, others)

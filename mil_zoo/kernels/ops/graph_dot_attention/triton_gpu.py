@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._triton.segments import join_softmax, range_sum
-from mil_zoo.kernels._triton.tools import (
+from mil_zoo.kernels._triton.rows import (
     INTERPRETED_ROW_BLOCKS,
-    LOWEST,
     ROW_BLOCKS,
-    Dropout,
     all_rows,
-    block,
-    float32,
-    keep,
+    edge_block,
+    finish_softmax,
     row_block,
-    sum_rows,
-    tuned,
+    softmax_step,
+    store_rows,
+    tile_of_edges,
+    tile_of_rows,
+    walk,
 )
+from mil_zoo.kernels._triton.segments import join_softmax, range_sum
+from mil_zoo.kernels._triton.tools import LOWEST, Dropout, float32, keep, sum_rows, tuned
 from mil_zoo.kernels.csr import CSR, Rows
 
 
@@ -94,21 +94,19 @@ class _GraphDotAttention(torch.autograd.Function):
 
 
 def _walk(kernel, graph, rows: Rows, inputs: list[Tensor | None], settings: _Settings, **arrays: Tensor | None) -> None:
-    """Launches ``kernel`` over rows of a graph, or of its transpose."""
     q, _, v, _ = inputs
-    heads, width, dropout = q.shape[1], max(q.shape[2], v.shape[2]), settings.dropout
-    kernel[lambda meta: (triton.cdiv(rows.count, meta["BLOCK_R"]) * heads,)](
-        **rows._asdict(),
-        indices=graph.indices.contiguous(),
+    walk(
+        kernel,
+        graph,
+        rows,
+        dropout=settings.dropout,
+        heads=q.shape[1],
+        width=max(q.shape[2], v.shape[2]),
         **dict(zip(("q", "k", "v", "bias"), inputs, strict=True)),
-        **dropout._asdict(),
         scale=settings.scale,
-        **arrays,
-        DROPOUT=dropout.threshold != 0,
-        H=heads,
         F=q.shape[2],
         FV=v.shape[2],
-        BLOCK_F=block(width),
+        **arrays,
     )
 
 
@@ -139,47 +137,29 @@ def _forward(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    h = tl.program_id(0) % H
-    first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
-    item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
+    h, item, here, row, start, end, longest = row_block(starts, ends, rows, count, H, BLOCK_R)
     column = tl.arange(0, BLOCK_F)
-    mask = here[:, None] & (column < F)[None, :]
-    own = tl.load(q + ((row * H + h) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32) * scale
+    own = tile_of_rows(q, row, h, here, column, H, F) * scale
     top = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
-    longest = tl.max(end - start, 0)
     done = longest * 0
     while done < longest:
-        e = start[:, None] + done + tl.arange(0, BLOCK_E)[None, :]
-        there = e < end[:, None]
-        j = tl.load(indices + e, there, 0).to(tl.int64)
-        inside = there[:, :, None] & (column < F)[None, None, :]
-        tile = tl.load(k + ((j * H + h) * F)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        e, there, j = edge_block(indices, start, end, done, BLOCK_E)
+        tile = tile_of_edges(k, j, h, there, column, H, F)
         x = tl.sum(own[:, None, :] * tile, 2)
         if bias is not None:
             x += tl.load(bias + e * H + h, there, 0.0).to(tl.float32)
         if score is not None:
             tl.store(score + e * H + h, x, there)
         x = tl.where(there, x, -float("inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        shrink = tl.exp(top - new)
-        weight = tl.exp(x - new[:, None])
-        total = total * shrink + tl.sum(weight, 1)
-        top = new
+        top, total, shrink, weight = softmax_step(top, total, x)
         if DROPOUT:
             weight *= keep(e * H + h, threshold, low, high, kept)
-        inside = there[:, :, None] & (column < FV)[None, None, :]
-        tile = tl.load(v + ((j * H + h) * FV)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        tile = tile_of_edges(v, j, h, there, column, H, FV)
         acc = acc * shrink[:, None] + tl.sum(weight[:, :, None] * tile, 1)
         done += BLOCK_E
-    nothing = total == 0
-    total = tl.where(nothing, 1.0, total)
-    acc = acc / total[:, None]
-    mask = here[:, None] & (column < FV)[None, :]
-    tl.store(out + ((item * H + h) * FV)[:, None] + column[None, :], acc.to(out.dtype.element_ty), mask)
-    marker = float("inf") if rows is None else -float("inf")
-    tl.store(lse + item * H + h, tl.where(nothing, marker, top + tl.log(total)), here)
+    finish_softmax(out, lse, acc, top, total, item, h, here, column, rows, H, FV)
 
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
@@ -215,37 +195,27 @@ def _backward_dst(
     BLOCK_E: tl.constexpr,
 ):
     """Gradients of the queries and the bias, and ``delta``."""
-    h = tl.program_id(0) % H
-    first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
-    item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
+    h, item, here, row, start, end, longest = row_block(starts, ends, rows, count, H, BLOCK_R)
     column = tl.arange(0, BLOCK_F)
-    mask = here[:, None] & (column < F)[None, :]
-    own = tl.load(q + ((row * H + h) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32) * scale
+    own = tile_of_rows(q, row, h, here, column, H, F) * scale
     shift = tl.load(lse + row * H + h, here, 0.0)
-    mask = here[:, None] & (column < FV)[None, :]
-    place = ((row * H + h) * FV)[:, None] + column[None, :]
-    g = tl.load(grad_out + place, mask, 0.0).to(tl.float32)
-    mean = tl.sum(g * tl.load(out + place, mask, 0.0).to(tl.float32), 1)
+    g = tile_of_rows(grad_out, row, h, here, column, H, FV)
+    mean = tl.sum(g * tile_of_rows(out, row, h, here, column, H, FV), 1)
     if extra is not None:
         mean += tl.load(extra + row * H + h, here, 0.0)
     if rows is None:
         tl.store(delta + row * H + h, mean, here)
     acc = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
-    longest = tl.max(end - start, 0)
     done = longest * 0
     while done < longest:
-        e = start[:, None] + done + tl.arange(0, BLOCK_E)[None, :]
-        there = e < end[:, None]
-        j = tl.load(indices + e, there, 0).to(tl.int64)
-        inside = there[:, :, None] & (column < FV)[None, None, :]
-        tile = tl.load(v + ((j * H + h) * FV)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        e, there, j = edge_block(indices, start, end, done, BLOCK_E)
+        tile = tile_of_edges(v, j, h, there, column, H, FV)
         flow = tl.sum(g[:, None, :] * tile, 2)
         if DROPOUT:
             flow *= keep(e * H + h, threshold, low, high, kept)
         if grad_attention is not None:
             flow += tl.load(grad_attention + e * H + h, there, 0.0).to(tl.float32)
-        inside = there[:, :, None] & (column < F)[None, None, :]
-        tile = tl.load(k + ((j * H + h) * F)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        tile = tile_of_edges(k, j, h, there, column, H, F)
         x = tl.sum(own[:, None, :] * tile, 2)
         if bias is not None:
             x += tl.load(bias + e * H + h, there, 0.0).to(tl.float32)
@@ -255,9 +225,7 @@ def _backward_dst(
             tl.store(grad_bias + e * H + h, gradient.to(grad_bias.dtype.element_ty), there)
         acc += tl.sum(gradient[:, :, None] * tile, 1)
         done += BLOCK_E
-    mask = here[:, None] & (column < F)[None, :]
-    acc *= scale
-    tl.store(grad_q + ((item * H + h) * F)[:, None] + column[None, :], acc.to(grad_q.dtype.element_ty), mask)
+    store_rows(grad_q, item, h, acc * scale, here, column, H, F)
 
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
@@ -292,28 +260,19 @@ def _backward_src(
     BLOCK_E: tl.constexpr,
 ):
     """Gradients of the keys and values, by rows of the transposed graph."""
-    h = tl.program_id(0) % H
-    first = (tl.program_id(0) // H).to(tl.int64) * BLOCK_R
-    item, here, row, start, end = row_block(starts, ends, rows, count, first, BLOCK_R)
+    h, item, here, row, start, end, longest = row_block(starts, ends, rows, count, H, BLOCK_R)
     column = tl.arange(0, BLOCK_F)
-    mask = here[:, None] & (column < F)[None, :]
-    own = tl.load(k + ((row * H + h) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32) * scale
-    mask = here[:, None] & (column < FV)[None, :]
-    value = tl.load(v + ((row * H + h) * FV)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
+    own = tile_of_rows(k, row, h, here, column, H, F) * scale
+    value = tile_of_rows(v, row, h, here, column, H, FV)
     acc_k = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
     acc_v = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
-    longest = tl.max(end - start, 0)
     done = longest * 0
     while done < longest:
-        t = start[:, None] + done + tl.arange(0, BLOCK_E)[None, :]
-        there = t < end[:, None]
-        i = tl.load(indices + t, there, 0).to(tl.int64)
+        t, there, i = edge_block(indices, start, end, done, BLOCK_E)
         e = tl.load(edge + t, there, 0).to(tl.int64)
-        inside = there[:, :, None] & (column < FV)[None, None, :]
-        g = tl.load(grad_out + ((i * H + h) * FV)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        g = tile_of_edges(grad_out, i, h, there, column, H, FV)
         flow = tl.sum(value[:, None, :] * g, 2)
-        inside = there[:, :, None] & (column < F)[None, None, :]
-        query = tl.load(q + ((i * H + h) * F)[:, :, None] + column[None, None, :], inside, 0.0).to(tl.float32)
+        query = tile_of_edges(q, i, h, there, column, H, F)
         x = tl.sum(own[:, None, :] * query, 2)
         if bias is not None:
             x += tl.load(bias + e * H + h, there, 0.0).to(tl.float32)
@@ -330,7 +289,5 @@ def _backward_src(
         acc_v += tl.sum(dropped[:, :, None] * g, 1)
         done += BLOCK_E
     acc_k *= scale
-    mask = here[:, None] & (column < F)[None, :]
-    tl.store(grad_k + ((item * H + h) * F)[:, None] + column[None, :], acc_k.to(grad_k.dtype.element_ty), mask)
-    mask = here[:, None] & (column < FV)[None, :]
-    tl.store(grad_v + ((item * H + h) * FV)[:, None] + column[None, :], acc_v.to(grad_v.dtype.element_ty), mask)
+    store_rows(grad_k, item, h, acc_k, here, column, H, F)
+    store_rows(grad_v, item, h, acc_v, here, column, H, FV)

@@ -6,13 +6,27 @@ by pieces of rows and the pieces in order, so the bits do not depend on the numb
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels._numba.jit import REORDER, array, jit
 from mil_zoo.kernels._numba.segments import PIECE
-from mil_zoo.kernels._numba.tools import REORDER, array, blocks, jit
+from mil_zoo.kernels._numba.threads import blocks
+
+
+class _Inputs(NamedTuple):
+    """The op's arguments as arrays; a residual that is not there has length 0."""
+
+    x: np.ndarray
+    residual: np.ndarray
+    bias: np.ndarray
+    norm_weight: np.ndarray
+    norm_bias: np.ndarray
+    slope: np.ndarray
 
 
 def forward(x, residual, bias, norm_weight, norm_bias, slope, eps):
@@ -27,7 +41,7 @@ class _ResidualNormPReLU(torch.autograd.Function):
     def forward(ctx, x, residual, bias, norm_weight, norm_bias, slope, eps):
         out, statistics = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(len(x), 2)
         inputs = _arrays(x, residual, bias, norm_weight, norm_bias, slope)
-        _forward(_pieces(x), *inputs, inputs[0].dtype.type(eps), statistics.numpy(), out.numpy())
+        _forward(_pieces(x), inputs, inputs.x.dtype.type(eps), statistics.numpy(), out.numpy())
         ctx.save_for_backward(x, residual, bias, norm_weight, norm_bias, slope, statistics)
         return out
 
@@ -38,13 +52,13 @@ class _ResidualNormPReLU(torch.autograd.Function):
         x, residual = inputs[:2]
         starts, grad_x = _pieces(x), torch.empty_like(x, memory_format=torch.contiguous_format)
         sums = x.new_zeros(len(starts) - 1, 4, x.shape[1])  # of each piece: bias, weight, bias of the norm, slope
-        _backward(starts, *_arrays(*inputs), statistics.numpy(), array(grad, x), grad_x.numpy(), sums.numpy())
+        _backward(starts, _arrays(*inputs), statistics.numpy(), (array(grad, x), grad_x.numpy()), sums.numpy())
         bias, weight, norm_bias, slope = sums.sum(0)
         return grad_x, None if residual is None else grad_x, bias, weight, norm_bias, slope.sum()[None], None
 
 
 def _arrays(x, residual, *vectors):
-    return array(x, x), array(residual, x, 0, x.shape[1]), *(array(vector, x) for vector in vectors)
+    return _Inputs(array(x, x), array(residual, x, 0, x.shape[1]), *(array(vector, x) for vector in vectors))
 
 
 def _pieces(x):
@@ -53,14 +67,16 @@ def _pieces(x):
 
 
 @jit(parallel=True)
-def _forward(starts, x, residual, bias, norm_weight, norm_bias, slope, eps, statistics, out):
+def _forward(starts, inputs, eps, statistics, out):
     for piece in prange(len(starts) - 1):
         for n in range(starts[piece], starts[piece + 1]):
-            _forward_row(x[n], residual[n : n + 1], bias, norm_weight, norm_bias, slope[0], eps, statistics[n], out[n])
+            _forward_row(n, inputs, eps, statistics[n], out[n])
 
 
 @jit(fastmath=REORDER)
-def _forward_row(x, residual, bias, norm_weight, norm_bias, slope, eps, statistics, out):
+def _forward_row(n, inputs, eps, statistics, out):
+    x, residual, bias, norm_weight, norm_bias, slopes = inputs
+    x, residual, slope = x[n], residual[n : n + 1], slopes[0]
     width, zero = len(x), x.dtype.type(0)
     _sum(x, residual, bias, out)
     total = square = zero
@@ -88,18 +104,20 @@ def _sum(x, residual, bias, out):
 
 
 @jit(parallel=True)
-def _backward(starts, x, residual, bias, norm_weight, norm_bias, slope, statistics, grad, grad_x, sums):
+def _backward(starts, inputs, statistics, grads, sums):
     for piece in prange(len(starts) - 1):
-        normed = np.empty_like(bias)
+        normed = np.empty_like(inputs.bias)
         for n in range(starts[piece], starts[piece + 1]):
-            _backward_row(
-                x[n], residual[n : n + 1], bias, norm_weight, norm_bias, slope[0], statistics[n], grad[n], grad_x[n],
-                normed, sums[piece],
-            )  # fmt: skip
+            grad, grad_x = grads
+            _backward_row(n, inputs, statistics[n], (grad[n], grad_x[n], normed), sums[piece])
 
 
 @jit(fastmath=REORDER)
-def _backward_row(x, residual, bias, norm_weight, norm_bias, slope, statistics, grad, grad_x, normed, sums):
+def _backward_row(n, inputs, statistics, rows, sums):
+    """Writes the gradient of a row of x and adds to the sums; ``rows`` is (gradient of the output, that of x, room)."""
+    x, residual, bias, norm_weight, norm_bias, slopes = inputs
+    x, residual, slope = x[n], residual[n : n + 1], slopes[0]
+    grad, grad_x, normed = rows
     width, zero, (mean, rate) = len(x), x.dtype.type(0), (statistics[0], statistics[1])
     _sum(x, residual, bias, normed)
     flow_mean = flow_product = zero

@@ -7,8 +7,9 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.dropout import dropout_key, keep_run
-from mil_zoo.kernels._numba.tools import array, blocks, jit
+from mil_zoo.kernels._numba.hashing import Dropout, keep_run
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.threads import blocks
 
 
 def forward(x, dropout_p, seed):
@@ -32,7 +33,7 @@ class _SeededDropout(torch.autograd.Function):
 def _drop(x, dropout_p, seed):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     bounds = blocks(np.arange(len(x) + 1), 4 * x.shape[1])
-    _drop_rows(bounds, array(x, x), dropout_key(dropout_p, seed, out.numpy().dtype), out.numpy())
+    _drop_rows(bounds, array(x, x), Dropout.of(dropout_p, seed, out.numpy().dtype), out.numpy())
     return out
 
 

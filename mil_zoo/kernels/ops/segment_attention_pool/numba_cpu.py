@@ -5,15 +5,41 @@ Work is split into pieces of a bag, not into bags: one may hold a million instan
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.dropout import dropout_key, keep
+from mil_zoo.kernels._numba.hashing import Dropout, keep
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.segments import pieces, segment_statistics, segment_weighted_sum
-from mil_zoo.kernels._numba.tools import array, blocks, exponentials, jit
+from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import dots
+
+
+class _Flows(NamedTuple):
+    """What backward reads and writes.
+
+    Attributes:
+        attention: ``[N, K]``.
+        values: ``[N, K or 1, F]``.
+        grad_pooled: ``[B, K, F]``.
+        grad_attention: ``[N, K]``, or of length 0.
+        grad_weights: ``[N, K]``, written: gradients of the weights.
+        grad_values: like ``values``, written; of length 0 if not wanted.
+        sums: float64 ``[2, P, K]``, written: sums over each piece of (weight times its gradient, weight).
+    """
+
+    attention: np.ndarray
+    values: np.ndarray
+    grad_pooled: np.ndarray
+    grad_attention: np.ndarray
+    grad_weights: np.ndarray
+    grad_values: np.ndarray
+    sums: np.ndarray
 
 
 def forward(scores, values, offsets, dropout_p, seed):
@@ -28,7 +54,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, values, offsets, dropout_p, seed):
         scores_, offsets_ = array(scores, scores), offsets.numpy().astype(np.int64)
-        dropout = dropout_key(dropout_p, seed, scores_.dtype)
+        dropout = Dropout.of(dropout_p, seed, scores_.dtype)
         top, total = segment_statistics(scores_, offsets_)
         lse = top + np.log(total, out=np.full_like(total, np.inf), where=total != 0)
         starts, first = pieces(offsets_)
@@ -36,7 +62,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
         attention = np.empty_like(scores_)
         weight = np.empty_like(scores_) if dropout_p > 0 else attention
         bounds = blocks(starts, 16 * scores.shape[1])
-        _attention(bounds, starts, scores_, lse[bag], dropout, attention, weight)
+        _attention(bounds, starts, (scores_, lse[bag]), dropout, (attention, weight))
         pooled = torch.from_numpy(segment_weighted_sum(weight, array(values, values), offsets_))
         attention = torch.from_numpy(attention)
         ctx.save_for_backward(values, attention)
@@ -54,84 +80,92 @@ class _SegmentAttentionPool(torch.autograd.Function):
         starts, first = pieces(ctx.offsets)
         bag = np.repeat(np.arange(len(ctx.offsets) - 1), np.diff(first))
         grad_weights = np.empty_like(attention_)
-        grad_values = torch.empty_like(values) if ctx.needs_input_grad[1] else None
-        grad_values_ = array(grad_values, values, 0, *values.shape[1:])
-        sums = np.zeros((2, len(bag), heads))
-        _backward(
-            blocks(starts, heads * values.shape[2]), starts, bag, attention_, array(values, values),
-            array(grad_pooled, attention), array(grad_attention, attention, 0, heads), ctx.dropout, grad_weights,
-            grad_values_, sums,
-        )  # fmt: skip
-        product, total = np.add.reduceat(sums, first[:-1], axis=1)
-        _centre(blocks(starts, heads), starts, bag, attention_, product / total, grad_weights)
+        wanted, layout = ctx.needs_input_grad[1], torch.contiguous_format
+        grad_values = torch.empty_like(values, memory_format=layout) if wanted else None
+        flows = _Flows(
+            attention=attention_,
+            values=array(values, values),
+            grad_pooled=array(grad_pooled, attention),
+            grad_attention=array(grad_attention, attention, 0, heads),
+            grad_weights=grad_weights,
+            grad_values=array(grad_values, values, 0, *values.shape[1:]),
+            sums=np.zeros((2, len(bag), heads)),
+        )
+        _backward(blocks(starts, heads * values.shape[2]), starts, bag, ctx.dropout, flows)
+        product, total = np.add.reduceat(flows.sums, first[:-1], axis=1)
+        _centre(blocks(starts, heads), starts, attention_, (product / total)[bag], grad_weights)
         return torch.from_numpy(grad_weights), grad_values, None, None, None
 
 
 @jit(parallel=True)
-def _attention(bounds, starts, scores, lse, dropout, attention, weight):
+def _attention(bounds, starts, inputs, dropout, outputs):
+    scores, lse = inputs
+    attention, weight = outputs
     for block in prange(len(bounds) - 1):
         for p in range(bounds[block], bounds[block + 1]):
-            _piece_attention(starts[p], starts[p + 1], scores, lse[p], dropout, attention, weight)
+            piece = slice(starts[p], starts[p + 1])
+            _piece_attention(starts[p], (scores[piece], lse[p]), dropout, (attention[piece], weight[piece]))
 
 
 @jit()
-def _piece_attention(start, end, scores, lse, dropout, attention, weight):
+def _piece_attention(start, inputs, dropout, outputs):
     """Attention, and what dropout leaves of it; the two may be one array where nothing is dropped."""
-    heads, rows = len(lse), np.arange(start, end)
-    scale = np.ones((heads, len(rows)), scores.dtype)
-    keep(rows, dropout, np.empty((2, len(rows)), np.uint32), scale)
-    for n in range(start, end):
-        for k in range(heads):
+    scores, lse = inputs
+    attention, weight = outputs
+    scale = _scale(start, len(scores), dropout, lse)
+    for n in range(len(scores)):
+        for k in range(len(lse)):
             attention[n, k] = scores[n, k] - lse[k]
-    exponentials(attention[start:end])
-    for n in range(start, end):
-        for k in range(heads):
-            weight[n, k] = attention[n, k] * scale[k, n - start]
+    exponentials(attention)
+    for n in range(len(scores)):
+        for k in range(len(lse)):
+            weight[n, k] = attention[n, k] * scale[k, n]
+
+
+@jit()
+def _scale(start, count, dropout, heads):
+    """``[H, count]``: what dropout multiplies the rows from ``start`` on by; ``heads`` is ``[H]``, of its dtype."""
+    scale = np.ones((len(heads), count), heads.dtype)
+    keep(np.arange(start, start + count), dropout, np.empty((2, count), np.uint32), scale)
+    return scale
 
 
 @jit(parallel=True)
-def _backward(
-    bounds, starts, bag, attention, values, grad_pooled, grad_attention, dropout, grad_weights, grad_values, sums
-):  # fmt: skip
+def _backward(bounds, starts, bag, dropout, flows):
     for block in prange(len(bounds) - 1):
         for p in range(bounds[block], bounds[block + 1]):
-            _piece_backward(
-                starts[p], starts[p + 1], attention, values, grad_pooled[bag[p]], grad_attention, dropout,
-                grad_weights, grad_values, sums[:, p],
-            )  # fmt: skip
+            _piece_backward(p, starts, bag[p], dropout, flows)
 
 
 @jit()
-def _piece_backward(
-    start, end, attention, values, grad_pooled, grad_attention, dropout, grad_weights, grad_values, sums
-):  # fmt: skip
-    """Gradients of the weights and values, and in float64 ``sums`` of (weight times its gradient, weight)."""
-    heads, width = grad_pooled.shape
-    rows = np.arange(start, end)
-    flow, scale = np.empty((heads, len(rows)), attention.dtype), np.ones((heads, len(rows)), attention.dtype)
-    keep(rows, dropout, np.empty((2, len(rows)), np.uint32), scale)
-    dots(grad_pooled, values[start:end], np.arange(len(rows)).astype(np.int32), flow)
-    for n in range(start, end):
+def _piece_backward(p, starts, bag, dropout, flows):
+    start, end = starts[p], starts[p + 1]
+    attention, grad_pooled, sums = flows.attention[start:end], flows.grad_pooled[bag], flows.sums[:, p]
+    (heads, width), count = grad_pooled.shape, len(attention)
+    flow, scale = np.empty((heads, count), attention.dtype), _scale(start, count, dropout, attention[0])
+    dots(grad_pooled, flows.values[start:end], np.arange(count).astype(np.int32), flow)
+    for n in range(count):
         for k in range(heads):
-            gradient = flow[k, n - start] * scale[k, n - start]
-            if len(grad_attention):
-                gradient += grad_attention[n, k]
-            grad_weights[n, k] = gradient
+            gradient = flow[k, n] * scale[k, n]
+            if len(flows.grad_attention):
+                gradient += flows.grad_attention[start + n, k]
+            flows.grad_weights[start + n, k] = gradient
             sums[0, k] += np.float64(attention[n, k]) * np.float64(gradient)
             sums[1, k] += attention[n, k]
-    if len(grad_values) == 0:
+    if len(flows.grad_values) == 0:
         return
-    for n in range(start, end):
-        grad_values[n] = 0
+    for n in range(count):
+        grad_values = flows.grad_values[start + n]
+        grad_values[:] = 0
         for k in range(heads):
-            weight, t = attention[n, k] * scale[k, n - start], 0 if grad_values.shape[1] == 1 else k
+            weight, t = attention[n, k] * scale[k, n], 0 if len(grad_values) == 1 else k
             for f in range(width):
-                grad_values[n, t, f] += weight * grad_pooled[k, f]
+                grad_values[t, f] += weight * grad_pooled[k, f]
 
 
 @jit(parallel=True)
-def _centre(bounds, starts, bag, attention, mean, gradient):
-    """Gradients of weights to those of scores, ``a (g - mean)``, in place.
+def _centre(bounds, starts, attention, mean, gradient):
+    """Gradients of weights to those of scores, ``a (g - mean)``, in place; ``mean`` is that of each piece's bag.
 
     The mean is that of the very gradients it is taken from: where these hardly differ within a bag, as its attention
     goes flat, one computed by another way would leave its rounding in every score.
@@ -140,4 +174,4 @@ def _centre(bounds, starts, bag, attention, mean, gradient):
         for p in range(bounds[block], bounds[block + 1]):
             for n in range(starts[p], starts[p + 1]):
                 for k in range(attention.shape[1]):
-                    gradient[n, k] = attention[n, k] * (gradient[n, k] - mean[bag[p], k])
+                    gradient[n, k] = attention[n, k] * (gradient[n, k] - mean[p, k])

@@ -7,8 +7,10 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.loops import exp
 from mil_zoo.kernels._numba.segments import pieces, segment_statistics, segment_weighted_sum
-from mil_zoo.kernels._numba.tools import array, blocks, exp, jit
+from mil_zoo.kernels._numba.threads import blocks
 
 
 def forward(values, offsets, reduce):
@@ -55,10 +57,8 @@ class _LogSumExp(torch.autograd.Function):
         starts, first = pieces(ctx.offsets)
         bag = np.repeat(np.arange(len(reduced)), np.diff(first))
         grad_values = torch.empty_like(values, memory_format=torch.contiguous_format)
-        _spread(
-            blocks(starts, 16 * values.shape[1]), starts, bag, array(values, values), array(reduced, values),
-            array(grad, values), grad_values.numpy(),
-        )  # fmt: skip
+        flows = array(values, values), array(reduced, values), array(grad, values), grad_values.numpy()
+        _spread(blocks(starts, 16 * values.shape[1]), starts, bag, flows)
         return grad_values, None
 
 
@@ -104,7 +104,8 @@ def _above(x, y):
 
 
 @jit(parallel=True)
-def _spread(bounds, starts, bag, values, reduced, grad, grad_values):
+def _spread(bounds, starts, bag, flows):
+    values, reduced, grad, grad_values = flows
     for block in prange(len(bounds) - 1):
         for p in range(bounds[block], bounds[block + 1]):
             for n in range(starts[p], starts[p + 1]):

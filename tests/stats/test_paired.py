@@ -1,11 +1,23 @@
 """Paired tests, against published worked examples and cases counted by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
 from mil_zoo import InputError
-from mil_zoo.stats import TestSet, corrected_t_test, delong_test, holm, permutation_test, wilcoxon_test
+from mil_zoo.metrics import find_metric
+from mil_zoo.stats import (
+    TestSet,
+    corrected_t_test,
+    delong_test,
+    holm,
+    patient_interval,
+    patient_test,
+    permutation_test,
+    wilcoxon_test,
+)
 
 # DeLong, DeLong & Clarke-Pearson 1988: 49 patients with ovarian cancer; albumin, total protein, K-G score (subtracted
 # from 10), whether surgery did not help (0: the event). The 43 complete records, as in the manual of SAS's LOGISTIC.
@@ -66,20 +78,74 @@ def test_delong_counts_pairs_as_its_definition_does():
     assert got.difference == pytest.approx(components[0][0].mean() - components[1][0].mean())
 
 
+def elsewhere(part, prefix="other"):
+    """The same predictions of other patients."""
+    return TestSet(part.labels, part.probabilities, np.char.add(prefix, part.patients))
+
+
 def test_delong_over_folds_repeats_and_seeds():
     rng = np.random.default_rng(1)
     labels = np.array([0, 1] * 20)
     one, other = (slides(labels, *rng.random((2, 40))) for _ in range(2))
     single = delong_test([one], [other])
-    two_folds = delong_test([one, one], [other, other])
+    two_folds = delong_test([one, elsewhere(one)], [other, elsewhere(other)])
     assert two_folds.difference == pytest.approx(single.difference)
     assert two_folds.se == pytest.approx(single.se / np.sqrt(2))
-    assert delong_test([one, one], [other, other], repeats=2).se == pytest.approx(single.se)
+    # The same patients again say nothing new, nor do slides of the same patient.
+    assert delong_test([one, one], [other, other]).se == pytest.approx(single.se)
     swapped = delong_test([other], [one])
     assert (swapped.difference, swapped.p) == (-single.difference, single.p)
+    assert swapped.p_worse == pytest.approx(1 - single.p_worse)
     # The mean of two seeds varies less than either when they err apart.
     first = delong_test([slides(labels, one.probabilities[0, :, 1])], [slides(labels, other.probabilities[0, :, 1])])
     assert single.se < first.se
+
+
+def test_slides_of_a_patient_are_no_patients():
+    """Every slide four times under one patient has the variance of one each, but for the factor I / (I - 1)."""
+    rng = np.random.default_rng(2)
+    labels = np.array([0, 1] * 15)
+    a, b = rng.random((2, 30))
+    single = delong_test([slides(labels, a)], [slides(labels, b)])
+    names = np.repeat(np.arange(30), 4)
+    fourfold = [slides(np.repeat(labels, 4), np.repeat(x, 4), patients=names) for x in (a, b)]
+    assert delong_test(fourfold[:1], fourfold[1:]).se == pytest.approx(single.se)
+    apart = [TestSet(part.labels, part.probabilities, np.arange(120).astype(str)) for part in fourfold]
+    assert delong_test(apart[:1], apart[1:]).se == pytest.approx(single.se / 2, rel=0.05)
+
+
+def test_obuchowski_s_variance_written_out():
+    """Sums over patients with positive and negative slides, as in equation 3 of the paper; brute force over pairs."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 60)
+    patients = rng.integers(0, 15, 60)
+    a, b = rng.random((2, 60))
+    psi = [
+        (x[labels == 1][:, None] > x[labels == 0][None]) + 0.5 * (x[labels == 1][:, None] == x[labels == 0][None])
+        for x in (a, b)
+    ]
+    v10, v01 = psi[0].mean(1) - psi[1].mean(1), psi[0].mean(0) - psi[1].mean(0)
+    theta, m, n = v10.mean(), (labels == 1).sum(), (labels == 0).sum()
+    up = np.array([(v10[patients[labels == 1] == p] - theta).sum() for p in range(15)])
+    down = np.array([(v01[patients[labels == 0] == p] - theta).sum() for p in range(15)])
+    with_up, with_down = len(set(patients[labels == 1])), len(set(patients[labels == 0]))
+    s10 = with_up / ((with_up - 1) * m) * (up**2).sum()
+    s01 = with_down / ((with_down - 1) * n) * (down**2).sum()
+    both = len(set(patients))
+    s11 = both / (both - 1) * (up * down).sum()
+    got = delong_test([slides(labels, a, patients=patients)], [slides(labels, b, patients=patients)])
+    assert got.se == pytest.approx(np.sqrt(s10 / m + s01 / n + 2 * s11 / (m * n)))
+
+
+def test_three_classes_are_compared_one_against_the_rest():
+    rng = np.random.default_rng(4)
+    labels = np.arange(90) % 3
+    values = rng.dirichlet(np.ones(3), (2, 90)) + 0.5 * np.eye(3)[labels]
+    a, b = (TestSet(labels, (v / v.sum(1, keepdims=True))[None], np.arange(90).astype(str)) for v in values)
+    got = delong_test([a], [b])
+    jackknife = patient_test([a], [b], find_metric("auc"))
+    assert got.difference == pytest.approx(jackknife.difference.mean)
+    assert got.se == pytest.approx(jackknife.se, rel=0.03)
 
 
 def test_delong_where_nothing_varies():
@@ -94,24 +160,40 @@ def test_paired_tests_refuse_other_slides():
     for test in (delong_test, lambda x, y: permutation_test(x, y, "auc")):
         with pytest.raises(InputError, match="same slides"):
             test([a], [b])
-    with pytest.raises(InputError, match="both present"):
+    with pytest.raises(InputError, match="all present"):
         delong_test([slides([1, 1], [0.1, 0.2])], [slides([1, 1], [0.3, 0.2])])
 
 
 def test_corrected_t_by_hand():
-    summary, p = corrected_t_test([0.1, 0.0, 0.2, None], n_train=80, n_test=20)
+    found = corrected_t_test([0.1, 0.0, 0.2, None], n_train=80, n_test=20)
     t = 0.1 / (0.1 * np.sqrt(1 / 3 + 20 / 80))
-    assert summary.mean == pytest.approx(0.1)
-    assert p == pytest.approx(2 * (1 - scipy_stats.t.cdf(t, 2)))
-    assert (summary.low > 0) == (p < 0.05)
-    assert corrected_t_test([0, 0, 0], 80, 20)[1] == 1
-    assert np.isnan(corrected_t_test([0.1, 0.1], 80, 20)[1])
-    assert np.isnan(corrected_t_test([0.1], 80, 20)[1])
+    assert found.difference.mean == pytest.approx(0.1)
+    assert found.p == pytest.approx(2 * (1 - scipy_stats.t.cdf(t, 2)))
+    assert found.p_worse == pytest.approx(1 - found.p / 2)
+    assert (found.difference.low > 0) == (found.p < 0.05)
+    assert corrected_t_test([0, 0, 0], 80, 20).p == 1
+    assert np.isnan(corrected_t_test([0.1], 80, 20).p)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([0.7, 0.8, 0.75], [0.6, 0.7, 0.65]),  # 0.1 each, but for rounding: p was 3e-30
+        ([0.3, 0.6, 0.9, 1.0], [0.2, 0.5, 0.8, 0.9]),
+        ([0.1 + 0.2, 0.3], [0.2, 0.2]),
+    ],
+)
+def test_equal_differences_have_no_p(a, b):
+    found = corrected_t_test(list(np.subtract(a, b)), 80, 20)
+    assert np.isnan(found.p)
+    assert "the same in every split" in found.reason
+    assert (found.difference.sd, found.se) == (0, 0)
+    assert corrected_t_test(list(np.subtract(a, a) + [1e-17] * len(a)), 80, 20).p == 1
 
 
 def test_corrected_t_without_test_slides_is_the_paired_t_test():
     a, b = np.random.default_rng(0).normal(size=(2, 10))
-    p = corrected_t_test(list(a - b), n_train=1, n_test=1e-12)[1]
+    p = corrected_t_test(list(a - b), n_train=1, n_test=1e-12).p
     assert p == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
 
 
@@ -129,6 +211,27 @@ def test_wilcoxon_on_demsars_table_2():
     assert wilcoxon_test(differences) < 0.05
     assert wilcoxon_test([0.0, 0.0, None]) == 1
     assert np.isnan(wilcoxon_test([None]))
+
+
+def signs(differences):
+    """Every assignment of signs to the differences that are not 0, written out."""
+    ranks = scipy_stats.rankdata(np.abs(differences))[np.array(differences) != 0]
+    plus = np.sign([d for d in differences if d])
+    sums = [abs(np.dot(ranks, choice)) for choice in itertools.product((-1, 1), repeat=len(ranks))]
+    return np.mean(np.array(sums) >= abs(np.dot(ranks, plus)) - 1e-9)
+
+
+def test_wilcoxon_counts_all_signs():
+    """One zero among four: scipy's table gives .125 where a quarter of the eight assignments is as extreme."""
+    assert wilcoxon_test([0.0, 0.1, 0.2, 0.3]) == pytest.approx(0.25)
+    assert wilcoxon_test([0.1, 0.2, 0.3, 0.4, 0.5]) == pytest.approx(2 / 32)  # five can never reach .05
+    rng = np.random.default_rng(0)
+    for n in (3, 6, 9):
+        for _ in range(20):
+            differences = (rng.integers(-4, 5, n) / 10).tolist()  # ties and zeros
+            assert wilcoxon_test(differences) == pytest.approx(signs(differences) if any(differences) else 1)
+    untied = rng.normal(0.4, 1, 14)
+    assert wilcoxon_test(untied.tolist()) == pytest.approx(scipy_stats.wilcoxon(untied, method="exact").pvalue)
 
 
 def test_holm_on_demsars_example():
@@ -176,3 +279,40 @@ def test_permutation_of_three_classes():
     a, b = (TestSet(labels, values[None], np.arange(60).astype(str)) for values in (good, poor))
     assert permutation_test([a], [b], "auc", 500) == pytest.approx(1 / 501)
     assert permutation_test([a, a], [b, b], "accuracy", 500) == pytest.approx(1 / 501)
+
+
+def test_a_shifted_model_is_exchanged_by_its_ranks():
+    """Logits shifted by three change no rank: a better model is found all the same, and a copy differs by nothing."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(80) % 2
+    found = []
+    for _ in range(20):
+        good, poor = 2 * labels + rng.normal(size=80), 0.7 * labels + rng.normal(size=80)
+        good, poor, copy = (1 / (1 + np.exp(-logit)) for logit in (good - 3, poor, poor - 3))
+        found.append(permutation_test([slides(labels, good)], [slides(labels, poor)], "auc", 300) < 0.05)
+        assert permutation_test([slides(labels, copy)], [slides(labels, poor)], "auc", 100) == 1
+    assert np.mean(found) > 0.7
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "f1"])
+def test_predicted_classes_are_exchanged(metric):
+    labels = np.array([0, 1] * 20)
+    right = slides(labels, labels * 0.8 + 0.1)
+    wrong = slides(labels, np.where(np.arange(40) % 4 < 2, 1 - labels, labels) * 0.8 + 0.1)
+    assert permutation_test([right], [wrong], metric, 500) == pytest.approx(1 / 501)
+    assert permutation_test([right], [right], metric, 100) == 1
+    with pytest.raises(InputError, match="the permutation test knows accuracy"):
+        permutation_test([right], [right], "npv")
+
+
+def test_the_jackknife_of_a_difference_in_accuracy_is_mcnemars_z():
+    rng = np.random.default_rng(6)
+    labels = np.arange(60) % 2
+    a, b = (slides(labels, np.where(rng.random(60) < q, labels, 1 - labels) * 0.8 + 0.1) for q in (0.9, 0.6))
+    found = patient_test([a], [b], find_metric("accuracy"))
+    right = [part.probabilities[0].argmax(1) == labels for part in (a, b)]
+    apart = right[0].astype(float) - right[1]
+    assert found.difference.mean == pytest.approx(apart.mean())
+    assert found.se == pytest.approx(apart.std(ddof=1) / np.sqrt(60))
+    assert found.p == pytest.approx(scipy_stats.ttest_1samp(apart, 0).pvalue)
+    assert patient_interval([a], find_metric("accuracy")).se == pytest.approx(right[0].std(ddof=1) / np.sqrt(60))

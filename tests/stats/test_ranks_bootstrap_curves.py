@@ -63,6 +63,11 @@ def random_set(n=40, classes=2, seeds=1, seed=0, per_patient=1):
     return TestSet(labels, values / values.sum(-1, keepdims=True), patients)
 
 
+def elsewhere(part, prefix):
+    """The same predictions of other patients."""
+    return TestSet(part.labels, part.probabilities, np.char.add(prefix, part.patients))
+
+
 def test_the_bootstrap_interval_of_an_accuracy_is_the_binomials():
     labels = np.array([0, 1] * 100)
     wrong = np.arange(200) % 10 < 2  # 20 % of either class
@@ -77,7 +82,7 @@ def test_the_bootstrap_draws_patients_and_averages_splits():
     alone = bootstrap([random_set(n=120)])["auc"]
     together = bootstrap([random_set(n=120, per_patient=12)])["auc"]
     assert together[1] - together[0] != alone[1] - alone[0]
-    splits = bootstrap([random_set(n=120, seed=i) for i in range(4)])["auc"]
+    splits = bootstrap([elsewhere(random_set(n=120, seed=i), f"{i} ") for i in range(4)])["auc"]
     assert splits[1] - splits[0] == pytest.approx((alone[1] - alone[0]) / 2, rel=0.35)
     assert bootstrap([random_set()]) == bootstrap([random_set()])
 
@@ -132,7 +137,7 @@ def test_one_curve_is_scikit_learns(seed):
 
 
 def test_the_band_of_folds_is_their_interval():
-    parts = [random_set(seed=i) for i in range(3)]
+    parts = [elsewhere(random_set(seed=i), f"{i} ") for i in range(3)]
     together = mean_curve(parts, "roc", 80, 40)
     apart = [mean_curve([part], "roc", 80, 40).y for part in parts]
     for i in (10, 50):

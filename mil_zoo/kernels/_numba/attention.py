@@ -1,0 +1,85 @@
+"""What the two graph attentions share on a CPU: edges as arrays, and the running softmax of a row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mil_zoo.kernels._numba.jit import jit
+from mil_zoo.kernels._numba.loops import CHUNK, exp, largest, multiply
+from mil_zoo.kernels.csr import CSR, Transposed
+
+
+class Edges(NamedTuple):
+    """The edges of a graph or of its transpose by row.
+
+    Attributes:
+        indptr: int32 ``[R + 1]``, where each row starts.
+        others: int32 ``[E]``, the nodes at the other ends.
+        positions: int32 ``[E]``, where each edge stands in the CSR; empty where the rows are those of the CSR.
+    """
+
+    indptr: np.ndarray
+    others: np.ndarray
+    positions: np.ndarray
+
+    @classmethod
+    def of(cls, graph: CSR | Transposed) -> Edges:
+        """The edges of ``graph`` as contiguous arrays."""
+        positions = graph.edge if isinstance(graph, Transposed) else graph.indices[:0]
+        return cls(*(tensor.contiguous().numpy() for tensor in (graph.indptr, graph.indices, positions)))
+
+
+class Softmax(NamedTuple):
+    """Room for the running softmax of a row of H heads.
+
+    Attributes:
+        weight: ``[H, CHUNK]``, of the sources at hand: scores, then their exponentials.
+        scale: ``[H, CHUNK]``, what dropout multiplies them by.
+        top: ``[H]``, the largest score so far.
+        total: float64 ``[H]``, the sum of exponentials relative to it.
+        scratch: ``[CHUNK]``.
+    """
+
+    weight: np.ndarray
+    scale: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+    scratch: np.ndarray
+
+
+@jit()
+def softmax_of(heads, like):
+    """Room for the rows of ``heads`` heads, in the dtype of ``like``."""
+    weight, scale = np.zeros((heads, CHUNK), like.dtype), np.ones((heads, CHUNK), like.dtype)
+    return Softmax(weight, scale, np.empty(heads, like.dtype), np.empty(heads, np.float64), np.empty(CHUNK, like.dtype))
+
+
+@jit()
+def start_row(softmax, out):
+    """No source yet; ``out`` ``[H, F]`` is the sum of features so far."""
+    out[:] = 0
+    softmax.total[:] = 0
+    softmax.top[:] = np.finfo(out.dtype).min  # and not -inf, for differences of two -inf are NaN
+
+
+@jit()
+def raise_top(h, softmax, out):
+    """The largest score of head h with those in ``weight[h]``; what was summed so far is made relative to it."""
+    new = max(softmax.top[h], largest(softmax.weight[h], softmax.scratch))
+    if new > softmax.top[h]:
+        shrink = exp(softmax.top[h] - new)
+        softmax.top[h] = new
+        softmax.total[h] *= shrink
+        multiply(out[h], shrink)
+    return new
+
+
+@jit()
+def finish_row(softmax, lse, out):
+    """Divides by the sum of exponentials, and keeps its logarithm ``lse`` ``[H]``; a row without sources gets zeros."""
+    for h in range(len(lse)):
+        some = softmax.total[h] != 0
+        lse[h] = softmax.top[h] + np.log(softmax.total[h]) if some else np.inf
+        multiply(out[h], out.dtype.type(1 / softmax.total[h] if some else 0))

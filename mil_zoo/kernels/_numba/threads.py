@@ -1,0 +1,65 @@
+"""How the Numba kernels use threads: as many as torch does, on blocks of about equal work."""
+
+from __future__ import annotations
+
+import os
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+
+GRAIN = 2**19  # multiplications worth a thread: some 50 us, where waking one takes 10 and on a busy machine far more
+
+# TBB is not distributed with Numba, and workqueue neither survives two Python threads nor is as fast.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+_process = os.getpid()
+
+
+def _start_threads() -> None:
+    # Numba's OpenMP layer resolves to the OpenMP library that torch brought and on its start sets that one's number of
+    # threads, which is torch's.
+    threads = torch.get_num_threads()
+    numba.set_num_threads(numba.get_num_threads())
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+_start_threads()
+
+
+def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
+    """Splits rows into blocks of about equal work and sets how many threads work on them: at most torch's number.
+
+    Args:
+        starts: ``[rows + 1]``, where the elements of each row start.
+        cost: multiplications that an element takes.
+
+    Returns:
+        int64: where each block starts, and the end.
+    """
+    if os.getpid() != _process:
+        raise InputError(
+            "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start "
+            "processes with 'spawn', or use backend='reference'"
+        )
+    work = np.asarray(starts) + 4 * np.arange(len(starts))
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, 1 + int(work[-1]) * cost // GRAIN)
+    numba.set_num_threads(threads)
+    return np.searchsorted(work, np.linspace(0, work[-1], 4 * threads + 1))
+
+
+def stripes(width: int) -> np.ndarray:
+    """Splits columns into stripes, whole cache lines wide, that threads may work on; see ``blocks``.
+
+    Returns:
+        int64: where each stripe starts, and the end.
+    """
+    blocks(np.array([0, 0]), 0)  # of no use but for its check of the process
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    bounds = np.linspace(0, width, 4 * threads + 1).astype(np.int64) // 16 * 16
+    bounds[-1] = width
+    return bounds
