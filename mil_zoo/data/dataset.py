@@ -11,6 +11,7 @@ import numpy as np
 from mil_zoo.data.card import DataCard
 from mil_zoo.data.judge import Finding, judge_counts, judge_labels, raise_errors
 from mil_zoo.data.labelled import Dataset, Standardiser
+from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.open import contents_of, label_table, labelled, locate
 from mil_zoo.data.patients import pack_patients, pack_splits, settle_rule
 from mil_zoo.data.source import DatasetSource, as_source
@@ -65,9 +66,11 @@ def _open(source: DatasetSource) -> Dataset:
     if source.labels is not None and contents.features is None:
         note = f"Labels were replaced by {source.labels}."
         card = replace(card, bags=None, bags_per_class=None, warnings=[*card.warnings, note])
-    findings = judge_labels(table, contents.bags.slide_ids, card, where)
+    findings = judge_labels(table, contents.bags.slide_ids, contents.card, where)
     findings += judge_counts(table, card)
     raise_errors(findings)
+    if "label" in table:
+        table["label"] = table["label"].map(class_indices(card.classes)).astype(str)
     task = card.create_task()
     targets = task.targets(table, str(where))
     stated = np.flatnonzero(~np.isnan(targets).any(1))

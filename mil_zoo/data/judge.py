@@ -14,6 +14,7 @@ from typing import Literal
 import pandas as pd
 
 from mil_zoo.data.card import DataCard, count_differences, per_class
+from mil_zoo.data.labels.names import alike, both_sides
 from mil_zoo.data.labels.tables import class_indices, class_names, patients_of_two_labels
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError
@@ -71,10 +72,19 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     repeated = sorted(slide for slide, count in Counter(slide_ids).items() if count > 1)
     if repeated:
         add("error", f"dataset {card.name!r}: slides occur more than once; keep one of each", repeated)
+    odd = [slide for slide in slide_ids if not slide.strip(" .") or not slide.isprintable()]
+    if odd:
+        remedy = "names are printable text, and more than blanks and points"
+        add("error", f"dataset {card.name!r}: slides cannot be called so; {remedy}", map(repr, odd))
+    for group in alike(slide_ids):
+        text = "slides whose names differ in case, blanks or accents only"
+        add("warning", f"{text}; are they one slide?", group, f"The dataset holds {text}: {', '.join(group[:3])}.")
     known, given = set(slide_ids), set(table["slide_id"])
     missing = sorted(given - known)
     if missing:
-        add("error", f"{where} names slides without features; extract them or drop their rows", missing)
+        spare_here = known - given - set(card.exclude)
+        hint = f" ({both_sides(missing, spare_here)})" if spare_here else ""
+        add("error", f"{where} names slides without features{hint}; extract them or drop their rows", missing)
     spare = sorted(known - given - set(card.exclude))
     if spare:
         text = "slides with features have no label and are left out"
@@ -84,6 +94,10 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
         add("warning", f"left out by the card: {card.exclude[slide]}", [slide])
     if "label" not in table:
         return findings
+    labels = table["label"].nunique()
+    if not card.classes and len(table) > 4 and labels > len(table) / 2:
+        remedy = "name the column that holds the class"
+        add("error", f"{where}: {labels} different labels of {len(table)} slides are no classes; {remedy}")
     classes = class_indices(card.classes or class_names(table))
     for label, group in table[~table["label"].isin(list(classes))].groupby("label"):
         add("error", f"{where}: label {label!r} is none of {', '.join(classes)}", group["slide_id"])

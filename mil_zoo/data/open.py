@@ -6,6 +6,7 @@ slides all begin here, so that what one of them takes the others take too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
+from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.labels.tables import find_labels, read_labels
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
 from mil_zoo.data.layouts.find import choose_features, find_features, layout_of
@@ -91,7 +93,7 @@ def locate(source: DatasetSource) -> Place:
         return Place("table", _bare_card(path.stem, path.name, "table"), path)
     if path.is_dir():
         kind: Kind = "store" if is_store(path) else "slides"
-        return Place(kind, _bare_card(path.resolve().name, str(path), "slides"), path)
+        return Place(kind, _bare_card(path.resolve().name, path.resolve().name, "slides"), path)
     if path.is_file():
         return Place("file", _bare_card(path.stem, path.name, "slides"), path)
     if len(path.parts) > 1 or path.suffix.lower() in _suffixes():
@@ -155,7 +157,9 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
     if own is None:
         where = source.labels or find_labels(place.folder)
         own = read_labels(where, card.label_column, card.target_columns)
-    table = own[~own["slide_id"].isin(list(card.exclude))].reset_index(drop=True)
+    own = own.assign(slide_id=_known_names(own["slide_id"].tolist(), contents.bags.slide_ids, where))
+    left_out = set(match_names(card.exclude, own["slide_id"].tolist(), where).values())
+    table = own[~own["slide_id"].isin(list(left_out))].reset_index(drop=True)
     if contents.features is None:  # in the order of the bags
         place_of = {slide_id: i for i, slide_id in enumerate(contents.bags.slide_ids)}
         order = table["slide_id"].map(lambda slide_id: place_of.get(slide_id, len(place_of)))
@@ -197,6 +201,16 @@ def labelled(
             slide = slide.annotated(labellers[row["slide_id"]])
         slides.append(slide)
     return Bags(slides), bool(labellers)
+
+
+def _known_names(names: Sequence[str], known: Sequence[str], where: Path | str) -> list[str]:
+    """The slides that names in a table mean; a name that means none stays as it is."""
+    found = match_names(names, known, where)
+    meant = [found.get(name, name) for name in names]
+    repeated = [slide for slide, count in Counter(meant).items() if count > 1]
+    if repeated:
+        raise InputError(f"{where} names slides twice: {', '.join(repeated[:5])} ({len(repeated)} in all); correct it")
+    return meant
 
 
 def _own_labels(bags: Bags) -> pd.DataFrame | None:

@@ -52,7 +52,7 @@ def read_label_table(path: Path) -> ProbeTable:
     table = read_labels(path)
     patients = table.get("patient_id", pd.Series(index=table.index, dtype=object))
     known = [None if pd.isna(patient) else str(patient) for patient in patients]
-    return ProbeTable.of(table["slide_id"].tolist(), table["label"].tolist(), known)
+    return ProbeTable.of(table["slide_id"].map(slide_name).tolist(), table["label"].tolist(), known)
 
 
 def read_bundle_labels(path: Path) -> ProbeTable:

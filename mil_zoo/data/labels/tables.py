@@ -2,77 +2,82 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from mil_zoo.data.labels import dialects
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.errors import InputError, did_you_mean
 
-# What the tools in use call these columns (CLAM and TRIDENT: case_id; Giga-SSL: ID; torchmil: bag_name).
+# What the tools in use call these columns (CLAM and TRIDENT: case_id; Giga-SSL: ID; torchmil: bag_name; STAMP: FILENAME
+# and PATIENT; MIL_BASELINE: slide_path; Prov-GigaPath: pat_id), in upper and lower case alike.
 COLUMNS = {
-    "slide_id": ("slide_id", "slide", "ID", "bag_name"),
-    "patient_id": ("patient_id", "case_id", "patient", "case"),
+    "slide_id": ("slide_id", "slide", "ID", "bag_name", "filename", "slide_path", "slide_name", "image_id", "path"),
+    "patient_id": ("patient_id", "case_id", "patient", "case", "pat_id"),
     "split": ("split", "official_split"),
     "site": ("site", "tissue_source_site", "centre", "center"),
 }
 NEEDS = "it needs the columns slide_id and label, and may have patient_id (or case_id) and split"
+_NO_SPLIT = ("", "na", "n/a", "nan", "none", "null", "-", "unused")
+_WHOLE = re.compile(r"[0-9]+")
+_CLASS = re.compile(r"class ([0-9]+)")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A csv as a table of text, see :func:`mil_zoo.data.labels.dialects.read_csv`."""
+    return dialects.read_csv(path, NEEDS)
+
+
+def column_of(table: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """The first of some columns that a table has, in upper and lower case alike; None where it has none."""
+    here = {str(column).lower(): str(column) for column in reversed(list(table.columns))}
+    return next((here[name.lower()] for name in names if name.lower() in here), None)
 
 
 def read_labels(path: Path, label_column: str = "label", target_columns: Sequence[str] = ("label",)) -> pd.DataFrame:
     """Reads a csv (also ``.csv.gz``) of labels.
 
     Args:
-        path: columns slide_id (or slide, ID, bag_name), the label, and optionally patient_id (or case_id, patient) and
-            split. A slide id may carry the suffix of its image, ``.svs`` for instance.
+        path: columns slide_id (see ``COLUMNS`` for its other names), the label, and optionally patient_id (or case_id,
+            patient) and split.
         label_column: which column is the label; ``label`` where there is no such column.
         target_columns: what the task reads: the label, or columns of these names.
 
     Returns:
         Text columns ``slide_id``, those of the target and, where the file has them, ``patient_id``, ``split`` and
-        ``site``.
+        ``site``. Names are as they are written; ``1.0`` as a label is ``1``.
 
     Raises:
-        InputError: the file is missing, not a csv in UTF-8, lacks a column or a value, or names a slide twice.
+        InputError: the file is missing, not a csv, has no rows, lacks a column or a value, or has one twice.
     """
     table = read_csv(path)
-    columns = {name: next((c for c in known if c in table), None) for name, known in COLUMNS.items()}
-    columns |= {name: name if name in table else None for name in target_columns}
+    columns = {name: column_of(table, known) for name, known in COLUMNS.items()}
+    columns |= {name: column_of(table, [name]) for name in target_columns}
     if "label" in target_columns:
-        columns["label"] = next((c for c in (label_column, "label") if c in table), None)
+        columns["label"] = column_of(table, [label_column, "label"])
     for name in ("slide_id", *target_columns):
         column = columns[name]
         if column is None:
             wanted = label_column if name == "label" else name
-            near = did_you_mean(wanted, table.columns)
+            near = did_you_mean(wanted, map(str, table.columns))
             raise InputError(f"{path}: the column {wanted!r} is missing{near}; {NEEDS}")
+        if f"{column}.1" in table:
+            raise InputError(f"{path}: the column {column!r} occurs twice; rename or drop one of them")
         if name in ("slide_id", "label") and table[column].isna().any():
             raise InputError(f"{path}: {column} is empty in row {int(table[column].isna().argmax()) + 2}; fill it in")
-    found = {name: table[column].str.strip() for name, column in columns.items() if column is not None}
-    labels: pd.DataFrame = pd.DataFrame(found)
-    labels["slide_id"] = labels["slide_id"].map(slide_name)
-    repeated = [slide for slide, count in Counter(labels["slide_id"]).items() if count > 1]
-    if repeated:
-        raise InputError(f"{path} names slides twice: {', '.join(repeated[:5])} ({len(repeated)} in all); correct it")
+    if not len(table):
+        raise InputError(f"{path} holds a header and no rows; {NEEDS}")
+    labels: pd.DataFrame = pd.DataFrame({name: table[column] for name, column in columns.items() if column is not None})
+    for name in target_columns:
+        labels[name] = dialects.decimal(labels[name])
+    if "label" in target_columns:
+        labels["label"] = labels["label"].str.replace(r"^([0-9]+)\.0+$", r"\1", regex=True)
+    if "split" in labels:
+        labels["split"] = labels["split"].where(~labels["split"].str.lower().isin(_NO_SPLIT), None)
     return labels
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """A csv as a table of text; every fault is one sentence."""
-    try:
-        table: pd.DataFrame = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {NEEDS}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it again as UTF-8"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable csv ({error}); {NEEDS}") from error
-    else:
-        return table
 
 
 def find_labels(folder: Path) -> Path:
@@ -92,32 +97,34 @@ def find_labels(folder: Path) -> Path:
 
 def _is_label_table(path: Path) -> bool:
     try:
-        header = set(pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns)
-    except (OSError, ValueError):
+        table = read_csv(path)
+    except InputError:
         return False
-    return "label" in header and bool(header.intersection(COLUMNS["slide_id"]))
+    return column_of(table, ["label"]) is not None and column_of(table, COLUMNS["slide_id"]) is not None
 
 
 def class_names(table: pd.DataFrame) -> list[str]:
-    """Names of the classes of a table without a card: ``class 0``, ... where labels are numbers, else the labels."""
+    """Names of the classes of a table without a card: ``class 0``, ``class 1``, ... of labels that are numbers.
+
+    Numbers that do not count from 0 name the classes that are there: 1 and 2 are two classes.
+    """
     labels = set(table["label"])
-    if all(label.isdigit() for label in labels):
-        return [f"class {label}" for label in range(max(2, 1 + max(map(int, labels))))]
-    return sorted(labels)
+    if not all(_WHOLE.fullmatch(label) for label in labels):
+        return sorted(labels)
+    numbers = sorted({int(label) for label in labels})
+    return [f"class {number}" for number in ([0, 1] if set(numbers) <= {0, 1} else numbers)]
 
 
-def class_indices(classes: list[str]) -> dict[str, int]:
-    """Every text that names a class, to its index: the name, and the index itself."""
-    return {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
+def class_indices(classes: Sequence[str]) -> dict[str, int]:
+    """Every text that names a class, to its index: the name, and the index itself.
 
-
-def labels_as_indices(table: pd.DataFrame, classes: Mapping[str, int], path: Path) -> pd.Series[int]:
-    """The class index of each row; an ``InputError`` names a label that is none."""
-    unknown = ~table["label"].isin(list(classes))
-    if unknown.any():
-        row = table[unknown].iloc[0]
-        raise InputError(f"{path}: slide {row['slide_id']!r} has label {row['label']!r}, not {', '.join(classes)}")
-    return table["label"].map(classes).astype(int)
+    Of classes that are numbers, the number is the name: with ``class 1`` and ``class 2``, "1" is the first one.
+    """
+    names = {name: i for i, name in enumerate(classes)}
+    numbers = [_CLASS.fullmatch(name) for name in classes]
+    if all(numbers):
+        return {str(int(match[1])): i for i, match in enumerate(numbers) if match} | names
+    return {str(i): i for i in range(len(classes))} | names
 
 
 def patients_of_two_labels(table: pd.DataFrame) -> list[str]:
@@ -132,7 +139,7 @@ def patients_of_two_labels(table: pd.DataFrame) -> list[str]:
 def patients_in(path: Path) -> dict[str, str]:
     """The patient of each slide that a csv names one for; an ``InputError`` where it lacks slide_id or patient_id."""
     table = read_csv(path)
-    columns = [next((c for c in COLUMNS[name] if c in table), None) for name in ("slide_id", "patient_id")]
+    columns = [column_of(table, COLUMNS[name]) for name in ("slide_id", "patient_id")]
     if None in columns:
         raise InputError(f"{path}: the column slide_id or patient_id (case_id) is missing")
     known = table[columns].dropna()

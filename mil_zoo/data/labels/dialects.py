@@ -1,0 +1,94 @@
+"""Tables of text as people save them: separators, encodings and line ends are told from the file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from mil_zoo.data.formats.boundary import boundary
+from mil_zoo.errors import InputError
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_SEPARATORS = ",;\t|"
+_MOST_BYTES = 2**30
+_NOT_TEXT = {b"PK\x03\x04": "an Excel workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"\x89HDF": "an HDF5 file"}
+
+
+def read_csv(path: Path, needs: str = "it needs a header and a row a slide") -> pd.DataFrame:
+    """A csv as a table of text; what is empty is NaN, and nothing else is: "NA" and "None" are text.
+
+    Fields are separated by commas, semicolons, tabs or bars, whichever the header has; the text is UTF-8, or UTF-16
+    with its mark; a path that ends in ``.gz`` is unpacked. Blanks around names and values are dropped, so are empty
+    lines, and lines before the header that begin with ``#``.
+
+    Args:
+        path: the file.
+        needs: what the table should hold, for messages.
+
+    Raises:
+        InputError: the file is missing, no text, or a row has more fields than the header.
+    """
+    with boundary(path, "a readable csv", needs):
+        if not path.exists() and not path.is_symlink():
+            raise InputError(f"{path}: no such file; {needs}")
+        text = _text(path, path.read_bytes())
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        while lines and (not lines[0].strip() or lines[0].startswith("#")):
+            lines.pop(0)
+        if not lines:
+            raise InputError(f"{path} is empty; {needs}")
+        separator = max(_SEPARATORS, key=lambda mark: (lines[0].count(mark), -_SEPARATORS.index(mark)))
+        rows = [
+            [field.strip() for field in row] for row in csv.reader(io.StringIO("\n".join(lines)), delimiter=separator)
+        ]
+    header, *rows = [row for row in rows if any(row)]
+    table = []
+    for number, row in enumerate(rows, 2):
+        if len(row) > len(header) and any(row[len(header) :]):
+            raise InputError(
+                f"{path}: row {number} has {len(row)} fields and the header {len(header)}; put names that hold a "
+                f"{separator!r} in quotes ({separator.join(row)[:80]})"
+            )
+        table.append([field or None for field in row[: len(header)]] + [None] * (len(header) - len(row)))
+    made: pd.DataFrame = pd.DataFrame(table, columns=_named(header), dtype=object)
+    return made
+
+
+def decimal(values: pd.Series[str]) -> pd.Series[str]:
+    """Numbers written with a decimal comma, with a point."""
+    return values.str.replace(r"^\s*([+-]?\d*),(\d+)\s*$", r"\1.\2", regex=True)
+
+
+def _text(path: Path, content: bytes) -> str:
+    if path.suffix.lower() == ".gz" or content[:2] == b"\x1f\x8b":
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise InputError(f"{path} unpacks to more than 1 GiB, which no table of slides is; check the file")
+    for start, kind in _NOT_TEXT.items():
+        if content.startswith(start):
+            raise InputError(f"{path} is {kind}, not a csv; save the table as csv (UTF-8)")
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        wrong = f"byte 0x{error.object[error.start]:02x}"
+        raise InputError(f"{path} is not UTF-8 text ({wrong}); save it again as UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{path} is no text (it holds zero bytes); save the table as csv (UTF-8)")
+    return text
+
+
+def _named(header: list[str]) -> list[str]:
+    """Names of the columns; of several alike the later ones get a number, as pandas does it."""
+    seen: dict[str, int] = {}
+    names = []
+    for number, name in enumerate(header):
+        name = name or f"Unnamed: {number}"
+        names.append(f"{name}.{seen[name]}" if name in seen else name)
+        seen[name] = seen.get(name, 0) + 1
+    return names

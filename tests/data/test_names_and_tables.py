@@ -1,0 +1,142 @@
+"""Names that meet although they are written in another way, and tables as people save them."""
+
+import gzip
+import unicodedata
+
+import numpy as np
+import pytest
+from layouts import write_clam
+
+from mil_zoo import InputError
+from mil_zoo.data import open_dataset
+from mil_zoo.data.labels.names import alike, bare, match_names
+from mil_zoo.data.labels.tables import class_indices, class_names, read_csv, read_labels
+
+UUID = "d4ff32cd-38cf-40ea-8213-45c2b100ac01"
+BARCODE = "TCGA-05-4244-01Z-00-DX1"
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("a.h5", "a"),
+        ("a.svs.pt", "a"),
+        ("a.ome.tif", "a"),
+        ("a.ome.tiff", "a.ome"),
+        ("a", "a.ome"),
+        ("/data/positive, 1/pt_files/a.pt", "a"),
+        ("D:\\slides\\a.mrxs", "a"),
+        ("2015.0", "2015"),
+        ("2015", "2015.0"),
+        (unicodedata.normalize("NFC", "Präparat Größe"), unicodedata.normalize("NFD", "Präparat Größe")),
+        ("SLIDE_1", "slide_1"),
+        (" a  b ", "a b"),
+        (BARCODE, f"{BARCODE}.{UUID}"),
+        (f"{BARCODE}.{UUID}.svs", BARCODE),
+        ("S20-1.2", "S20-1.2"),
+    ],
+)
+def test_names_that_mean_one_slide(given, known):
+    assert match_names([given], ["other", known, "another"]) == {given: known}
+
+
+def test_names_that_mean_none_or_several():
+    assert match_names(["a", "b"], ["x"]) == {}
+    assert match_names(["a"], ["a", "A"]) == {"a": "a"}  # as it is written
+    with pytest.raises(InputError, match=r"t.csv: 'a' could be any of 2 slides, 'A', 'A '; write the name of one"):
+        match_names(["a"], ["A", "A "], "t.csv")
+    with pytest.raises(InputError, match=r"could be any of 2 slides"):
+        match_names([BARCODE], [f"{BARCODE}.{UUID}", f"{BARCODE}.{UUID.replace('0', '1')}"])
+    assert alike(["a", "A", "b", "c ", "c"]) == [("a", "A"), ("c ", "c")]
+    assert bare(".h5") == ".h5"
+
+
+def test_a_dataset_says_three_names_of_each_side(tmp_path):
+    for slide in ("s1", "s2", "s3", "s4"):
+        write_clam(tmp_path, slide)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label\nx1,0\nx2,1\nx3,0\nx4,1\n")
+    with pytest.raises(InputError, match=r"the table says 'x1', 'x2', 'x3'; the features are called 's1', 's2', 's3'"):
+        open_dataset(str(tmp_path))
+    labels.write_text("PATIENT,FILENAME,Label\np,s1.h5,1\np,s2.svs,1\nq,/x/S3.h5,2\nr,s4,2.0\n")
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.bags.slide_ids == ["s1", "s2", "s3", "s4"]
+    assert (dataset.card.classes, dataset.bags.labels) == (["class 1", "class 2"], [0, 0, 1, 1])
+    labels.write_text("slide_id,label\ns1,0\ns1.h5,1\n")
+    with pytest.raises(InputError, match=r"names slides twice: s1 \(1 in all\)"):
+        open_dataset(str(tmp_path))
+
+
+def test_classes_are_those_that_are_there():
+    def names(*labels):
+        import pandas as pd
+
+        return class_names(pd.DataFrame({"label": labels}))
+
+    assert names("0", "1") == names("1", "1") == ["class 0", "class 1"]
+    assert names("1", "2") == ["class 1", "class 2"]
+    assert names("0", "20230101") == ["class 0", "class 20230101"]
+    assert names("None", "NA") == ["NA", "None"]
+    assert names("²", "1") == ["1", "²"]
+    assert class_indices(["class 1", "class 2"]) == {"1": 0, "2": 1, "class 1": 0, "class 2": 1}
+    assert class_indices(["a", "b"]) == {"0": 0, "1": 1, "a": 0, "b": 1}
+
+
+ROWS = [("slide 1", "0"), ("slide, 2", "None"), ("Größe", "1,5")]
+TABLES = {
+    "commas": ',slide_id,label\n0,slide 1,0\n1,"slide, 2",None\n2,Größe,"1,5"\n'.encode(),
+    "semicolons": "slide_id;label\nslide 1;0\nslide, 2;None\nGröße;1,5\n".encode(),
+    "tabs, UTF-16": "slide_id\tlabel\r\nslide 1\t0\r\nslide, 2\tNone\r\nGröße\t1,5\r\n".encode("utf-16"),
+    "bars, a mark, comments": "\ufeff# made\n\nslide_id | label\nslide 1|0\n\nslide, 2|None|\nGröße|1,5\n".encode(),
+    "carriage returns": b'slide_id,label\rslide 1,0\r"slide, 2",None\rGr\xc3\xb6\xc3\x9fe,"1,5"\r',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_dialects(tmp_path, name):
+    (tmp_path / "t.csv").write_bytes(TABLES[name])
+    table = read_csv(tmp_path / "t.csv")
+    assert list(zip(table["slide_id"], table["label"], strict=True)) == ROWS
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLES[name]))
+    assert read_csv(tmp_path / "t.csv.gz").equals(table)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "t.csv is empty"),
+        (b"slide_id,label\n", "holds a header and no rows"),
+        (b"PK\x03\x04" + bytes(99), "is an Excel workbook, not a csv; save the table as csv"),
+        (b"slide_id,label\nGr\xf6\xdfe,1\n", r"is not UTF-8 text \(byte 0xf6\)"),
+        (
+            b"slide_id,label\n/data/a, b.h5,1\n",
+            "row 2 has 3 fields and the header 2; put names that hold",
+        ),
+        (b"slide_id,label,label\na,1,0\n", "the column 'label' occurs twice"),
+        (b"slide_id,label\na,\nb,1\nc,0\n", "label is empty in row 2"),
+        (b"case_id,label\na,1\n", "the column 'slide_id' is missing"),
+    ],
+)
+def test_tables_that_are_none(tmp_path, content, message):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_labels(tmp_path / "t.csv")
+
+
+def test_slides_that_cannot_be_called_so(tmp_path):
+    for odd in ("a\r", "", "..", "a\nb"):
+        np.savez(tmp_path / "t.npz", X=np.zeros((4, 2)), bag_ptr=[0, 2, 4], bag_label=[0, 1], bag_name=[odd, "b"])
+        with pytest.raises(InputError, match="slides cannot be called so; names are printable text"):
+            open_dataset(str(tmp_path / "t.npz"))
+    np.savez(tmp_path / "t.npz", X=np.zeros((4, 2)), bag_ptr=[0, 2, 4], bag_label=[0, 1], bag_name=["a", "A"])
+    assert open_dataset(str(tmp_path / "t.npz")).card.warnings == [
+        "The dataset holds slides whose names differ in case, blanks or accents only: a, A."
+    ]
+
+
+def test_a_column_of_names_is_no_label(tmp_path):
+    for i in range(6):
+        write_clam(tmp_path, f"s{i}")
+    (tmp_path / "labels.csv").write_text("slide_id,label\n" + "".join(f"s{i},2023010{i}\n" for i in range(6)))
+    with pytest.raises(InputError, match="6 different labels of 6 slides are no classes"):
+        open_dataset(str(tmp_path))
