@@ -91,7 +91,7 @@ class Worker:
     def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
         self._datasets = {} if source is None or dataset is None else {source: dataset}
         self._kept: dict[str, Any] = {}  # what protocols keep for the next trials
-        self._last: tuple[DatasetSource, Split] | None = None
+        self._last: tuple[DatasetSource, Split, int | None] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
     def run(self, job: Job, on_epoch: Callable[[Row], None] = lambda row: None) -> Trial:
@@ -141,15 +141,17 @@ class Worker:
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
         if job.source not in self._datasets:
             self._datasets[job.source] = open_dataset(job.source)
-        dataset, wanted = self._datasets[job.source], (job.source, job.trial.split)
+        shuffle = job.trial.seed if job.suite.permute_labels else None
+        dataset, wanted = self._datasets[job.source], (job.source, job.trial.split, shuffle)
         if self._bags is None or self._last != wanted:
-            self._last, self._bags = wanted, split_bags(dataset, job.trial.split, job.suite.permute_labels)
+            self._last, self._bags = wanted, split_bags(dataset, job.trial.split, shuffle)
         return dataset, self._bags
 
 
-def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> tuple[Parts, Standardiser | None]:
+def split_bags(dataset: Dataset, split: Split, shuffle: int | None = None) -> tuple[Parts, Standardiser | None]:
     """The bags of "train", "val", "test" and "unlabelled", and what standardised them where the card says so.
 
+    With a seed to ``shuffle`` by, training and validation slides get each other's labels, others for every seed.
     "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
     """
     slides = {part: getattr(split, part) for part in ("train", "val", "test")}
@@ -160,9 +162,9 @@ def split_bags(dataset: Dataset, split: Split, permute_labels: bool = False) -> 
         standardiser = Standardiser.fit(bags.select(split.train))
         bags = as_bags([standardiser(bag) for bag in bags])
     parts: Parts = {part: bags.select(ids) for part, ids in slides.items()}
-    if permute_labels:
+    if shuffle is not None:
         for number, part in enumerate(("train", "val")):
-            rng = np.random.default_rng([number, split.repeat, split.fold])
+            rng = np.random.default_rng([number, split.repeat, split.fold, shuffle])
             order = shuffled_order(dataset.task.strata(parts[part].targets), rng)
             parts[part] = parts[part].with_targets_of(order.tolist())
     return parts, standardiser

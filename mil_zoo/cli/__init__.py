@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mil_zoo import __version__
+from mil_zoo.cli.encoding import show_anywhere
 from mil_zoo.errors import InputError, did_you_mean
 
 _COMMANDS = {
@@ -62,6 +63,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
+    show_anywhere()
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.errors import InputError, not_written
+from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
 Slide = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
@@ -69,6 +69,7 @@ def predict(
     found = list(_slides(slides, features, layout))
     out.mkdir(parents=True, exist_ok=True)
     failures, trained_on = 0, 0
+    taken: dict[str, str] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with (
@@ -79,7 +80,7 @@ def predict(
             rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
             rows.writeheader()
             for name, bag in zip((name for name, _ in found), map_ahead(_reading, iter(found)), strict=True):
-                row = _row(name, bag, predictor, wanted, out)
+                row = _row(name, bag, predictor, wanted, out, taken)
                 rows.writerow(row)
                 file.flush()
                 failures += row["status"] != "ok"
@@ -154,7 +155,7 @@ def _reading(slide: Slide) -> Any:
         return InputError(f"{slide[0]} cannot be read ({error})")
 
 
-def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path) -> dict[str, Any]:
+def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path, taken: dict[str, str]) -> dict[str, Any]:
     if isinstance(bag, InputError):
         return {"slide_id": Path(name).stem, "source": name, "status": "failed", "reason": str(bag)}
     try:
@@ -175,14 +176,25 @@ def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path) -> d
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
     if prediction.attention is not None:
-        skipped = _write(prediction, predictor.task.caption(prediction.values), wanted, out)
+        stem = _stem(bag.slide_id, name, taken)
+        skipped = _write(prediction, predictor.task.caption(prediction.values), wanted, out / "attention" / stem)
+        if wanted and stem != file_stem(bag.slide_id):
+            skipped.insert(0, f"attention in {stem}.*, since another slide has the same name")
         row["reason"] = "; ".join(skipped)
     elif wanted:
         row["reason"] = "the model has no attention"
     return row
 
 
-def _write(prediction: Any, caption: str, wanted: list[str], out: Path) -> list[str]:
+def _stem(slide: str, source: str, taken: dict[str, str]) -> str:
+    """The name of a slide's files: its own, and a hash of where it lies where another slide has it already."""
+    stem = file_stem(slide)
+    if taken.setdefault(stem.casefold(), source) != source:
+        stem = f"{stem}-{short_hash(source)}"
+    return stem
+
+
+def _write(prediction: Any, caption: str, wanted: list[str], stem: Path) -> list[str]:
     """Writes the attention files of a slide; says which cannot be, and why."""
     from mil_zoo.report.attention_files import write_csv, write_geojson, write_png
 
@@ -190,7 +202,7 @@ def _write(prediction: Any, caption: str, wanted: list[str], out: Path) -> list[
     coords = None if bag.coords is None else bag.coords.double().numpy()
     skipped = []
     for kind in wanted:
-        path = out / "attention" / f"{quote(bag.slide_id, safe='')}.{kind}"
+        path = stem.with_name(f"{stem.name}.{kind}")
         path.parent.mkdir(exist_ok=True)
         if kind == "csv":
             write_csv(path, attention, coords)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,12 @@ def _run(
     figure = draw_pretraining(out, f"Pretraining of {config.backbone} on {title}, {len(source.slide_ids)} slides")
     last = rows[-1]
     knn = f", kNN accuracy {last['knn_accuracy']:.3f}" if "knn_accuracy" in last else ""
+    chance = math.log(2 * min(config.batch_size, len(source.slide_ids)) - 1)
+    if not last["loss"] < 1.05 * chance:
+        console.print(
+            f"[yellow]The loss ended at {last['loss']:.3f}, and telling views apart by chance costs {chance:.3f}: "
+            "nothing was learned. Lower the learning rate (--set learning_rate=...) or raise the temperature.[/]"
+        )
     console.print(
         f"Loss {last['loss']:.3f}, spread of the embeddings {last['embedding_spread']:.2f}{knn}\n"
         f"Encoder: {out / 'encoder.safetensors'}\nCurves:  {figure}",

@@ -33,9 +33,15 @@ Examples:
     help="Size of the attention maps in the page, worst first.",
 )
 @click.option("--slides", callback=comma_list(), help="Test slides of the attention maps.  [default: two typical ones]")
+@click.option("--title", help="Of the dataset, in headings and captions.  [default: its own]")
 @plugin_option
 def report(
-    run: Path, slide_images: Path | None, maps_mib: float, slides: list[str] | None, plugin: tuple[Path, ...]
+    run: Path,
+    slide_images: Path | None,
+    maps_mib: float,
+    slides: list[str] | None,
+    title: str | None,
+    plugin: tuple[Path, ...],
 ) -> None:
     """Redraw all tables and figures of RUN from its files alone, and the page report.html that holds them all.
 
@@ -44,7 +50,7 @@ def report(
     """
     from rich.console import Console
 
-    show(run, Console(), slide_images, maps_mib, slides)
+    show(run, Console(), slide_images, maps_mib, slides, title)
 
 
 def show(
@@ -53,6 +59,7 @@ def show(
     slide_images: Path | None = None,
     maps_mib: float = 24.0,
     slides: Sequence[str] | None = None,
+    title: str | None = None,
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
     with working(console, "Drawing tables and figures"):
@@ -61,7 +68,7 @@ def show(
         from mil_zoo.report.page import write_page
         from mil_zoo.report.tables import terminal_scores, write_tables
 
-        results = Results.load(path, slides)
+        results = Results.load(path, slides, title)
         tables = write_tables(results)
         drawings = draw_figures(results)
         page = write_page(results, drawings, slide_images, maps_mib)

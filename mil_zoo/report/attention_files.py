@@ -15,6 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
+from mil_zoo.report.figures.look import drawing
 
 # Upper ends of the classes of N x attention, which is 1 for uniform attention.
 _STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
@@ -44,18 +45,19 @@ def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size:
         patch_size: in the unit of the coordinates; None draws dots.
         title: plain text.
     """
-    width, height = np.ptp(coords, axis=0) + (patch_size or 0)
-    figure = Figure(figsize=(6, 5 * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.7), layout="constrained")
-    axes = figure.add_subplot()
-    norm, cmap = LogNorm(1 / SPAN, SPAN), mpl.colormaps["coolwarm"]
-    relative = len(attention) * attention
-    colours = cmap(norm(np.clip(relative, 1 / SPAN, SPAN)))
-    draw_patches(
-        axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure.get_figwidth()
-    )
-    axes.set_title(title, fontsize=9, parse_math=False)
-    figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
-    figure.savefig(path, dpi=150)
+    with drawing():
+        width, height = np.ptp(coords, axis=0) + (patch_size or 0)
+        figure = Figure(figsize=(6, 5 * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.7), layout="constrained")
+        axes = figure.add_subplot()
+        norm, cmap = LogNorm(1 / SPAN, SPAN), mpl.colormaps["coolwarm"]
+        relative = len(attention) * attention
+        colours = cmap(norm(np.clip(relative, 1 / SPAN, SPAN)))
+        draw_patches(
+            axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure.get_figwidth()
+        )
+        axes.set_title(title, fontsize=9, parse_math=False)
+        figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
+        figure.savefig(path, dpi=150)
 
 
 def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size: float | None, slide: str) -> None:

@@ -22,6 +22,8 @@ from mil_zoo.stats import Estimate, Summary, TestSet, distinct_test_sets, estima
 from mil_zoo.tasks import Task, task_of_config
 
 Made = TypeVar("Made")
+TINY = 2  # instances: in a bag of no more one always holds half of the attention, whatever the aggregator does
+TINY_BAGS = "tiny_bags"  # the name under which training_skew counts them
 Split = tuple[int, int]  # repeat and fold
 
 
@@ -37,21 +39,26 @@ class Results:
         trials: models and grid points in the order of the config, the points that it does not list in numeric order;
             then by repeat, fold and seed, so that nothing depends on the order in which trials finished.
         slides: whose attention maps are drawn; None for two typical ones.
+        title: of the dataset, in headings; None for its own.
     """
 
     run: RunDirectory
     config: RunConfig
     trials: tuple[Trial, ...]
     slides: tuple[str, ...] | None = None
+    title: str | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, path: Path | str | RunDirectory, slides: Sequence[str] | None = None) -> Results:
+    def load(
+        cls, path: Path | str | RunDirectory, slides: Sequence[str] | None = None, title: str | None = None
+    ) -> Results:
         """Reads a run directory. The files of its trials are read when a table or figure first needs them.
 
         Args:
             path: the ``--out`` folder of a bench, or one that holds a run's ``config.yaml`` and ``table.csv`` only.
             slides: test slides whose attention maps are drawn; None for two typical ones.
+            title: of the dataset, in headings; None for its own.
 
         Raises:
             InputError: there is no run, or its files were damaged or written by another version.
@@ -59,7 +66,7 @@ class Results:
         run = path if isinstance(path, RunDirectory) else RunDirectory.open(path)
         config = RunConfig.from_settings(run.config, str(run.path / "config.yaml"))
         trials = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
-        return cls(run, config, tuple(_ordered(config, trials)), None if slides is None else tuple(slides))
+        return cls(run, config, tuple(_ordered(config, trials)), None if slides is None else tuple(slides), title)
 
     def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
         """``make(self, *arguments)``, made at the first call and kept for the next."""
@@ -206,7 +213,11 @@ class Results:
         return self.once(_skew, trial.trial)[0]
 
     def training_skew(self, trial: Trial) -> pd.DataFrame:
-        """epoch, name, ``sum`` and ``count`` over the training slides; of ``high_count``, of slides that hold one."""
+        """epoch, name, ``sum`` and ``count`` over the training slides.
+
+        Of ``high_count`` it is of slides that hold such an instance, bags of one or two instances left out; these are
+        counted under ``tiny_bags``.
+        """
         return self.once(_skew, trial.trial)[1]
 
     @cached_property
@@ -232,8 +243,18 @@ class Results:
     @property
     def dataset_title(self) -> str:
         """The title of the dataset, which says so where slides are simulated."""
-        name = self.config.dataset.title
+        name = self.dataset_name
         return name + " (simulated slides)" if self.simulated and "simulated" not in name.lower() else name
+
+    @property
+    def dataset_name(self) -> str:
+        """The title of the dataset; of one that is a path the last part, which says no more than others may know."""
+        if self.title is not None:
+            return self.title
+        name = self.config.dataset.title
+        if name.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:[\\/]", name):
+            return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
+        return name
 
 
 def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[Split, float]:
@@ -252,10 +273,14 @@ def scores_of(trial: Trial, patients: bool = False) -> dict[str, float | None]:
 
 
 def mean_sizes(trials: Sequence[Trial]) -> tuple[float, float]:
-    """Training and test slides of a trial, the mean over trials; 1 and 1 without any."""
+    """Training slides with a label that was used, and test slides, the mean over trials; 1 and 1 without any.
+
+    So fifty labels are fifty, whether the split or a setting of the model left the others out.
+    """
     if not trials:
         return 1.0, 1.0
-    return float(np.mean([trial.n_train for trial in trials])), float(np.mean([trial.n_test for trial in trials]))
+    train = [trial.n_train if trial.n_labelled is None else trial.n_labelled for trial in trials]
+    return float(np.mean(train)), float(np.mean([trial.n_test for trial in trials]))
 
 
 def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
@@ -289,8 +314,22 @@ def _skew(results: Results, trial: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     skew = results.run.skew(trial)
     train = skew[skew["split"] == "train"]
     train = train.assign(value=train["value"].where(train["name"] != "high_count", train["value"] > 0).astype(float))
+    tiny = _tiny(train)
+    train = pd.concat([train[(train["name"] != "high_count") | ~train["slide_id"].isin(tiny[tiny > 0].index)]])
+    if len(tiny):
+        marks = train[["epoch"]].drop_duplicates().merge(tiny.rename("value").reset_index(), how="cross")
+        train = pd.concat([train, marks.assign(split="train", name=TINY_BAGS)])
     sums = train.groupby(["epoch", "name"])["value"].agg(["sum", "count"]).reset_index()
     return skew[skew["split"] == "test"].copy(), sums
+
+
+def _tiny(train: pd.DataFrame) -> pd.Series:
+    """1 for each training slide whose bag is tiny, else 0, by slide: N is N times the maximum over the maximum."""
+    first = train[train["epoch"] == train["epoch"].min()].drop_duplicates(["slide_id", "name"])
+    wide = first.pivot(index="slide_id", columns="name", values="value")
+    if not {"n_x_max", "max_attention"} <= set(wide):
+        return pd.Series(dtype=float, name="value")
+    return ((wide["n_x_max"] / wide["max_attention"]).round() <= TINY).astype(float)
 
 
 def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:

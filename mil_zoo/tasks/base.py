@@ -190,14 +190,13 @@ class Task:
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
         """The target's columns of ``predictions.csv``: whole numbers as such, others in as many digits as they need."""
         return {
-            name: [int(value) if value.is_integer() else repr(value) for value in column.tolist()]
+            name: [int(value) if value.is_integer() else value for value in column.tolist()]
             for name, column in zip(self.target_columns, np.asarray(targets, dtype=np.float64).T, strict=True)
         }
 
     def prediction_cells(self, predictions: Floats) -> dict[str, Sequence[Any]]:
         """The prediction's columns of ``predictions.csv``, in the digits it takes to read the same numbers again."""
-        columns = zip(self.prediction_columns, np.asarray(predictions, dtype=np.float64).T, strict=True)
-        return {name: [repr(value) for value in column.tolist()] for name, column in columns}
+        return dict(zip(self.prediction_columns, np.asarray(predictions, dtype=np.float64).T.tolist(), strict=True))
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""

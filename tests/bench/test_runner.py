@@ -270,3 +270,15 @@ def test_shuffled_training_labels_leave_nothing_to_learn_on_the_demo(tmp_path):
     rows = run_plan(small_plan("demo", permute_labels=True, **given), tmp_path).trials()
     # 15 folds of 16 slides: the mean of so many AUCs of a coin has a standard deviation of about 0.04.
     assert abs(np.mean([row["metrics"]["auc"] for row in rows]) - 0.5) < 0.12
+
+
+def test_every_seed_shuffles_anew_and_the_band_is_that_of_the_design(bag_table):
+    plan = small_plan(bag_table, permute_labels=True, folds=4, seeds=[0, 1], models=["mean"], overrides={})
+    split = plan.splits[0]
+    first, again, other = (split_bags(plan.dataset, split, seed)[0]["train"].labels for seed in (0, 0, 1))
+    assert list(first) == list(again)
+    assert list(first) != list(other)
+    # Four folds of 10 slides, 5 of each class: a fold's AUC varies by 11 / (12 * 25), the mean of four by a quarter.
+    (warning,) = [text for text in plan.config().dataset.warnings if "SHUFFLED" in text]
+    assert "0.50 +- 0.19" in warning
+    assert "occur twice" in warning

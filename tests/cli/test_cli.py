@@ -55,7 +55,7 @@ def test_a_model_is_told_in_full(run_cli):
     for words in (
         "critical instance of class k",
         "https://github.com/binli123/dsmil-wsi",
-        "Deviations: probabilities is",
+        "Deviations: probabilities are the sigmoids",
         "Cost: 153,860 parameters, graph none. Eval",
         "dropout rate of the features that become values",  # of an option, from the docstring
         "betas [0.5, 0.9]",  # of the recipe

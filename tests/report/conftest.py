@@ -197,5 +197,8 @@ def write(tmp_path):
     ``write.run_at(path, rows, models, ...)``: the same elsewhere.
     """
     return SimpleNamespace(
-        run=lambda *given, **options: write_run(tmp_path / "run", *given, **options), row=trial_row, run_at=write_run
+        run=lambda *given, **options: write_run(tmp_path / "run", *given, **options),
+        row=trial_row,
+        run_at=write_run,
+        path=tmp_path,
     )

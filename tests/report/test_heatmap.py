@@ -122,9 +122,11 @@ def test_nuclei_are_dots(make_run, draw):
         assert all(isinstance(axes.collections[0], PathCollection) for axes in figure.axes[:2])
 
 
-def test_missing_instance_labels_are_said(make_run, draw):
+def test_without_instance_labels_there_is_no_truth_panel(make_run, draw):
     for figure in draw(make_run(folds=1, labels=False)).values():
-        assert "no instance labels" in figure.axes[0].get_title()
+        assert [axes.get_title().split(":")[0] for axes in figure.axes[:-1]] == ["abmil", "srmil"]
+        (block,) = figure.subfigs
+        assert ", truth: " in block.get_suptitle()
 
 
 def test_seven_aggregators_take_two_rows(make_run, draw):

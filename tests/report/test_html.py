@@ -200,3 +200,30 @@ def test_the_page_needs_no_torch(make_run):
         f"write_page(Results.load({str(run.path)!r}))\nassert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_scores_come_before_attention_and_sentences_once(make_run):
+    run = make_run(models=("abmil", "srmil"), folds=2)
+    results = Results.load(run)
+    drawings = draw_figures(results, ["figure3", "skew", "metrics", "roc", "calibration"])
+    text = write_page(results, drawings).read_text(encoding="utf-8")
+    places = [text.index(f'alt="{name}"') for name in ("metrics", "roc", "calibration", "figure3", "skew")]
+    assert places == sorted(places)
+    assert places[2] < text.index('id="attention"') < places[3]
+    assert text.count("Labels of 3 slides are disputed.") == 1
+    assert text.count("How attention gathers on few instances") == 1
+    assert 'role="tooltip"' in text
+
+
+def test_rows_of_patients_stand_beside_their_model(write):
+    def files(row, folder):
+        rows = [(f"s{i}", f"p{i // 2}", "test", i // 2 % 2, 0.6, 0.4) for i in range(8)]
+        columns = ["slide_id", "patient_id", "split", "label", "prob_0", "prob_1"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "predictions.csv", index=False)
+
+    scores = {"accuracy": 0.5, "balanced_accuracy": 0.5, "auc": 0.5, "f1": 0.0}
+    rows = [write.row(model, fold, patient_metrics=scores) for model in ("abmil", "mean") for fold in (0, 1)]
+    run = write.run(rows, ["abmil", "mean"], files, patient_rule="mean", patients=4, bags=8)
+    page = Page(write_page(Results.load(run)).read_text(encoding="utf-8"))
+    names = [row[0] for row in page.table("Aggregator", "AUC", "Parameters")[1:]]
+    assert names == ["abmil", "abmil (patients)", "mean", "mean (patients)"]

@@ -1,17 +1,26 @@
+import os
+import subprocess
+import sys
+
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
 from mil_zoo.report.figures import draw_figures, registry
-from mil_zoo.report.figures.look import palette
+from mil_zoo.report.figures.look import grid_shape, palette
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables import score_table
+
+ALL = ["figure3", "skew", "metrics", "training", "roc", "pr", "calibration", "ablation"]
 
 
 @pytest.fixture
 def draw(monkeypatch):
     """Draws a run and returns its figures by name, having checked that each file is a picture."""
 
-    def draw(run):
+    def draw(run, *names):
         figures, save = {}, registry.save
 
         def keep(figure, path):
@@ -19,14 +28,15 @@ def draw(monkeypatch):
             return save(figure, path)
 
         monkeypatch.setattr(registry, "save", keep)
-        paths = [drawing.path for drawing in draw_figures(Results.load(run))]
+        monkeypatch.setattr(registry, "DPI", 60)
+        paths = [drawing.path for drawing in draw_figures(Results.load(run), list(names or ALL))]
         monkeypatch.undo()
         assert [path.name for path in paths] == [f"{name}.png" for name in figures]
         for path in paths:
             assert path.parent == run.path / "figures"
             picture = path.read_bytes()
             assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-            assert len(picture) > 10_000
+            assert len(picture) > 2_000
         return figures
 
     return draw
@@ -63,7 +73,7 @@ def test_real_slides_are_not_called_simulated(make_run, draw):
 
 def test_panels_show_the_recorded_numbers(make_run, draw):
     run = make_run(models=("abmil",), folds=2, epochs=3)
-    accuracy, high, positives, counted, maxima = draw(run)["figure3-abmil"].axes
+    accuracy, high, positives, counted, maxima = draw(run, "figure3")["figure3-abmil"].axes
     skews = [run.skew(f"abmil-r0-f{fold}-s0") for fold in range(2)]
     for epoch in (1, 2, 3):
         now = [skew[(skew["split"] == "train") & (skew["epoch"] == epoch)] for skew in skews]
@@ -72,8 +82,8 @@ def test_panels_show_the_recorded_numbers(make_run, draw):
             return np.concatenate([part.loc[part["name"] == name, "value"] for part in now])
 
         drawn = [run.epochs(f"abmil-r0-f{fold}-s0")["train_accuracy"][epoch - 1] for fold in range(2)]
-        assert at(accuracy.lines[0], epoch) == pytest.approx(np.mean(drawn))
-        assert at(high.lines[0], epoch) == pytest.approx((values("high_count") > 0).mean())
+        assert at(accuracy.lines[2], epoch) == pytest.approx(np.mean(drawn))
+        assert at(high.lines[2], epoch) == pytest.approx((values("high_count") > 0).mean())
         assert at(positives.lines[0], epoch) == pytest.approx(values("top1_positive").mean())
         assert at(positives.lines[1], epoch) == pytest.approx(values("top5_positive").mean())
         held = values("high_positive")
@@ -94,7 +104,7 @@ def at(line, epoch):
 
 
 def test_an_aggregator_keeps_its_colour(make_run, draw):
-    figures = draw(make_run(models=("mean", "abmil", "srmil"), folds=1))
+    figures = draw(make_run(models=("mean", "abmil", "srmil"), folds=1), "figure3", "training")
     colour = to_rgb(palette(["mean", "abmil", "srmil"])["srmil"])
     assert to_rgb(figures["figure3-srmil"].axes[0].lines[0].get_color()) == colour
     assert to_rgb(figures["figure3"].axes[0].lines[1].get_color()) == colour
@@ -108,19 +118,17 @@ def test_colours_are_all_different(number):
 
 
 def test_one_trial_of_one_epoch_without_labels(make_run, draw):
-    figures = draw(make_run(models=("abmil",), folds=1, epochs=1, slides=3, labels=False))
-    accuracy, _, positives, counted, _ = figures["figure3-abmil"].axes
+    figures = draw(make_run(models=("abmil",), folds=1, epochs=1, slides=3, labels=False), "figure3")
+    accuracy, _, maxima = figures["figure3-abmil"].axes  # no panel for labels that there are not
     assert accuracy.lines[0].get_marker() == "o"
-    assert "no instance labels" in [text.get_text() for text in positives.texts]
-    assert not positives.lines
-    assert not counted.axison
+    assert maxima.get_title().startswith("(c)")
     assert "trials" not in texts(figures["figure3-abmil"])
 
 
 def test_seven_aggregators(make_run, draw):
     models = ("abmil", "srmil", "transmil", "dsmil", "clam_sb", "acmil", "ilra")
-    figures = draw(make_run(models=models, folds=1))
-    assert len(figures["figure3"].axes[0].lines) == 7
+    figures = draw(make_run(models=models, folds=1), "figure3", "skew")
+    assert len(figures["figure3"].axes[0].lines) == 7 + 1  # and the majority class
     (legend,) = figures["figure3"].legends
     assert [text.get_text() for text in legend.get_texts()] == list(models)
     assert [text.get_text() for text in figures["skew"].axes[0].get_yticklabels()][1] == "srmil\n(4 heads)"
@@ -140,7 +148,7 @@ def test_an_undefined_metric_is_not_drawn(write, make_run, draw):
     run = make_run(models=("abmil",), folds=1)
     scores = {"accuracy": 0.9, "balanced_accuracy": 0.9, "auc": None, "f1": 0.9}
     run.add_trial(write.row("abmil", metrics=scores), lambda folder: copy(run, folder))
-    auc = draw(run)["metrics"].axes[2]
+    auc = draw(run, "metrics")["metrics"].axes[2]
     assert np.isnan(auc.collections[0].get_offsets().data[:, 0]).all()
 
 
@@ -153,13 +161,14 @@ def test_file_names_of_a_grid_are_quoted(make_run, draw):
     run = make_run(models=("abmil",), folds=1)
     row = run.trials()[0] | {"grid": "path=a/b", "trial": "other"}
     run.add_trial(row, lambda folder: copy(run, folder))
-    assert "figure3-abmil@path=a%2Fb" in draw(run)
+    assert "figure3-abmil@path=a%2Fb" in draw(run, "figure3")
 
 
 def test_pictures_are_reproducible(make_run):
     run = make_run(folds=1)
-    first = [drawing.png for drawing in draw_figures(Results.load(run))]
-    assert [drawing.png for drawing in draw_figures(Results.load(run))] == first
+    names = ["skew", "roc", "attention"]
+    first = [drawing.png for drawing in draw_figures(Results.load(run), names)]
+    assert [drawing.png for drawing in draw_figures(Results.load(run), names)] == first
 
 
 def grid_run(make_run, grids, folds=2):
@@ -184,7 +193,7 @@ def copy_files(source, folder):
 
 def test_figure_5_draws_the_numbers_against_the_mask_rate(make_run, draw):
     run = grid_run(make_run, ["mask_rate=0.5", "mask_rate=0", "mask_rate=0.9"])
-    figure = draw(run)["figure5"]
+    figure = draw(run, "ablation")["figure5"]
     panels = {axes.get_title(): axes for axes in figure.axes}
     assert list(panels) == [
         "accuracy", "AUC", "maximum attention", "N x maximum", "effective share of instances",
@@ -200,7 +209,7 @@ def test_figure_5_draws_the_numbers_against_the_mask_rate(make_run, draw):
 
 def test_several_grids_have_a_figure_each(make_run, draw):
     grids = [f"graph={graph},terms={terms}" for graph in ("window:2", "knn:8") for terms in ("both", "none")]
-    figures = draw(grid_run(make_run, grids, folds=1))
+    figures = draw(grid_run(make_run, grids, folds=1), "ablation")
     assert {"ablation-srmil-graph", "ablation-srmil-terms"} <= set(figures)
     axes = figures["ablation-srmil-graph"].axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["knn:8", "window:2"]
@@ -209,12 +218,106 @@ def test_several_grids_have_a_figure_each(make_run, draw):
 
 
 def test_bands_of_many_curves_are_left_out(make_run, draw):
-    few = draw(make_run(models=("abmil", "srmil"), slides=8))["roc"]
+    few = draw(make_run(models=("abmil", "srmil"), folds=5, slides=8), "roc")["roc"]
     assert len(few.axes[0].collections) == 2
     assert "Band: 95 %" in texts(few)
 
 
 def test_calibration_shows_every_prediction(make_run, draw):
-    upper, lower = draw(make_run(models=("abmil",), folds=2, slides=6))["calibration"].axes
+    upper, lower = draw(make_run(models=("abmil",), folds=2, slides=6), "calibration")["calibration"].axes
     assert sum(bar.get_height() for bar in lower.patches) == 12
     assert "Brier" in upper.get_title()
+
+
+@pytest.mark.parametrize("folds", [3, 6])
+def test_few_folds_are_lines_and_many_a_band(make_run, draw, folds):
+    figures = draw(make_run(models=("abmil",), folds=folds, slides=8), "roc", "training")
+    for name in ("roc", "training"):
+        axes = figures[name].axes[0]
+        assert sum(line.get_linewidth() == 0.6 for line in axes.lines) == (3 if folds == 3 else 0)
+        assert bool(axes.collections) == (folds == 6)
+
+
+def test_legends_say_the_table_s_auc(make_run, draw):
+    run = make_run(models=("abmil", "srmil"), folds=2, slides=8)
+    figure = draw(run, "roc")["roc"]
+    table = score_table(Results.load(run)).set_index("aggregator")["auc_mean"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"{m} (AUC {table[m]:.3f})" for m in ("abmil", "srmil")]
+
+
+def test_curves_have_lines_for_chance_and_the_majority(make_run, draw):
+    figures = draw(make_run(models=("abmil",), folds=1, slides=5), "training", "figure3")
+    _, auc, accuracy = figures["training"].axes
+    assert auc.lines[-1].get_ydata()[0] == 0.5
+    assert accuracy.lines[-1].get_ydata()[0] == pytest.approx(3 / 5)
+    assert "majority class" in texts(figures["training"])
+    assert figures["figure3"].axes[0].lines[-1].get_ydata()[0] == pytest.approx(3 / 5)
+
+
+def test_bags_of_one_or_two_instances_are_left_out_and_counted(make_run, draw):
+    run = make_run(models=("abmil",), folds=1, slides=4)
+    path = run.path / "trials" / "abmil-r0-f0-s0" / "skew.csv"
+    skew = pd.read_csv(path, dtype={"slide_id": str})
+    tiny = []
+    for epoch in range(1, 5):
+        tiny += [
+            (epoch, "tiny", "train", *item) for item in (("max_attention", 0.6), ("n_x_max", 1.2), ("high_count", 1))
+        ]
+    tiny += [(4, "tiny2", "test", *item) for item in (("max_attention", 1.0), ("n_x_max", 1.0), ("n_instances", 1))]
+    pd.concat([skew, pd.DataFrame(tiny, columns=skew.columns)]).to_csv(path, index=False)
+    before = len(skew[(skew["split"] == "train") & (skew["name"] == "high_count") & (skew["epoch"] == 1)])
+    figure = draw(run, "figure3")["figure3-abmil"]
+    high, maxima = figure.axes[1], figure.axes[-1]
+    shares = skew[(skew["split"] == "train") & (skew["name"] == "high_count")].groupby("epoch")["value"]
+    assert at(high.lines[0], 4) == pytest.approx((shares.get_group(4) > 0).sum() / before)
+    assert maxima.lines[0].get_xdata().max() < 1
+    assert "without the bags of one or two instances (20% of the training slides)" in texts(figure)
+
+
+def test_learning_rates_have_a_logarithmic_axis(make_run, draw):
+    grids = [f"learning_rate={rate}" for rate in ("1e-05", "0.0001", "0.001")]
+    figure = draw(grid_run(make_run, grids, folds=1), "ablation")["ablation-srmil-learning_rate"]
+    assert {axes.get_xscale() for axes in figure.axes} == {"log"}
+    assert (
+        draw(grid_run(make_run, ["mask_rate=0", "mask_rate=0.9"], folds=1))["figure5"].axes[0].get_xscale() == "linear"
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7, 9, 10])
+def test_panels_leave_no_row_half_empty(number):
+    rows, columns = grid_shape(number, 4)
+    assert 0 <= rows * columns - number < rows
+    assert columns <= 4
+
+
+def test_a_user_s_style_changes_nothing(make_run):
+    run = make_run(models=("abmil",), folds=1)
+    names = ["figure3", "metrics", "calibration", "attention"]
+    expected = [drawing.png for drawing in draw_figures(Results.load(run), names)]
+    mine = {"text.usetex": True, "font.size": 30, "figure.dpi": 31, "savefig.bbox": "tight", "savefig.facecolor": "red"}
+    with mpl.rc_context(mine | {"axes.prop_cycle": mpl.cycler(color=["k"]), "lines.linewidth": 9}):
+        assert [drawing.png for drawing in draw_figures(Results.load(run), names)] == expected
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_no_matter(make_run):
+    run = make_run(models=("abmil",), folds=1)
+    code = (
+        "from mil_zoo.report.load import Results\nfrom mil_zoo.report.figures import draw_figures\n"
+        f"assert draw_figures(Results.load({str(run.path)!r}), ['metrics', 'roc'])"
+    )
+    environment = dict(os.environ, MPLBACKEND="nonsense")
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_dollars_in_names_are_dollars(make_run, draw):
+    figures = draw(make_run(models=("abmil",), folds=1, title="costs $1 or $2", classes=["a$b$", "c$d$"]))
+    for figure in figures.values():
+        assert "$1 or" in figure.get_suptitle().replace("\\$", "$").replace("\n", " ")
+
+
+def test_a_long_name_is_cut_in_file_names(make_run, draw):
+    run = make_run(models=("abmil",), folds=1)
+    row = run.trials()[0] | {"grid": "note=" + "Ж" * 60, "trial": "other"}
+    run.add_trial(row, lambda folder: copy(run, folder))
+    assert all(len(name) < 200 for name in draw(run, "figure3"))

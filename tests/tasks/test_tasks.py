@@ -86,7 +86,7 @@ def test_predictions_go_to_a_table_and_back():
     task = Classification(2, ("normal", "tumor"))
     targets, predictions = np.array([[1.0], [0.0]]), np.array([[0.25, 0.75], [0.9, 0.1]])
     table = pd.DataFrame(task.target_cells(targets) | task.prediction_cells(predictions))
-    assert table.to_dict("list") == {"label": [1, 0], "prob_0": ["0.25", "0.9"], "prob_1": ["0.75", "0.1"]}
+    assert table.to_dict("list") == {"label": [1, 0], "prob_0": [0.25, 0.9], "prob_1": [0.75, 0.1]}
     again = task.read(table)
     assert (again[0] == targets).all()
     assert (again[1] == predictions).all()
@@ -118,7 +118,7 @@ def test_a_task_of_its_own_needs_a_loss_and_predictions_only(counting):
     assert task.select == "loss"
     logits = torch.tensor([[1.0], [0.0]])
     assert task.evaluation_loss(logits, targets) == pytest.approx((np.e - 3 + 1) / 2)
-    assert task.prediction_cells(task.predict(logits).numpy()) == {"expected": ["2.7182817459106445", "1.0"]}
+    assert task.prediction_cells(task.predict(logits).numpy()) == {"expected": [2.7182817459106445, 1.0]}
     with pytest.raises(InputError, match="slide 'b' has count 'many', which is no number"):
         task.targets(table.assign(count=["3", "many"]))
     with pytest.raises(InputError, match="the column 'count' of the task counting is missing"):

@@ -6,14 +6,13 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
-from mil_zoo.report.figures.look import STYLE, WIDTH
+from mil_zoo.report.figures.look import WIDTH, drawing
 from mil_zoo.report.figures.registry import save
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Table
@@ -31,8 +30,9 @@ def scores_by_dataset(runs: Sequence[Results], metric: str) -> pd.DataFrame:
     """
     rows: dict[str, dict[str, float]] = {}
     splits: dict[str, tuple[str, Results]] = {}
+    names = dataset_names(runs)
     for run in runs:
-        name, split = run.dataset_title, run.config.split.hash
+        name, split = names[run.config.dataset.title], run.config.split.hash
         known = splits.setdefault(name, (split, run))
         if known[0] != split:
             raise InputError(
@@ -43,6 +43,15 @@ def scores_by_dataset(runs: Sequence[Results], metric: str) -> pd.DataFrame:
                 raise InputError(f"{label} is in two runs of {name} ({run.path} is one); name one of them")
             rows[name][label] = summary.mean
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def dataset_names(runs: Sequence[Results]) -> dict[str, str]:
+    """What each dataset is called, by its full title: two paths that end alike keep as much as tells them apart."""
+    names = {run.config.dataset.title: run.dataset_title for run in runs}
+    for full, name in names.items():
+        if list(names.values()).count(name) > 1:
+            names[full] = "/".join(full.replace("\\", "/").split("/")[-2:])
+    return names
 
 
 def write_ranking(
@@ -82,7 +91,7 @@ def write_ranking(
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     paths = [out / name for name in written]
     if result is not None:
-        with mpl.rc_context(STYLE):
+        with drawing():
             figure = diagram(result, list(table), f"{by.title} over {len(table)} datasets", lines[0])
             save(figure, out / "critical_difference.png")
         paths.append(out / "critical_difference.png")
@@ -202,11 +211,12 @@ def _notes(
         lines.append(f"{len(table)} datasets are few: only large and consistent differences can be seen (Demšar 2006).")
     if left_out:
         lines.append(f"Left out, since a dataset has no score of them: {', '.join(left_out)}.")
+    names = dataset_names(runs)
     for run in runs:
         split, settings = run.config.split, run.config.model_settings.values()
         budgets = sorted({model.training["epochs"] for model in settings})
         lines.append(
-            f"{run.dataset_title}: {split.kind}, {split.repeats} x {split.folds} folds; epochs "
+            f"{names[run.config.dataset.title]}: {split.kind}, {split.repeats} x {split.folds} folds; epochs "
             f"{', '.join(map(str, budgets))}."
         )
         lines += [one_line(warning) for warning in run.config.dataset.warnings]

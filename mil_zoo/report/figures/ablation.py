@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from mil_zoo.report.figures.look import WIDTH, below, palette, title
+from mil_zoo.report.figures.look import WIDTH, below, palette, plain, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
+from mil_zoo.report.names import file_stem
 from mil_zoo.report.tables.sentences import bounds
 from mil_zoo.report.tables.text import inside
 from mil_zoo.report.tables.variants import Axis, axes_of, variant_table
@@ -29,13 +29,20 @@ SKEW = {
 _LOGARITHMIC = ("max_attention", "n_x_max")
 
 
-@register_figure("ablation", place=80, page=80)
+@register_figure(
+    "ablation",
+    place=80,
+    page=60,
+    caption="Scores and attention against the setting that the grid varies. Scores: mean over test folds; attention: "
+    "median over test slides, where N x maximum is 1 for uniform attention.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``ablation-<aggregator>-<option>`` of each grid; that of a mask ratio is ``figure5``."""
     figures = {}
     titles = {metric.name: inside(metric.title) for metric in results.headline} | SKEW
     for axis in axes_of(variant_table(results)):
-        name = "figure5" if axis.option == "mask_rate" else f"ablation-{quote(axis.model)}-{quote(axis.option)}"
+        name = f"ablation-{file_stem(axis.model)}-{file_stem(axis.option)}"
+        name = "figure5" if axis.option == "mask_rate" else name
         figures[name] = _figure(axis, titles, bounds(results))
         what = f"{axis.model} against {axis.option.replace('_', ' ')}"
         figures[name].suptitle(title(results, what, int(14 * figures[name].get_figwidth())))
@@ -45,12 +52,13 @@ def draw(results: Results) -> dict[str, Figure]:
 def _figure(axis: Axis, titles: dict[str, str], cut: str) -> Figure:
     """A panel a number against the values of one grid; a line for every setting of the others."""
     names = [name for name in titles if name in set(axis.rows["name"])]
-    rows = -(-len(names) // 2) if len(names) < 5 else -(-len(names) // 3)
-    columns = -(-len(names) // rows)
+    columns = 2 if len(names) in (2, 4) else min(len(names), 3)
+    rows = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     values = list(dict.fromkeys(axis.rows["value"]))
     numeric = _numeric(values)
+    logarithmic = _spans_decades(numeric)
     places = dict(zip(values, numeric or range(len(values)), strict=True))
     rests = list(dict.fromkeys(axis.rows["rest"]))
     colours = palette(rests)
@@ -61,13 +69,15 @@ def _figure(axis: Axis, titles: dict[str, str], cut: str) -> Figure:
             _line(axes, x, part, colours[rest], numeric is not None, (i - (len(rests) - 1) / 2) * 0.12)
         axes.set_title(titles[name])
         _dress(axes, name, axis.option, values, numeric)
+        if logarithmic:
+            axes.set_xscale("log")
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     note = (
         f"Metrics: mean over test folds, band its 95 % interval (corrected resampled t, cut to {cut}). "
         "Attention: median over test slides, band its quartiles; N x maximum is 1 for uniform attention."
     )
-    lines = [Line2D([], [], color=colours[rest], marker="o", markersize=3, label=rest) for rest in rests if rest]
+    lines = [Line2D([], [], color=colours[rest], marker="o", markersize=3, label=plain(rest)) for rest in rests if rest]
     below(figure, lines, note, min(len(lines), 3))
     return figure
 
@@ -77,6 +87,11 @@ def _numeric(values: list[str]) -> list[float] | None:
         return [float(value) for value in values]
     except ValueError:
         return None
+
+
+def _spans_decades(values: list[float] | None) -> bool:
+    """Whether a logarithmic axis suits: learning rates of 1e-5 to 1e-3, say."""
+    return values is not None and min(values) > 0 and max(values) >= 50 * min(values)
 
 
 def _line(axes: Axes, x: np.ndarray, part: pd.DataFrame, colour: Any, numeric: bool, shift: float) -> None:

@@ -16,16 +16,23 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.figures.look import WIDTH, title
+from mil_zoo.report.figures.look import WIDTH, grid_shape, plain, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
+from mil_zoo.report.names import file_stem
 
 COLUMNS = 4
 SPAN = 100.0  # colours end at a hundredth and a hundred times uniform attention: one scale for all slides and runs
 _TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
 
 
-@register_figure("attention", place=90, page=95)
+@register_figure(
+    "attention",
+    place=90,
+    page=80,
+    caption="Where the models look: N times the attention of each patch, on one scale for all slides and runs; blue is "
+    "less and red more than uniform attention. A ring marks the most attended patch.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``figure4`` and ``attention-<slide>``: truth and a map an aggregator, on the patch grid.
 
@@ -49,9 +56,7 @@ def draw(results: Results) -> dict[str, Figure]:
         figures = [(slide, _fold_of(results, slide, folds)) for slide in results.slides]
     maps = {slide: _read(results, slide, trials) for slide, trials in figures}
     drawn = {"figure4": _figure(results, maps)} if maps else {}
-    return drawn | {
-        f"attention-{quote(slide, safe='')}": _figure(results, {slide: part}) for slide, part in maps.items()
-    }
+    return drawn | {f"attention-{file_stem(slide)}": _figure(results, {slide: part}) for slide, part in maps.items()}
 
 
 def _folds(results: Results) -> list[dict[str, str]]:
@@ -121,8 +126,15 @@ def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> F
     )
     blocks = figure.subfigures(len(slides), 1, height_ratios=list(heights.values()), squeeze=False).ravel()
     for block, (slide, maps) in zip(blocks, slides.items(), strict=True):
-        if len(slides) > 1:
-            block.suptitle(f"slide {slide}", x=0.01, ha="left", fontsize=8)
+        if len(slides) > 1 or not _labelled(maps):
+            block.suptitle(
+                plain(_heading(slide, maps, results.config.dataset.classes)),
+                x=0.01,
+                y=1,
+                va="top",
+                ha="left",
+                fontsize=8,
+            )
         _draw_slide(block, maps, results.config.dataset.classes)
     note = "Ring: the most attended patch."
     missing = [label for label in results.groups if label not in next(iter(slides.values()))]
@@ -134,35 +146,47 @@ def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> F
 
 
 def _shape(maps: dict[str, dict[str, Any]]) -> tuple[int, int]:
-    """Rows and columns of a slide's panels."""
-    columns = min(COLUMNS, 1 + len(maps))
-    return -(-(1 + len(maps)) // columns), columns
+    """Rows and columns of a slide's panels, the last row as full as can be."""
+    return grid_shape(len(maps) + _labelled(maps), COLUMNS)
+
+
+def _labelled(maps: dict[str, dict[str, Any]]) -> bool:
+    """Whether the truth of the patches is known, so that there is something to draw beside the maps."""
+    return "instance_labels" in next(iter(maps.values()))
+
+
+def _heading(slide: str, maps: dict[str, dict[str, Any]], names: list[str]) -> str:
+    truth = int(next(iter(maps.values()))["label"])
+    return f"slide {slide}" if _labelled(maps) or truth < 0 else f"slide {slide}, truth: {_name(truth, names)}"
 
 
 def _height(maps: dict[str, dict[str, Any]]) -> float:
     """Height of a slide's panels, inches: as the slide is shaped."""
     first, (rows, columns) = next(iter(maps.values())), _shape(maps)
+    lines = max(wrapped(label, 24).count("\n") for label in maps)
     side = float(first["patch_size"])
     width, height = np.ptp(first["coords"], axis=0) + (0 if np.isnan(side) else side)
     panel = min((WIDTH - 0.6) / columns, 2.4)
-    return rows * (panel * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.4)
+    return rows * (panel * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.4 + 0.14 * lines) + 0.3
 
 
 def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[str]) -> None:
     first = next(iter(maps.values()))
     coords, side = first["coords"], float(first["patch_size"])
     panels = block.subplots(*_shape(maps), squeeze=False).ravel()
-    _draw_truth(panels[0], first, names)
+    labelled = _labelled(maps)
+    if labelled:
+        _draw_truth(panels[0], first, names)
     norm = LogNorm(1 / SPAN, SPAN)
     cmap = mpl.colormaps["coolwarm"]
-    for axes, (label, part) in zip(panels[1:], maps.items(), strict=False):
+    for axes, (label, part) in zip(panels[int(labelled) :], maps.items(), strict=False):
         relative = len(part["attention"]) * part["attention"].astype(np.float64)
         draw_patches(axes, coords, side, cmap(norm(np.clip(relative, 1 / SPAN, SPAN))), relative)
         top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
         axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
-        predicted = textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24)
-        axes.set_title(f"{label}: max {part['attention'].max():.2g}\n{predicted}")
-    for axes in panels[1 + len(maps) :]:
+        predicted = plain(textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24))
+        axes.set_title(f"{wrapped(label, 24)}: max {part['attention'].max():.2g}\n{predicted}")
+    for axes in panels[labelled + len(maps) :]:
         axes.set_axis_off()
     block.colorbar(
         ScalarMappable(norm, cmap),
@@ -175,11 +199,10 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
 
 
 def _draw_truth(axes: Axes, part: dict[str, Any], names: list[str]) -> None:
-    labels = part.get("instance_labels")
-    positive = np.zeros(len(part["coords"]), int) if labels is None else (labels > 0).astype(int)
+    positive = (part["instance_labels"] > 0).astype(int)
     draw_patches(axes, part["coords"], float(part["patch_size"]), _TRUTH[positive], positive)
-    truth = "no instance labels" if labels is None else f"{positive.mean():.1%} of {len(positive):,} positive"
-    axes.set_title(textwrap.fill(f"truth: {_name(part['label'], names)}", 24) + f"\n{truth}")
+    truth = textwrap.fill(f"truth: {_name(part['label'], names)}", 24)
+    axes.set_title(plain(f"{truth}\n{positive.mean():.1%} of {len(positive):,} positive"))
 
 
 def draw_patches(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -12,10 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, line, title
+from mil_zoo.metrics import Metric
+from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, line, title
 from mil_zoo.report.figures.registry import register_figure
-from mil_zoo.report.figures.series import Series, attended, band_note, without_attention
-from mil_zoo.report.load import Results
+from mil_zoo.report.figures.series import Series, attended, band_note, majority, without_attention
+from mil_zoo.report.load import TINY_BAGS, Results
+from mil_zoo.report.names import file_stem
+from mil_zoo.report.tables.text import inside
 
 POSITIVES = {
     "top1_positive": ("top-1", "-"),
@@ -24,7 +26,15 @@ POSITIVES = {
 }
 
 
-@register_figure("figure3", place=10, page=10)
+@register_figure(
+    "figure3",
+    place=10,
+    page=70,
+    caption="How attention gathers on few instances while the aggregators train (figure 3 of the SRMIL paper): "
+    "training accuracy; the share of training slides in which one instance holds half of the attention or more; with "
+    "instance labels, how many of the most attended instances are positive; and on the test slides, how large the "
+    "largest attention is.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``figure3`` of all aggregators with attention, and ``figure3-<aggregator>`` of each."""
     shown = attended(results)
@@ -32,36 +42,59 @@ def draw(results: Results) -> dict[str, Figure]:
         return {}
     figures = {"figure3": _figure(results, shown, without_attention(results))}
     for label, series in shown.items():
-        figures[f"figure3-{quote(label, safe='@=,')}"] = _figure(results, {label: series}, "")
+        figures[f"figure3-{file_stem(label, '@=,')}"] = _figure(results, {label: series}, "")
     return figures
 
 
 def _figure(results: Results, shown: dict[str, Series], note: str) -> Figure:
-    colours = colours_of(results)
-    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
-    upper, lower = figure.add_gridspec(2, 1)
-    fitted, high = upper.subgridspec(1, 2).subplots()
-    left, right = lower.subgridspec(1, 2)
-    positives, counted = left.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.05).subplots(sharex=True)
-    maxima = figure.add_subplot(right)
+    colours, labelled = colours_of(results), any(_labelled(part) for part in shown.values())
+    figure = Figure(figsize=(WIDTH, 6.4 if labelled else 3.4), layout="constrained")
+    if labelled:
+        upper, lower = figure.add_gridspec(2, 1)
+        accuracy, high = upper.subgridspec(1, 2).subplots()
+        left, right = lower.subgridspec(1, 2)
+        positives, counted = left.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.05).subplots(sharex=True)
+        maxima = figure.add_subplot(right)
+    else:
+        accuracy, high, maxima = figure.subplots(1, 3)
     for label, part in shown.items():
         colour = colours[label]
-        band(fitted, part.epochs.groupby("epoch")[_trained_on(results)[0]], colour)
+        band(accuracy, part.epochs, f"train_{results.metrics[0].name}", colour)
         shares = part.attention[part.attention["name"] == "high_count"]
-        band(high, (shares["sum"] / shares["count"]).groupby(shares["epoch"]), colour)
-        _positives(positives, counted, part.attention, colour)
-        _shares(maxima, part.test["max_attention"], colour)
-    fitted.set(title=f"(a) training {_trained_on(results)[1]}", xlabel="epoch", ylabel=_trained_on(results)[1])
-    _dress_figure3(high, positives, counted, maxima)
-    _count_epochs(fitted)
-    if _trained_on(results)[2]:
-        _show_shares(fitted)
+        if len(shares):
+            band(high, shares.assign(share=shares["sum"] / shares["count"]), "share", colour)
+        if labelled:
+            _positives(positives, counted, part.attention, colour)
+        _shares(maxima, part.large["max_attention"], colour)
+    _dress(accuracy, high, maxima, results.metrics[0], labelled)
+    share = majority(results)
+    if share is not None and results.metrics[0].name == "accuracy":
+        level(accuracy, share, "majority class")
+    if labelled:
+        _dress_positives(positives, counted)
     what = "Attention skew" + (f" of {next(iter(shown))}" if len(shown) == 1 else "")
     figure.suptitle(title(results, what))
-    below = "(c) below: share of the positive training slides that hold an instance of attention ≥ 0.5. "
-    note = band_note(shown.values(), "(a), (b): ") + below * bool(positives.lines) + note
+    below = "(c) below: share of the positive training slides that hold an instance of attention ≥ 0.5. " * labelled
+    note = band_note(shown.values(), "(a), (b): ") + below + _tiny_note(shown, labelled) + note
     legend(figure, {label: colours[label] for label in shown}, note)
     return figure
+
+
+def _labelled(part: Series) -> bool:
+    return bool((part.attention["name"] == "top1_positive").any()) if len(part.attention) else False
+
+
+def _tiny_note(shown: dict[str, Series], labelled: bool) -> str:
+    """What share of the bags is too small to say anything, where there are some."""
+    counted = [part.attention[part.attention["name"] == TINY_BAGS] for part in shown.values() if len(part.attention)]
+    counts = [part[["sum", "count"]].sum() for part in counted if len(part)]
+    share = max((float(each["sum"] / each["count"]) for each in counts if each["count"]), default=0.0)
+    if not share:
+        return ""
+    return (
+        f"(b), ({'d' if labelled else 'c'}): without the bags of one or two instances ({share:.0%} of the training "
+        "slides), one of which always holds half of the attention. "
+    )
 
 
 def _positives(positives: Axes, counted: Axes, rows: pd.DataFrame, colour: Any) -> None:
@@ -90,43 +123,34 @@ def _shares(axes: Axes, values: pd.Series, colour: Any) -> None:
     )
 
 
-def _trained_on(results: Results) -> tuple[str, str, bool]:
-    """What panel (a) shows: a column of ``epochs.csv``, its name in words, and whether it is a share."""
-    for metric in results.task.metrics[:1]:
-        return f"train_{metric.name}", metric.title.lower(), metric.bounds == (0, 1)
-    return "loss", "loss", False
-
-
-def _show_shares(axes: Axes) -> None:
-    axes.set_ylim(-0.03, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-
-
-def _count_epochs(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _dress_figure3(high: Axes, positives: Axes, counted: Axes, maxima: Axes) -> None:
-    high.set(title="(b) slides with an instance of attention ≥ 0.5", xlabel="epoch", ylabel="training slides")
-    positives.set(title="(c) positives among the attended instances", ylabel="positive instances")
-    counted.set(xlabel="epoch", ylabel="slides\nwith ≥ 0.5")
+def _dress(accuracy: Axes, high: Axes, maxima: Axes, metric: Metric, labelled: bool) -> None:
+    score = inside(metric.title)
+    accuracy.set(title=f"(a) training {score}", xlabel="epoch", ylabel=score)
+    high.set(title="(b) slides with an instance\nof attention ≥ 0.5", xlabel="epoch", ylabel="training slides")
     maxima.set(
-        title="(d) maximum attention of the test slides", xlabel="maximum attention", ylabel="slides at or below"
+        title=f"({'d' if labelled else 'c'}) maximum attention\nof the test slides",
+        xlabel="maximum attention",
+        ylabel="slides at or below",
+        xscale="log",
     )
-    for axes in (high, positives, counted, maxima):
-        _show_shares(axes)
-    for axes in (high, counted):
-        _count_epochs(axes)
-    counted.set_yticks([0, 1])
-    if positives.lines:
-        keys = [Line2D([], [], color="0.2", linestyle=style, label=name) for name, style in POSITIVES.values()]
-        positives.legend(handles=keys, loc="best", frameon=True, framealpha=0.8, handlelength=2.2)
-    else:
-        positives.text(0.5, 0.5, "no instance labels", ha="center", va="center", transform=positives.transAxes)
-        positives.set_xticks([])
-        counted.set_axis_off()
-    maxima.set_xscale("log")
+    for axes in [accuracy] * (metric.bounds == (0, 1)) + [high, maxima]:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (accuracy, high):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for value in (0.1, 0.5):
         maxima.axvline(value, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         maxima.text(value, 1.03, f"{value:g} ", ha="right", va="top", fontsize=6.5, color="0.35")
     maxima.set_xlim(min(maxima.get_xlim()[0], 1e-3), 1.15)
+
+
+def _dress_positives(positives: Axes, counted: Axes) -> None:
+    positives.set(title="(c) positives among\nthe attended instances", ylabel="positive instances")
+    counted.set(xlabel="epoch", ylabel="slides\nwith ≥ 0.5")
+    for axes in (positives, counted):
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    counted.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    counted.set_yticks([0, 1])
+    keys = [Line2D([], [], color="0.2", linestyle=style, label=name) for name, style in POSITIVES.values()]
+    positives.legend(handles=keys, loc="best", frameon=True, framealpha=0.8, handlelength=2.2)

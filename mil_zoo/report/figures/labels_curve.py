@@ -15,7 +15,12 @@ from mil_zoo.report.tables.sentences import bounds
 from mil_zoo.report.tables.text import inside
 
 
-@register_figure("learning_curve", place=110, page=90)
+@register_figure(
+    "learning_curve",
+    place=110,
+    page=65,
+    caption="The test score against the number of labelled training slides.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``learning_curve``: the test score against the number of labelled slides, where a grid varies it."""
     table = label_budget_table(results)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,6 +50,40 @@ _COLOURS = (
 )  # fmt: skip
 
 
+FEW = 5  # trials: fewer are drawn one by one, since a band would look like knowledge of many
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Figures made and saved inside look the same whatever style, LaTeX or notebook the user has set."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def plain(text: str) -> str:
+    """``text`` as it is: a pair of dollars does not make it a formula."""
+    return text.replace("$", r"\$")
+
+
+def wrapped(label: str, width: int = 26) -> str:
+    """An ``aggregator[@grid]`` on as many lines as it needs, broken between its settings."""
+    lines = [""]
+    for part in re.findall(r"[^@,]+[@,]?", label):
+        pieces = [part[i : i + width] for i in range(0, len(part), width)]
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += "\n".join(pieces)
+    return plain("\n".join(lines))
+
+
+def grid_shape(panels: int, most: int) -> tuple[int, int]:
+    """Rows and columns that hold ``panels``, at most ``most`` side by side, the last row as full as can be."""
+    rows = -(-panels // most)
+    return rows, -(-panels // rows)
+
+
 def palette(labels: Sequence[str]) -> dict[str, Any]:
     """A colour for every aggregator of the run, the same in all figures, told apart by colour-blind readers too."""
     colours: list[Any] = [mpl.colors.to_rgb(colour) for colour in _COLOURS]
@@ -63,13 +100,16 @@ def colours_of(results: Results) -> dict[str, Any]:
 
 def title(results: Results, what: str, width: int = 100) -> str:
     """``what`` and the dataset, marked where the slides are simulated."""
-    return textwrap.fill(f"{what}: {results.dataset_title}", width)
+    return plain(textwrap.fill(f"{what}: {results.dataset_title}", width))
 
 
 def below(figure: Figure, handles: Sequence[Line2D], note: str, columns: int) -> None:
     """A legend under the panels with the note above it, or the note alone: as one thing, since two would overlap."""
-    note = textwrap.fill(note, int(17 * figure.get_figwidth()))
+    note = plain(textwrap.fill(note, int(17 * figure.get_figwidth())))
     if handles:
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = max(1, min(columns, int(15 * figure.get_figwidth() / (longest + 8))))  # as many as stand side by side
+        figure.set_figheight(figure.get_figheight() + 0.14 * max(0, -(-len(handles) // columns) - 2))
         figure.legend(
             handles=handles, title=note, loc="outside lower center", ncols=columns, frameon=False, title_fontsize=7
         )
@@ -79,7 +119,8 @@ def below(figure: Figure, handles: Sequence[Line2D], note: str, columns: int) ->
 
 def legend(figure: Figure, colours: dict[str, Any], note: str) -> None:
     """The legend of several aggregators under the panels, with the note; of one the note alone."""
-    lines = [Line2D([], [], color=colour, label=label) for label, colour in colours.items()] if len(colours) > 1 else []
+    lines = [Line2D([], [], color=colour, label=plain(label)) for label, colour in colours.items()]
+    lines = lines if len(lines) > 1 else []
     below(figure, lines, note, min(len(lines), 4 if len(lines) in (7, 8) else 5))
 
 
@@ -88,8 +129,25 @@ def line(axes: Axes, curve: Any, **style: Any) -> None:
     axes.plot(curve, marker="o" if len(curve) == 1 else None, markersize=4, **style)
 
 
-def band(axes: Axes, by_epoch: Any, colour: Any) -> None:
-    """Mean over trials with a band from the smallest to the largest."""
-    mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
-    axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
+    """A column of ``table`` over its epochs: the mean of the trials, with a band from the smallest to the largest.
+
+    Fewer than ``FEW`` trials are thin lines of their own instead of the band.
+    """
+    by_epoch = table.groupby("epoch")[column]
+    mean = by_epoch.mean()
+    trials = table["trial"].nunique()
+    if 1 < trials < FEW:
+        for _, part in table.groupby("trial"):
+            axes.plot(part.groupby("epoch")[column].mean(), color=colour, linewidth=0.6, alpha=0.5)
+    elif trials > 1:
+        axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
     line(axes, mean, color=colour)
+
+
+def level(axes: Axes, value: float, name: str) -> None:
+    """A dashed line at ``value``, named at its right end."""
+    axes.axhline(value, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    axes.annotate(
+        name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6.5, color="0.35"
+    )

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.figures.look import STYLE, WIDTH, title
+from mil_zoo.report.figures.look import WIDTH, drawing, title
 from mil_zoo.report.figures.registry import register_figure, save
 from mil_zoo.report.load import Results
 
 
-@register_figure("pretraining", place=100, page=100)
+@register_figure(
+    "pretraining",
+    place=100,
+    page=68,
+    caption="The pretraining without labels: its loss, whether the embeddings collapse (a spread of 0), and how well "
+    "neighbours agree in their class.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``pretraining``: the mean curves over the trials that pretrained without labels."""
     # Trials that differ in the number of labels alone share their pretraining; the mean does not change by them.
@@ -41,7 +46,7 @@ def draw_pretraining(folder: Path, what: str) -> Path:
         curve = pd.read_csv(folder / "curve.csv", index_col="epoch")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no curve.csv; pass the --out folder of a pretraining") from None
-    with mpl.rc_context(STYLE):
+    with drawing():
         save(_figure(curve, what), folder / "curve.png")
     return folder / "curve.png"
 

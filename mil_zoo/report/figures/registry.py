@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from mil_zoo.registry import Registry
-from mil_zoo.report.figures.look import DPI, STYLE
+from mil_zoo.report.figures.look import DPI, drawing
 from mil_zoo.report.load import Results
 
 Draw = Callable[[Results], Mapping[str, Figure]]
@@ -27,6 +26,7 @@ class FigureKind:
         task: whether only tasks that name it have it (a ROC curve needs class probabilities).
         place: where it stands in the list of files, smallest first.
         page: where it stands on the page.
+        caption: what its numbers are, in a sentence or two.
     """
 
     name: str
@@ -34,6 +34,7 @@ class FigureKind:
     task: bool
     place: float
     page: float
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Drawing:
         path: the file.
         png: its bytes.
         page: where it stands on the page, smallest first.
+        caption: what its numbers are; "" where nobody said.
     """
 
     path: Path
     png: bytes
     page: float
+    caption: str = ""
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ FIGURES: Registry[FigureKind] = Registry("figure", package="mil_zoo.report.figur
 
 
 def register_figure(
-    name: str, *, task: bool = False, place: float = 1000, page: float = 1000
+    name: str, *, task: bool = False, place: float = 1000, page: float = 1000, caption: str = ""
 ) -> Callable[[Draw], Draw]:
     """Decorator: registers a function that draws figures of a run, which are then written and stand on the page.
 
@@ -77,13 +80,14 @@ def register_figure(
         task: see :class:`FigureKind`.
         place: see :class:`FigureKind`.
         page: see :class:`FigureKind`.
+        caption: see :class:`FigureKind`.
 
     Raises:
         InputError: the name is taken, or is no name.
     """
 
     def decorate(draw: Draw) -> Draw:
-        FIGURES.register(name)(FigureKind(name, draw, task, place, page))
+        FIGURES.register(name)(FigureKind(name, draw, task, place, page, caption))
         return draw
 
     return decorate
@@ -107,10 +111,10 @@ def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawi
     for kind in sorted(kinds, key=lambda kind: kind.place):
         if kind.task and kind.name not in results.task.figures:
             continue
-        with mpl.rc_context(STYLE):
+        with drawing():
             for stem, figure in kind.draw(results).items():
                 path = results.path / "figures" / f"{stem}.png"
-                drawings.append(Drawing(path, save(figure, path), kind.page))
+                drawings.append(Drawing(path, save(figure, path), kind.page, kind.caption))
     return drawings
 
 

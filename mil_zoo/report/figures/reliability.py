@@ -5,22 +5,30 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from mil_zoo.report.figures.look import below, colours_of, title
+from mil_zoo.report.figures.look import below, colours_of, grid_shape, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.roc_pr import tested
 from mil_zoo.report.load import Results
 from mil_zoo.stats import calibration
 
 
-@register_figure("calibration", task=True, place=70, page=70)
+@register_figure(
+    "calibration",
+    task=True,
+    place=70,
+    page=30,
+    caption="What the models say against what came true: on the dashed line, of the slides called positive with 80 % "
+    "four in five are. Brier score: mean squared error of the probabilities, smaller is better; ECE: mean distance "
+    "from the dashed line, weighted by slides.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``calibration``: what was predicted of the test slides against what came true, and how often."""
     sets, colours, classes = tested(results), colours_of(results), results.config.dataset.classes
     if not sets:
         return {}
-    columns = min(len(sets), 4)
-    rows = -(-len(sets) // columns)
-    figure = Figure(figsize=(max(1.8 * columns, 3.6), 2.4 * rows + 0.9), layout="constrained")
+    rows, columns = grid_shape(len(sets), 4)
+    lines = max(wrapped(label, 24).count("\n") for label in sets)
+    figure = Figure(figsize=(max(1.8 * columns, 3.6), (2.4 + 0.14 * lines) * rows + 0.9), layout="constrained")
     blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
     for i, (block, (label, parts)) in enumerate(zip(blocks, sets.items(), strict=False)):
         truth = np.concatenate([part.labels for part in parts for _ in part.probabilities])
@@ -30,7 +38,9 @@ def draw(results: Results) -> dict[str, Figure]:
         upper.plot(result.predicted, result.observed, color=colours[label], marker="o", markersize=3.5)
         lower.bar(result.predicted, result.counts, width=0.06, color=colours[label])
         upper.set(
-            title=f"{label}\nBrier {result.brier:.3f}, ECE {result.ece:.3f}", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05)
+            title=f"{wrapped(label, 24)}\nBrier {result.brier:.3f}, ECE {result.ece:.3f}",
+            xlim=(-0.05, 1.05),
+            ylim=(-0.05, 1.05),
         )
         lower.set_ylim(0, None)
         if i % columns == 0:

@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from mil_zoo.report.figures.look import WIDTH, below, colours_of, title
+from mil_zoo.report.figures.look import FEW, WIDTH, below, colours_of, plain, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results, mean_sizes
+from mil_zoo.report.tables.scores import score_table
 from mil_zoo.stats import Curve, TestSet, mean_curve
 
 _AXES = {
@@ -21,13 +23,28 @@ _AXES = {
 _BANDED = 4  # bands of more aggregators than these hide each other
 
 
-@register_figure("roc", task=True, place=50, page=50)
+@register_figure(
+    "roc",
+    task=True,
+    place=50,
+    page=20,
+    caption="How many positive slides are found (true-positive rate) at each share of negative slides that are called "
+    "positive. AUC is the area below the curve, as in the table: 0.5 is chance, 1 a perfect order of the slides.",
+)
 def draw_roc(results: Results) -> dict[str, Figure]:
     """``roc``: the mean ROC curve of each model; a panel a class, one for two classes."""
     return _figures(results, "roc", "ROC")
 
 
-@register_figure("pr", task=True, place=60, page=60)
+@register_figure(
+    "pr",
+    task=True,
+    place=60,
+    page=25,
+    caption="Which share of the slides that are called positive is so (precision) at each share of positive slides "
+    "that are found (recall). AP, the average precision, is the mean precision over recall; chance is the share of "
+    "positive slides.",
+)
 def draw_pr(results: Results) -> dict[str, Figure]:
     """``pr``: the mean precision-recall curve likewise."""
     return _figures(results, "pr", "Precision-recall")
@@ -56,28 +73,70 @@ def _curves(kind: str, sets: dict[str, list[TestSet]], results: Results) -> Figu
     panel = 3.6 if len(shown) == 1 else WIDTH / columns
     figure = Figure(figsize=(max(panel * columns, 4.6), panel * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    left_out = set()
+    left_out, banded = set(), len(sets) <= _BANDED
     for axes, of_class in zip(panels, shown, strict=False):
         for label, parts in sets.items():
             usable = [part for part in parts if len(np.unique(part.labels == of_class)) == 2]
             if len(usable) < len(parts):
                 left_out.add(label)
-            if usable:
-                sizes, banded = mean_sizes(results.finished[label]), len(sets) <= _BANDED
-                _draw_curve(axes, mean_curve(usable, kind, *sizes, of_class), kind, colours[label], banded)
+            if not usable:
+                continue
+            single = 1 < len(usable) < FEW
+            curve = mean_curve(usable, kind, *mean_sizes(results.finished[label]), of_class)  # type: ignore[arg-type]
+            _draw_curve(axes, curve, kind, colours[label], banded and not single)
+            if banded and single:
+                for part in usable:
+                    _draw_fold(axes, part, kind, of_class, colours[label])
         _dress(axes, kind, classes[of_class])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
+    lines = [
+        Line2D([], [], color=colours[label], label=plain(f"{label} ({_score(results, kind, label, parts)})"))
+        for label, parts in sets.items()
+    ]
+    below(figure, lines, _note(kind, sets, banded, bool(left_out)), min(len(lines), 4))
+    return figure
+
+
+def _score(results: Results, kind: str, label: str, parts: list[TestSet]) -> str:
+    """The number in the legend: the table's AUC, or the average precision."""
+    if kind == "roc":
+        values = score_table(results).set_index("aggregator").get("auc_mean")
+        return "AUC -" if values is None or np.isnan(values[label]) else f"AUC {values[label]:.3f}"
+    of_classes = [1] if parts[0].probabilities.shape[2] == 2 else range(parts[0].probabilities.shape[2])
+    found = [
+        average_precision_score(part.labels == of_class, seed[:, of_class])
+        for part in parts
+        for of_class in of_classes
+        if (part.labels == of_class).any()
+        for seed in part.probabilities
+    ]
+    return f"AP {np.mean(found):.3f}" if found else "AP -"
+
+
+def _note(kind: str, sets: dict[str, list[TestSet]], banded: bool, left_out: bool) -> str:
     splits = max(map(len, sets.values()))
     note = f"Mean over {splits} test folds. " if splits > 1 else "One split. "
-    if len(sets) <= _BANDED:
+    if banded and 1 < splits < FEW:
+        note += "Thin: each fold. "
+    elif banded:
         how = "corrected resampled t interval, cut to [0, 1]" if splits > 1 else "bootstrap over test patients"
         note += f"Band: 95 % at each point ({how}). "
     if left_out:
         note += "Folds without a slide of either side are left out. "
-    lines = [Line2D([], [], color=colours[label], label=label) for label in sets]
-    below(figure, lines, note, min(len(lines), 4))
-    return figure
+    if kind == "pr":
+        note += "AP: average precision. "
+    return note + "AUC: the area below the curve, as in the table." * (kind == "roc")
+
+
+def _draw_fold(axes: Axes, part: TestSet, kind: str, of_class: int, colour: Any) -> None:
+    for seed in part.probabilities:
+        truth, scores = part.labels == of_class, seed[:, of_class]
+        if kind == "roc":
+            x, y, _ = roc_curve(truth, scores)
+        else:
+            y, x, _ = precision_recall_curve(truth, scores)
+        axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.5)
 
 
 def _draw_curve(axes: Axes, curve: Curve, kind: str, colour: Any, banded: bool) -> None:

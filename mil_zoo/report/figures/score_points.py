@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mil_zoo.report.figures.look import WIDTH, colours_of, title
+from mil_zoo.report.figures.look import WIDTH, colours_of, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import trained
 from mil_zoo.report.load import Results
@@ -14,7 +14,13 @@ from mil_zoo.report.tables.scores import score_table
 from mil_zoo.report.tables.sentences import bounds
 
 
-@register_figure("metrics", place=30, page=20)
+@register_figure(
+    "metrics",
+    place=30,
+    page=10,
+    caption="The test scores of every trial (points), their mean (diamond) and its 95 % interval, which is that of the "
+    "table.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``metrics``: a panel a metric, a row an aggregator, a point a trial."""
     if not trained(results) or not results.metrics:
@@ -37,7 +43,7 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.set_xlim(max(left, lowest - 0.02), min(right, highest + 0.02))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
-    axes.set_yticks(range(len(table)), table["aggregator"])
+    axes.set_yticks(range(len(table)), [wrapped(label) for label in table["aggregator"]])
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(results, "Test metrics"))
     several = table["splits"].max() > 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
-from mil_zoo.report.load import Results
+from mil_zoo.report.figures.look import FEW
+from mil_zoo.report.load import TINY, Results
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,13 @@ class Series:
     epochs: pd.DataFrame
     attention: pd.DataFrame
     test: pd.DataFrame
+
+    @property
+    def large(self) -> pd.DataFrame:
+        """The test slides of more than two instances; all where their number is unknown."""
+        if "n_instances" not in self.test:
+            return self.test
+        return self.test[~(self.test["n_instances"] <= TINY)]
 
 
 def trained(results: Results) -> dict[str, Series]:
@@ -46,7 +55,25 @@ def without_attention(results: Results) -> str:
 def band_note(shown: Iterable[Series], panels: str) -> str:
     """The sentence that says what a band is, where there are several trials."""
     trials = max(part.epochs["trial"].nunique() for part in shown)
-    return f"{panels}mean of {trials} trials, band from smallest to largest. ".capitalize() if trials > 1 else ""
+    if trials < 2:
+        return ""
+    spread = "each a thin line" if trials < FEW else "band from smallest to largest"
+    return f"{panels}mean of {trials} trials, {spread}. ".capitalize()
+
+
+def majority(results: Results) -> float | None:
+    """The share of the most frequent class among the test slides of all splits; None for a task without classes."""
+    return results.once(_majority)
+
+
+def _majority(results: Results) -> float | None:
+    labels = [
+        part.labels
+        for label, trials in results.finished.items()
+        if trials
+        for part in results.test_sets(label).values()
+    ]
+    return float(np.bincount(np.concatenate(labels)).max() / sum(map(len, labels))) if labels else None
 
 
 def wide_skew(test: pd.DataFrame) -> pd.DataFrame:

@@ -9,22 +9,30 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mil_zoo.report.figures.look import WIDTH, colours_of, title
+from mil_zoo.report.figures.look import WIDTH, colours_of, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import attended, without_attention
 from mil_zoo.report.load import Results
 
 
-@register_figure("skew", place=20, page=40)
+@register_figure(
+    "skew",
+    place=20,
+    page=75,
+    caption="How large the attention of the most attended instance of each test slide is. Averaging heads lowers the "
+    "maximum: compare the maximum of each head. N times the maximum is 1 for uniform attention.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``skew``: a row an aggregator with attention, a point a test slide of a trial."""
     shown, colours, note = attended(results), colours_of(results), without_attention(results)
     if not shown:
         return {}
     panels = {"max_attention": "maximum attention", "head_max": "maximum of each head", "n_x_max": "N x maximum"}
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.42 * len(shown)), layout="constrained")
+    figure = Figure(
+        figsize=(WIDTH, 1.4 + sum(0.42 + 0.12 * wrapped(label).count("\n") for label in shown)), layout="constrained"
+    )
     heads = {label: int(part.test["heads"].max()) for label, part in shown.items()}
-    names = [f"{label}\n({heads[label]} head{'s' * (heads[label] != 1)})" for label in shown]
+    names = [f"{wrapped(label)}\n({heads[label]} head{'s' * (heads[label] != 1)})" for label in shown]
     row_of_axes = figure.subplots(1, 3, sharey=True)
     for axes, (name, xlabel) in zip(row_of_axes, panels.items(), strict=True):
         for row, (label, part) in enumerate(shown.items()):

@@ -5,14 +5,20 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, title
+from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, title
 from mil_zoo.report.figures.registry import register_figure
-from mil_zoo.report.figures.series import band_note, trained
+from mil_zoo.report.figures.series import band_note, majority, trained
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.text import inside
 
 
-@register_figure("training", place=40, page=30)
+@register_figure(
+    "training",
+    place=40,
+    page=50,
+    caption="The training loss, and the scores on the validation slides, on which checkpoints are chosen. Losses of "
+    "different models sum different terms and do not compare.",
+)
 def draw(results: Results) -> dict[str, Figure]:
     """``training``: the training loss, and of each headline metric its course on the validation slides."""
     shown, colours = trained(results), colours_of(results)
@@ -20,12 +26,18 @@ def draw(results: Results) -> dict[str, Figure]:
         return {}
     names = {f"val_{metric.name}": f"validation {inside(metric.title)}" for metric in reversed(results.headline)}
     panels = {"loss": "training loss"} | names
+    share = majority(results)
+    chance = {"val_auc": (0.5, "chance")} if share is not None else {}
+    if share is not None:
+        chance["val_accuracy"] = (share, "majority class")
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     for axes, (name, ylabel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for label, part in shown.items():
             if name in part.epochs:  # a pretraining without labels is not validated
-                band(axes, part.epochs.groupby("epoch")[name], colours[label])
+                band(axes, part.epochs, name, colours[label])
         axes.set(title=ylabel, xlabel="epoch")
+        if name in chance and axes.lines:
+            level(axes, *chance[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(title(results, "Training"))
     note = band_note(shown.values(), "") + "Losses of different models sum different terms."

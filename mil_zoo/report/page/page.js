@@ -180,16 +180,22 @@ if ($("viewer")) {
     }
     const slide = view.slide, side = dotSide(slide) / view.scale, shift = slide.facts.patch_size ? 0 : side / 2;
     const u = (x - view.x) / view.scale + shift, v = (y - view.y) / view.scale + shift;
-    const layer = slide.facts.layers[Number($("v-map").value)], values = slide.layers[Number($("v-map").value)];
-    let text = "";
+    let under = -1;
     for (let i = 0; i < slide.n; i++) {
-      if (slide.x[i] <= u && u < slide.x[i] + side && slide.y[i] <= v && v < slide.y[i] + side) {
-        const what = layer.colours === "truth" ? ["negative", "positive"][values[i]] : "N x attention " + (10 ** (4 * values[i] / 255 - 2)).toPrecision(2);
-        text = `(${Math.round(slide.x[i])}, ${Math.round(slide.y[i])}): ${what}`;
-      }
+      if (slide.x[i] <= u && u < slide.x[i] + side && slide.y[i] <= v && v < slide.y[i] + side) under = i;
     }
-    $("v-hover").textContent = text || "drag to move, wheel to zoom";
+    const said = (layer, k) => (layer.colours === "truth" ? ["negative", "positive"][slide.layers[k][under]] : "N x attention " + (10 ** (4 * slide.layers[k][under] / 255 - 2)).toPrecision(2));
+    $("v-tip").hidden = under < 0;
+    if (under >= 0) {
+      const lines = slide.facts.layers.map((layer, k) => `${layer.name}: ${said(layer, k)}`);
+      $("v-tip").textContent = [`patch at (${Math.round(slide.x[under])}, ${Math.round(slide.y[under])})`, ...lines].join("\n");
+      const box = canvas.getBoundingClientRect(), right = event.clientX - box.left > box.width / 2;
+      $("v-tip").style.left = right ? "" : `${event.clientX - box.left + 14}px`;
+      $("v-tip").style.right = right ? `${box.right - event.clientX + 14}px` : "";
+      $("v-tip").style.top = `${Math.max(0, event.clientY - box.top - 10)}px`;
+    }
   });
+  canvas.addEventListener("pointerleave", () => ($("v-tip").hidden = true));
   $("v-map").addEventListener("change", draw);
   $("v-alpha").addEventListener("input", draw);
   $("v-reset").addEventListener("click", reset);

@@ -17,9 +17,10 @@ from mil_zoo.report.figures import Drawing
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.maps import MAPS_MIB, slide_maps
 from mil_zoo.report.page.slides import slides_note, worst_first
-from mil_zoo.report.tables import Table, documents
+from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.text import one_line, short
 
+ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
 _TRIALS = {
     "trial": "Trial",
     "status": "Status",
@@ -67,10 +68,7 @@ def write_page(
             version=results.config.version,
             facts=_facts(results),
             warnings=[*results.config.dataset.warnings, *_failures(results)],
-            documents=[_section(document.title, document.tables, document.notes) for document in documents(results)],
-            figures=[
-                _picture(drawing) for drawing in sorted(drawings, key=lambda drawing: (drawing.page, drawing.name))
-            ],
+            parts=_parts(documents(results), drawings),
             models=list(results.groups),
             slides=[(slide, maps.place.get(slide.slide_id)) for slide in slides],
             slides_note=slides_note(results, slides, maps.place),
@@ -99,18 +97,37 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _section(title: str, tables: Sequence[Table], notes: Sequence[str]) -> dict[str, Any]:
-    """A section of the page: its tables, the notes of all of them under the last."""
-    parts = [
-        {"heading": table.title, "header": table.header, "rows": table.html(), "notes": [*table.notes]}
-        for table in tables
-    ]
-    parts[-1]["notes"] += notes  # type: ignore[operator]
-    return {"title": title, "parts": parts}
+def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, dict[str, Any]]:
+    """Tables and figures of the page's parts: scores first, then attention, then what is beside the point.
 
-
-def _picture(drawing: Drawing) -> dict[str, str]:
-    return {"name": drawing.name, "data": base64.b64encode(drawing.png).decode()}
+    A sentence that belongs under several tables stands under the first of them only, a caption likewise.
+    """
+    said: set[str] = set()
+    parts: dict[str, dict[str, Any]] = {
+        name: {"documents": [], "figures": []} for name in ("scores", "attention", "costs")
+    }
+    for document in made:
+        of = parts[{"skew": "attention", "cost": "costs"}.get(document.name, "scores")]
+        tables: list[dict[str, Any]] = []
+        for i, table in enumerate(document.tables):
+            below = [*table.notes, *(document.notes if i == len(document.tables) - 1 else [])]
+            tables.append(
+                {
+                    "heading": table.title,
+                    "header": table.header,
+                    "rows": table.html(),
+                    "notes": [note for note in below if note not in said],
+                }
+            )
+            said.update(below)
+        of["documents"].append({"title": document.title, "tables": tables})
+    for drawing in sorted(drawings, key=lambda each: (each.page, each.name)):
+        of = parts["attention" if ATTENTION <= drawing.page < REST else "scores"]
+        caption = "" if drawing.caption in said else drawing.caption
+        said.add(drawing.caption)
+        data = base64.b64encode(drawing.png).decode()
+        of["figures"].append({"name": drawing.name, "caption": caption, "data": data})
+    return parts
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -9,7 +9,15 @@ from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
-from mil_zoo.report.tables.scores import COSTS, MEASURED, all_levels, score_table, shown_scores, terminal_scores
+from mil_zoo.report.tables.scores import (
+    COSTS,
+    MEASURED,
+    all_levels,
+    score_table,
+    shown_costs,
+    shown_scores,
+    terminal_scores,
+)
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
 from mil_zoo.report.tables.table import Cell, Document, Table
@@ -88,4 +96,4 @@ def _documents(results: Results) -> list[Document]:
         made.append(shown_encoders(score_table(results), results.metrics, notes(results)))
     if len(label_budget_table(results)):
         made.append(shown_label_budgets(results))
-    return made
+    return [*made, Document("cost", "Costs", [shown_costs(results)])]

@@ -29,7 +29,8 @@ def score_table(results: Results) -> pd.DataFrame:
     single test set over trainings, with the interval over its patients), and ``_boot_low`` and ``_boot_high``
     (bootstrap over test patients); of class probabilities ``brier`` and ``ece`` (calibration of all test predictions
     together); ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib``
-    (largest). NaN where undefined.
+    (largest); of a run with a grid ``validation`` (mean of the lead metric on the validation slides) and ``chosen``
+    (the aggregator's best variant by it). NaN where undefined.
     """
     return results.once(_slides)
 
@@ -40,12 +41,12 @@ def patient_table(results: Results) -> pd.DataFrame:
 
 
 def all_levels(results: Results) -> pd.DataFrame:
-    """The comparison table, and below it the rows of the patients where there are any."""
+    """The comparison table, and below each row that of the aggregator's patients where there is one."""
     slides, patients = score_table(results), patient_table(results)
     if patients.empty:
         return slides
     patients = patients.assign(aggregator=patients["aggregator"] + PATIENTS)
-    return pd.concat([slides, patients], ignore_index=True)
+    return pd.concat([slides, patients]).sort_index(kind="stable").reset_index(drop=True)
 
 
 def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str]) -> Table:
@@ -60,13 +61,43 @@ def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str
     """
     table = all_levels(results)
     encoder = ["Encoder"] if "encoder" in table else []
-    header = ["Aggregator", *encoder, *(metric.title for metric in results.metrics), "Trials", *COSTS.values()]
+    validated = [f"Validation {results.lead.title}"] if "validation" in table else []
+    header = [
+        "Aggregator",
+        *encoder,
+        *validated,
+        *(metric.title for metric in results.metrics),
+        "Trials",
+        COSTS["parameters"],
+    ]
     rows = []
     for row in table.to_dict("records"):
         name = row["aggregator"]
         cells = [without_encoder(name, row["encoder"]), row["encoder"]] if encoder else [name]
-        rows.append([*cells, *_metric_cells(results, row, bold), *_run_cells(row)])
-    return Table(header, rows, notes)
+        if validated:
+            cells.append(_validation_cell(row))
+        rows.append([*cells, *_metric_cells(results, row, bold), _trials_cell(row), _cost_cells(row)[0]])
+    return Table(header, rows, [*notes, *[_CHOSEN.format(results.lead.title)] * bool(validated)])
+
+
+_CHOSEN = (
+    "Chosen: of each aggregator's variants the one whose validation {} is best. Its test scores are what choosing by "
+    "validation gives; the best test score of many variants is too good."
+)
+
+
+def shown_costs(results: Results) -> Table:
+    """What training costs, measured: it differs from machine to machine and from run to run."""
+    rows = []
+    for row in score_table(results).to_dict("records"):
+        rows.append([row["aggregator"], *_cost_cells(row)])
+    return Table(["Aggregator", *COSTS.values()], rows, [_COST_NOTE])
+
+
+_COST_NOTE = (
+    "Measured while the trials ran, on whatever machine ran them: median seconds of an epoch, largest memory. These "
+    "numbers differ between runs and so stand in no other table; mil-zoo models compares models on one machine."
+)
 
 
 def terminal_scores(results: Results) -> Table:
@@ -74,14 +105,32 @@ def terminal_scores(results: Results) -> Table:
     titles = [metric.title.replace(" ", "\n") for metric in results.metrics]
     rows = []
     for row in all_levels(results).to_dict("records"):
-        trials, parameters, seconds, memory = _run_cells(row)
+        trials, (parameters, seconds, memory) = _trials_cell(row), _cost_cells(row)
         ran = Cell(trials.text, below=(*(line.strip("()") for line in trials.below), parameters))
         rows.append([row["aggregator"], *_metric_cells(results, row, {}), ran, Cell(seconds, below=(memory,))])
     return Table(["Aggregator", *titles, "Trials\nparams", "s/epoch\nMiB"], rows, notes(results))
 
 
 def _slides(results: Results) -> pd.DataFrame:
-    return pd.DataFrame([_row(results, label, None) for label in results.groups])
+    table = pd.DataFrame([_row(results, label, None) for label in results.groups])
+    return table if results.config.grid is None else table.assign(**_validation(results))
+
+
+def _validation(results: Results) -> dict[str, list[Any]]:
+    """Of every variant the mean validation score of the lead metric, and whether it is its aggregator's best."""
+    lead = results.lead
+    means = {label: _mean([trial.val_metrics.get(lead.name) for trial in ok]) for label, ok in results.finished.items()}
+    chosen = set()
+    for model in dict.fromkeys(label.partition("@")[0] for label in means):
+        known = {label: mean for label, mean in means.items() if label.partition("@")[0] == model and mean == mean}
+        if known:
+            chosen.add((max if lead.higher_is_better else min)(known, key=lambda label: known[label]))
+    return {"validation": list(means.values()), "chosen": [label in chosen for label in means]}
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else np.nan
 
 
 def _patients(results: Results) -> pd.DataFrame:
@@ -142,12 +191,18 @@ def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[
     return cells
 
 
-def _run_cells(row: dict[Any, Any]) -> list[Any]:
-    """Trials, parameters, seconds and memory."""
+def _validation_cell(row: dict[Any, Any]) -> Cell:
+    if np.isnan(row["validation"]):
+        return Cell("-")
+    return Cell(f"{row['validation']:.3f}", below=("(chosen)",) if row["chosen"] else ())
+
+
+def _trials_cell(row: dict[Any, Any]) -> Cell:
     failed = row["trials_failed"]
-    return [
-        Cell(f"{row['trials_ok']}", below=(f"({failed} FAILED)",) if failed else ()),
-        "-" if np.isnan(row["parameters"]) else f"{row['parameters']:,.0f}",
-        short(row["seconds_per_epoch"]),
-        short(row["peak_mem_mib"]),
-    ]
+    return Cell(f"{row['trials_ok']}", below=(f"({failed} FAILED)",) if failed else ())
+
+
+def _cost_cells(row: dict[Any, Any]) -> list[str]:
+    """Parameters, seconds and memory."""
+    parameters = "-" if np.isnan(row["parameters"]) else f"{row['parameters']:,.0f}"
+    return [parameters, short(row["seconds_per_epoch"]), short(row["peak_mem_mib"])]

@@ -32,7 +32,7 @@ def notes(results: Results) -> list[str]:
 
 def _data(results: Results) -> list[str]:
     dataset = results.config.dataset
-    lines = [f"Data: {dataset.title}: {_KINDS['simulated' if results.simulated else dataset.kind]}."]
+    lines = [f"Data: {results.dataset_name}: {_KINDS['simulated' if results.simulated else dataset.kind]}."]
     lines += [sentence(warning) for warning in dataset.warnings]
     if dataset.instance_labels:
         lines.append(f"Instance labels: {sentence(dataset.instance_labels)}")

@@ -69,7 +69,7 @@ def shown_skew(results: Results, notes: Sequence[str]) -> Document:
         _part(table, {}, STABILITY, _STABILITY_NOTE),
         _part(table, {}, faithful, _FAITHFUL_NOTE),
     ]
-    return Document("skew", "Attention", [part for part in parts if part], notes)
+    return Document("skew", "Attention on the test slides", [part for part in parts if part], notes)
 
 
 def _skew_table(results: Results) -> pd.DataFrame:

@@ -77,9 +77,10 @@ class Table:
         return heading + table + ("\n" + bullets(self.notes) if self.notes else "")
 
     def latex(self, caption: str) -> str:
-        """A floating table with its notes; needs the package booktabs.
+        """A floating table with its notes; needs the packages booktabs and graphicx.
 
-        A value and its interval stand in lines of their own: side by side, four metrics are wider than a page.
+        A value and its interval stand in lines of their own: side by side, four metrics are wider than a page. What is
+        wider still (long names of variants) is scaled down to the width of the text.
 
         Args:
             caption: plain text.
@@ -93,17 +94,19 @@ class Table:
                 body.append(r"\addlinespace")
             body += [" & ".join(line) + r" \\" for line in _latex_lines([as_cell(cell) for cell in row])]
         text = [
-            r"% needs \usepackage{booktabs}",
+            r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{4pt}" if spaced else ""),
             rf"\caption{{{escape_latex(caption)}.}}",
+            r"\setbox0=\hbox{%",
             rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
             r"\toprule",
             " & ".join(map(escape_latex, self.header)) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
+            r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi",
             r"\par\medskip\raggedright",
             *(escape_latex(note) + r"\par" for note in self.notes),
             r"\end{table}",

@@ -53,6 +53,8 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
 }
 
 
