@@ -155,16 +155,15 @@ def _run(name: str, step: str, threads: int) -> dict[str, float]:
     run(BagBatch.from_bags([_bag(500)], graph=graph))  # compiles kernels and makes the optimiser's state
     optimizer.zero_grad(set_to_none=True)
     batch = BagBatch.from_bags([_bag(INSTANCES)], graph=graph)
-    before = memory.reset_peak()
-    run(batch)
-    mib = memory.peak_mib() - before
+    with memory.peak_memory() as peak:
+        run(batch)
     times: list[float] = []
     while len(times) < AT_LEAST or sum(times) < SECONDS:
         start = time.perf_counter()
         run(batch)
         times.append(time.perf_counter() - start)
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
-    return {"parameters": parameters, "ms": round(1e3 * statistics.median(times), 1), "mib": round(mib, 1)}
+    return {"parameters": parameters, "ms": round(1e3 * statistics.median(times), 1), "mib": round(peak.mib, 1)}
 
 
 def _bag(n: int) -> Bag:

@@ -204,7 +204,7 @@ class Trial:
         selected_epoch: the one whose checkpoint was tested.
         parameters: trained numbers.
         seconds_per_epoch: mean over epochs.
-        peak_mem_mib: largest memory use.
+        peak_mem_mib: memory that the trial took at most, above what the process held; None where that is not known.
         files: SHA-256 of each file of its folder, by name; {} of a failed trial.
     """
 

@@ -114,8 +114,7 @@ class Worker:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
-            _reset_peak_memory()
-            with trial_threads(job.suite.threads):
+            with trial_threads(job.suite.threads), _peak_memory() as peak:
                 result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
             predictions = _predictions(bags, result)
             outcome = job.outcome(
@@ -127,8 +126,8 @@ class Worker:
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
-                seconds_per_epoch=float(np.mean([epoch["seconds"] for epoch in result.epochs])),
-                peak_mem_mib=_peak_memory_mib(),
+                seconds_per_epoch=_seconds_per_epoch(result.epochs),
+                peak_mem_mib=None if np.isnan(peak.mib) else peak.mib,
             )
             weights = _weights(result.weights)
         except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
@@ -305,13 +304,19 @@ def trial_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _reset_peak_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        memory.reset_peak()
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[memory.Peak]:
+    """Measures the memory that a trial takes, of the GPU where one is used, above what was held before."""
+    if not torch.cuda.is_available():
+        with memory.peak_memory() as peak:
+            yield peak
+        return
+    torch.cuda.reset_peak_memory_stats()
+    before, peak = torch.cuda.memory_allocated(), memory.Peak()
+    yield peak
+    peak.mib = (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _peak_memory_mib() -> float:
-    """Peak memory since the reset: of the GPU where one is used, else resident memory of this process."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory.peak_mib()
+def _seconds_per_epoch(epochs: Sequence[Row]) -> float:
+    """Mean over the epochs but the first, in which kernels are compiled and files read for the first time."""
+    return float(np.mean([epoch["seconds"] for epoch in epochs[1:] or epochs]))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.errors import InputError
+from mil_zoo.metrics import ranks_of_class
 from mil_zoo.stats.intervals import summarise
 from mil_zoo.stats.resampling import Floats, TestSet, bands, distinct_test_sets
 
@@ -74,7 +75,7 @@ def mean_curve(
 def _curves(part: TestSet, weights: Floats, kind: str, of_class: int) -> Floats:
     """Curves of slides with ``weights`` ``[R, n]``, mean over seeds, ``[R, POINTS]``."""
     positive = part.labels == of_class
-    of_seeds = [_one(positive, scores[:, of_class], weights, kind) for scores in part.probabilities]
+    of_seeds = [_one(positive, ranks, weights, kind) for ranks in ranks_of_class(part.probabilities, of_class)]
     return np.asarray(np.mean(of_seeds, axis=0))
 
 

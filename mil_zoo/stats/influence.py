@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mil_zoo.metrics import Metric
+from mil_zoo.metrics import Metric, ranks_of_class
 from mil_zoo.stats.resampling import Floats, Ints, Patients, TestSet
 
 _ROWS = 4_000_000  # weights that are held at once
@@ -39,7 +39,7 @@ def area(part: TestSet) -> Area:
     classes = part.probabilities.shape[2]
     values, ups, downs = [], [], []
     for label in [1] if classes == 2 else range(classes):
-        positive, scores = part.labels == label, part.probabilities[:, :, label]
+        positive, scores = part.labels == label, ranks_of_class(part.probabilities, label)
         m, n = int(positive.sum()), int((~positive).sum())
         up, down = np.zeros(len(positive)), np.zeros(len(positive))
         if not m or not n:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from mil_zoo.errors import InputError
-from mil_zoo.metrics import Metric, find_metric
+from mil_zoo.metrics import Metric, find_metric, ranks_of_class
 from mil_zoo.stats.influence import Area, area, area_variance, jackknife_variance, leave_one_out
 from mil_zoo.stats.intervals import Summary, all_equal, defined, summarise
 from mil_zoo.stats.resampling import Floats, Patients, TestSet
@@ -269,7 +269,7 @@ def _area_difference(
     for label in of_classes:
         positive = labels == label
         m, n = int(positive.sum()), int((~positive).sum())
-        x, y = stats.rankdata(one[:, label]), stats.rankdata(other[:, label])
+        x, y = (stats.rankdata(ranks_of_class(values, label)) for values in (one, other))
         observed += (x - y)[positive].sum() / (m * n) / len(of_classes)
         for sign, first, second in ((1, x, y), (-1, y, x)):  # exchanged ranks are ranked anew
             ranks = stats.rankdata(np.where(swap, second, first), axis=1)

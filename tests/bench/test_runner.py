@@ -62,7 +62,7 @@ def test_every_trial_leaves_its_row_and_files(finished):
         assert list(epochs["epoch"]) == [1, 2]
         assert epochs["selected"].sum() == 1
         assert row["selected_epoch"] == epochs["epoch"][epochs["selected"] == 1].item()
-        assert row["peak_mem_mib"] > 50
+        assert 0 <= row["peak_mem_mib"] < 500  # above what the process held
 
 
 def test_the_saved_weights_give_the_saved_predictions(finished):
