@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -20,3 +22,29 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return "; did you mean " + " or ".join(repr(match) for match in near) + "?"
     return "; known: " + (", ".join(known) if known else "none")
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "write to a file system that takes larger files",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+
+
+def not_written(place: Path | str, error: OSError, then: str = "") -> InputError:
+    """What could not be written, why in the system's words, and the remedy that fits this reason.
+
+    Args:
+        place: file or folder.
+        error: as it was raised.
+        then: what is kept and what to do once that is mended; the end of the sentence.
+    """
+    why = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "mend that")
+    return InputError("; ".join(filter(None, [f"writing to {place} failed ({why})", remedy, then])))

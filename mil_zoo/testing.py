@@ -186,6 +186,18 @@ def single_precision_is_enough(cls: type[Aggregator], options: Options) -> None:
     _same(single.double(), double, "float32")
 
 
+def features_of_any_precision_are_read(cls: type[Aggregator], options: Options) -> None:
+    """Features in float64, float16 or bfloat16 give the logits of the same numbers in float32, and gradients."""
+    aggregator, bag = _create(cls, options), _bags((60,))[0]
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        stored = bag.with_features(bag.features.to(dtype))
+        batch = BagBatch.from_bags([stored], graph=cls.graph)
+        single = BagBatch.from_bags([bag.with_features(stored.features.float())], graph=cls.graph)
+        assert torch.equal(_run(aggregator, batch).logits, _run(aggregator, single).logits), f"{dtype} differs"
+        aggregator.losses(batch)["loss"].backward()
+        _finite_gradients(aggregator)
+
+
 def dropout_can_be_switched_off(cls: type[Aggregator], options: Options) -> None:
     """Options ``*_drop`` and ``dropout`` of 0, ``nn.Dropout.p`` or an attribute of that name set to 0: all the same."""
     names = [name for name in inspect.signature(cls).parameters if name.endswith("_drop") or name == "dropout"]
@@ -238,7 +250,7 @@ def weights_survive_saving_and_loading(cls: type[Aggregator], options: Options) 
     aggregator, batch = _create(cls, options), _batch(cls, (30, 12))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
-        save_file({name: value.contiguous() for name, value in aggregator.state_dict().items()}, path)
+        save_file({name: value.clone() for name, value in aggregator.state_dict().items()}, path)  # shared ones apart
         torch.manual_seed(99)
         fresh = cls(DIM, 2, **options)
         fresh.load_state_dict(load_file(path))
@@ -268,6 +280,7 @@ CHECKS: tuple[Callable[[type[Aggregator], Options], None], ...] = (
     every_parameter_gets_a_gradient,
     unlabelled_bags_are_scored_and_not_trained_on,
     single_precision_is_enough,
+    features_of_any_precision_are_read,
     dropout_can_be_switched_off,
     attention_sums_to_one_in_each_bag,
     evaluation_changes_no_state,

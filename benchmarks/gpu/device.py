@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,14 @@ def run(check: Check) -> None:
     check.report("rates", **rates)
 
 
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
 def _bandwidth(count: int, device: torch.device) -> float:
     """Bytes read and written a second by a copy of ``count`` numbers."""
     source = torch.ones(count, device=device)
@@ -52,6 +61,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     found: dict[str, Any] = {"python": platform.python_version(), "versions": versions, "device": str(device)}
+    found["commit"] = _commit()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,6 +95,12 @@ class Aggregator(nn.Module):
         self.in_dim, self.num_classes = in_dim, num_classes
         self.task: Task = Classification(num_classes)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Lets ``forward`` and ``losses`` of every subclass read features of any float type, in that of its weights."""
+        super().__init_subclass__(**kwargs)
+        for name in {"forward", "losses"} & set(vars(cls)):
+            setattr(cls, name, _in_own_dtype(vars(cls)[name]))
+
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """Scores every bag of ``batch``; a bag gives the same answer alone as in a batch (in eval mode)."""
         raise TypeError(f"{type(self).__name__} does not implement forward(batch)")
@@ -114,7 +121,11 @@ class Aggregator(nn.Module):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
-        return self.task.predict(logits)
+        return self.task.predict(self.task_logits(logits))
+
+    def task_logits(self, logits: Tensor) -> Tensor:
+        """Returns the logits ``[B, C]`` as the task reads them: the same, save where a paper trains by another loss."""
+        return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities, float64 ``[B, max(C, 2)]``, of ``logits`` ``[B, C]``; only of classification."""
@@ -201,6 +212,22 @@ class Aggregator(nn.Module):
                 f"{type(self).__name__} needs a graph: BagBatch.from_bags(bags, graph={type(self).graph!r})"
             )
         return batch
+
+
+def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an aggregator and a batch that gets the features in the type of the aggregator's weights.
+
+    Features are stored in half precision (TRIDENT) or double (numpy's default); products need one type.
+    """
+
+    @functools.wraps(method)
+    def converted(self: Aggregator, batch: BagBatch, *args: Any, **kwargs: Any) -> Any:
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), batch.features.dtype)
+        if batch.features.dtype != dtype:
+            batch = replace(batch, features=batch.features.to(dtype))
+        return method(self, batch, *args, **kwargs)
+
+    return converted
 
 
 def register_aggregator(name: str) -> Callable[[type[Aggregator]], type[Aggregator]]:

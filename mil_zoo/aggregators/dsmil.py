@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.data.bag import BagBatch
+from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
 from mil_zoo.tasks import Classification
+from mil_zoo.tasks.losses.classification import one_hot
 
 QUERY_DIM = 128
 
@@ -28,11 +32,11 @@ class DSMIL(Aggregator):
 
     Source: Li, Li, Eliceiri, CVPR 2021; github binli123/dsmil-wsi.
 
-    Deviations: ``probabilities`` is the softmax of the bag logits; the authors take a sigmoid of each and a threshold
-    of its own for each class. ``dropout`` also acts without a value layer (``passing_v=False``), where theirs is
-    ignored. ``num_classes=1`` is the authors' setting for positive against negative slides. Weights from the first
-    version of their repository, whose values had a layer without ReLU, would load with ``nonlinear=False,
-    passing_v=True`` and mean something else here.
+    Deviations: probabilities are the sigmoids of the bag logits over their sum (``probability``); the authors take each
+    sigmoid with a threshold of its own for each class. ``dropout`` also acts without a value layer
+    (``passing_v=False``), where theirs is ignored. ``num_classes=1`` is the authors' setting for positive against
+    negative slides. Weights from the first version of their repository, whose values had a layer without ReLU, would
+    load with ``nonlinear=False, passing_v=True`` and mean something else here.
 
     Args:
         in_dim: feature dimension D.
@@ -40,6 +44,11 @@ class DSMIL(Aggregator):
         nonlinear: the query is Linear, ReLU, Linear, Tanh; else one Linear.
         passing_v: values are Linear + ReLU of the features; else the features themselves.
         dropout: dropout rate of the features that become values.
+        probability: "sigmoid" takes the sigmoid of each class's logit, which is what the loss trains, divided by their
+            sum; "softmax" the softmax of the logits.
+
+    Raises:
+        InputError: ``probability`` is neither.
     """
 
     paper = Paper(
@@ -64,8 +73,12 @@ class DSMIL(Aggregator):
         nonlinear: bool = True,
         passing_v: bool = False,
         dropout: float = 0.0,
+        probability: Literal["sigmoid", "softmax"] = "sigmoid",
     ) -> None:
         super().__init__(in_dim, num_classes)
+        if probability not in ("sigmoid", "softmax"):
+            raise InputError(f"dsmil: probability must be 'sigmoid' or 'softmax', not {probability!r}")
+        self.probability = probability
         self.instance_classifier = nn.Linear(in_dim, num_classes)
         self.query: nn.Module = nn.Linear(in_dim, QUERY_DIM)
         if nonlinear:
@@ -89,6 +102,15 @@ class DSMIL(Aggregator):
         logits = self.bag_classifier(pooled)[:, :, 0]
         return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
 
+    def task_logits(self, logits: Tensor) -> Tensor:
+        """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum.
+
+        Two logits that are trained to be x and -x have a softmax of sigmoid(2 x), which is too sure of itself.
+        """
+        if self.probability == "softmax" or self.num_classes == 1 or not isinstance(self.task, Classification):
+            return logits
+        return F.logsigmoid(logits.double())
+
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""
         output = self(batch)
@@ -99,7 +121,6 @@ class DSMIL(Aggregator):
     def _binary_loss(self, logits: Tensor, batch: BagBatch) -> Tensor:
         if self.num_classes == 1 or batch.labels is None or not isinstance(self.task, Classification):
             return self.bag_loss(logits, batch.targets, batch.weights)
-        classes = torch.arange(self.num_classes, device=logits.device)
-        target = (batch.labels[:, None] == classes).to(logits.dtype)
+        target = one_hot(batch.labels, self.num_classes).to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
         return (loss if batch.weights is None else loss * batch.weights).mean()

@@ -127,10 +127,13 @@ class CrossRegionLayer(nn.Module):
         regions = Regions(len(x), CROSS_REGIONS)
         cells = regions.cut(self.norm(x))  # [R, P, dim]
         scores = (cells @ self.phi).transpose(1, 2)  # [R, k, P]
-        low, high = scores.min(dim=2, keepdim=True).values, scores.max(dim=2, keepdim=True).values
+        # Scaled in float32 also under autocast: 1e-8 is 0 in half precision, and a region of one cell has low = high.
+        full = scores.float() if scores.dtype.itemsize < 4 else scores
+        low, high = full.min(dim=2, keepdim=True).values, full.max(dim=2, keepdim=True).values
         prototypes = (scores.softmax(dim=2) @ cells).transpose(0, 1)  # [k, R, dim]
         prototypes = self.attn(prototypes).transpose(0, 1)
-        weights = (scores - low) / (high - low + 1e-8) * scores.softmax(dim=1)
+        weights = (full - low) / (high - low + 1e-8) * scores.softmax(dim=1)
+        weights = weights.to(scores.dtype)
         return x + regions.join(weights.transpose(1, 2) @ prototypes)
 
 

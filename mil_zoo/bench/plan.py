@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +31,7 @@ from mil_zoo.train.protocols import PROTOCOLS, model_options
 
 PERMUTED = "TRAINING LABELS WERE SHUFFLED: a test AUC away from 0.5 means that test labels leak into training."
 
+VERSIONS = ("numpy", "scipy", "scikit-learn", "torch", "numba", "dgl")  # that a run keeps
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -72,13 +77,14 @@ class TrialPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A dataset, where it was opened from, its splits, and the trials to run on them."""
+    """A dataset, where it was opened from, its splits, the trials to run on them, and the plugins that these need."""
 
     suite: Suite
     source: DatasetSource
     dataset: Dataset
     models: Sequence[ModelPlan]
     drawn: DrawnSplits
+    plugins: tuple[Path, ...] = ()
 
     @property
     def splits(self) -> Sequence[Split]:
@@ -157,6 +163,8 @@ class Plan:
             threads=suite.threads,
             faithfulness=suite.faithfulness or None,
             grid=suite.grid or None,
+            plugins={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in self.plugins} or None,
+            versions=package_versions(),
         )
 
     def settings(self) -> dict[str, Any]:
@@ -164,7 +172,18 @@ class Plan:
         return self.config().settings()
 
 
-def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str] = ()) -> Plan:
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages among those that numbers depend on, without what they say of the build."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name).partition("+")[0]
+    return found
+
+
+def make_plan(
+    suite: Suite, source: DatasetSource | str, features: Sequence[str] = (), plugins: Sequence[Path] = ()
+) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
     Args:
@@ -173,6 +192,7 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
             tested on holds where the source says nothing.
         features: which sets of features (encoders); several are compared, each with every model. Empty for the
             source's, or the only one.
+        plugins: files whose registered things the run needs; its ``config.yaml`` names them and their content.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -183,6 +203,8 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
         source = source.with_features(features[0])
     dataset = open_dataset(source)
     raise_errors(judge_shapes(dataset.bags))
+    if suite.title is not None:
+        dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     for each in features[1:]:  # all of them now: a missing slide costs no training
         raise_errors(judge_shapes(open_dataset(source.with_features(each)).bags))
     drawn = draw_splits(
@@ -197,7 +219,7 @@ def make_plan(suite: Suite, source: DatasetSource | str, features: Sequence[str]
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
     if len(features) > 1:
         models = [_with_features(model, each) for model in models for each in features]
-    return Plan(suite, source, dataset, models, drawn)
+    return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins))
 
 
 def _by_strata(dataset: Dataset) -> Dataset:
@@ -296,12 +318,20 @@ def _check_suite(suite: Suite) -> None:
         raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
-    if min(suite.seeds) < 0 or suite.split_seed < 0:
+    if any(seed < 0 for seed in (*suite.seeds, suite.split_seed)):
         raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
+    if suite.split_seed >= 2**32:
+        raise InputError(f"split_seed must be below 2^32, not {suite.split_seed}")
+    if suite.repeats < 1:
+        raise InputError(f"--repeats must be at least 1, not {suite.repeats}")
+    if not 0 < suite.validation_fraction < 1:
+        raise InputError(f"validation_fraction must be above 0 and below 1, not {suite.validation_fraction}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
     if suite.threads < 1:
         raise InputError(f"--threads must be at least 1, not {suite.threads}")
+    if suite.title is not None and len(suite.datasets) > 1:
+        raise InputError("--title names one dataset; leave it out, or run the datasets one by one")
     for name in suite.models:
         model_options(name)  # an unknown name is told
     _check_targets(suite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
-from mil_zoo.aggregators.base import Aggregator, create_aggregator
+from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
+from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.bench.trial import fitted_task
+from mil_zoo.bench.trial import TASK
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.tasks import task_of_config
+from mil_zoo.tasks import Task, task_of_config
 from mil_zoo.train.device import default_device
 from mil_zoo.train.predict import predict
 from mil_zoo.train.protocols import PROTOCOLS
@@ -92,34 +94,37 @@ class Predictor:
         self, run: Path | str | RunDirectory, model: str, trial: str | None = None, device: str | None = None
     ) -> None:
         run = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
-        config = run.config
-        if model not in config["model_settings"]:
-            raise InputError(f"{run.path} holds no model {model!r}{did_you_mean(model, config['model_settings'])}")
-        rows = [row for row in run.trials() if row["status"] == "ok" and _label(row) == model]
-        names = [row["trial"] for row in rows if trial in (None, row["trial"])]
-        if not names:
-            known = did_you_mean(trial or "", [row["trial"] for row in rows])
+        where = str(run.path / "config.yaml")
+        config = RunConfig.from_settings(run.config, where)
+        if model not in config.model_settings:
+            raise InputError(f"{run.path} holds no model {model!r}{did_you_mean(model, config.model_settings)}")
+        finished = [Trial.from_row(row) for row in run.trials()]
+        finished = [each for each in finished if each.ok and each.label == model]
+        chosen = [each for each in finished if trial in (None, each.trial)]
+        if not chosen:
+            known = did_you_mean(trial or "", [each.trial for each in finished])
             what = f"trial {trial!r} of {model}{known}" if trial else f"finished trial of {model}"
             raise InputError(f"{run.path} holds no {what}")
-        if rows[0]["aggregator"] in PROTOCOLS:
+        name, settings = chosen[0].aggregator, config.model_settings[model]
+        if name in PROTOCOLS:
             raise InputError(f"{model} is no aggregator that predicts features; embed the slides with mil-zoo embed")
-        settings = config["model_settings"][model]
-        self.task = task_of_config(config)
-        self.trials = names
-        self.in_dim = int(config["dataset"]["in_dim"])
-        self._graph: str | None = settings["graph"]
-        self._precision: str = settings["training"].get("precision", "float32")
+        if name not in AGGREGATORS and config.plugins:
+            files = ", ".join(config.plugins)
+            raise InputError(f"{model} came from a plugin ({files}); pass it again with --plugin, which executes it")
+        self.task = task_of_config(config.settings())
+        self.trials = [each.trial for each in chosen]
+        self.in_dim = int(config.dataset.in_dim or 0)
+        self._graph = settings.graph
         self._device = device or default_device()
+        self._precision = str(settings.training.get("precision", "float32"))
         seen = _seen(run)
         self._members = []
-        for row in rows:
-            if row["trial"] in names:
-                task = fitted_task(run.path / "trials" / row["trial"]) or self.task
-                aggregator = create_aggregator(row["aggregator"], self.in_dim, task=task, **settings["options"])
-                aggregator = aggregator.to(self._device)
-                standardiser = _load(run, row["trial"], aggregator)
-                column = f"r{row['repeat']}-f{row['fold']}"
-                self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))
+        for each in chosen:
+            task = _fitted_task(run, each) or self.task
+            aggregator = create_aggregator(name, self.in_dim, task=task, **settings.options).to(self._device)
+            standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
+            column = f"r{each.repeat}-f{each.fold}"
+            self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))
 
     def __call__(self, bags: Iterable[Bag]) -> Iterator[Prediction]:
         """Predicts slides one after the other; each is let go of before the next is read.
@@ -155,8 +160,9 @@ class Predictor:
         return Prediction(bag, mean, stacked.std(0), self.task.describe(mean), attention, trained_on)
 
 
-def _label(row: dict[str, Any]) -> str:
-    return f"{row['aggregator']}@{row['grid']}" if row["grid"] else str(row["aggregator"])
+def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
+    """The task that a trial fitted to its training slides; None where that is the run's."""
+    return task_of_config(json.loads(run.read(trial.trial, TASK))) if TASK in trial.files else None
 
 
 def _seen(run: RunDirectory) -> dict[str, frozenset[str]]:
@@ -169,16 +175,14 @@ def _seen(run: RunDirectory) -> dict[str, frozenset[str]]:
     }
 
 
-def _load(run: RunDirectory, trial: str, aggregator: Aggregator) -> Standardiser | None:
+def _load(run: RunDirectory, trial: str, aggregator: Aggregator, standardised: bool) -> Standardiser | None:
     """Loads a trial's weights; its standardiser, or None where features are used as they are."""
-    folder = run.path / "trials" / trial
     try:
-        aggregator.load_state_dict(load_file(folder / "weights.safetensors"))
-        if not run.config["dataset"]["standardised"]:
-            return None
-        return Standardiser(**load_file(folder / "standardiser.safetensors"))
-    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+        aggregator.load_state_dict(load(run.read(trial, "weights.safetensors")))
+        return Standardiser(**load(run.read(trial, "standardiser.safetensors"))) if standardised else None
+    except (SafetensorError, RuntimeError, TypeError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{folder}: the weights cannot be loaded ({first}); delete the trial's row in trials.jsonl and run again"
+            f"{run.path_of(trial, 'weights.safetensors')} cannot be loaded ({first}); start the bench with --out "
+            f"{run.path} again, or name the plugin and the version of mil-zoo that it was trained with"
         ) from error

@@ -117,7 +117,7 @@ class OnRay:
         except self._ray.exceptions.RayError as error:  # the process or node was lost, again and again
             first = str(error).strip().splitlines()[0]
             return job.failed(f"lost in {ATTEMPTS} attempts ({type(error).__name__}: {first})")
-        if trial.ok:
+        if files:
             folder = empty_folder(job.folder)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
@@ -136,7 +136,7 @@ def _run(job: Job) -> tuple[Trial, dict[str, bytes]]:
     with tempfile.TemporaryDirectory(prefix="mil-zoo-") as temporary:
         folder = Path(temporary) / "trial"
         trial = _worker().run(dataclasses.replace(job, folder=folder))
-        files = {path.name: path.read_bytes() for path in folder.iterdir()} if trial.ok else {}
+        files = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
     return trial, files
 
 

@@ -119,6 +119,8 @@ class RunConfig:
         threads: CPU threads of a trial.
         faithfulness: numbers of instances removed and kept; None where nothing was.
         grid: what was varied; None without a grid.
+        plugins: files that were imported for what they register, and their SHA-256; None without any.
+        versions: of the packages that numbers depend on, by name; None in runs of before they were kept.
     """
 
     title: str
@@ -134,6 +136,8 @@ class RunConfig:
     threads: int = 1
     faithfulness: list[int] | None = None
     grid: dict[str, Any] | None = None
+    plugins: dict[str, str] | None = None
+    versions: dict[str, str] | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str = "config.yaml") -> RunConfig:
@@ -163,7 +167,7 @@ class RunConfig:
         if self.dataset.layout is None:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)
-        return _without(settings, ["task", "faithfulness", "grid"])
+        return _without(settings, ["task", "faithfulness", "grid", "plugins", "versions"])
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
@@ -201,6 +205,7 @@ class Trial:
         parameters: trained numbers.
         seconds_per_epoch: mean over epochs.
         peak_mem_mib: largest memory use.
+        files: SHA-256 of each file of its folder, by name; {} of a failed trial.
     """
 
     trial: str
@@ -224,6 +229,7 @@ class Trial:
     parameters: int | None = None
     seconds_per_epoch: float | None = None
     peak_mem_mib: float | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str = "trials.jsonl") -> Trial:

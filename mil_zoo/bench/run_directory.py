@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,9 @@ from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
 from mil_zoo.files import write_text
 
+SHOWN = 5  # differences between two runs that a message lists
+CHANGED = "was changed after the trial wrote it (its checksum differs)"
+
 
 class RunDirectory:
     """Reads and writes one run directory.
@@ -34,6 +38,8 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._checked: set[Path] = set()  # files that were found to be what their trial wrote
+        self._digests: dict[str, Mapping[str, str]] | None = None  # of the rows, once they were read
 
     @classmethod
     def open(cls, path: Path | str) -> RunDirectory:
@@ -51,6 +57,8 @@ class RunDirectory:
     @contextmanager
     def writing(self, settings: Mapping[str, Any]) -> Iterator[None]:
         """Claims the directory for one runner and checks that it holds these settings, or none yet.
+
+        Plugins are compared by their content, wherever they lie.
 
         Raises:
             InputError: the directory cannot be written, another runner is at work in it, or it holds another run.
@@ -116,16 +124,15 @@ class RunDirectory:
         """Stores a finished trial: its files first, under their final name only when complete, then its row.
 
         Args:
-            row: JSON values; "trial" names it. The files of one whose "status" is "failed" are dropped.
+            row: JSON values; "trial" names it. The SHA-256 of its files is added.
             write: writes the trial's files into the folder it is given; None where they lie in ``staging`` already,
                 or there are none.
         """
         folder, partial = self.path / "trials" / row["trial"], self.staging(row["trial"])
         if write is not None:
             write(empty_folder(partial))
-        if row.get("status") == "failed":
-            shutil.rmtree(partial, ignore_errors=True)
-        elif partial.exists():
+        if partial.exists():
+            row = {**row, "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())}}
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         line = json.dumps({**row, "sha256": _checksum(row)}) + "\n"
@@ -133,6 +140,7 @@ class RunDirectory:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._digests = None
 
     def predictions(self, trial: str) -> pd.DataFrame:
         """slide_id, patient_id, split, label, prob_0 ... of a trial."""
@@ -144,24 +152,81 @@ class RunDirectory:
 
     def skew(self, trial: str) -> pd.DataFrame:
         """epoch, slide_id, split, name, value of a trial; empty for an aggregator without attention."""
-        if not (self.path / "trials" / trial / "skew.csv").exists():
+        name = "skew.csv"
+        if name not in self._files(trial) and not self.path_of(trial, name).exists():
             empty: pd.DataFrame = pd.DataFrame(columns=["epoch", "slide_id", "split", "name", "value"])
             return empty
-        return self._csv(trial, "skew.csv", dtype={"slide_id": str})
+        return self._csv(trial, name, dtype={"slide_id": str})
 
     def attention(self, trial: str) -> Path:
         """Where the attention of the trial's test slides lies (absent for an aggregator without attention)."""
-        return self.path / "trials" / trial / "attention.h5"
+        path = self.path_of(trial, "attention.h5")
+        if path.exists() or path.name in self._files(trial):
+            self.checked(trial, path.name)
+        return path
+
+    def path_of(self, trial: str, name: str) -> Path:
+        """Where the file ``name`` of a trial lies."""
+        return self.path / "trials" / trial / name
+
+    def read(self, trial: str, name: str) -> bytes:
+        """The content of a trial's file, once it is what the trial wrote.
+
+        Raises:
+            InputError: the file is missing, cannot be read, or was changed since.
+        """
+        try:
+            content = self.path_of(trial, name).read_bytes()
+        except OSError as error:
+            raise self._damaged(trial, name, f"cannot be read ({error.strerror})") from error
+        known = self._files(trial).get(name)
+        if known is not None and hashlib.sha256(content).hexdigest() != known:
+            raise self._damaged(trial, name, CHANGED)
+        return content
+
+    def checked(self, trial: str, name: str) -> Path:
+        """Where a trial's file lies, once it is what the trial wrote; errors as in :meth:`read`. It is read once."""
+        path = self.path_of(trial, name)
+        if path not in self._checked:
+            try:
+                found = _sha256(path)
+            except OSError as error:
+                raise self._damaged(trial, name, f"cannot be read ({error.strerror})") from error
+            if found != self._files(trial).get(name, found):
+                raise self._damaged(trial, name, CHANGED)
+            self._checked.add(path)
+        return path
+
+    def damage(self, trial: str) -> str:
+        """What is wrong with the files of a finished trial, as a sentence; "" where they are what it wrote."""
+        try:
+            for name in self._files(trial):
+                self.checked(trial, name)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _files(self, trial: str) -> Mapping[str, str]:
+        """SHA-256 of the files of a trial by name, as its row says; {} for a trial without a row or files."""
+        if self._digests is None:
+            self._digests = {row["trial"]: row.get("files", {}) for row in self.trials()}
+        return self._digests.get(trial, {})
 
     def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
-        path = self.path / "trials" / trial / name
         try:
-            table: pd.DataFrame = pd.read_csv(path, float_precision="round_trip", **options)
-            return table
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} is missing although the trial finished; delete its row in trials.jsonl and run again"
-            ) from None
+            table: pd.DataFrame = pd.read_csv(
+                io.BytesIO(self.read(trial, name)), float_precision="round_trip", **options
+            )
+        except (ValueError, pd.errors.ParserError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise self._damaged(trial, name, f"is no table ({error})") from error
+        return table
+
+    def _damaged(self, trial: str, name: str, what: str) -> InputError:
+        return InputError(
+            f"{self.path_of(trial, name)} {what}; start the bench with --out {self.path} again, which repeats the trial"
+        )
 
     def _drop_torn_row(self) -> None:
         """Removes what a kill left of a row that was being appended (it has no newline yet)."""
@@ -177,21 +242,45 @@ def empty_folder(path: Path) -> Path:
     return path
 
 
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _checksum(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    differences = _differences(old, new)
+    differences = _differences(_comparable(old), _comparable(new))
     if differences:
+        # The title follows from the models, the hash of the splits from how they are drawn: said where nothing else is.
+        told = [line for line in differences if not line.startswith(("title:", "split.hash:"))] or differences
+        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
         raise InputError(
-            f"{path} holds a run of other settings ({'; '.join(differences[:5])}); "
-            "choose another --out or repeat its settings"
+            f"{path} holds a run of other settings ({'; '.join(told[:SHOWN])}{more}); choose another --out or repeat "
+            "its settings"
         )
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with plugins by file name and content."""
+    plugins = settings.get("plugins") or {}
+    return {**settings, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
-    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
+    return [] if old == new else [f"{where}: {_short(old)} there, {_short(new)} now"]
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."

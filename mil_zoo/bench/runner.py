@@ -23,6 +23,7 @@ def run_plan(
     on_trial: Callable[[TrialPlan], None] = lambda trial: None,
     on_epoch: Callable[[TrialPlan, Row], None] = lambda trial, row: None,
     on_result: Callable[[Trial], None] = lambda trial: None,
+    on_damage: Callable[[str], None] = lambda sentence: None,
 ) -> RunDirectory:
     """Runs every trial that ``out`` does not hold yet. A trial that fails is a row with its reason; the others go on.
 
@@ -35,6 +36,7 @@ def run_plan(
         on_trial: called as each trial that has to run starts.
         on_epoch: called after each of its epochs with the row of ``epochs.csv``.
         on_result: called with what came of each trial, first those that were there already.
+        on_damage: called with a sentence on each finished trial whose files were changed since; it is run again.
 
     Raises:
         InputError: see ``RunDirectory.writing``.
@@ -45,7 +47,7 @@ def run_plan(
     with run.writing(plan.settings()):
         run.write_text("splits.csv", splits_csv(plan.splits, plan.dataset.bags))
         rows = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
-        done = {trial.trial: trial for trial in rows if trial.ok}
+        done = {trial.trial: trial for trial in rows if trial.ok and not _damaged(run, trial, on_damage)}
         jobs = []
         for trial in plan.trials:
             if trial.id in done:
@@ -58,3 +60,10 @@ def run_plan(
                 run.add_trial(outcome.to_row())
                 on_result(outcome)
     return run
+
+
+def _damaged(run: RunDirectory, trial: Trial, on_damage: Callable[[str], None]) -> bool:
+    damage = run.damage(trial.trial)
+    if damage:
+        on_damage(damage)
+    return bool(damage)

@@ -34,6 +34,7 @@ class Suite:
         threads: CPU threads of a trial. Sums split among more threads differ in their last bits, so this belongs to
             the plan, and the number of trials that run at a time does not.
         overrides: "model.key" or "key" (for all models) to value.
+        title: what tables and figures call the dataset; None for its own.
         grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
     """
 
@@ -53,6 +54,7 @@ class Suite:
     faithfulness: list[int] = field(default_factory=list)
     permute_labels: bool = False
     threads: int = 1
+    title: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mil_zoo.bench import memory
 from mil_zoo.bench.plan import TrialPlan
@@ -29,10 +29,12 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
 from mil_zoo.registry import load_plugin
-from mil_zoo.tasks import Task, task_of_config, task_settings
+from mil_zoo.tasks import Task, task_settings
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
+TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
+TRACEBACK = "traceback.txt"  # of a failed trial
 Parts = dict[str, Bags]
 
 
@@ -95,7 +97,7 @@ class Worker:
     def run(self, job: Job, on_epoch: Callable[[Row], None] = lambda row: None) -> Trial:
         """Runs a trial and writes its files into ``job.folder``, which holds nothing else afterwards.
 
-        What an aggregator does wrong makes a failed trial without files.
+        What an aggregator does wrong makes a failed trial whose only file is the traceback.
 
         Args:
             job: the trial.
@@ -128,14 +130,13 @@ class Worker:
                 seconds_per_epoch=float(np.mean([epoch["seconds"] for epoch in result.epochs])),
                 peak_mem_mib=_peak_memory_mib(),
             )
-        except Exception as error:  # whatever an aggregator does wrong, the other trials go on
-            return job.failed(f"{type(error).__name__}: {error}")
-        try:
-            _write(empty_folder(job.folder), predictions, result, standardiser, dataset.task)
-        except OSError:
-            raise
-        except Exception as error:  # safetensors and HDF5 have errors of their own for a full disk
-            raise OSError(errno.EIO, str(error)) from error
+            weights = _weights(result.weights)
+        except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
+            (empty_folder(job.folder) / TRACEBACK).write_text(
+                "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
+            )
+            return job.failed(_reason(error, job.plugins))
+        _write(empty_folder(job.folder), predictions, result, weights, standardiser, dataset.task)
         return outcome
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
@@ -225,7 +226,7 @@ def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
     parts = []
     for part, predictions in result.predictions.items():
         slides = bags[part].slides
-        known = {
+        known: dict[str, Sequence[Any]] = {
             "slide_id": [slide.slide_id for slide in slides],
             "patient_id": [slide.patient_id or "" for slide in slides],
             "split": [part] * len(slides),
@@ -240,18 +241,32 @@ def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
     return table
 
 
-TASK = "task.json"
+def _reason(error: BaseException, plugins: Sequence[Path]) -> str:
+    """Why a trial failed, in one line; of a plugin's error also the plugin's line."""
+    what = f"it left Python (exit code {error.code})" if isinstance(error, SystemExit) else str(error)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in plugins]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {what}{where}"
 
 
-def fitted_task(folder: Path) -> Task | None:
-    """The task that a trial fitted to its training slides; None where that is the run's."""
-    if not (folder / TASK).is_file():
-        return None
-    return task_of_config(json.loads((folder / TASK).read_text(encoding="utf-8")))
+def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
+    """The content of ``weights.safetensors``. A parameter that two modules share is written under both of its names."""
+    seen: set[int] = set()
+    owned = {}
+    for name, value in weights.items():
+        value = value.detach().cpu().contiguous()
+        owned[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
+        seen.add(value.untyped_storage().data_ptr())
+    return save(owned)
 
 
 def _write(
-    folder: Path, predictions: pd.DataFrame, result: TrialResult, standardiser: Standardiser | None, task: Task
+    folder: Path,
+    predictions: pd.DataFrame,
+    result: TrialResult,
+    weights: bytes,
+    standardiser: Standardiser | None,
+    task: Task,
 ) -> None:
     if result.task != task:
         (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
@@ -259,10 +274,10 @@ def _write(
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
     if result.recorder is not None:
         result.recorder.write(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in result.weights.items()}
-    save_file(weights, folder / "weights.safetensors")
+    (folder / "weights.safetensors").write_bytes(weights)
     if standardiser is not None:
-        save_file({"mean": standardiser.mean, "scale": standardiser.scale}, folder / "standardiser.safetensors")
+        content = save({"mean": standardiser.mean, "scale": standardiser.scale})
+        (folder / "standardiser.safetensors").write_bytes(content)
 
 
 def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:

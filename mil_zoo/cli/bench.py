@@ -60,6 +60,7 @@ class BenchOptions:
     trial_cpus: float | None
     trial_gpus: float
     dry_run: bool
+    title: str | None
     out: Path | None
     plugin: tuple[Path, ...]
 
@@ -158,6 +159,7 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
 @click.option("--trial-gpus", type=float, default=0.0, help="GPUs that Ray reserves for a trial, 0.25 for a quarter.")
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
+@click.option("--title", help="Of tables, figures and page.  [default: the dataset's own, else the file's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
 @as_one_value(BenchOptions)
@@ -177,7 +179,7 @@ def bench(options: BenchOptions) -> int:
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
-        plans = [make_plan(suite, source, options.features or ()) for source in sources]
+        plans = [make_plan(suite, source, options.features or (), options.plugin) for source in sources]
     out = options.out
     if out is None:
         name = Path(options.suite or "-".join(plan.dataset.card.name for plan in plans)).stem
@@ -193,6 +195,8 @@ def bench(options: BenchOptions) -> int:
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
             console.print(f"[red]failed[/] {trial.trial}: {escape(trial.reason or '')}", highlight=False)
+            if (text := folder / "trials" / trial.trial / "traceback.txt").exists():
+                console.print(f"  traceback: {escape(str(text))}", highlight=False, soft_wrap=True)
         failures += len(failed)
         with saved(folder, trials):
             show(folder, console)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
+from mil_zoo.cli.progress import duration
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,11 +43,3 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
         "factor of two, more where the trials get in each other's way.",
         highlight=False,
     )
-
-
-def duration(seconds: float) -> str:
-    if seconds != seconds:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, not_written
 
 FILES = ("csv", "png", "geojson")
 Slide = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
@@ -86,9 +86,7 @@ def predict(
                 trained_on += bool(row.get("trained_on"))
                 progress.advance(task)
     except OSError as error:
-        raise InputError(
-            f"writing to {out} failed ({error}); the rows so far are in {out / 'probabilities.csv'}"
-        ) from error
+        raise not_written(out, error, f"the rows so far are in {out / 'probabilities.csv'}") from error
     console.print(
         f"{len(found) - failures} of {len(found)} slides predicted by {len(predictor.trials)} trials of {model}: "
         f"{escape(str(out / 'probabilities.csv'))}",

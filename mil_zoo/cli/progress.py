@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mil_zoo.errors import InputError
+from rich.markup import escape
+
+from mil_zoo.errors import not_written
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,20 +20,79 @@ if TYPE_CHECKING:
     from mil_zoo.bench.results import Row, Trial
 
 
+class _Log:
+    """Writes a line for every trial that finishes, where no terminal shows a bar.
+
+    Args:
+        console: to write to.
+        plan: whose trials run; those that lie there already are counted in one line.
+    """
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self._console, self._total = console, len(plan.trials)
+        self._criterion = plan.dataset.task.select
+        self._found = self._finished = 0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Says that the first trial starts."""
+        if self._started is None:
+            self._started = time.monotonic()
+            if self._found:
+                self._print(f"{self._found} of {self._total} trials lie there already")
+
+    def add(self, trial: Trial) -> None:
+        """Counts a trial that is there already, or says what came of one that ran and how long the others will take."""
+        if self._started is None:
+            self._found += 1
+            return
+        self._finished += 1
+        score = trial.metrics.get(self._criterion)
+        what = f"{self._criterion} {score:.3f}" if score is not None else trial.reason or "no score"
+        done, spent = self._found + self._finished, time.monotonic() - self._started
+        left = duration(spent / self._finished * (self._total - done))
+        self._print(f"{trial.trial}: {what}; {done} of {self._total} trials, about {left} left")
+
+    def _print(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def working(console: Console, text: str) -> Iterator[None]:
+    """Says what is being done meanwhile: a spinner on a terminal, a line in a log."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(f"{text} ...", markup=False, highlight=False, soft_wrap=True)
+        yield
+
+
+def duration(seconds: float) -> str:
+    """``"40 s"``, ``"12 min"``, ``"2.5 h"``; "unknown" for NaN."""
+    if seconds != seconds:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def saved(folder: Path, trials: list[Trial]) -> Iterator[None]:
     """Turns a failing disk into one sentence that says what is kept."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"writing to {folder} failed ({error}); {len(trials)} finished trials are kept there; free some space and "
-            f"start the same command with --out {folder} again"
-        ) from error
+        then = f"{len(trials)} finished trials are kept there: start the same command with --out {folder} again"
+        raise not_written(folder, error, then) from error
 
 
 def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executor | None) -> list[Trial]:
-    """Runs a plan into ``out`` with a bar a model, and gives what came of each of its trials."""
+    """Runs a plan into ``out`` and gives what came of each of its trials.
+
+    A terminal shows a bar a model; a log gets a line a trial.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -56,7 +118,8 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
         TimeRemainingColumn(),
     )
     trials: list[Trial] = []
-    with Progress(*columns, console=console) as progress:
+    log = _Log(console, plan)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
         bars, epochs = {}, {}
         for model in plan.models:
@@ -75,11 +138,26 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
 
         def on_result(trial: Trial) -> None:
             trials.append(trial)
+            log.add(trial)
             reached(trial.label, trial.trial, budgets[trial.label])
+
+        def on_trial(trial: TrialPlan) -> None:
+            log.start()
+
+        def on_damage(sentence: str) -> None:
+            console.print(f"[yellow]repeated[/]: {escape(sentence)}", highlight=False, soft_wrap=True)
 
         try:
             with saved(out, trials):
-                run_plan(plan, out, executor=executor, on_epoch=on_epoch, on_result=on_result)
+                run_plan(
+                    plan,
+                    out,
+                    executor=executor,
+                    on_trial=on_trial,
+                    on_epoch=on_epoch,
+                    on_result=on_result,
+                    on_damage=on_damage,
+                )
         except KeyboardInterrupt:
             progress.stop()
             console.print(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.progress import working
 
 
 @click.command(
@@ -54,7 +55,7 @@ def show(
     slides: Sequence[str] | None = None,
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
-    with console.status("Drawing tables and figures"):
+    with working(console, "Drawing tables and figures"):
         from mil_zoo.report.figures import draw_figures
         from mil_zoo.report.load import Results
         from mil_zoo.report.page import write_page

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Bag:
 
     def __post_init__(self) -> None:
         name = f"slide {self.slide_id!r}"
-        features = torch.as_tensor(self.features)
+        features = as_tensor(self.features)
         self.features = features if features.is_floating_point() else features.float()
         if self.features.ndim != 2:
             raise InputError(f"{name}: features must be [patches, dimensions], not {tuple(self.features.shape)}")
@@ -71,13 +72,13 @@ class Bag:
                     f"(first: patch {row}); extract them again or drop these patches"
                 )
         if self.target is not None:
-            self.target = torch.as_tensor(self.target, dtype=torch.float32).reshape(-1)
+            self.target = as_tensor(self.target).float().reshape(-1)
         if self.coords is not None:
-            self.coords = self._column("coords", torch.as_tensor(self.coords).float(), (len(features), 2))
+            self.coords = self._column("coords", as_tensor(self.coords).float(), (len(features), 2))
             if not self.coords.isfinite().all():
                 raise InputError(f"{name}: coords hold NaN or infinite values; write them again")
         if self.instance_labels is not None:
-            labels = self._column("instance_labels", torch.as_tensor(self.instance_labels), (len(features),))
+            labels = self._column("instance_labels", as_tensor(self.instance_labels), (len(features),))
             odd = labels[(labels != 0) & (labels != 1) & (labels != -1)]
             if len(odd):
                 raise InputError(
@@ -247,6 +248,24 @@ class BagBatch:
             patch_sizes=move(self.patch_sizes),
             graph=None if self.graph is None else self.graph.to(device),
         )
+
+
+def as_tensor(values: Any) -> Tensor:
+    """A tensor of ``values`` (tensor, array, list), also of arrays as files and users have them.
+
+    Arrays of byte orders and number types that torch lacks (big-endian, longdouble, uint16), or with negative strides,
+    are copied; a tensor, or an array that torch reads, is not.
+    """
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    native = array.dtype.newbyteorder("=")
+    if native == np.longdouble:
+        native = np.dtype(np.float64)
+    elif native.kind == "u" and native.itemsize > 1:
+        native = np.dtype(np.int64)
+    readable = native == array.dtype and all(stride >= 0 for stride in array.strides)
+    return torch.as_tensor(array if readable else np.array(array, dtype=native, order="C"))
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Any:

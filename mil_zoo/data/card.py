@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal
 
 from mil_zoo.config import from_mapping, read_shipped, read_shipped_text, read_yaml, shipped_names
-from mil_zoo.data.labels.tables import class_names
 from mil_zoo.errors import InputError
-from mil_zoo.tasks import TASKS, Task, task_of_config
-from mil_zoo.tasks.base import DEFAULT
+
+if TYPE_CHECKING:  # a list of the cards must not wait for pandas and torch
+    import pandas as pd
+
+    from mil_zoo.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ class DataCard:
 
     def create_task(self) -> Task:
         """What is predicted: the task that the card names, of its classes."""
+        from mil_zoo.tasks import task_of_config
+
         return task_of_config({"task": self.task, "classes": self.classes})
 
     def with_task(self, task: dict[str, Any]) -> DataCard:
@@ -153,6 +155,8 @@ class DataCard:
     @property
     def target_columns(self) -> tuple[str, ...]:
         """The columns of a label table that state the target."""
+        from mil_zoo.tasks.base import DEFAULT, TASKS
+
         columns: tuple[str, ...] = TASKS.get(self.task.get("name", DEFAULT)).target_columns
         return columns
 
@@ -160,6 +164,8 @@ class DataCard:
         """This card with the classes that a label table holds, where it is a task of classes and states none."""
         if self.classes or "label" not in table:
             return self
+        from mil_zoo.data.labels.tables import class_names
+
         return replace(self, classes=class_names(table))
 
     def locate(self, root: Path | None) -> Path:

@@ -95,7 +95,7 @@ def locate(source: DatasetSource) -> Place:
         return Place("table", _bare_card(path.stem, path.name, "table"), path)
     if path.is_dir():
         kind: Kind = "store" if is_store(path) else "slides"
-        return Place(kind, _bare_card(path.resolve().name, str(path), "slides"), path)
+        return Place(kind, _bare_card(path.resolve().name, path.resolve().name, "slides"), path)
     if path.is_file():
         return Place("file", _bare_card(path.stem, path.name, "slides"), path)
     if len(path.parts) > 1 or path.suffix.lower() in _suffixes():

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import h5py
 import numpy as np
+import torch
 from torch import Tensor
 
 from mil_zoo.aggregators.base import AggregatorOutput
@@ -104,10 +105,18 @@ def attention_of(output: AggregatorOutput, shown: int | None) -> Any:
 
 
 def _instance_scores(logits: Tensor, shown: int | None) -> Any:
-    """Scores ``[N]`` of instances by ``[N, C]``: of the last output where there are two or one, else of ``shown``."""
-    if logits.shape[1] <= 2:
-        return logits[:, -1].float().numpy()
-    return (logits.mean(1) if shown is None else logits[:, shown]).float().numpy()
+    """Scores ``[N]`` of instances by their logits ``[N, C]``: how much more probable one class is than all others.
+
+    It is the log-odds ``z_c - log sum_(k != c) exp z_k`` of the softmax, where c is class 1 of two and the predicted
+    class ``shown`` of more, against which the instances of a slide are told apart. With one logit it is the logit, and
+    in a task without classes (``shown`` is None) the mean of the outputs.
+    """
+    values = logits.double()
+    if values.shape[1] == 1 or shown is None:
+        return values.mean(1).float().numpy()
+    chosen = 1 if values.shape[1] == 2 else shown
+    others = torch.cat([values[:, :chosen], values[:, chosen + 1 :]], dim=1)
+    return (values[:, chosen] - others.logsumexp(1)).float().numpy()
 
 
 def _labels_of_positive(bag: Bag) -> Any:

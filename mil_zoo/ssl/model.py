@@ -73,7 +73,7 @@ class SlideEncoder(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes weights and configuration to one ``.safetensors`` file, under its name only when complete."""
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        weights = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}  # shared ones apart
         about = {"in_dim": str(self.in_dim), "pretrain_config": json.dumps(dataclasses.asdict(self.config))}
         with replacing(path) as partial:
             save_file(weights, partial, metadata=about)

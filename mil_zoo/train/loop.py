@@ -195,7 +195,7 @@ class _Steps:
                     f"the prediction of slide {bag.slide_id!r} is not a number in epoch {epoch}; "
                     "lower training.learning_rate"
                 )
-            logits.append(output.logits)
+            logits.append(self.aggregator.task_logits(output.logits))
             predictions.append(prediction)
             if after_epoch is not None:
                 after_epoch(epoch, bag, output, prediction)

@@ -15,21 +15,28 @@ from mil_zoo.train.config import TrainingConfig
 class LookaheadRAdam(torch.optim.RAdam):
     """RAdam that every 6th step goes half the way back to where the weights were after the last such step.
 
+    The first of these steps only remembers the weights, as in the authors' code.
+
     Source: Zhang et al., Lookahead Optimizer, NeurIPS 2019; "lookahead_radam" of github szc19990412/TransMIL, with the
     defaults of timm.
     """
 
     EVERY, TOWARDS = 6, 0.5
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.count = 0
+        self.slow: list[torch.Tensor] = []
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of RAdam, and every 6th time the way back."""
         parameters = [p for group in self.param_groups for p in group["params"]]
-        if not hasattr(self, "slow"):
-            self.slow, self.count = [p.clone() for p in parameters], 0
         loss = super().step(closure)
         self.count += 1
-        if self.count % self.EVERY == 0:
+        if self.count == self.EVERY:
+            self.slow = [p.clone() for p in parameters]
+        elif self.count % self.EVERY == 0:
             for slow, parameter in zip(self.slow, parameters, strict=True):
                 slow.lerp_(parameter, self.TOWARDS)
                 parameter.copy_(slow)
@@ -37,13 +44,17 @@ class LookaheadRAdam(torch.optim.RAdam):
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``config`` names, over ``parameters``."""
+    """The optimiser that ``config`` names, over ``parameters``; TransMIL's decays no vectors (biases, norms)."""
     options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=0.9, **options)
     options["betas"] = config.betas
     if config.optimizer == "lookahead_radam":
-        return LookaheadRAdam(parameters, decoupled_weight_decay=True, **options)
+        matrices, vectors = [], []
+        for parameter in parameters:
+            (vectors if parameter.ndim <= 1 else matrices).append(parameter)
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        return LookaheadRAdam([group for group in groups if group["params"]], decoupled_weight_decay=True, **options)
     cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return cls(parameters, fused=True, **options)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
-from mil_zoo import BagBatch, create_aggregator
+from mil_zoo import BagBatch, InputError, create_aggregator
 
 CASES = {"dsmil": {}, "dsmil_v": {"passing_v": True}, "dsmil_linear": {"nonlinear": False}}
 
@@ -76,3 +76,19 @@ def test_dropout_can_be_switched_off_afterwards(passing_v):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     assert torch.equal(aggregator(batch).logits, aggregator.eval()(batch).logits)
+
+
+def test_probabilities_are_the_sigmoids_that_the_loss_trains():
+    logits = torch.tensor([[-1.5, 1.5], [0.4, -0.4]])
+    sigmoid, softmax = (
+        create_aggregator("dsmil", in_dim=6, probability=p).predict(logits) for p in ("sigmoid", "softmax")
+    )
+    assert_close(sigmoid, logits.sigmoid())
+    assert_close(softmax, (2 * logits).sigmoid(), "what a softmax makes of x and -x")
+    three = torch.randn(4, 3)
+    expected = three.sigmoid() / three.sigmoid().sum(1, keepdim=True)
+    assert_close(create_aggregator("dsmil", in_dim=6, num_classes=3).predict(three), expected)
+    one = create_aggregator("dsmil", in_dim=6, num_classes=1).predict(torch.tensor([[0.3]]))
+    assert_close(one[0, 1], torch.tensor(0.3).sigmoid())
+    with pytest.raises(InputError, match="probability must be"):
+        create_aggregator("dsmil", in_dim=6, probability="tanh")

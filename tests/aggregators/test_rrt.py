@@ -146,3 +146,15 @@ def test_options_are_checked():
     ]:
         with pytest.raises(InputError, match=message):
             create_aggregator("rrt", in_dim=8, **options)
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 65])
+def test_half_precision_gives_numbers_in_small_bags_too(n):
+    torch.manual_seed(0)
+    aggregator, batch = create_aggregator("rrt", in_dim=8, embed_dim=16, **NO_DROPOUT), make_batch([n], 8, None)
+    with torch.autocast("cpu", torch.float16):
+        half = aggregator.losses(batch)["loss"]
+    half.backward()
+    assert half.isfinite()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in aggregator.parameters())
+    assert (half - aggregator.losses(batch)["loss"]).abs() < 0.02

@@ -89,7 +89,7 @@ def test_suites_by_name_path_and_dataset(tmp_path):
     assert read_suite("classic").datasets == ["musk1", "elephant", "tiger"]
     assert read_suite(datasets=["musk1"]).folds == 5  # no suite of that name: the defaults
     # A suite's own overrides of a model that is not run are no mistake of the user's.
-    assert not any("." in key for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
+    assert all(key.startswith("mean.") for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
     assert read_suite("demo").overrides == {"abmil.epochs": 40}
     assert read_suite("demo", epochs=2).overrides == {}
     (tmp_path / "mine.yaml").write_text("datasets: [demo]\nfolds: 4\n")
@@ -112,6 +112,20 @@ def test_every_shipped_suite_can_be_planned(name):
     for model in suite.models:
         assert plan_models(model, suite)
     assert set(suite.datasets) <= set(shipped_names("data_cards"))
+
+
+@pytest.mark.parametrize("name", ["classic", "crchisto"])
+def test_a_small_budget_keeps_rate_times_epochs_of_each_recipe_and_one_width(name):
+    shipped = read_shipped("suites", name)
+    overrides = shipped["overrides"]
+    builtin = [key for key in AGGREGATORS if AGGREGATORS.get(key).__module__.startswith("mil_zoo.")]
+    for key in builtin:
+        recipe = read_shipped("aggregators", key)["training"]
+        scaled = recipe["learning_rate"] * recipe["epochs"] / shipped["epochs"]
+        assert overrides[f"{key}.learning_rate"] == pytest.approx(scaled), key
+        options = model_options(key)
+        for width in {"embed_dim", "hidden"} & set(options):
+            assert overrides[f"{key}.{width}"] == 128, key
 
 
 @pytest.mark.parametrize("name", shipped_names("aggregators"))

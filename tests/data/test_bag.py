@@ -105,3 +105,22 @@ def test_to_moves_every_tensor():
     assert {
         t.device.type for t in (batch.features, batch.offsets, batch.labels, batch.coords, batch.graph.csr.indptr)
     } == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.astype(">f4"),
+        lambda x: x[::-1].copy()[::-1],
+        lambda x: x.astype(np.longdouble),
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        lambda x: x.tolist(),
+    ],
+    ids=["big-endian", "reversed", "longdouble", "every second column", "list"],
+)
+def test_arrays_are_read_as_users_have_them(form):
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    coords = np.array([[0, 0], [256, 0], [0, 256], [256, 256]])
+    bag = Bag(features=form(x), coords=coords.astype(">i8"), patch_size=256, label=0)
+    assert bag.features.float().numpy().tolist() == x.tolist()
+    assert bag.coords.numpy().tolist() == coords.tolist()

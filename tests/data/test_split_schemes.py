@@ -242,3 +242,97 @@ def test_leaks_of_the_published_splits(real_data):
     assert (lung.leaky, len(lung.shared)) == (10, 28)
     bracs = {r.name: r.shared + r.with_val for r in report_leaks(folder / "bracs_slides.csv")}
     assert set(map(tuple, bracs.values())) == {("67",)}
+
+
+def parts_of(split):
+    return {part: getattr(split, part) for part in ("train", "val", "test")}
+
+
+def test_panther_s_folders(tmp_path, dataset, split):
+    """train.csv, val.csv and test.csv with one row a slide; a folder a fold of survival; further test sets by name."""
+    for number in (1, 0):
+        folder = tmp_path / "survival" / f"TCGA_BLCA_overall_survival_k={number}"
+        folder.mkdir(parents=True)
+        sides = [split.train, split.test] if number == 0 else [split.test, split.train]
+        for name, ids in zip(("train", "test"), sides, strict=True):
+            rows = {
+                "case_id": [PATIENTS[s] for s in ids],
+                "slide_id": [f"{s}.svs" for s in ids],
+                "dss_survival_days": 1,
+            }
+            pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    first, second = read_splits(str(tmp_path / "survival"))
+    assert (first.fold, first.train, first.val, first.test) == (0, split.train, (), split.test)
+    assert (second.fold, second.test) == (1, split.train)
+    assert read_split_file(tmp_path / "survival").patient_of["s000"] == PATIENTS["s000"]
+    folder = tmp_path / "panda"
+    folder.mkdir()
+    for name, ids in parts_of(split).items():
+        pd.DataFrame({"FILENAME": ids, "PATIENT": ids}).to_csv(folder / f"{name}.csv", index=False)
+    assert [parts_of(one) for one in read_splits(str(folder))] == [parts_of(split)]
+    pd.DataFrame({"FILENAME": split.test[:5]}).to_csv(folder / "test_K.csv", index=False)
+    assert read_splits(str(folder))[0].test == split.test
+    assert read_splits(f"{folder}:test_K")[0].test == split.test[:5]
+    assert draw_splits(dataset, str(folder)).splits == [split]
+    (folder / "test.csv").unlink()
+    (folder / "test_K.csv").unlink()
+    with pytest.raises(InputError, match=r"panda: no test.csv beside the others"):
+        read_splits(str(folder))
+
+
+def test_prov_gigapath_s_and_psemix_s_and_mil_baseline_s_files(tmp_path, dataset, split):
+    gigapath = tmp_path / "gigapath"
+    gigapath.mkdir()
+    for number, (name, ids) in ((n, item) for n in (0, 1) for item in parts_of(split).items()):
+        pd.DataFrame({"slide_id": ids, "label": 0}).to_csv(gigapath / f"{name}_{number}.csv", index=False)
+    assert [(one.fold, parts_of(one)) for one in read_splits(str(gigapath))] == [(n, parts_of(split)) for n in (0, 1)]
+    psemix = tmp_path / "psemix"
+    psemix.mkdir()
+    patients = {f"{name}_patients": sorted({PATIENTS[s] for s in ids}) for name, ids in parts_of(split).items()}
+    np.savez(psemix / "TCGA_BRCA-fold0.npz", **patients)
+    (one,) = draw_splits(dataset, str(psemix)).splits
+    assert one == split
+    assert draw_splits(dataset, str(psemix / "TCGA_BRCA-fold0.npz")).splits == [split]
+    with pytest.raises(InputError, match="splits patients; it needs a dataset"):
+        read_splits(str(psemix))
+    np.savez(psemix / "TCGA_BRCA-fold0.npz", **{**patients, "test_patients": ["nobody"]})
+    with pytest.raises(InputError, match="patient 'nobody' is not in the dataset"):
+        draw_splits(dataset, str(psemix))
+    baseline = tmp_path / "baseline"
+    baseline.mkdir()
+    paths = {
+        f"{name}_slide_path": [f"/data/feat/pt_files/{s}.pt" for s in ids] for name, ids in parts_of(split).items()
+    }
+    columns(**paths).to_csv(baseline / "Total_5-fold_GEM-2cls_1fold.csv", index=False)
+    assert draw_splits(dataset, str(baseline)).splits == [split]
+
+
+def test_ids_that_pandas_wrote_as_floats_are_found(tmp_path):
+    names = {str(2001 + i): f"p{i}" for i in range(12)}
+    text = "train,val,test\n2001,2003.0,2005.0\n2002,2004.0,2006.0\n2007,,\n"
+    (tmp_path / "splits_0.csv").write_text(text)
+    (split,) = read_splits(str(tmp_path / "splits_0.csv"), names)
+    assert (split.val, split.test) == (("2003", "2004"), ("2005", "2006"))
+
+
+def test_a_file_s_error_names_it_the_class_and_what_to_do(tmp_path, dataset):
+    first = [slide for slide in PATIENTS if int(slide[1:]) // 2 % 2 == 0]
+    columns(train=list(PATIENTS)[:60], test=first[-20:]).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(InputError, match=r"mine.csv, repeat 0, fold 0: no test slide is of class 'b'; put slides"):
+        draw_splits(dataset, str(tmp_path / "mine.csv"))
+
+
+def test_withheld_labels_leave_the_training_side_as_large_as_it_is(tmp_path, dataset, slides):
+    """low-label:50 and a grid of labels are one experiment: what intervals correct for goes by whole training sides."""
+    whole, few = draw_splits(dataset, "kfold", 4).splits, draw_splits(dataset, "low-label:20", 4).splits
+    assert [len(one.train) + len(one.withheld) for one in few] == [len(one.train) for one in whole]
+    (tmp_path / "splits.csv").write_text(splits_csv(few, slides))
+    again = draw_splits(dataset, str(tmp_path / "splits.csv")).splits
+    assert again == few
+    assert split_hash(again) == split_hash(few)
+
+
+def test_a_class_of_few_patients_is_said(dataset, slides):
+    rare = replace(dataset, bags=[bag for bag in slides if bag.label == 0 or int(bag.slide_id[1:]) < 14])
+    (warning,) = draw_splits(rare, "kfold", 3).warnings
+    assert warning.startswith("Class 'b' has few patients: the validation part takes one of 2 (50% where 15% were")

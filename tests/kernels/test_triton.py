@@ -326,7 +326,7 @@ def test_every_kernel_compiles_for_sm_90():
         if file.name == "triton_gpu.py" or file.parent.name == "_triton"
         for name in re.findall(r"^@tuned\(.*\)\ndef (\w+)", file.read_text(), re.MULTILINE)
     }
-    assert len(defined) == 21
+    assert len(defined) == 22
     for case in ("bf16, all options", "fp32, no option"):
         assert {row["kernel"] for row in compiled if row["case"] == case} == defined
 
@@ -468,8 +468,12 @@ def test_pieces(sizes, monkeypatch):
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="what does not hold stops a GPU: a device-side assertion")
-def test_pieces_of_wrong_offsets_stay_inside():
+def test_pieces_of_wrong_offsets_are_refused_and_stay_inside(monkeypatch):
     segments = importlib.import_module("mil_zoo.kernels._triton.segments")
+    for offsets in ([0, 9, 3, 5], [-7, 2, 5], [0, 5, 800], [0, 0, 5]):
+        with pytest.raises(InputError, match="offsets must rise from 0 to 5, and no bag may be empty"):
+            segments.Pieces.of(torch.tensor(offsets), 5)
+    monkeypatch.setattr(segments.devices, "require", lambda holds, message: None)
     for offsets in ([0, 9, 3, 5], [-7, 2, 5], [0, 5, 800]):
         pieces = segments.Pieces.of(torch.tensor(offsets), 5)
         assert 0 <= int(pieces.starts.min()) <= int(pieces.starts.max()) <= 5

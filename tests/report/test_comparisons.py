@@ -8,7 +8,8 @@ import pytest
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, score_table, skew_table, write_tables
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
-from mil_zoo.report.tables.pairs import best
+from mil_zoo.report.tables.pairs import best, shown_comparisons
+from mil_zoo.report.tables.text import p_value
 from mil_zoo.stats import corrected_t_test, delong_test, detectable_difference, holm
 
 
@@ -130,3 +131,50 @@ def test_nuclei_have_no_froc(make_run):
     assert (
         not diagnostics_table(Results.load(make_run(models=("abmil",), nuclei=True)))["name"].str.contains("froc").any()
     )
+
+
+def test_trainings_on_one_test_set_are_one_split(make_run):
+    """Five repeats that test the same patients: no five folds, one interval in table, csv and figure."""
+    run = make_run(models=("abmil", "srmil"), folds=2, slides=12)
+    for trial in [row for row in run.trials() if row["fold"] == 1]:
+        path = run.path / "trials" / trial["trial"] / "predictions.csv"
+        rows = pd.read_csv(path)
+        rows["patient_id"] = rows["patient_id"].str.replace("patient 1-", "patient 0-")
+        rows.to_csv(path, index=False)
+    results = Results.load(run)
+    table, pairs = score_table(results), comparisons(results).set_index("metric")
+    assert set(table["splits"]) == {1}
+    assert set(pairs["splits"]) == {1}
+    assert pairs.loc["auc", "test"] == "DeLong"
+    found = results.estimate("abmil", "auc")
+    assert (found.method, found.low) == ("patients", table.loc[0, "auc_low"])
+    write_tables(results)
+    text = (run.path / "table.md").read_text()
+    assert "2 trainings tested on one set" in text
+    assert "2 test folds" not in text
+
+
+def test_patients_are_compared_too(make_run):
+    run = make_run(models=("abmil", "srmil"), folds=1, slides=12, patient_rule="mean", patients=6, bags=12)
+    rows = [row | {"patient_metrics": row["metrics"]} for row in run.trials()]
+    (run.path / "trials.jsonl").unlink()
+    for row in rows:
+        run.add_trial(row)
+    pairs = comparisons(Results.load(run))
+    assert pairs["a"].tolist() == ["abmil"] * 4 + ["abmil (patients)"] * 4
+    assert pairs["b"].tolist() == ["srmil"] * 4 + ["srmil (patients)"] * 4
+
+
+def test_a_control_needs_few_comparisons(write):
+    values = {
+        "abmil": [0.9, 0.92, 0.95, 0.91, 0.92],
+        "mean": [0.6, 0.61, 0.66, 0.62, 0.63],
+        "max": [0.8, 0.8, 0.9, 0.7, 0.8],
+    }
+    run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
+    text = "".join(table.markdown() for table in shown_comparisons(Results.load(run), "mean").tables)
+    assert "Which can be the best" in text
+    assert "Against mean" in text
+    pairs = comparisons(Results.load(run)).query("metric == 'auc'")
+    p = pairs[(pairs["a"] == "mean") | (pairs["b"] == "mean")]["p"]
+    assert p_value(holm(p)[0]) in text

@@ -153,6 +153,13 @@ def test_the_betas_reach_the_optimizer():
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.9)
 
 
+def test_transmil_s_optimiser_decays_no_biases_and_norms():
+    layers = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = make_optimizer(layers.parameters(), TrainingConfig(optimizer="lookahead_radam", weight_decay=0.1))
+    decayed = {group["weight_decay"]: [p.ndim for p in group["params"]] for group in optimizer.param_groups}
+    assert decayed == {0.1: [2], 0.0: [1, 1, 1]}
+
+
 def test_lookahead_goes_half_the_way_back_every_six_steps():
     def weights(cls, steps):
         weight = nn.Parameter(torch.ones(3))
@@ -164,10 +171,10 @@ def test_lookahead_goes_half_the_way_back_every_six_steps():
             path.append(weight.detach().clone())
         return path
 
-    plain, lookahead = weights(torch.optim.RAdam, 6), weights(LookaheadRAdam, 7)
-    assert all(torch.equal(a, b) for a, b in zip(plain[:6], lookahead[:6], strict=True))
-    torch.testing.assert_close(lookahead[6], (plain[0] + plain[6]) / 2)
-    assert not torch.equal(lookahead[7], lookahead[6])
+    plain, lookahead = weights(torch.optim.RAdam, 12), weights(LookaheadRAdam, 13)
+    assert all(torch.equal(a, b) for a, b in zip(plain[:12], lookahead[:12], strict=True)), "the 6th only remembers"
+    torch.testing.assert_close(lookahead[12], (plain[6] + plain[12]) / 2)
+    assert not torch.equal(lookahead[13], lookahead[12])
     _, rows = train(TrainingConfig(epochs=20, learning_rate=0.05, weight_decay=0.0, optimizer="lookahead_radam"))
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 

@@ -101,8 +101,11 @@ def _from_folder(path: Path) -> SplitFile:
     folders = [(number, sub) for number, sub in folders if sub.is_dir() and any(sub.glob("train*.csv"))]
     if folders:
         read = [(_from_parts(sub), sub) for _, sub in folders]
-        names = [name for name in read[0][0].splits if all(name in one.splits for one, _ in read)]
-        together = {name: [replace(one.splits[name][0], fold=i) for i, (one, _) in enumerate(read)] for name in names}
+        found = [one.splits if len(one.splits) > 1 else {"test": next(iter(one.splits.values()))} for one, _ in read]
+        names = [name for name in found[0] if all(name in one for one in found)]
+        together = {name: [replace(one[name][0], fold=i) for i, one in enumerate(found)] for name in names}
+        if not together:
+            raise InputError(f"{path}: its folders have no test set in common; name one folder")
         return SplitFile(together, {slide: p for one, _ in read for slide, p in one.patient_of.items()})
     if any(_PART_FILE.fullmatch(file.name) for file in inside):
         return _from_parts(path)

@@ -41,7 +41,7 @@ class Pieces(NamedTuple):
         """Cuts segments ``offsets[b]:offsets[b + 1]`` without waiting for the device.
 
         Args:
-            offsets: integer ``[B + 1]``, rising from 0 to ``num_rows``; a GPU stops where they do not.
+            offsets: integer ``[B + 1]``, rising from 0 to ``num_rows`` (``devices.require``).
             num_rows: of all segments.
             empty: whether a segment may be empty.
         """
@@ -63,8 +63,10 @@ class Pieces(NamedTuple):
             LEAST=0 if empty else 1,
             PIECE=PIECE,
         )
-        if devices.runs_ahead(offsets.device):
-            torch._assert_async(valid, "offsets must rise from 0 to the number of rows, and no bag may be empty")
+        devices.require(
+            valid[0] == 1,
+            lambda: f"offsets must rise from 0 to {num_rows}, and no bag may be empty: {offsets.tolist()}",
+        )
         return cls(starts, segment, first)
 
 

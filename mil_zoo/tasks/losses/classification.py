@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mil_zoo.errors import InputError
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of each bag ``[B]``.
@@ -14,13 +16,50 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
         logits: ``[B, C]``, C >= 2; or ``[B, 1]``, then the binary cross-entropy of their sigmoid.
         labels: ``[B]``, class indices of any number type.
         weights: ``[B]``, or None for one each.
+
+    Raises:
+        InputError: a label is no class. On a GPU, which nothing here waits for, its loss is NaN instead.
     """
     logits = _full(logits)
+    count = max(2, logits.shape[1])
+    labels, wrong = _checked(labels, count)
     if logits.shape[1] == 1:
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
     else:
-        loss = F.cross_entropy(logits, labels.long(), reduction="none")
+        loss = F.cross_entropy(logits, labels.clamp(0, count - 1), reduction="none")
+    if wrong is not None:
+        loss = loss.masked_fill(wrong, torch.nan)
     return loss if weights is None else loss * weights
+
+
+def one_hot(labels: Tensor, count: int) -> Tensor:
+    """Float ``[B, count]`` with 1 at the class of each bag; ``labels`` as in :func:`cross_entropy`.
+
+    Raises:
+        InputError: as :func:`cross_entropy`.
+    """
+    labels, wrong = _checked(labels, count)
+    hot = (labels[:, None] == torch.arange(count, device=labels.device)).float()
+    return hot if wrong is None else hot.masked_fill(wrong[:, None], torch.nan)
+
+
+def _checked(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+    """Labels ``[B]`` as int64, and where they are no class if they lie on a GPU: looking there would wait.
+
+    Raises:
+        InputError: a label of the CPU is not a whole number from 0 to ``count - 1``.
+    """
+    whole = labels.long()
+    wrong = (whole < 0) | (whole >= count) | (whole != labels)
+    if labels.device.type != "cpu":
+        return whole, wrong
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise InputError(
+            f"bag {place} of the batch has the label {labels[place].item():g}; classes count from 0, here 0 to "
+            f"{count - 1}"
+        )
+    return whole, None
 
 
 def probabilities(logits: Tensor) -> Tensor:

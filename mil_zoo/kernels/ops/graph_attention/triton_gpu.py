@@ -62,10 +62,10 @@ class _Bags(NamedTuple):
                 lambda: f"global_key.bag must lie in 0..{count - 1}, not {int(smallest)}..{int(largest)}",
             )
         if key.offsets is not None:
-            return cls(bag, None, Pieces.of(key.offsets, len(bag)))
+            return cls(bag, None, Pieces.of(key.offsets, len(bag), empty=True))
         ordered, order = bag.sort(stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=bag.device))
-        return cls(bag, order, Pieces.of(offsets, len(bag)))
+        return cls(bag, order, Pieces.of(offsets, len(bag), empty=True))
 
 
 class _Settings(NamedTuple):

@@ -215,7 +215,7 @@ def _weights(
         start += BLOCK_N
 
 
-@tuned(("K", "KV", "BLOCK_F"), BLOCKS[:-1], INTERPRETED_BLOCKS)
+@tuned(("K", "KV", "BLOCK_F"), [*BLOCKS[:1], *BLOCKS[2:-1]], INTERPRETED_BLOCKS)
 def _backward(
     starts,
     segment,

@@ -1,5 +1,6 @@
 """The run directory: atomic rows, checksums, one runner at a time, settings that must agree."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -24,7 +25,8 @@ def test_rows_come_back_and_files_only_when_whole(tmp_path):
         with pytest.raises(RuntimeError):
             run.add_trial({"trial": "a-2", "status": "ok"}, dies)
     assert run.config == SETTINGS
-    assert run.trials() == [{"trial": "a-1", "status": "ok", "value": 0.1}]
+    (row,) = run.trials()
+    assert row == {"trial": "a-1", "status": "ok", "value": 0.1, "files": {"x.csv": hashlib.sha256(b"x").hexdigest()}}
     assert (run.path / "trials" / "a-1" / "x.csv").read_text() == "x"
     assert not (run.path / "trials" / "a-2").exists()
 
@@ -62,7 +64,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
         pass
     other = {"models": ["a", "b"], "split": {"folds": 5, "hash": "x"}}
     with (
-        pytest.raises(InputError, match=r"other settings .*models: \['a'\] there.*split.folds: 3 there, 5 now"),
+        pytest.raises(InputError, match=r"other settings \(models: a there, a, b now; split.folds: 3 there, 5 now\)"),
         run.writing(other),
     ):
         pass
@@ -98,3 +100,54 @@ def test_unwritable_places_and_other_folders_are_refused(tmp_path):
         pass
     with pytest.raises(InputError, match="is not a run directory"):
         RunDirectory.open(tmp_path)
+
+
+def test_of_many_differences_a_few_are_listed_and_plugins_are_compared_by_content(tmp_path):
+    settings = SETTINGS | {"plugins": {"/here/mine.py": "abc"}, "grid": {f"option_{i}": [i] for i in range(9)}}
+    run = RunDirectory(tmp_path)
+    with run.writing(settings):
+        pass
+    with run.writing(settings | {"plugins": {"/there/mine.py": "abc"}}):  # the same file elsewhere
+        pass
+    other = {"grid": {f"option_{i}": [i, i] for i in range(9)}, "split": {"folds": 3, "hash": "y"}}
+    with (
+        pytest.raises(InputError, match="option_4: 4 there, 4, 4 now and 4 more") as error,
+        run.writing(settings | other),
+    ):
+        pass
+    assert "hash" not in str(error.value)
+    with (
+        pytest.raises(InputError, match=r"plugins.mine.py: abc there, xyz now"),
+        run.writing(settings | {"plugins": {"/here/mine.py": "xyz"}}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "epochs.csv", "skew.csv", "attention.h5", "weights.safetensors"])
+@pytest.mark.parametrize("how", ["half", "empty", "longer", "gone", "another's"])
+def test_a_changed_file_is_found_when_it_is_read(tmp_path, name, how):
+    run = RunDirectory(tmp_path)
+    with run.writing(SETTINGS):
+        for trial in ("a-1", "a-2"):
+            run.add_trial(
+                {"trial": trial, "status": "ok"},
+                lambda folder, trial=trial: (folder / name).write_text(f"{trial},b\n1,2\n"),
+            )
+    assert run.damage("a-1") == ""
+    path = tmp_path / "trials" / "a-1" / name
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        other = (tmp_path / "trials" / "a-2" / name).read_bytes()
+        changed = {"half": content[:4], "empty": b"", "longer": content + b"3,4\n", "another's": other}
+        path.write_bytes(changed[how])
+    again = RunDirectory(tmp_path)
+    with pytest.raises(InputError, match=rf"a-1/{name} .*--out .* again, which repeats the trial"):
+        again.read("a-1", name)
+    reads = {"predictions.csv": again.predictions, "epochs.csv": again.epochs, "skew.csv": again.skew}
+    if name != "weights.safetensors":
+        with pytest.raises(InputError, match=name):
+            (reads | {"attention.h5": again.attention})[name]("a-1")
+    assert name in again.damage("a-1")
+    assert again.damage("a-2") == ""

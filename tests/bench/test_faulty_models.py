@@ -1,0 +1,105 @@
+"""Aggregators of users that go wrong: each costs its own trials, says why, and leaves its traceback."""
+
+import json
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+HEAD = """
+import sys, torch
+from torch import nn
+from mil_zoo import Aggregator, AggregatorOutput, register_aggregator
+from mil_zoo.kernels import segment_reduce
+
+@register_aggregator("{name}")
+class Mine(Aggregator):
+    def __init__(self, in_dim, num_classes=2, **more):
+        super().__init__(in_dim, num_classes, **more)
+        self.a = nn.Linear(in_dim, in_dim)
+        self.classifier = nn.Linear(in_dim, num_classes)
+        {init}
+
+    def forward(self, batch):
+        e = segment_reduce(batch.features, batch.offsets, "mean")
+        {forward}
+        return AggregatorOutput(self.classifier(e), e)
+"""
+LEAVES = {
+    "leaves_at_once": ("sys.exit('no licence')", "pass", "no licence"),
+    "leaves_later": ("pass", "sys.exit(0)", r"exit code 0\) \(leaves_later.py, line 17"),
+    "raises": ("pass", "raise ValueError('no good')", r"ValueError: no good \(raises.py, line 17\)"),
+}
+
+
+def write_plugin(folder, name, init, forward):
+    path = folder / f"{name}.py"
+    path.write_text(HEAD.format(name=name, init=init, forward=forward))
+    return path
+
+
+def bench(run_cli, table, out, plugin, *more):
+    models = f"{plugin.stem},mean"
+    return run_cli(
+        "bench",
+        "--plugin",
+        plugin,
+        "--models",
+        models,
+        "--dataset",
+        table,
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--out",
+        out,
+        *more,
+    )
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_model_that_fails_or_leaves_costs_its_own_trials(run_cli, bag_table, tmp_path, name):
+    init, forward, reason = LEAVES[name]
+    code, out, _ = bench(run_cli, bag_table, tmp_path / "run", write_plugin(tmp_path, name, init, forward))
+    assert code == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
+    assert [(row["aggregator"], row["status"]) for row in rows] == [(name, "failed"), ("mean", "ok")] * 2
+    assert pd.Series([rows[0]["reason"]]).str.contains(reason).item()
+    assert (tmp_path / "run" / "table.csv").exists()
+    trace = tmp_path / "run" / "trials" / rows[0]["trial"] / "traceback.txt"
+    assert f"{name}.py" in trace.read_text()
+    assert "traceback.txt" in out
+
+
+def test_shared_parameters_are_written_under_both_names(run_cli, bag_table, tmp_path):
+    plugin = write_plugin(
+        tmp_path, "shares", "self.b = nn.Linear(in_dim, in_dim); self.b.weight = self.a.weight", "e = self.b(self.a(e))"
+    )
+    assert bench(run_cli, bag_table, tmp_path / "run", plugin)[0] == 0
+    weights = load_file(tmp_path / "run" / "trials" / "shares-r0-f0-s0" / "weights.safetensors")
+    assert weights["a.weight"].equal(weights["b.weight"])
+    code, out, _ = run_cli(
+        "predict", "--run", tmp_path / "run", "--model", "shares", bag_table, "--out", tmp_path / "p", "--write", "none"
+    )
+    assert code == 0
+    assert "40 of 40 slides predicted" in out
+
+
+def test_a_log_has_a_line_a_trial_and_says_what_is_done_while_figures_are_drawn(run_cli, bag_table, tmp_path):
+    command = ("bench", "--models", "mean,max", "--dataset", bag_table, "--folds", 2, "--epochs", 1, "--out", tmp_path)
+    code, out, _ = run_cli(*command)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines if " of 4 trials, about " in line] == [
+        "mean-r0-f0-s0",
+        "max-r0-f0-s0",
+        "mean-r0-f1-s0",
+        "max-r0-f1-s0",
+    ]
+    assert "Drawing tables and figures ..." in lines
+    rows = (tmp_path / "trials.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "trials.jsonl").write_text("".join(rows[:3]))
+    _, out, _ = run_cli(*command)
+    assert "3 of 4 trials lie there already" in out
+    assert out.count(" of 4 trials, about ") == 1
