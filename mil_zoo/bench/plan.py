@@ -19,6 +19,7 @@ from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitF
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.dataset import open_dataset
+from mil_zoo.data.judge import judge_shapes, raise_errors
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
@@ -218,10 +219,11 @@ def make_plan(
     if features:
         source = source.with_features(features[0])
     dataset = open_dataset(source)
+    raise_errors(judge_shapes(dataset.bags))
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     for each in features[1:]:  # all of them now: a missing slide costs no training
-        open_dataset(source.with_features(each))
+        raise_errors(judge_shapes(open_dataset(source.with_features(each)).bags))
     drawn = draw_splits(
         _by_strata(dataset),
         suite.split,

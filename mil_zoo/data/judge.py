@@ -13,6 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
+from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard, count_differences, per_class
 from mil_zoo.data.labels.names import alike, both_sides
 from mil_zoo.data.labels.tables import class_indices, class_names, patients_of_two_labels
@@ -156,6 +157,28 @@ def judge_splits(table: pd.DataFrame, card: DataCard, where: Path | str) -> list
         lacking = set(table["label"]) - set(table["label"][table["slide_id"].isin(slides)])
         if lacking:
             findings.append(Finding("error", f"{where}: no {name} slide is of class {', '.join(sorted(lacking))}"))
+    return findings
+
+
+def judge_shapes(bags: Bags) -> list[Finding]:
+    """What the heads of all files tell before anything is trained: unreadable, empty, and of another dimension."""
+    findings, dims = [], {}
+    for slide in bags.slides:
+        try:
+            count, dim = slide.shape()
+        except InputError as error:
+            findings.append(Finding("error", str(error)))
+            continue
+        if count == 0:
+            remedy = "drop the slide or check its tissue segmentation"
+            findings.append(Finding("error", f"slide {slide.slide_id!r}: the bag is empty; {remedy}"))
+        else:
+            dims[slide.slide_id] = dim
+    usual = Counter(dims.values()).most_common(1)[0][0] if dims else 0
+    odd = [slide_id for slide_id, dim in dims.items() if dim != usual]
+    if odd:
+        text = f"features have {usual} dimensions in most slides and others ({dims[odd[0]]}) here; use one encoder"
+        findings.append(Finding("error", text, tuple(odd)))
     return findings
 
 

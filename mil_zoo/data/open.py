@@ -33,6 +33,8 @@ from mil_zoo.data.splits.split import Split, from_masks
 from mil_zoo.errors import InputError
 from mil_zoo.tasks import Task
 
+_TCGA = r"^(TCGA-\w\w-\w{4})"  # a barcode up to the patient
+
 Kind = Literal["simulated", "table", "slides", "store", "file"]
 
 
@@ -166,6 +168,10 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
         table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     if "patient_id" not in table and card.patient_prefix:
         table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
+    if "patient_id" not in table and len(table):  # barcodes name the patient, whoever forgets the column
+        patients = table["slide_id"].str.extract(_TCGA, expand=False)
+        if patients.notna().all():
+            table["patient_id"] = patients
     return table, where
 
 

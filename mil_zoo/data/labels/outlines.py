@@ -114,16 +114,33 @@ def _from_geojson(path: Path) -> Iterator[Outline]:
         try:
             properties = feature.get("properties") or {}
             group = properties.get("classification") or ""
-            group = str(group.get("name") or "" if isinstance(group, dict) else group)
+            if isinstance(group, dict):  # QuPath: a name, and since 0.4 the names of a derived class
+                names = group.get("names")
+                group = group.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else "")
+            group = str(group or "").strip()
             name = str(properties.get("name") or f"feature {number}")
-            shape = shapely.from_geojson(json.dumps(feature["geometry"]))
+            shape = shapely.from_geojson(json.dumps(_closed(feature["geometry"])))
         except (AttributeError, KeyError, TypeError, ValueError, shapely.GEOSException) as error:
             raise InputError(
                 f"{path}: feature {number} has no readable GeoJSON geometry ({error}); correct it"
             ) from error
         _finite(path, name, shapely.get_coordinates(shape))
         # QuPath writes a class derived from another one as "Tumor: Positive".
-        yield Outline(name, (group, group.partition(":")[0]) if group else (), shape)
+        yield Outline(name, (group, *(part.strip() for part in group.split(":"))) if group else (), shape)
+
+
+def _closed(geometry: Any) -> Any:
+    """A geometry whose rings end where they begin, as GeoJSON wants it and not every tool writes it."""
+    if not isinstance(geometry, dict):
+        return geometry
+    if isinstance(geometry.get("geometries"), list):
+        return geometry | {"geometries": [_closed(part) for part in geometry["geometries"]]}
+    depth = {"Polygon": 1, "MultiPolygon": 2}.get(str(geometry.get("type")))
+    if depth is None:
+        return geometry
+    polygons = geometry["coordinates"] if depth == 2 else [geometry["coordinates"]]
+    closed = [[ring if ring[:1] == ring[-1:] else [*ring, *ring[:1]] for ring in polygon] for polygon in polygons]
+    return geometry | {"coordinates": closed if depth == 2 else closed[0]}
 
 
 def _from_npz(path: Path, slide_id: str | None) -> Iterator[Outline]:

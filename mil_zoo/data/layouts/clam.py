@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
 from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
-from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
+from mil_zoo.data.layouts.geometry import clam_size, grid_step, overlapping_step
 
 _FOLDERS = ("h5_files", "pt_files")
 
@@ -97,4 +96,4 @@ def _stated_size(path: Path) -> float | None:
     found = head(path) if path.suffix == ".h5" else None
     if found is None or "patch_size" not in found.coords:
         return None
-    return float(found.coords["patch_size"]) * float(np.ravel(found.coords.get("downsample", 1.0))[0])
+    return clam_size(found.coords, path)

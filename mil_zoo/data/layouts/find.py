@@ -81,6 +81,8 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
                 slides = groups.setdefault((found.name, found.group(path)), {})
                 _add(slides, found.slide_id(path), path)
     if not groups:
+        for path in (path for files in _folders(root) for path in files if path.suffix.lower() == ".h5"):
+            LAYOUTS.get("clam").shape(path)  # says what this file holds instead of features
         raise InputError(
             f"{root}: no feature files below it (layouts: {', '.join(LAYOUTS)}); pass the folder that holds them"
         )
@@ -122,14 +124,24 @@ def _named(root: Path, groups: Mapping[tuple[str, Path], Mapping[str, Path]]) ->
 def _folders(root: Path) -> Iterator[list[Path]]:
     """The feature files of each folder, by suffix, sorted by name."""
     known = {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).suffixes}
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    seen = {os.path.realpath(root)}
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith(".") and _is_new(folder, name, seen))
         by_suffix: dict[str, list[Path]] = {}
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if suffix in known and not name.startswith("."):
                 by_suffix.setdefault(suffix, []).append(Path(folder) / name)
         yield from by_suffix.values()
+
+
+def _is_new(folder: str, name: str, seen: set[str]) -> bool:
+    """Whether a sub-folder was not walked yet: links are followed, and may lead back up."""
+    place = os.path.realpath(os.path.join(folder, name))
+    if place in seen:
+        return False
+    seen.add(place)
+    return True
 
 
 def _layout_of_folder(files: Sequence[Path]) -> Layout | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,37 @@ from mil_zoo.errors import InputError
 _SAMPLE = 512  # patches whose nearest neighbours are measured
 _SAME = 0.95  # a measured step above this share of the stated one agrees with it
 _FINEST = 1 / 16  # an overlap of 94 %: coordinates that are closer are in another unit
+
+
+def number_of(attrs: Mapping[str, Any], name: str, path: Path) -> float | None:
+    """An attribute as one positive number; of a pair the first, of text what it says; None where it is absent.
+
+    Raises:
+        InputError: it is no positive number.
+    """
+    if name not in attrs:
+        return None
+    value = attrs[name]
+    first = np.ravel(np.asarray(value))[:1].tolist()
+    try:
+        number = float(first[0].decode() if isinstance(first[0], bytes) else first[0])
+    except (IndexError, ValueError, TypeError, UnicodeDecodeError):
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise InputError(f"{path}: the attribute {name} is {value!r} and no positive number; extract the slide again")
+    return number
+
+
+def clam_size(attrs: Mapping[str, Any], path: Path) -> float | None:
+    """The side of a patch in level-0 pixels by CLAM's attributes of ``coords``; None where they do not state it.
+
+    It is ``patch_size`` (pixels of ``patch_level``) times ``downsample`` (of that level) and, where patches were scaled
+    on the way, times ``custom_downsample``.
+    """
+    size = number_of(attrs, "patch_size", path)
+    if size is None:
+        return None
+    return size * (number_of(attrs, "downsample", path) or 1) * (number_of(attrs, "custom_downsample", path) or 1)
 
 
 def nearest_distances(coords: npt.NDArray[Any], sample: int | None = None) -> npt.NDArray[np.float64]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
-from mil_zoo.data.layouts.geometry import checked_step
+from mil_zoo.data.layouts.geometry import checked_step, clam_size, grid_step, number_of, overlapping_step
 
 
 @register_layout("trident")
@@ -46,11 +49,18 @@ class Trident(Layout):
         with opened(path) as file:
             features, coords = read_features(file, path), read_coords(file, path)
             attrs = dict(file["coords"].attrs) if "coords" in file else {}
-        step, why = None, ""
+        step: Any = None
+        why = ""
         if coords is not None and "patch_size_level0" in attrs:
-            step, why = float(attrs["patch_size_level0"]), "patch_size_level0 of coords"
-            overlap = float(attrs.get("overlap", 0)) / float(attrs.get("patch_size", step))
+            step = number_of(attrs, "patch_size_level0", path) or 1.0
+            why = "patch_size_level0 of coords"
+            overlap = float(np.ravel(attrs.get("overlap", 0))[0]) / (number_of(attrs, "patch_size", path) or step)
             if overlap:
                 step, why = step * (1 - overlap), f"{why}, less the overlap of {overlap:.0%}"
             step = checked_step(path, coords, step, "level-0 px")
+        elif coords is not None and "patch_size" in attrs:  # TRIDENT at coordinates that CLAM made
+            size = clam_size(attrs, path) or 1.0
+            step, why = overlapping_step(path, grid_step(coords), size, "CLAM's patch_size x downsample of coords")
+        elif coords is not None:
+            step, why = grid_step(coords), "the coordinates' own step: the file states no patch size"
         return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)
