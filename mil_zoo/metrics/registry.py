@@ -72,6 +72,8 @@ class Metric:
             arrays = [np.repeat(array, times.astype(np.int64), axis=0) for array in arrays]
         try:
             return float(self.function(*arrays, **given))
+        except ZeroDivisionError:  # np.average of no weight: left-out or drawn rows hold none that count
+            return float("nan")
         except Exception as error:
             raise InputError(f"metric {self.name!r} failed: {type(error).__name__}: {error}") from error
 

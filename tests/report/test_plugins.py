@@ -40,7 +40,8 @@ def run(write):
 
     def files(row, folder):
         (folder / "predictions.csv").write_text(
-            "slide_id,patient_id,split,label,prob_0,prob_1\na,,test,1,0.2,0.8\nb,,test,0,0.7,0.3\n"
+            "slide_id,patient_id,split,label,prob_0,prob_1\n"
+            f"a{row['fold']},,test,1,0.2,0.8\nb{row['fold']},,test,0,0.7,0.3\n"
         )
         (folder / "epochs.csv").write_text(
             "epoch,loss,train_accuracy,val_accuracy,val_auc,val_miss_rate,seconds,selected\n1,0.5,1,1,1,0.25,1,1\n"
