@@ -57,7 +57,7 @@ def gives_one_row_of_finite_logits_a_bag(cls: type[Aggregator], options: Options
         for name, value in vars(output).items():
             assert value is None or value.isfinite().all(), f"{name} is not finite"
         total = aggregator.predict(output.logits).sum(1)
-        assert torch.allclose(total, torch.ones(3)), f"probabilities sum to {total.tolist()}"
+        assert torch.allclose(total, torch.ones_like(total)), f"probabilities sum to {total.tolist()}"
 
 
 def a_bag_gives_the_same_answer_alone_as_in_a_batch(cls: type[Aggregator], options: Options) -> None:
