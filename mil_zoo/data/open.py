@@ -91,15 +91,16 @@ def locate(source: DatasetSource) -> Place:
         InputError: nothing does, or the card's files are not there.
     """
     path = Path(source.name)
-    if path.suffix.lower() == ".npz" and source.layout in (None, "arrays"):
-        return Place("table", _bare_card(path.stem, path.name, "table"), path)
-    if path.is_dir():
-        kind: Kind = "store" if is_store(path) else "slides"
-        return Place(kind, _bare_card(path.resolve().name, path.resolve().name, "slides"), path)
-    if path.is_file():
-        return Place("file", _bare_card(path.stem, path.name, "slides"), path)
-    if len(path.parts) > 1 or path.suffix.lower() in _suffixes():
-        raise InputError(f"{path}: no such file or folder; pass a file or folder of features, or a card's name")
+    if not source.names_card:
+        if path.suffix.lower() == ".npz" and source.layout in (None, "arrays"):
+            return Place("table", _bare_card(path.stem, path.name, "table"), path)
+        if path.is_dir():
+            kind: Kind = "store" if is_store(path) else "slides"
+            return Place(kind, _bare_card(path.resolve().name, path.resolve().name, "slides"), path)
+        if path.is_file():
+            return Place("file", _bare_card(path.stem, path.name, "slides"), path)
+        if len(path.parts) > 1 or path.suffix.lower() in _suffixes():
+            raise InputError(f"{path}: no such file or folder; pass a file or folder of features, or a card's name")
     card = read_card(source.name)
     return Place(card.form, card, None if card.form == "simulated" else card.locate(source.data_root))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mil_zoo.config import shipped_names
+
 PatientRule = Literal["mean", "max", "packed"]
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
 
@@ -16,8 +18,8 @@ class DatasetSource:
     """All that it takes to open a dataset, here or in another process; it can be hashed and pickled.
 
     Attributes:
-        name: a card (see ``mil-zoo datasets``), or the path of a bag table, a folder of slides, a packed store, or one
-            feature file.
+        name: a card (see ``mil-zoo datasets``; ``./NAME`` is a folder that has a card's name), or the path of a bag
+            table, a folder of slides, a packed store, or one feature file.
         root: folder that holds a card's files; None for the folder in the variable ``MIL_ZOO_REAL_DATA``.
         labels: a csv that replaces the dataset's own labels: slide_id, label (class index or name) and, optionally,
             patient_id, site, and split (train, val or test of the published split; nothing for none of them). A folder
@@ -42,6 +44,11 @@ class DatasetSource:
     test_on: DatasetSource | None = None
 
     @property
+    def names_card(self) -> bool:
+        """Whether ``name`` is a shipped card's, whatever else is called so in this folder: ``./demo`` is a folder."""
+        return self.name in shipped_names("data_cards")
+
+    @property
     def data_root(self) -> Path | None:
         """``root``, or the folder in the variable ``MIL_ZOO_REAL_DATA``; None where neither is given."""
         return self.root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
@@ -49,7 +56,7 @@ class DatasetSource:
     def anywhere(self) -> DatasetSource:
         """The same, independent of the working directory and of the environment."""
         name, root = self.name, self.data_root
-        if name.endswith(".npz") or Path(name).exists():
+        if not self.names_card and (name.endswith(".npz") or Path(name).exists()):
             name = str(Path(name).resolve())
         return replace(
             self,

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mil_zoo import Bag, InputError
-from mil_zoo.data import Standardiser, list_cards, open_dataset, read_card, read_table
+from mil_zoo.data import DatasetSource, Standardiser, list_cards, open_dataset, read_card, read_table
+from mil_zoo.data.open import locate
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 
@@ -118,6 +119,16 @@ def test_unknown_names_and_missing_roots(tmp_path, monkeypatch):
         open_dataset("crchisto")
     with pytest.raises(InputError, match="does not exist; --root must be"):
         open_dataset("crchisto", root=tmp_path)
+
+
+def test_a_card_is_meant_where_a_folder_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "musk1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MIL_ZOO_REAL_DATA", raising=False)
+    for source in (DatasetSource("musk1"), DatasetSource("musk1").anywhere()):
+        with pytest.raises(InputError, match=r"dataset 'musk1' needs its files: pass --root DIR"):
+            locate(source)
+    assert locate(DatasetSource("./musk1").anywhere()).kind == "slides"
 
 
 def test_counts_that_differ_from_the_card_are_an_error(tmp_path):
