@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mil_zoo.errors import InputError
+from mil_zoo.kernels import devices
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def _checked(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     """
     whole = labels.long()
     wrong = (whole < 0) | (whole >= count) | (whole != labels)
-    if labels.device.type != "cpu":
+    if devices.runs_ahead(labels.device):
         return whole, wrong
     if wrong.any():
         place = int(wrong.nonzero()[0])
