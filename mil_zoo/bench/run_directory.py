@@ -114,6 +114,7 @@ class RunDirectory:
                     "delete the line and run the same command again to repeat the trial"
                 )
             rows[row["trial"]] = row
+        self._digests = {trial: row.get("files", {}) for trial, row in rows.items()}
         return list(rows.values())
 
     def staging(self, trial: str) -> Path:
@@ -209,8 +210,8 @@ class RunDirectory:
     def _files(self, trial: str) -> Mapping[str, str]:
         """SHA-256 of the files of a trial by name, as its row says; {} for a trial without a row or files."""
         if self._digests is None:
-            self._digests = {row["trial"]: row.get("files", {}) for row in self.trials()}
-        return self._digests.get(trial, {})
+            self.trials()
+        return (self._digests or {}).get(trial, {})
 
     def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
         try:

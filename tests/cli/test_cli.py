@@ -108,7 +108,7 @@ def test_bench_and_report(run_cli, bag_table, tmp_path):
     assert any(name.startswith("attention-slide_") for name in figures)
     drawn = [path for path in out_dir.glob("*.*") if path.suffix in (".csv", ".md", ".tex") and path.stem != "splits"]
     before = {path: path.read_bytes() for path in drawn}
-    tables = {"table.csv", "table.md", "table.tex", "cost.csv", "comparisons.csv", "comparisons.md"}
+    tables = {"table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "comparisons.csv", "comparisons.md"}
     assert {path.name for path in before} == tables | {"diagnostics.csv", "skew.csv", "skew.md"}
     for path in before:
         path.unlink()

@@ -109,7 +109,7 @@ def test_folders_that_do_not_fit_are_refused(folder):
         open_dataset("mine", root=folder)
     with pytest.raises(InputError, match=r"no features called 'anotter'; did you mean 'another'"):
         open_dataset("mine", root=folder, features="anotter")
-    with pytest.raises(InputError, match=r"no feature files below it"):
+    with pytest.raises(InputError, match=r"places of patches: pass the folder of the features"):
         open_dataset("mine", root=folder / "mine" / "patches", labels=labels)
     labels.unlink()
     with pytest.raises(InputError, match=r"no labels.csv; pass --labels FILE.csv"):

@@ -70,7 +70,7 @@ def test_a_task_runs_from_its_table_to_the_page(cells, tmp_path, run_cli):
     for line in (out / "trials.jsonl").read_text(encoding="utf-8").splitlines():
         trial = json.loads(line)
         rows = read_csv(out / "trials" / trial["trial"] / "predictions.csv")
-        assert list(rows[0]) == ["slide_id", "patient_id", "split", "count", "expected"]
+        assert list(rows[0]) == ["slide_id", "patient_id", "split", "count", "expected", "logit_0"]
         assert all(row["count"] == counts[row["slide_id"]] for row in rows)
         test = [row for row in rows if row["split"] == "test"]
         errors = [abs(float(row["count"]) - float(row["expected"])) for row in test]

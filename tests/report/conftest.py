@@ -1,6 +1,7 @@
 """A fabricated run directory: the files that reports read, with plausible numbers, made in well under a second."""
 
 import itertools
+import shutil
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -202,3 +203,18 @@ def write(tmp_path):
         run_at=write_run,
         path=tmp_path,
     )
+
+
+@pytest.fixture
+def change_table(tmp_path_factory):
+    """``change_table(run, trial, name, table)``: the trial as if it had written another ``table`` into its file."""
+
+    def change(run, trial, name, table):
+        row = next(row for row in run.trials() if row["trial"] == trial)
+        kept = tmp_path_factory.mktemp("trial") / "files"
+        shutil.copytree(run.path / "trials" / trial, kept)
+        table.to_csv(kept / name, index=False)
+        del row["files"]
+        run.add_trial(row, lambda folder: shutil.copytree(kept, folder, dirs_exist_ok=True))
+
+    return change

@@ -33,7 +33,7 @@ def test_a_report_reads_each_file_once_and_never_torch(make_run):
     reads = Counter(line[5:] for line in done.stdout.splitlines() if line.startswith("read "))
     expected = ["config.yaml", "trials.jsonl"]
     for trial in (row["trial"] for row in run.trials()):
-        expected += [f"trials/{trial}/{name}" for name in ("predictions.csv", "epochs.csv", "skew.csv")]
+        expected += [f"trials/{trial}/{name}" for name in ("predictions.csv", "epochs.csv", "skew.csv", "attention.h5")]
     assert reads == dict.fromkeys(expected, 1)
 
 

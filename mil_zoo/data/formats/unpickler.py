@@ -245,7 +245,7 @@ class SafeUnpickler(pickle._Unpickler):
                 if part is not None and not isinstance(part, dict):
                     raise Refused("an object whose state is no dictionary")
                 for key, value in (part or {}).items():
-                    target.__dict__[str(key)] = value
+                    vars(target)[str(key)] = value
         else:
             raise Refused(f"a state for a {type(target).__name__}")
 
