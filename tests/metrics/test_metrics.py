@@ -123,6 +123,11 @@ def test_a_clash_is_an_error_that_names_who_has_the_name(forget):
 
 
 def test_a_metric_that_fails_is_named(forget):
-    register_metric("broken", title="Broken", higher_is_better=True)(lambda labels, probabilities: 1 / 0)
-    with pytest.raises(InputError, match="metric 'broken' failed: ZeroDivisionError"):
+    register_metric("broken", title="Broken", higher_is_better=True)(lambda labels, probabilities: labels["x"])
+    with pytest.raises(InputError, match="metric 'broken' failed: IndexError"):
         score(LABELS, PROBABILITIES)
+
+
+def test_a_metric_that_divides_by_nothing_is_undefined(forget):
+    register_metric("share", title="Share", higher_is_better=True)(lambda labels, probabilities: 1 / 0)
+    assert np.isnan(score(LABELS, PROBABILITIES)["share"])
