@@ -108,7 +108,7 @@ class DSMIL(Aggregator):
         Two logits that are trained to be x and -x have a softmax of sigmoid(2 x), which is too sure of itself.
         """
         if self.probability == "softmax" or self.num_classes == 1 or not isinstance(self.task, Classification):
-            return logits
+            return super().task_logits(logits)
         return F.logsigmoid(logits.double())
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:

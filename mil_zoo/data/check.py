@@ -163,7 +163,7 @@ def _judge_labels(report: Report, contents: Contents, place: Place, source: Data
         return
     report.add(judge_labels(table, report.slides["slide_id"].tolist(), card, where))
     report.add(judge_splits(table, card, where))
-    if card.classes:
+    if card.classes or not card.of_classes:
         report.add(judge_counts(table, card))
     report.slides = report.slides.drop(columns=["label", "patient_id"]).merge(table, on="slide_id", how="outer")
     report.slides["problem"] = report.slides["problem"].fillna("no features")

@@ -11,7 +11,6 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks import Classification, Task
 
-NEEDS_CLASSES = {"clam_sb": "bag_weight=1", "clam_mb": "bag_weight=1"}
 SMALLER = {"transmil": {"embed_dim": 64}}
 
 
@@ -46,7 +45,7 @@ def batch_for(aggregator):
 
 
 def options_of(name):
-    return SMALLER.get(name, {}) | ({"bag_weight": 1.0} if name in NEEDS_CLASSES else {})
+    return SMALLER.get(name, {})
 
 
 @pytest.mark.parametrize("name", AGGREGATORS.names())
@@ -76,10 +75,12 @@ def test_what_a_paper_trains_besides_the_bag_is_the_task_s_too(name, further):
     assert len(Amounts.calls) >= 2
 
 
-@pytest.mark.parametrize("name", NEEDS_CLASSES)
-def test_a_term_that_needs_classes_says_so_before_any_training(name):
-    with pytest.raises(InputError, match=f"{name}: its clustering of instances needs classes.*{NEEDS_CLASSES[name]}"):
-        create_aggregator(name, 8, task=Amounts())
+@pytest.mark.parametrize("name", ["clam_sb", "clam_mb"])
+def test_a_term_that_needs_classes_is_left_out_and_said(name):
+    aggregator = create_aggregator(name, 8, task=Amounts())
+    assert aggregator.left_out == "instance loss"
+    assert set(aggregator.losses(batch_for(aggregator))) == {"loss", "bag"}
+    assert create_aggregator(name, 8).left_out == ""
 
 
 def test_the_instance_loss_of_abmil_needs_classes():
