@@ -353,6 +353,8 @@ def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """A recipe that selects by a criterion the task has: its own, else the task's."""
     own = {"select": task.select, "tie": task.tie}
     lacking = {key for key in own if training.get(key, "last") not in [*task.criteria, "last"]}
+    if "select" in lacking:  # a tie belongs to what it decides between
+        lacking = set(own)
     return own | {key: value for key, value in training.items() if key not in lacking}
 
 

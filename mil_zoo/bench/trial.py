@@ -28,6 +28,7 @@ from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.noted import note_of
 from mil_zoo.registry import load_plugin
 from mil_zoo.tasks import Task, task_settings
 from mil_zoo.train.device import default_device
@@ -125,6 +126,7 @@ class Worker:
                 n_val=len(bags["val"]),
                 metrics=_score(result.task, scored, "test"),
                 val_metrics=_score(result.task, scored, "val"),
+                notes=_notes(result.task, scored),
                 **_patient_level(result.task, predictions, dataset.patient_rule),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
@@ -310,6 +312,12 @@ def _write(
 def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
     scores = task.score(*task.read(predictions[predictions["split"] == part]))
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
+
+
+def _notes(task: Task, predictions: pd.DataFrame) -> dict[str, str]:
+    """Why test metrics are undefined, and what must be known of others, by name."""
+    scores = task.score(*task.read(predictions[predictions["split"] == "test"]))
+    return {name: note for name, value in scores.items() if (note := note_of(value))}
 
 
 def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> Row:

@@ -28,7 +28,7 @@ class Bag:
         coords: float ``[N, 2]`` (x, y), or None.
         patch_size: step of the patch grid in the unit of the coordinates (level-0 patch size), or None.
         label: class index, or None where unknown.
-        target: float64 ``[T]``, what the task reads (any shape of T numbers is taken); None where it is the label alone.
+        target: float64 ``[T]``, what the task reads (of any shape of T numbers); None where it is the label alone.
         instance_labels: int ``[N]`` (1 positive, 0 negative, -1 unknown), or None.
         slide_id: names the bag in every message and result.
         patient_id: the patient, or None where unknown; splits never separate the slides of a patient.

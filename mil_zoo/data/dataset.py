@@ -75,12 +75,15 @@ def _open(source: DatasetSource) -> Dataset:
     raise_errors([*findings, *judge_counts(table, card)])
     if card.of_classes:
         table["label"] = table["label"].map(class_indices(card.classes)).astype(str)
-    task = card.create_task().settled(list(table))
+    header = table.columns.astype(str).tolist()
+    task = card.create_task().settled(header)
     targets = task.targets(table, str(where))
     stated = task.stated(targets)
     excluded = _left_out(table[~stated], task)
     if not stated.any():
-        raise InputError(f"{where}: no slide has a {' and a '.join(card.columns_of(list(table)))}; fill them in")
+        raise InputError(
+            f"{where}: no slide has a {' and a '.join(card.columns_of(header))}; fill them in"
+        )
     table, targets = table[stated].reset_index(drop=True), targets[stated]
     of_patients = _of_patients(table, targets, task, where)
     task = task.of_cohort(of_patients)
@@ -147,7 +150,7 @@ def _of_patients(
 
 def _left_out(table: pd.DataFrame, task: Task) -> list[tuple[str, str, str]]:
     """The slide, patient and reason of each row that states no target."""
-    columns = task.columns(task.settings(), list(table))
+    columns = task.columns(task.settings(), table.columns.astype(str).tolist())
     rows = []
     for row in table.to_dict("records"):
         empty = [name for name in columns if name in row and pd.isna(row[name])]
@@ -174,8 +177,9 @@ def _covariates(table: pd.DataFrame, card: DataCard) -> pd.DataFrame | None:
     if not card.covariates:
         return None
     patients = table["patient_id"].fillna(table["slide_id"]) if "patient_id" in table else table["slide_id"]
-    rows = table[card.covariates].assign(patient_id=patients).drop_duplicates("patient_id")
-    return rows[["patient_id", *card.covariates]].reset_index(drop=True)
+    rows: pd.DataFrame = table[card.covariates].assign(patient_id=patients).drop_duplicates("patient_id")
+    ordered: pd.DataFrame = rows[["patient_id", *card.covariates]].reset_index(drop=True)
+    return ordered
 
 
 def _restricted(splits: Any, slide_ids: list[str]) -> list[Split]:

@@ -241,8 +241,9 @@ def _own_labels(bags: Bags, card: DataCard) -> pd.DataFrame | None:
         return None
     values = [[None if value != value else str(value) for value in row] for row in rows]
     table: pd.DataFrame = pd.DataFrame(values, columns=columns, dtype=object)
-    known = {"slide_id": bags.slide_ids, "patient_id": [slide.patient_id for slide in bags.slides]}
-    return table.assign(**known)[["slide_id", *columns, "patient_id"]]
+    table.insert(0, "slide_id", bags.slide_ids)
+    table["patient_id"] = [slide.patient_id for slide in bags.slides]
+    return table
 
 
 def _bare_card(name: str, title: str, form: Literal["table", "slides"]) -> DataCard:

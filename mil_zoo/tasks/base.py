@@ -40,6 +40,7 @@ class Task:
         tie: the criterion that decides between equal ones.
         figures: which of the figures that need a certain kind of prediction can be drawn: "roc", "pr", "calibration".
         tests: which of the paired tests that need a certain kind of prediction apply: "delong", "permutation".
+        shown: the metrics of the comparison table; empty for all. The others stand in a table of their own.
         strata_are_classes: whether every part of a split must hold each of the strata.
         of_patients: whether patients are scored and never slides, all of whose slides then state one target.
         finishes: whether the task takes something from the trained model, see :meth:`finished`.
@@ -52,6 +53,7 @@ class Task:
     tie: ClassVar[str] = "loss"
     figures: ClassVar[tuple[str, ...]] = ()
     tests: ClassVar[tuple[str, ...]] = ()
+    shown: ClassVar[tuple[str, ...]] = ()
     strata_are_classes: ClassVar[bool] = False
     of_patients: ClassVar[bool] = False
     finishes: ClassVar[bool] = False
@@ -250,7 +252,7 @@ class Task:
     @property
     def metrics(self) -> list[Metric]:
         """Its metrics, in the order of tables."""
-        return metrics_of(self.family or self.name)
+        return metrics_of(self.family or self.name, self.context())
 
     def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
         """What its metrics are called with: here the targets ``[n]`` (``[n, T]``) and the predictions likewise."""

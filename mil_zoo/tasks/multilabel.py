@@ -34,6 +34,7 @@ class MultiLabel(Task):
     family: ClassVar[str] = "multilabel"
     select: ClassVar[str] = "auc_macro"
     tie: ClassVar[str] = "loss"
+    shown: ClassVar[tuple[str, ...]] = ("auc_macro", "ap_macro", "hamming", "labels_defined")
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
@@ -106,6 +107,10 @@ class MultiLabel(Task):
     def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
         """Targets and predictions ``[n, L]``."""
         return np.asarray(targets), np.asarray(predictions)
+
+    def context(self) -> dict[str, Any]:
+        """The column of each label."""
+        return {"labels": {name: column for column, name in enumerate(self.names)}}
 
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
         """1, 0, or nothing where a label is unknown."""

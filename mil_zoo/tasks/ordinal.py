@@ -107,15 +107,13 @@ class Ordinal(Task):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Float64 ``[B, C + 2]``, see :attr:`prediction_columns`."""
-        import torch
+        from mil_zoo.tasks.losses.predictions import of_grades
 
-        from mil_zoo.tasks.losses import classification, ordinal
+        return of_grades(logits, self.criterion)
 
-        of_loss = {"ce": classification.probabilities, "corn": ordinal.corn_probabilities}
-        probabilities = of_loss.get(self.criterion, ordinal.coral_probabilities)(logits)
-        above = 1 - probabilities.cumsum(1)[:, :-1]  # P(y > k)
-        grades = torch.arange(self.num_classes, device=logits.device).double()
-        return torch.cat([probabilities, (above > 0.5).sum(1, keepdim=True), probabilities @ grades[:, None]], dim=1)
+    def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
+        """Labels and predicted classes, int ``[n]``."""
+        return self.strata(targets), np.asarray(predictions)[:, self.num_classes].astype(np.int64)
 
     def patients(self, table: pd.DataFrame, rule: str) -> pd.DataFrame:
         """Patients by the mean of their slides' probabilities, or by the slide with the highest expected class."""

@@ -43,8 +43,8 @@ def check_direction(column: str, as_event: bool) -> None:
     words = column.lower().split("_")
     if as_event and (any(word.startswith("censor") for word in words) or column.lower() == "c"):
         raise InputError(
-            f"--event {column}: by its name the column is 1 where a patient is censored; pass --censorship {column}, or "
-            "add --event-as-named where 1 means that the event happened"
+            f"--event {column}: by its name the column is 1 where a patient is censored; pass --censorship {column}, "
+            "or add --event-as-named where 1 means that the event happened"
         )
     happened = any(word.startswith("event") or word in ("dead", "status") for word in words)
     if not as_event and (happened or column.lower() == "e"):

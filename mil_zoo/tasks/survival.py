@@ -12,6 +12,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mil_zoo.errors import InputError
+from mil_zoo.metrics import Metric
+from mil_zoo.metrics.survival import survival_times
 from mil_zoo.survival import (
     Baseline,
     bin_edges,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 HORIZONS = (12.0, 24.0, 36.0, 60.0)  # months
 FOLLOWED = 10  # patients must be followed beyond a horizon
 FEW_EVENTS = 10  # in a test fold
+_OF_CURVES = ("brier", "ibs", "oe", "d_calibration")  # how metrics of S(t) are called
 _FITTED = ("edges", "last", "train_time", "train_event", "baseline_time", "baseline_log_hazard", "median_risk")
 
 
@@ -93,6 +96,8 @@ class Survival(Task):
     median_risk: float | None = None
 
     family: ClassVar[str] = "survival"
+    tie: ClassVar[str] = "c_index"
+    shown: ClassVar[tuple[str, ...]] = ("c_index", "c_uno", "auc_mean", "ibs", "ibs_km", "nll", "partial_likelihood")
     figures: ClassVar[tuple[str, ...]] = ("kaplan_meier", "survival_calibration")
     of_patients: ClassVar[bool] = True
     finishes: ClassVar[bool] = True
@@ -191,8 +196,8 @@ class Survival(Task):
         time, events = targets[:, 0] / MONTHS[self.unit or "months"], int(targets[:, 1].sum())
         if events in (0, len(targets)):
             raise InputError(
-                f"{'every' if events else 'no'} patient had the event ({self.event or self.censorship}); survival needs "
-                "both, so check what 1 means in that column"
+                f"{'every' if events else 'no'} patient had the event ({self.event or self.censorship}); survival "
+                "needs both, so check what 1 means in that column"
             )
         for horizon in self.horizons or ():
             if horizon > time.max():
@@ -355,9 +360,9 @@ class Survival(Task):
 
         It is NaN too where fewer than 10 training patients are followed beyond the horizon.
         """
-        import torch
+        from mil_zoo.tasks.losses.predictions import numbers, tensor
 
-        values = logits.detach().double().cpu().numpy()
+        values = numbers(logits)
         columns = [self._risk(values)[:, None]]
         if self.criterion == "nll":
             missing = np.full((len(values), self.bins - values.shape[1]), np.nan)
@@ -367,7 +372,7 @@ class Survival(Task):
         known = self.survival_at(first, times)
         beyond = (np.array(self.train_time)[:, None] > np.array(times)).sum(0)
         known[:, beyond < FOLLOWED] = np.nan
-        return torch.from_numpy(np.concatenate([first, known], axis=1))
+        return tensor(np.concatenate([first, known], axis=1))
 
     def survival_at(self, predictions: Floats, times: ArrayLike) -> Floats:
         """S(t) of patients by their predictions ``[n, P]``.
@@ -407,9 +412,41 @@ class Survival(Task):
 
     # Scores ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those that the kind of prediction allows: "rank" has no survival curves to score."""
+        known = super().metrics
+        context = self.context()
+        known = [metric for metric in known if all(name in context for name in metric.needs)]
+        if self.criterion != "rank":
+            return known
+        return [metric for metric in known if not metric.name.startswith(_OF_CURVES)]
+
+    def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
+        """Time, event, risk, S(t) where metrics take it, S at the patient's own time, and hazards.
+
+        See :mod:`mil_zoo.metrics.survival`.
+        """
+        time, event = np.asarray(targets).T
+        values = np.asarray(predictions)
+        ends = np.minimum(time, np.inf if self.last is None else self.last)
+        curves = self.survival_at(values, survival_times(self.horizon_times))
+        for place, name in enumerate(self._survival_columns):  # what is not predicted is not scored either
+            curves[:, place] = values[:, self.prediction_columns.index(name)]
+        hazards = values[:, 1 : 1 + self.bins] if self.criterion == "nll" else np.empty((len(values), 0))
+        return time, event, values[:, 0], curves, self.survival_at(values, ends[:, None])[:, 0], hazards
+
     def context(self) -> dict[str, Any]:
-        """What metrics need of the training patients, and the horizons."""
-        return {}
+        """Times and events of the training patients, the horizons, and the bins or the treatment of ties."""
+        context: dict[str, Any] = {"horizons": self.horizon_times}
+        context |= {"train_time": np.array(self.train_time), "train_event": np.array(self.train_event)}
+        own = {"nll": {"edges": self.edges}, "cox": {"ties": self.ties}, "rank": {}}
+        return context | own[self.criterion]
+
+    @property
+    def select(self) -> str:  # type: ignore[override]
+        """The likelihood of the validation patients: concordance of a dozen events is noise. With "rank" the loss."""
+        return {"nll": "nll", "cox": "partial_likelihood", "rank": "loss"}[self.criterion]
 
     def describe(self, prediction: Floats) -> str:
         """The risk, and S(t) at the horizons."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,16 @@ def fit(
             on_epoch(row)
         if epoch > config.select_after * config.epochs:
             rank = [rank(row) for rank in ranks]
-            if best is None or rank > best[0]:
+            blind = all(np.isneginf(rank))  # where no epoch has a score the last one is kept
+            if best is None or rank > best[0] or (blind and rank == best[0]):
                 best = rank, {name: value.detach().clone() for name, value in aggregator.state_dict().items()}
                 chosen = epoch
     assert best is not None
+    if all(np.isneginf(best[0])):
+        warnings.warn(
+            f"validation {config.select} and {config.tie} are undefined in every epoch; the last one is kept",
+            stacklevel=2,
+        )
     aggregator.load_state_dict(best[1])
     for row in rows:
         row["selected"] = int(row["epoch"] == chosen)

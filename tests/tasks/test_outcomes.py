@@ -67,7 +67,7 @@ def test_texts_mean_what_event_values_say():
     rows = table(os_days=["5", "7"], vital_status=["died", "alive"])
     task = Survival(time="os_days", event="vital_status", event_values=("died=1", "alive=0"))
     assert read(task, rows)[:, 1].tolist() == [1, 0]
-    with pytest.raises(InputError, match="takes died, alive, not .*'s1' 'Alive'"):
+    with pytest.raises(InputError, match=r"takes died, alive, not .*'s1' 'Alive'"):
         read(task, rows.assign(vital_status=["died", "Alive"]))
     with pytest.raises(InputError, match="died=1"):
         Survival(event="vital_status", event_values=("died=2",))

@@ -32,8 +32,8 @@ def share_of_lesions(bags: list[Bag]) -> dict[str, float]:
 def survival(bags: list[Bag], seed: int = 0) -> list[Bag]:
     """The bags with time (months) and event as targets; slides of a patient have the same.
 
-    The time to the event is exponential with the hazard ``log 2 / 72 exp(0.9 log10(1 + 1000 share))`` a month; censoring
-    is uniform and independent of it.
+    The time to the event is exponential with the hazard ``log 2 / 72 exp(0.9 log10(1 + 1000 share))`` a month;
+    censoring is uniform and independent of it.
 
     Args:
         bags: simulated slides.

@@ -207,7 +207,7 @@ def _turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _comparisons(results: Results) -> pd.DataFrame:
     labels = [label for label, trials in results.finished.items() if trials]
-    rule = results.config.dataset.patient_rule
+    rule = results.patient_rule
     rows = []
     for patient_rule in [None, rule] if rule in ("mean", "max") else [None]:
         for metric in results.metrics:
