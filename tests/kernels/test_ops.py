@@ -5,7 +5,16 @@ import torch
 from helpers import needs_dgl
 from kernel_cases import assert_close, draw, outputs_and_gradients, random_csr
 
-from mil_zoo.kernels import CSR, GlobalKey, graph_attention, graph_dot_attention, segment_attention_pool, segment_reduce
+from mil_zoo import InputError
+from mil_zoo.kernels import (
+    CSR,
+    GlobalKey,
+    graph_attention,
+    graph_dot_attention,
+    graph_sum,
+    segment_attention_pool,
+    segment_reduce,
+)
 from mil_zoo.kernels.dropout import dropout_scale
 
 BACKENDS = ["reference", pytest.param("dgl", marks=needs_dgl), "numba"]
@@ -165,6 +174,35 @@ def test_segment_attention_pool_equals_a_loop_over_bags():
         weights = scores[start:end].softmax(0)
         torch.testing.assert_close(attention[start:end], weights)
         torch.testing.assert_close(pooled[bag], weights.T @ values[start:end])
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_graph_sum_is_the_product_of_a_sparse_matrix(backend):
+    graph = random_csr(9, 7, degree=3)
+    x, weight = draw(9, 70, seed=0), draw(graph.num_edges, seed=1).detach()
+    for given in (None, weight):
+        values = torch.ones_like(weight) if given is None else given
+        matrix = torch.zeros(7, 9, dtype=torch.float64)
+        matrix.index_put_((graph.destinations, graph.indices.long()), values, accumulate=True)
+        torch.testing.assert_close(graph_sum(x, graph, weight=given, backend=backend), matrix @ x)
+    assert torch.autograd.gradcheck(lambda x: graph_sum(x, graph, weight=weight, backend=backend), (x,))
+    with pytest.raises(InputError, match="gives its weights no gradient"):
+        graph_sum(x, graph, weight=weight.requires_grad_(), backend=backend)
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_graph_sum(n, backend, dtype, weighted):
+    graph = random_csr(n + 2, n)
+
+    def run(dtype, backend):
+        weight = draw(graph.num_edges, seed=1, dtype=dtype).detach() if weighted else None
+        x = draw(n + 2, 19, seed=0, dtype=dtype)
+        return outputs_and_gradients(lambda x: [graph_sum(x, graph, weight=weight, backend=backend)], [x])
+
+    assert_close(run(dtype, backend), run(torch.float64, "reference"), dtype)
 
 
 @pytest.mark.parametrize("backend", REDUCE_BACKENDS)
