@@ -287,8 +287,7 @@ class CSR:
             return self.origin.without_self_loops.to(self.indptr.device)
         if self.parts:
             return CSR.concat([part.without_self_loops for part in self.parts])
-        rows = torch.arange(self.num_dst, dtype=torch.int32, device=self.indptr.device)
-        kept = self.indices != torch.repeat_interleave(rows, self.indptr.diff(), output_size=self.num_edges)
+        kept = self.indices != torch.repeat_interleave(self.indptr.diff(), output_size=self.num_edges)
         if kept.all():
             return self
         indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[self.indptr]

@@ -11,6 +11,7 @@ from mil_zoo.kernels import (
     GlobalKey,
     graph_attention,
     graph_dot_attention,
+    graph_softmax_sum,
     graph_sum,
     segment_attention_pool,
     segment_reduce,
@@ -201,6 +202,33 @@ def test_graph_sum(n, backend, dtype, weighted):
         weight = draw(graph.num_edges, seed=1, dtype=dtype).detach() if weighted else None
         x = draw(n + 2, 19, seed=0, dtype=dtype)
         return outputs_and_gradients(lambda x: [graph_sum(x, graph, weight=weight, backend=backend)], [x])
+
+    assert_close(run(dtype, backend), run(torch.float64, "reference"), dtype)
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_graph_softmax_sum_is_a_softmax_of_each_row_and_channel(backend):
+    graph = random_csr(9, 7, degree=3)
+    x, t = draw(9, 21, seed=0), torch.tensor([1.7], dtype=torch.float64, requires_grad=True)
+    out = graph_softmax_sum(x, t, graph, backend=backend)
+    for row, start, end in zip(out, graph.indptr, graph.indptr[1:], strict=False):
+        messages = x[graph.indices[start:end].long()]
+        torch.testing.assert_close(row, ((t * messages).softmax(0) * messages).sum(0))
+    assert (graph.indptr.diff() == 0).any()
+    assert torch.autograd.gradcheck(lambda *xt: graph_softmax_sum(*xt, graph, backend=backend), (x, t))
+    far = graph_softmax_sum(1e4 * x.detach(), -t.detach(), graph, backend=backend)
+    assert far.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_graph_softmax_sum(n, backend, dtype):
+    graph = random_csr(n + 2, n)
+
+    def run(dtype, backend):
+        inputs = draw(n + 2, 19, seed=0, dtype=dtype), torch.tensor([0.8], dtype=dtype, requires_grad=True)
+        return outputs_and_gradients(lambda *xt: [graph_softmax_sum(*xt, graph, backend=backend)], inputs)
 
     assert_close(run(dtype, backend), run(torch.float64, "reference"), dtype)
 

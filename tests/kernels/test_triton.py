@@ -23,6 +23,7 @@ from mil_zoo.kernels import (
     dropout_linear,
     graph_attention,
     graph_dot_attention,
+    graph_softmax_sum,
     graph_sum,
     residual_norm_prelu,
     seeded_dropout,
@@ -186,6 +187,17 @@ def test_graph_sum(n, width, weighted, launches):
 
     compare(function, lambda dtype: [draw(n + 2, width, seed=0, dtype=dtype)])
     assert launches.count("_neighbour_sum") == 2 + (n > triton_tools.LONG.value)
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 5), (63, 1), (900, 100), (2 * triton_tools.LONG.value + 77, 3)])
+def test_graph_softmax_sum(n, width, launches):
+    graph = random_csr(n + 2, n)  # of the last size the hub is in pieces
+
+    def function(backend, x, t):
+        return [graph_softmax_sum(x, t, graph.to(x.device), backend=backend)]
+
+    compare(function, lambda dtype: [draw(n + 2, width, seed=0, dtype=dtype), draw(1, seed=1, dtype=dtype)])
+    assert (launches.count("_forward"), launches.count("_backward")) == (1 + (n > triton_tools.LONG.value), 1)
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
