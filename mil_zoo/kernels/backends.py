@@ -89,8 +89,8 @@ _CPU_ONLY = ("dgl", "numba")
 def lazy(module: str) -> Callable[..., Any]:
     """The ``forward`` of an implementation that is imported when it is first called, for what is slow to import."""
 
-    def forward(*args: Any) -> Any:
-        return importlib.import_module(module).forward(*args)
+    def forward(*args: Any, **options: Any) -> Any:
+        return importlib.import_module(module).forward(*args, **options)
 
     return forward
 
