@@ -21,7 +21,8 @@ def _reference() -> str | None:
 def _dgl() -> str | None:
     if _forked_from_numba:
         return _FORKED
-    return importlib.import_module("mil_zoo._dgl").why_not()  # type: ignore[no-any-return]
+    reason: str | None = importlib.import_module("mil_zoo._dgl").why_not()
+    return reason
 
 
 def _numba() -> str | None:
