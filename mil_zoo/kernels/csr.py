@@ -41,7 +41,7 @@ class Rows(NamedTuple):
     starts: Tensor
     ends: Tensor
     rows: Tensor | None
-    count: int
+    count: int  # type: ignore[assignment]  # the tuple's method of this name is of no use here
 
 
 class LongRows(NamedTuple):
@@ -319,7 +319,8 @@ class CSR:
                 part.count_edges(rows[(rows >= end - part.num_dst) & (rows < end)] - (end - part.num_dst))
                 for part, end in zip(self.parts, ends, strict=True)
             ]
-            return None if None in edges else sum(edges)
+            known = [number for number in edges if number is not None]
+            return sum(known) if len(known) == len(edges) else None
         if self.indptr.device.type != "cpu":
             return None
         return int(self.indptr.diff()[rows].sum())
@@ -361,8 +362,8 @@ def _moved(back: Transposed, graph: CSR, moved: CSR) -> Transposed:
     device = moved.indptr.device
     if back.indices is graph.indices:
         return Transposed(moved.indptr, moved.indices, devices.to_device(back.edge, device), origin=back)
-    parts = (devices.to_device(part, device) for part in (back.indptr, back.indices, back.edge))
-    return Transposed(*parts, origin=back)
+    indptr, indices, edge = (devices.to_device(part, device) for part in (back.indptr, back.indices, back.edge))
+    return Transposed(indptr, indices, edge, origin=back)
 
 
 def _long_rows(graph: CSR | Transposed) -> LongRows | None:
