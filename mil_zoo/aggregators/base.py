@@ -112,6 +112,9 @@ class Aggregator(nn.Module):
         """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
         return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
 
+    def start_epoch(self) -> None:
+        """Training calls this before each epoch; most aggregators keep nothing from one step to the next."""
+
     def set_task(self, task: Task) -> None:
         """Makes ``task`` what is predicted.
 

@@ -33,6 +33,7 @@ class Dataset:
         excluded: slide, patient and reason of each slide that is left out because it states no target.
         covariates: a row a patient, "patient_id" and the columns that the card names, as text; None where it names
             none.
+        partial: whether the labels named slides without features, which were left out on request; splits may name them.
     """
 
     card: DataCard
@@ -44,6 +45,7 @@ class Dataset:
     features: FeatureSet | None = None
     excluded: Sequence[tuple[str, str, str]] = ()
     covariates: pd.DataFrame | None = None
+    partial: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bags", as_bags(self.bags))

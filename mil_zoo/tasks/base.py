@@ -80,7 +80,7 @@ class Task:
         """The settings that :meth:`create` makes it from again, as plain values."""
         if not dataclasses.is_dataclass(self):
             return {}
-        return _renamed(type(self), dataclasses.asdict(self), "criterion", "loss")  # type: ignore[arg-type]
+        return _renamed(type(self), dataclasses.asdict(self), "criterion", "loss")
 
     @property
     def width(self) -> int:
@@ -274,15 +274,15 @@ class Task:
 
     @property
     def criteria(self) -> list[str]:
-        """What a checkpoint may be chosen by: its metrics, and "loss"."""
-        return [*(metric.name for metric in self.metrics), "loss"]
+        """What a checkpoint may be chosen by: its metrics that have a direction, and "loss"."""
+        return [*(metric.name for metric in self.metrics if metric.higher_is_better is not None), "loss"]
 
     def higher_is_better(self, criterion: str) -> bool:
         """The direction of a criterion; an ``InputError`` offers the near names of one that it has not."""
         if criterion == "loss":
             return False
         for metric in self.metrics:
-            if metric.name == criterion:
+            if metric.name == criterion and metric.higher_is_better is not None:
                 return metric.higher_is_better
         raise InputError(f"task {self.name} has no criterion {criterion!r}{did_you_mean(criterion, self.criteria)}")
 
@@ -301,9 +301,8 @@ class Task:
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
-        return tuple(  # type: ignore[return-value]
-            table[list(names)].astype(float).to_numpy() for names in (self.target_columns, self.prediction_columns)
-        )
+        targets, predictions = table[list(self.target_columns)], table[list(self.prediction_columns)]
+        return targets.astype(float).to_numpy(), predictions.astype(float).to_numpy()
 
     def patients(self, table: pd.DataFrame, rule: str) -> pd.DataFrame:
         """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""
@@ -354,7 +353,7 @@ def loss_by_name(cls: TaskClass) -> TaskClass:
     def init(self: Task, *args: Any, **settings: Any) -> None:
         made(self, *args, **_renamed(cls, settings, "loss", "criterion"))
 
-    cls.__init__ = init  # type: ignore[method-assign]
+    cls.__init__ = init  # type: ignore[method-assign, assignment]
     return cls
 
 

@@ -155,7 +155,7 @@ class Survival(Task):
                 f"the unit of the times in {time!r} is unknown; pass --time-unit days, months or years, or end the "
                 "column's name with it (os_days)"
             )
-        changes = {"time": time, "unit": unit} | ({} if self.censorship else {"event": event})
+        changes: dict[str, Any] = {"time": time, "unit": unit} | ({} if self.censorship else {"event": event})
         return dataclasses.replace(self, **changes)
 
     def settings(self) -> dict[str, Any]:
@@ -309,7 +309,7 @@ class Survival(Task):
         fitted = dataclasses.replace(self, median_risk=float(np.median(risk)))
         if self.criterion != "cox":
             return fitted
-        baseline = breslow_baseline(*targets.T, risk)
+        baseline = breslow_baseline(targets[:, 0], targets[:, 1], risk)
         return dataclasses.replace(
             fitted,
             baseline_time=tuple(baseline.time.tolist()),
@@ -440,7 +440,7 @@ class Survival(Task):
         """Times and events of the training patients, the horizons, and the bins or the treatment of ties."""
         context: dict[str, Any] = {"horizons": self.horizon_times}
         context |= {"train_time": np.array(self.train_time), "train_event": np.array(self.train_event)}
-        own = {"nll": {"edges": self.edges}, "cox": {"ties": self.ties}, "rank": {}}
+        own: dict[str, dict[str, Any]] = {"nll": {"edges": self.edges}, "cox": {"ties": self.ties}, "rank": {}}
         return context | own[self.criterion]
 
     @property

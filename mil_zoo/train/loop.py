@@ -175,6 +175,7 @@ class _Steps:
     def epoch(self, epoch: int) -> dict[str, float]:
         """Takes the steps of one epoch; means of the losses over training slides."""
         self.aggregator.train()
+        self.aggregator.start_epoch()
         totals: dict[str, float] = defaultdict(float)
         config, task = self.config, self.aggregator.task
         order = epoch_order(self.strata, self.config.sampling, self.draws)
@@ -213,7 +214,7 @@ class _Steps:
         """Whether a step teaches anything; only of a loss that compares patients is it asked."""
         if not self.aggregator.task.risk_sets:
             return True
-        targets = np.concatenate([batch.targets.double().cpu().numpy() for batch in step])
+        targets = np.concatenate([batch.targets.double().cpu().numpy() for batch in step if batch.targets is not None])
         if self.memory is not None and len(known := self.memory.targets()):
             targets = np.concatenate([known, targets])
         return self.aggregator.task.informative(targets)

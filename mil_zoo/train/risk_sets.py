@@ -176,7 +176,7 @@ def backward_in_two_passes(
     values, gradients = [], []
     for same in zip(*calls, strict=True):
         logits = torch.cat([call[0] for call in same]).requires_grad_()
-        weights = None if same[0][2] is None else torch.cat([call[2] for call in same])  # type: ignore[misc]
+        weights = None if same[0][2] is None else torch.cat([call[2] for call in same])
         value = task.loss(logits, torch.cat([call[1] for call in same]), weights).mean()
         (gradient,) = torch.autograd.grad(value, logits)
         values.append(value.detach())
