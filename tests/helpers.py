@@ -76,6 +76,10 @@ class Golden:
         """The golden slide."""
         return Bag(features=self["feat"], label=int(self["label"]), slide_id="golden", **more)
 
+    def first_bags(self) -> list[Bag]:
+        """Bags of the first instances of the golden slide, as many as ``first_sizes`` says."""
+        return [self.bag().subset(torch.arange(int(size))) for size in self["first_sizes"]]
+
     def create(self, name: str, in_dim: int | None = None, **options: object) -> Aggregator:
         """The aggregator with the golden parameters, in eval mode."""
         aggregator = create_aggregator(name, in_dim=in_dim or self["feat"].shape[1], **options)
@@ -100,7 +104,7 @@ def assert_close(got: object, expected: object, what: str = "") -> None:
 def assert_gradients(aggregator: Aggregator, golden: Golden, name: str, **options: object) -> None:
     """Every gradient of ``aggregator``, tensor by tensor, against the golden ones loaded into a twin."""
     twin = create_aggregator(name, in_dim=aggregator.in_dim, **options)
-    twin.load_published_state_dict(golden.gradients)
+    twin.load_published_state_dict(golden.parameters | golden.gradients)  # what is no parameter has no gradient
     expected = dict(twin.named_parameters())
     for key, parameter in aggregator.named_parameters():
         assert parameter.grad is not None, f"{key} has no gradient"

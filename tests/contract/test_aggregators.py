@@ -11,6 +11,10 @@ CONFIGURATIONS = [(name, SMALLER.get(name, {})) for name in AGGREGATORS.names()]
     ("abmil", {"gated": True, "embed_dim": 16}),
     ("srmil", {"readout": "attention"}),
     ("mean", {"embed_dim": 16}),
+    ("mambamil", {"embed_dim": 16, "mixer": "bimamba", "order": "hilbert"}),
+    ("s4mil", {"embed_dim": 16, "order": "raster"}),
+    ("vit", {"embed_dim": 16, "alibi": True}),
+    ("vit", {"embed_dim": 16, "alibi": True, "class_token_penalty": True, "tiles_see_class_token": False}),
 ]
 
 
