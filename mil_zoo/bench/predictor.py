@@ -167,7 +167,7 @@ def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
 
 def _seen(run: RunDirectory) -> dict[str, frozenset[str]]:
     """For each column of the run's ``splits.csv`` the slides that are not in its test part."""
-    table = pd.read_csv(run.path / "splits.csv", dtype=str)
+    table = pd.read_csv(run.path / "splits.csv", dtype=str, keep_default_na=False)
     return {
         str(column): frozenset(table["slide_id"][table[column].isin(["train", "val"])])
         for column in table.columns
