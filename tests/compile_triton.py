@@ -113,6 +113,9 @@ def run_ops(dtype, everything):
     step(lambda *x: backend("graph_attention")(*x, graph, 0.2, p, 1, key, everything), feat, src, dst)
     bias = draw(graph.num_edges, 4, seed=1, dtype=dtype) if everything else None
     step(lambda *x: backend("graph_dot_attention")(*x, graph, 0.1, bias, p, 1, everything), feat, feat, feat)
+    weight = bias[:, 0].detach().contiguous() if everything else None
+    step(lambda x: backend("graph_sum")(x, graph, weight), feat.flatten(1).detach().requires_grad_())
+    step(lambda x, t: backend("graph_softmax_sum")(x, t, graph), feat.flatten(1).detach().requires_grad_(), src[:1, 0])
     values = feat if everything else feat[:, 0]
     step(lambda *x: backend("segment_attention_pool")(*x, offsets, p, 1), src, values)
     for reduce in ("sum", "max", "logsumexp"):

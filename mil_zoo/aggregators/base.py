@@ -156,6 +156,9 @@ class Aggregator(nn.Module):
     def after_step(self) -> None:
         """Follows a step of the optimiser, where a paper moves more than its gradients do; the trainer calls it."""
 
+    def start_epoch(self) -> None:
+        """Training calls this before each epoch; most aggregators keep nothing from one step to the next."""
+
     def set_task(self, task: Task) -> None:
         """Makes ``task`` what is predicted; an aggregator whose loss needs classes overrides this and refuses others.
 

@@ -66,7 +66,7 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """The settings that :meth:`create` makes it from again, as plain values."""
-        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}  # type: ignore[arg-type]
+        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
 
     @property
     def width(self) -> int:
@@ -200,9 +200,8 @@ class Task:
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
-        return tuple(  # type: ignore[return-value]
-            table[list(names)].astype(float).to_numpy() for names in (self.target_columns, self.prediction_columns)
-        )
+        targets, predictions = table[list(self.target_columns)], table[list(self.prediction_columns)]
+        return targets.astype(float).to_numpy(), predictions.astype(float).to_numpy()
 
     def patients(self, table: pd.DataFrame, rule: str) -> pd.DataFrame:
         """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""

@@ -191,6 +191,7 @@ class _Steps:
     def epoch(self, epoch: int) -> dict[str, float]:
         """Takes the steps of one epoch; means of the losses over training slides."""
         self.aggregator.train()
+        self.aggregator.start_epoch()
         totals: dict[str, float] = defaultdict(float)
         config, order = self.config, epoch_order(self.strata, self.config.sampling, self.draws)
         rows = iter(order)
