@@ -36,6 +36,7 @@ from mil_zoo.train.loop import of_patients
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
+STAGES = "stages.json"  # what a model learned before its training, and from which slides, where it does
 TRACEBACK = "traceback.txt"  # of a failed trial
 Parts = dict[str, Bags]
 
@@ -301,6 +302,8 @@ def _write(
     if patients is not None:
         patients.to_csv(folder / "patients.csv", index=False, lineterminator="\n")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
+    if result.stages:
+        (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
     if result.recorder is not None:
         result.recorder.write(folder)
     (folder / "weights.safetensors").write_bytes(weights)

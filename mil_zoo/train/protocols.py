@@ -72,6 +72,7 @@ class TrialResult:
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
         recorder: the attention that was recorded; empty or None for a model without attention.
+        stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
     """
 
     task: Task
@@ -81,6 +82,7 @@ class TrialResult:
     parameters: int
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
+    stages: Sequence[Mapping[str, Any]] = ()
 
 
 Protocol = Callable[..., TrialResult]
@@ -134,6 +136,7 @@ def supervised(context: TrialContext) -> TrialResult:
     task = context.task.fit(as_bags(context.bags["train"]).targets)
     recorder = AttentionRecorder(task)
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
+    stages: list[dict[str, Any]] = []
     epochs = fit(
         aggregator,
         context.bags["train"],
@@ -145,6 +148,7 @@ def supervised(context: TrialContext) -> TrialResult:
         patient_rule=context.patient_rule,
         after_epoch=recorder.record_training,
         on_epoch=context.on_epoch,
+        on_stage=stages.append,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     where = context.graph, context.device, context.training.precision
@@ -173,7 +177,7 @@ def supervised(context: TrialContext) -> TrialResult:
     stacked = {part: torch.stack(rows) for part, rows in found.items()}
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
     of_parts = {part: torch.cat(rows) for part, rows in logits.items()}
-    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts)
+    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts, stages)
 
 
 def _finished(task: Task, aggregator: Aggregator, context: TrialContext, where: Any) -> Task:
