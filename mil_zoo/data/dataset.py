@@ -107,6 +107,8 @@ def _open(source: DatasetSource) -> Dataset:
     if source.task:
         contents = replace(contents, card=contents.card.with_task(dict(source.task)))
     contents = replace(contents, card=told_by_columns(contents, place, source))
+    if not contents.card.of_classes:
+        contents.card.create_task()  # a wrong setting is told before labels are looked for
     table, where = label_table(contents, place, source)
     note = ""
     if source.allow_missing:
