@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mil_zoo.files import writing
+
 
 @click.command(
     epilog="""\b
@@ -60,8 +62,10 @@ def embed(
             device=device,
             on_slide=lambda done: progress.update(bar, completed=done),
         )
-    write_embeddings(out, embeddings.numpy(), source.slide_ids)
+    with writing(out):
+        write_embeddings(out, embeddings.numpy(), source.slide_ids)
     console.print(
         f"{len(embeddings)} slides x {embeddings.shape[1]} in {out}/embeddings.npy, names in {out}/ids.npy",
+        markup=False,
         highlight=False,
     )
