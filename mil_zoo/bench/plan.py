@@ -19,8 +19,12 @@ from mil_zoo.bench.grid import points
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
+from mil_zoo.data.bags import Bags
 from mil_zoo.data.dataset import open_dataset
-from mil_zoo.data.judge import judge_shapes, raise_errors
+from mil_zoo.data.digests import of_labels as digest_of_labels
+from mil_zoo.data.digests import samples_of, together
+from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with_warnings
+from mil_zoo.data.judge_annotations import judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
@@ -82,7 +86,10 @@ class TrialPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A dataset, where it was opened from, its splits, the trials to run on them, and the plugins that these need."""
+    """A dataset, where it was opened from, its splits, the trials to run on them, and the plugins that these need.
+
+    ``digests`` are those of its labels and of sampled rows of its features.
+    """
 
     suite: Suite
     source: DatasetSource
@@ -90,6 +97,7 @@ class Plan:
     models: Sequence[ModelPlan]
     drawn: DrawnSplits
     plugins: tuple[Path, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def splits(self) -> Sequence[Split]:
@@ -156,6 +164,7 @@ class Plan:
             instance_labels=card.instance_labels,
             **self._patients(),
             mpp=card.mpp,
+            digests=dict(self.digests) or None,
             warnings=[*card.warnings, *self.drawn.warnings, *[self._permuted()] * suite.permute_labels],
         )
         split = SplitFacts(
@@ -227,11 +236,14 @@ def make_plan(
     if features:
         source = source.with_features(features[0])
     dataset = open_dataset(source)
-    raise_errors(judge_shapes(dataset.bags))
+    findings = judge_annotations(look_at_all(dataset.bags), lesion_free_slides(dataset.bags, dataset.card))
+    raise_errors(findings)
+    dataset = dataclasses.replace(dataset, card=with_warnings(dataset.card, findings))
+    digests = {"labels": digest_of_labels(dataset.bags), "features": _features_digest(dataset.bags)}
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     for each in features[1:]:  # all of them now: a missing slide costs no training
-        raise_errors(judge_shapes(open_dataset(source.with_features(each)).bags))
+        digests["features"] += f" {_features_digest(open_dataset(source.with_features(each)).bags)}"
     drawn = draw_splits(
         _by_strata(dataset),
         suite.split,
@@ -244,7 +256,15 @@ def make_plan(
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
     if len(features) > 1:
         models = [_with_features(model, each) for model in models for each in features]
-    return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins))
+    return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
+
+
+def _features_digest(bags: Bags) -> str:
+    """One digest of the features of all slides, once their shapes fit each other and no slide occurs twice."""
+    raise_errors(judge_shapes(bags))
+    samples = samples_of(bags)
+    raise_errors(judge_identical(bags, samples))
+    return together(f"{slide}\t{digest}" for slide, digest in samples.items())
 
 
 def _by_strata(dataset: Dataset) -> Dataset:

@@ -39,6 +39,7 @@ class DatasetFacts:
         patient_rule: how the slides of a patient are combined: "mean", "max", "packed"; None where they are not.
         patients: their number, where there is such a rule.
         mpp: micrometres a level-0 pixel; None where unknown.
+        digests: of its "labels" and of sampled rows of its "features"; None in runs of before they were kept.
         warnings: sentences that belong under every table.
     """
 
@@ -57,6 +58,7 @@ class DatasetFacts:
     patient_rule: Literal["mean", "max", "packed"] | None = None
     patients: int | None = None
     mpp: float | None = None
+    digests: dict[str, str] | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -166,7 +168,7 @@ class RunConfig:
     def settings(self) -> Row:
         """The mapping that ``config.yaml`` holds, keys in their order; what does not apply is left out."""
         settings = dataclasses.asdict(self)
-        absent = ["patient_rule", "patients", "mpp"]
+        absent = ["patient_rule", "patients", "mpp", "digests"]
         if self.dataset.layout is None:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)

@@ -23,6 +23,7 @@ from mil_zoo.files import refuse_link, write_text
 
 SHOWN = 5  # differences between two runs that a message lists
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
+_NAMES = ("slide_id", "patient_id")  # text, also where it is NA, null, None or 007
 
 
 class RunDirectory:
@@ -169,7 +170,7 @@ class RunDirectory:
 
     def predictions(self, trial: str) -> pd.DataFrame:
         """slide_id, patient_id, split, label, prob_0 ... of a trial."""
-        return self._csv(trial, "predictions.csv", dtype={"slide_id": str, "patient_id": str})
+        return self._csv(trial, "predictions.csv")
 
     def epochs(self, trial: str) -> pd.DataFrame:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
@@ -181,7 +182,7 @@ class RunDirectory:
         if name not in self._files(trial) and not self.path_of(trial, name).exists():
             empty: pd.DataFrame = pd.DataFrame(columns=["epoch", "slide_id", "split", "name", "value"])
             return empty
-        return self._csv(trial, name, dtype={"slide_id": str})
+        return self._csv(trial, name)
 
     def attention(self, trial: str) -> Path:
         """Where the attention of the trial's test slides lies (absent for an aggregator without attention)."""
@@ -237,14 +238,16 @@ class RunDirectory:
             self.trials()
         return (self._digests or {}).get(trial, {})
 
-    def _csv(self, trial: str, name: str, **options: Any) -> pd.DataFrame:
+    def _csv(self, trial: str, name: str) -> pd.DataFrame:
         try:
+            content = self.read(trial, name)
+            header = content.partition(b"\n")[0].decode().split(",")
             table: pd.DataFrame = pd.read_csv(
-                io.BytesIO(self.read(trial, name)),
+                io.BytesIO(content),
                 float_precision="round_trip",
-                keep_default_na=False,  # a slide or patient may be called NA
-                na_values=[""],
-                **options,
+                dtype={column: str for column in _NAMES if column in header},
+                keep_default_na=False,
+                na_values={column: [""] if column in _NAMES else ["", "nan"] for column in header},
             )
         except (ValueError, pd.errors.ParserError) as error:
             if isinstance(error, InputError):
@@ -284,6 +287,13 @@ def _checksum(row: Mapping[str, Any]) -> str:
 
 
 def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    known = [(settings.get("dataset") or {}).get("digests") or {} for settings in (old, new)]
+    changed = [name for name in known[1] if known[0].get(name, known[1][name]) != known[1][name]]
+    if changed and old["dataset"]["name"] == new["dataset"]["name"]:
+        raise InputError(
+            f"{path}: the data changed since this run began (other {' and '.join(changed)}); choose another --out, or "
+            "bring the data back"
+        )
     differences = _differences(_comparable(old), _comparable(new))
     if differences:
         # The title follows from the models, the hash of the splits from how they are drawn: said where nothing else is.

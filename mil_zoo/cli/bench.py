@@ -41,6 +41,7 @@ class BenchOptions:
     features: list[str] | None
     layout: str | None
     allow_pickle: bool
+    allow_missing: bool
     split: str | None
     allow_leaky_splits: bool | None
     test_on: str | None
@@ -114,6 +115,7 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--layout", metavar="NAME", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
+@click.option("--allow-missing", is_flag=True, help="Use the slides there where labels or splits name more.")
 @click.option(
     "--split",
     metavar="SCHEME|FILE",
@@ -251,7 +253,14 @@ def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:
     """How to open one of the suite's datasets, and the one that is tested on."""
     from mil_zoo.data.source import DatasetSource
 
-    source = DatasetSource(name, options.root, options.labels, None, options.layout, options.allow_pickle)
+    source = DatasetSource(
+        name,
+        options.root,
+        options.labels,
+        layout=options.layout,
+        allow_pickle=options.allow_pickle,
+        allow_missing=options.allow_missing,
+    )
     if suite.test_on is None:
         return source
     other = dataclasses.replace(source, name=suite.test_on, labels=None, root=options.test_root or options.root)

@@ -56,6 +56,7 @@ Examples:
 @click.option("--features", callback=comma_list(), help="Sets of features (encoders), comma-separated.  [default: all]")
 @click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
+@click.option("--allow-missing", is_flag=True, help="Slides of the labels without features are no error.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write one row a slide to this file.")
 @click.option("--markdown", is_flag=True, help="Print the report as Markdown.")
 @plugin_option
@@ -66,6 +67,7 @@ def check(
     features: list[str] | None,
     layout: str | None,
     allow_pickle: bool,
+    allow_missing: bool,
     csv_path: Path | None,
     markdown: bool,
     plugin: tuple[Path, ...],
@@ -83,7 +85,7 @@ def check(
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("slides", total=None)
         reports = check_dataset(
-            DatasetSource(dataset, root, labels, layout=layout, allow_pickle=allow_pickle),
+            DatasetSource(dataset, root, labels, layout=layout, allow_pickle=allow_pickle, allow_missing=allow_missing),
             features=features,
             on_slide=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -29,6 +29,7 @@ An interrupted import goes on when the same command is started again; a complete
 @click.option("--features", help="Which set of features, where SRC holds those of several encoders.")
 @click.option("--layout", help="How SRC is laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run whatever code a pickle of features holds; your own files only.")
+@click.option("--allow-missing", is_flag=True, help="Pack the slides that have features where the labels name more.")
 @click.option("--dtype", default="fp16", show_default=True, help="Of the stored features: fp16, bf16 or fp32.")
 @click.option("--graph", "graphs", callback=comma_list(), help="Graphs to build once and keep, such as window:2.")
 @plugin_option
@@ -40,6 +41,7 @@ def import_store(
     features: str | None,
     layout: str | None,
     allow_pickle: bool,
+    allow_missing: bool,
     dtype: str,
     graphs: list[str] | None,
     plugin: tuple[Path, ...],
@@ -74,7 +76,15 @@ def import_store(
             )
             return 0
         dataset = open_dataset(
-            DatasetSource(source, root, labels, features=features, layout=layout, allow_pickle=allow_pickle)
+            DatasetSource(
+                source,
+                root,
+                labels,
+                features=features,
+                layout=layout,
+                allow_pickle=allow_pickle,
+                allow_missing=allow_missing,
+            )
         )
         task = progress.add_task("importing", total=len(dataset.bags))
         try:

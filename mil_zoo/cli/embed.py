@@ -16,12 +16,15 @@ Example:
 """
 )
 @click.argument("encoder", type=click.Path(path_type=Path))
-@click.option("--dataset", metavar="CARD|TABLE.npz", help="Slides to embed (see mil-zoo datasets).")
+@click.option("--dataset", metavar="CARD|TABLE.npz|DIR", help="Slides to embed (see mil-zoo datasets).")
 @click.option("--store", type=click.Path(path_type=Path), help="Slides of a store of augmentations instead.")
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
 @click.option("--slides", type=click.Path(path_type=Path), help="Text file of slide ids, one a line: embed only these.")
+@click.option("--features", help="Which set of features, where a folder holds those of several encoders.")
+@click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
+@click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
 @click.option("--views", type=int, help="Random views (R) whose mean embeds a slide.  [default: the encoder's, 50]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the views.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for embeddings.npy and ids.npy.")
@@ -31,6 +34,9 @@ def embed(
     store: Path | None,
     root: Path | None,
     slides: Path | None,
+    features: str | None,
+    layout: str | None,
+    allow_pickle: bool,
     views: int | None,
     seed: int,
     out: Path,
@@ -49,7 +55,7 @@ def embed(
 
     console = Console()
     with console.status("Opening the data"):
-        source, _, _ = open_source(dataset, store, root, slides)
+        source, _, _ = open_source(store, slides, dataset, root, features, layout, allow_pickle)
         device = default_device()
         loaded = SlideEncoder.load(encoder).to(device)
     with Progress(console=console) as progress:

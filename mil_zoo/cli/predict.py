@@ -33,6 +33,7 @@ Examples:
 @click.option("--trial", help="One trial alone.  [default: the mean over all finished trials of the model]")
 @click.option("--features", help="Which set of features, where a folder holds those of several encoders.")
 @click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
+@click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
 @click.option(
     "--write", default="csv,png,geojson", show_default=True, callback=comma_list(), help="Attention files, or none."
 )
@@ -45,6 +46,7 @@ def predict(
     trial: str | None,
     features: str | None,
     layout: str | None,
+    allow_pickle: bool,
     write: list[str],
     out: Path,
     plugin: tuple[Path, ...],
@@ -66,7 +68,7 @@ def predict(
         from mil_zoo.data.prefetch import map_ahead
 
         predictor = Predictor(run, model, trial)
-    found = list(_slides(slides, features, layout))
+    found = list(_slides(slides, features, layout, allow_pickle))
     table = out / "probabilities.csv"
     refuse_link(table)
     with writing(out):
@@ -121,7 +123,7 @@ def _columns(predictor: Any) -> list[str]:
 
 
 def _slides(
-    texts: tuple[str, ...], features: str | None, layout: str | None
+    texts: tuple[str, ...], features: str | None, layout: str | None, allow_pickle: bool
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every slide: where it comes from, and how to read it. Only names are listed."""
     from mil_zoo.data.bags import SlideFile
@@ -129,7 +131,7 @@ def _slides(
     from mil_zoo.data.source import DatasetSource
 
     for text in texts:
-        source = DatasetSource(text, features=features, layout=layout)
+        source = DatasetSource(text, features=features, layout=layout, allow_pickle=allow_pickle)
         try:
             contents = contents_of(locate(source), source)
         except InputError as error:

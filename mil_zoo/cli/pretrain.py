@@ -28,7 +28,7 @@ Examples:
 Start the same command with the same --out again to continue an interrupted pretraining.
 """
 )
-@click.option("--dataset", metavar="CARD|TABLE.npz", help="Slides to learn from (see mil-zoo datasets).")
+@click.option("--dataset", metavar="CARD|TABLE.npz|DIR", help="Slides to learn from (see mil-zoo datasets).")
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
@@ -42,6 +42,9 @@ Start the same command with the same --out again to continue an interrupted pret
     type=click.Path(path_type=Path),
     help="Text file of slide ids, one a line: use only these (no test ones).",
 )
+@click.option("--features", help="Which set of features, where a folder holds those of several encoders.")
+@click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
+@click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
 @click.option("--backbone", help="sparse (the sparse slide encoder) or a registered aggregator.  [default: sparse]")
 @click.option("--weights", type=click.Path(path_type=Path), help="ResNet18 of torchvision: start from its layer4.")
 @click.option("--epochs", type=int, help="Passes over the slides.  [default: 1000]")
@@ -58,6 +61,9 @@ def pretrain(
     store: Path | None,
     root: Path | None,
     slides: Path | None,
+    features: str | None,
+    layout: str | None,
+    allow_pickle: bool,
     backbone: str | None,
     weights: Path | None,
     epochs: int | None,
@@ -80,7 +86,7 @@ def pretrain(
     with processes() as device:
         console = Console(quiet=world()[0] > 0)  # of several processes the first speaks
         with console.status("Opening the data"):
-            source, in_dim, about = open_source(dataset, store, root, slides)
+            source, in_dim, about = open_source(store, slides, dataset, root, features, layout, allow_pickle)
         chosen = {
             "backbone": backbone,
             "epochs": epochs,
@@ -97,11 +103,19 @@ def pretrain(
 
 
 def open_source(
-    dataset: str | None, store: Path | None, root: Path | None, slides: Path | None
+    store: Path | None,
+    slides: Path | None,
+    dataset: str | None,
+    root: Path | None,
+    features: str | None,
+    layout: str | None,
+    allow_pickle: bool,
 ) -> tuple[ViewSource, int, dict[str, Any]]:
     """The slides that the options name, their feature dimension, and what else a pretraining needs of them."""
-    from mil_zoo.data.dataset import open_dataset
+    from mil_zoo.data.dataset import open_slides
+    from mil_zoo.data.judge import judge_shapes, raise_errors
     from mil_zoo.data.labelled import Standardiser
+    from mil_zoo.data.labels.names import match_names
     from mil_zoo.data.splits.split import patient_key
     from mil_zoo.ssl.pretrain import Monitor
     from mil_zoo.ssl.views import AugmentationStore, BagSource
@@ -112,25 +126,24 @@ def open_source(
     if store is not None:
         augmentations = AugmentationStore(store, wanted)
         return augmentations, augmentations.in_dim, {"title": store.name}
-    opened = open_dataset(str(dataset), root=root)
+    opened = open_slides(str(dataset), root=root, features=features, layout=layout, allow_pickle=allow_pickle)
     bags = opened.bags
     if wanted is not None:
         known = bags.slide_ids
+        meant = match_names(wanted, known, str(slides))
         for slide_id in wanted:
-            if slide_id not in known:
+            if slide_id not in meant:
                 raise InputError(f"{slides}: the dataset has no slide {slide_id!r}{did_you_mean(slide_id, known)}")
-        bags = bags.select(wanted)
-    return (
-        BagSource(bags),
-        opened.in_dim,
-        {
-            "title": opened.card.title,
-            "standardiser": Standardiser.fit(bags) if opened.card.standardise else None,
-            "monitor": Monitor(
-                [-1 if label is None else label for label in bags.labels], [patient_key(slide) for slide in bags.slides]
-            ),
-        },
-    )
+        bags = bags.select(list(dict.fromkeys(meant[slide_id] for slide_id in wanted)))
+    raise_errors(judge_shapes(bags))
+    about: dict[str, Any] = {
+        "title": opened.card.title,
+        "standardiser": Standardiser.fit(bags) if opened.card.standardise else None,
+    }
+    if any(label is not None for label in bags.labels):
+        labels = [-1 if label is None else label for label in bags.labels]
+        about["monitor"] = Monitor(labels, [patient_key(slide) for slide in bags.slides])
+    return BagSource(bags), opened.in_dim, about
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -53,6 +53,10 @@ class Slide(ABC):
     def shape(self) -> tuple[int, int]:
         """``(N, D)`` without reading the features."""
 
+    @abstractmethod
+    def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Feature rows at ``places`` (ascending), float32 ``[len(places), D]``, without reading the others."""
+
     def instance_labels(self, bag: Bag) -> Tensor | None:
         """Labels of the patches that do not lie with the features: int64 ``[N]``, or None."""
         return None
@@ -101,6 +105,11 @@ class MemorySlide(Slide):
         """``(N, D)``."""
         return len(self.bag), int(self.bag.features.shape[1])
 
+    def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See :class:`Slide`."""
+        rows: npt.NDArray[np.float32] = self.bag.features[list(places)].detach().cpu().float().numpy()
+        return rows
+
     def changed(self, **fields: Any) -> MemorySlide:
         """The same slide with another ``label``, ``target`` or ``patient_id``; its graphs are kept."""
         if all(getattr(self, name) == value for name, value in fields.items()):
@@ -141,6 +150,11 @@ class SlideFile(Slide):
         """``(N, D)`` from the file's header."""
         with boundary(self.path):
             return LAYOUTS.get(self.layout).shape(self.path)
+
+    def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See :class:`Slide`."""
+        with boundary(self.path):
+            return LAYOUTS.get(self.layout).rows(self.path, places)
 
     def instance_labels(self, bag: Bag) -> Tensor | None:
         """Those of the annotations."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,6 +57,8 @@ class DataCard:
         annotations: of slides: folder with an annotation file a slide (``<slide>.xml``, ``.geojson``, ``.csv``,
             ``.npz``) beside the label table; where it exists, it gives the instance labels.
         annotation_threshold: a patch is positive when more than this share of it lies in annotated lesions.
+        annotation_scale: units of the coordinates in a unit of the annotations: 4 for those of a level of downsample 4,
+            micrometres a pixel where coordinates are in micrometres; None where both are level-0 pixels.
         lesion_free_class: slides of this class hold no positive instance and need no annotations.
         incomplete_annotations: slides whose annotations miss lesions; they get no instance labels.
         source: who made it and where it is published.
@@ -93,12 +96,39 @@ class DataCard:
     instance_labels: str | None = None
     annotations: str = "annotations"
     annotation_threshold: float = 0.2
+    annotation_scale: float | None = None
     lesion_free_class: str | None = None
     incomplete_annotations: list[str] = field(default_factory=list)
     source: str = ""
     licence: str = ""
     citation: str = ""
     warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for wrong in self._faults():
+            raise ValueError(wrong)
+
+    def _faults(self) -> Iterator[str]:
+        """What cannot be, as the end of a sentence that begins with the card's file."""
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
+            yield f"mpp must be a positive number of micrometres, not {self.mpp}"
+        if not 0 <= self.annotation_threshold < 1:
+            yield f"annotation_threshold must be a share of a patch in [0, 1), not {self.annotation_threshold}"
+        if self.annotation_scale is not None and not 0 < self.annotation_scale < math.inf:
+            yield f"annotation_scale must be a positive number, not {self.annotation_scale}"
+        if len({name.strip() for name in self.classes} - {""}) < len(self.classes):
+            yield f"classes must be different names, not {', '.join(map(repr, self.classes))}"
+        if self.classes and self.lesion_free_class not in (None, *self.classes):
+            yield f"lesion_free_class must be one of {', '.join(self.classes)}, not {self.lesion_free_class!r}"
+        for name in ("bags", "patients", "single_label", "patient_prefix", "site_prefix"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                yield f"{name} must be 1 or more, not {number}"
+        counts = {"bags_per_class": self.bags_per_class or []}
+        counts |= {f"split_counts {part}": number for part, number in self.split_counts.items()}
+        for name, numbers in counts.items():
+            if numbers and (len(numbers) != len(self.classes) or min(numbers) < 0):
+                yield f"{name} must be a number of bags for each of {len(self.classes)} classes, not {numbers}"
 
     @property
     def text(self) -> str:

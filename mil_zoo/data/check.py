@@ -10,11 +10,24 @@ from typing import Any
 
 import pandas as pd
 
+from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide
 from mil_zoo.data.judge import Finding, Level, judge_counts, judge_labels, judge_rows, judge_splits
+from mil_zoo.data.judge_annotations import Looked, judge_annotation_names, judge_annotations, look_at
+from mil_zoo.data.labels.annotations import InstanceLabeller
+from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.layouts.base import FeatureSet
 from mil_zoo.data.layouts.find import choose_features
-from mil_zoo.data.open import Contents, Place, contents_of, feature_sets, label_table, locate
+from mil_zoo.data.open import (
+    Contents,
+    Place,
+    annotation_files,
+    contents_of,
+    feature_sets,
+    label_table,
+    locate,
+    those_there,
+)
 from mil_zoo.data.slide_rows import COLUMNS, NUMBERS, slide_row, unreadable_row
 from mil_zoo.data.source import DatasetSource, as_source
 from mil_zoo.errors import InputError
@@ -118,21 +131,33 @@ def check_dataset(
     reports = []
     for each in chosen:
         contents = contents_of(place, source, each)
-        report = _read(contents, on_slide)
+        report, looked = _read(contents, on_slide, place.folder if place.kind == "slides" else None)
         if place.kind != "file" or source.labels is not None:
-            _judge_labels(report, contents, place, source)
+            _judge_labels(report, contents, place, source, looked)
         reports.append(report)
     return reports
 
 
-def _read(contents: Contents, on_slide: OnSlide | None) -> Report:
-    """The report on what can be read; an unreadable slide is a finding, the others go on."""
+def _read(contents: Contents, on_slide: OnSlide | None, folder: Path | None) -> tuple[Report, list[Looked]]:
+    """The report on what can be read, and what annotations hold; what is unreadable is a finding, the others go on."""
     features = contents.features
     report = Report(contents.card.title, contents.where, contents.layout, features.name if features else "")
     slides = sorted(contents.bags.slides, key=lambda slide: slide.slide_id) if features else contents.bags.slides
     rows = [{"slide_id": path.stem, "problem": problem} for path, problem in contents.unreadable.items()]
+    card, looked = contents.card, []
+    labellers: dict[str, InstanceLabeller] = {}
+    try:
+        files = {} if folder is None else annotation_files(card, folder, contents.bags.slide_ids)
+        for name, file in files.items():
+            labellers[name] = InstanceLabeller(file, card.annotation_threshold, card.annotation_scale)
+        report.add(judge_annotation_names(files, contents.bags.slide_ids, (folder or Path()) / card.annotations))
+    except InputError as error:
+        report.add([Finding("error", str(error))])
     for number, slide in enumerate(slides):
-        rows.append(_row(slide))
+        bag, row = _row(slide)
+        rows.append(row)
+        if slide.slide_id in labellers:
+            looked.append(look_at(slide.slide_id, labellers[slide.slide_id], bag))
         if on_slide is not None:
             on_slide(number + 1, len(slides))
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -142,17 +167,20 @@ def _read(contents: Contents, on_slide: OnSlide | None) -> Report:
         table[column] = table[column].astype(object).fillna("")
     report.slides = table
     report.add(judge_rows(table))
-    return report
+    return report, looked
 
 
-def _row(slide: Slide) -> dict[str, Any]:
+def _row(slide: Slide) -> tuple[Bag | None, dict[str, Any]]:
     try:
-        return slide_row(slide.read())
+        bag = slide.read()
+        return bag, slide_row(bag)
     except InputError as error:
-        return unreadable_row(slide, str(error))
+        return None, unreadable_row(slide, str(error))
 
 
-def _judge_labels(report: Report, contents: Contents, place: Place, source: DatasetSource) -> None:
+def _judge_labels(
+    report: Report, contents: Contents, place: Place, source: DatasetSource, looked: Sequence[Looked]
+) -> None:
     card = contents.card
     try:
         table, where = label_table(contents, place, source)
@@ -160,10 +188,18 @@ def _judge_labels(report: Report, contents: Contents, place: Place, source: Data
         # A folder of features without labels can be checked all the same; a card or a given table must be right.
         level: Level = "warning" if source.labels is None and not card.classes else "error"
         report.add([Finding(level, f"labels were not checked: {error}")])
+        report.add(judge_annotations(looked, [each.slide_id for each in looked]))
         return
+    if source.allow_missing:
+        table, note = those_there(table, report.slides["slide_id"].tolist(), where)
+        report.add([Finding("warning", note)] if note else [])
     report.add(judge_labels(table, report.slides["slide_id"].tolist(), card, where))
     report.add(judge_splits(table, card, where))
     if card.classes:
         report.add(judge_counts(table, card))
+    classes = class_indices(card.of_labels(table).classes)
+    free = classes.get(card.lesion_free_class or "", 0)
+    bare = table[table["label"].map(classes) == free] if "label" in table else table
+    report.add(judge_annotations(looked, bare["slide_id"]))
     report.slides = report.slides.drop(columns=["label", "patient_id"]).merge(table, on="slide_id", how="outer")
     report.slides["problem"] = report.slides["problem"].fillna("no features")

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from mil_zoo.data.card import DataCard
-from mil_zoo.data.judge import Finding, judge_counts, judge_labels, raise_errors
+from mil_zoo.data.bags import Bags, Slide
+from mil_zoo.data.judge import judge_counts, judge_labels, raise_errors, with_warnings
+from mil_zoo.data.judge_annotations import judge_annotation_names
 from mil_zoo.data.labelled import Dataset, Standardiser
+from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.labels.tables import class_indices
-from mil_zoo.data.open import contents_of, label_table, labelled, locate
+from mil_zoo.data.open import annotation_files, contents_of, label_table, labelled, locate, those_there
 from mil_zoo.data.patients import pack_patients, pack_splits, settle_rule
 from mil_zoo.data.source import DatasetSource, as_source
 from mil_zoo.data.splits.files import published_split
-from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.data.splits.split import patient_key, restricted
 from mil_zoo.data.transfer import joined
 from mil_zoo.errors import InputError
 
-__all__ = ["Dataset", "Standardiser", "open_dataset"]
+__all__ = ["Dataset", "Standardiser", "open_dataset", "open_slides"]
 
 
 def open_dataset(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
@@ -54,6 +57,44 @@ def open_dataset(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
     )
 
 
+def open_slides(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
+    """Opens all slides of a dataset for what needs no labels, but those that its card leaves out.
+
+    Labels and patients are known where a label table beside the slides states them, and None elsewhere.
+
+    Args:
+        source: how to open it; a name or a path stands for the source that has nothing else.
+        fields: other attributes of the :class:`DatasetSource`.
+
+    Raises:
+        InputError: unknown name, or missing or damaged files of features.
+    """
+    source = as_source(source, **fields)
+    place = locate(source)
+    contents = contents_of(place, source)
+    if contents.unreadable:
+        raise InputError(next(iter(contents.unreadable.values())))
+    card, rows = contents.card, {}
+    try:
+        table, _ = label_table(contents, place, source)
+    except InputError:
+        if source.labels is not None:
+            raise
+    else:
+        card = card.of_labels(table)
+        rows = {row["slide_id"]: row for row in table.to_dict("records")}
+    left_out = set(match_names(card.exclude, contents.bags.slide_ids).values())
+    indices = class_indices(card.classes)
+    slides: list[Slide] = []
+    for slide in contents.bags.slides:
+        row = rows.get(slide.slide_id, {})
+        patient = row.get("patient_id", slide.patient_id)
+        known = {"label": indices.get(row.get("label", "")), "patient_id": None if pd.isna(patient) else str(patient)}
+        if slide.slide_id not in left_out:
+            slides.append(slide.changed(**known))
+    return Dataset(card, Bags(slides), features=contents.features)
+
+
 def _open(source: DatasetSource) -> Dataset:
     place = locate(source)
     contents = contents_of(place, source)
@@ -62,7 +103,12 @@ def _open(source: DatasetSource) -> Dataset:
     if source.task:
         contents = replace(contents, card=contents.card.with_task(dict(source.task)))
     table, where = label_table(contents, place, source)
+    note = ""
+    if source.allow_missing:
+        table, note = those_there(table, contents.bags.slide_ids, where)
     card = contents.card.of_labels(table)
+    if note:
+        card = replace(card, counts="published", warnings=[*card.warnings, note])
     if source.labels is not None and contents.features is None:
         note = f"Labels were replaced by {source.labels}."
         card = replace(card, bags=None, bags_per_class=None, warnings=[*card.warnings, note])
@@ -76,6 +122,9 @@ def _open(source: DatasetSource) -> Dataset:
     stated = np.flatnonzero(~np.isnan(targets).any(1))
     table, targets = table.iloc[stated].reset_index(drop=True), targets[stated]
     annotations = None if contents.features is None else place.folder
+    if annotations is not None:
+        files = annotation_files(card, annotations, contents.bags.slide_ids)
+        findings += judge_annotation_names(files, contents.bags.slide_ids, annotations / card.annotations)
     bags, annotated = labelled(replace(contents, card=card), table, task, targets, annotations)
     if annotated:
         rule = f"more than {100 * card.annotation_threshold:g} % of the patch lies in annotated lesions"
@@ -86,26 +135,12 @@ def _open(source: DatasetSource) -> Dataset:
     if "site" in table:
         known = table.dropna(subset=["site"])
         site_of = dict(zip(known["slide_id"], known["site"], strict=True))
-    splits = published_split(table, where) if "split" in table else _restricted(contents.splits, bags.slide_ids)
+    splits = published_split(table, where) if "split" in table else restricted(contents.splits, bags.slide_ids)
     return Dataset(
-        card=_with_warnings(card, findings),
+        card=with_warnings(card, findings),
         bags=bags,
         published_splits=splits,
         site_of=site_of,
         features=contents.features,
+        partial=source.allow_missing,
     )
-
-
-def _restricted(splits: Any, slide_ids: list[str]) -> list[Split]:
-    """The splits without the slides that have no label."""
-    known = set(slide_ids)
-
-    def kept(part: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(slide for slide in part if slide in known)
-
-    return [replace(split, train=kept(split.train), val=kept(split.val), test=kept(split.test)) for split in splits]
-
-
-def _with_warnings(card: DataCard, findings: list[Finding]) -> DataCard:
-    """The card with what tables must say."""
-    return replace(card, warnings=[*card.warnings, *(finding.carried for finding in findings if finding.carried)])

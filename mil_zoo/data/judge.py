@@ -6,8 +6,8 @@ Rules over label tables need names alone; rules over slides need the rows that r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +15,9 @@ import pandas as pd
 
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard, count_differences, per_class
+from mil_zoo.data.digests import identical
 from mil_zoo.data.labels.names import alike, both_sides
-from mil_zoo.data.labels.tables import class_indices, class_names, patients_of_two_labels
+from mil_zoo.data.labels.tables import class_indices, class_names, labels_alike, patients_of_two_labels
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError
 
@@ -56,6 +57,11 @@ def raise_errors(findings: Sequence[Finding]) -> None:
         raise InputError(errors[0].sentence + more)
 
 
+def with_warnings(card: DataCard, findings: Sequence[Finding]) -> DataCard:
+    """The card with what tables must say of the findings."""
+    return replace(card, warnings=[*card.warnings, *(finding.carried for finding in findings if finding.carried)])
+
+
 def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, where: Path | str) -> list[Finding]:
     """What is wrong with a label table beside the slides that have features.
 
@@ -83,9 +89,10 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     known, given = set(slide_ids), set(table["slide_id"])
     missing = sorted(given - known)
     if missing:
+        remedy = "extract them, drop their rows, or use those there (--allow-missing)"
         spare_here = known - given - set(card.exclude)
         hint = f" ({both_sides(missing, spare_here)})" if spare_here else ""
-        add("error", f"{where} names slides without features{hint}; extract them or drop their rows", missing)
+        add("error", f"{where} names slides without features{hint}; {remedy}", missing)
     spare = sorted(known - given - set(card.exclude))
     if spare:
         text = "slides with features have no label and are left out"
@@ -96,9 +103,11 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     if "label" not in table:
         return findings
     labels = table["label"].nunique()
-    if not card.classes and len(table) > 4 and labels > len(table) / 2:
+    if not card.classes and len(table) > 4 and (labels == len(table) or labels > max(10, len(table) / 2)):
         remedy = "name the column that holds the class"
         add("error", f"{where}: {labels} different labels of {len(table)} slides are no classes; {remedy}")
+    for group in labels_alike(card.classes or table["label"]):
+        add("error", f"{where}: classes differ in case or blanks only, {' and '.join(map(repr, group))}; write one")
     classes = class_indices(card.classes or class_names(table))
     for label, group in table[~table["label"].isin(list(classes))].groupby("label"):
         add("error", f"{where}: label {label!r} is none of {', '.join(classes)}", group["slide_id"])
@@ -180,6 +189,12 @@ def judge_shapes(bags: Bags) -> list[Finding]:
         text = f"features have {usual} dimensions in most slides and others ({dims[odd[0]]}) here; use one encoder"
         findings.append(Finding("error", text, tuple(odd)))
     return findings
+
+
+def judge_identical(bags: Bags, samples: Mapping[str, str]) -> list[Finding]:
+    """Slides that occur under several names, in one cohort or in two; ``samples`` are their digests by id."""
+    text = "slides have identical features under several names; keep one of them in the label table"
+    return [Finding("error", text, group) for group in identical(bags, samples)]
 
 
 def judge_rows(rows: pd.DataFrame) -> list[Finding]:

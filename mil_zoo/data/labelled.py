@@ -29,6 +29,7 @@ class Dataset:
         test_ids: slides of another dataset, on all of which training on the others is tested; or empty.
         patient_rule: how a patient of several slides is scored; None where patients are not.
         features: the files that the bags are read from; None for bags in memory.
+        partial: whether the labels named slides without features, which were left out on request; splits may name them.
     """
 
     card: DataCard
@@ -38,6 +39,7 @@ class Dataset:
     test_ids: Sequence[str] = ()
     patient_rule: PatientRule | None = None
     features: FeatureSet | None = None
+    partial: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bags", as_bags(self.bags))

@@ -6,6 +6,7 @@ slides all begin here, so that what one of them takes the others take too.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,8 @@ from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
-from mil_zoo.data.labels.names import match_names
-from mil_zoo.data.labels.tables import find_labels, read_labels
+from mil_zoo.data.labels.names import both_sides, match_names
+from mil_zoo.data.labels.tables import find_labels, read_labels, spelled_as
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
 from mil_zoo.data.layouts.find import choose_features, find_features, layout_of
 from mil_zoo.data.layouts.table import read_published_folds, read_table
@@ -161,6 +162,8 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
         where = source.labels or find_labels(place.folder)
         own = read_labels(where, card.label_column, card.target_columns)
     own = own.assign(slide_id=_known_names(own["slide_id"].tolist(), contents.bags.slide_ids, where))
+    if "label" in own:
+        own["label"] = spelled_as(own["label"], card.classes)
     left_out = set(match_names(card.exclude, own["slide_id"].tolist(), where).values())
     table = own[~own["slide_id"].isin(list(left_out))].reset_index(drop=True)
     if contents.features is None:  # in the order of the bags
@@ -169,11 +172,22 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
         table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     if "patient_id" not in table and card.patient_prefix:
         table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
-    if "patient_id" not in table and len(table):  # barcodes name the patient, whoever forgets the column
-        patients = table["slide_id"].str.extract(_TCGA, expand=False)
-        if patients.notna().all():
+    if ("patient_id" not in table or table["patient_id"].isna().all()) and len(table):
+        patients = table["slide_id"].str.extract(_TCGA, flags=re.IGNORECASE, expand=False).str.upper()
+        if patients.notna().any():  # barcodes name the patient, whoever forgets the column
             table["patient_id"] = patients
     return table, where
+
+
+def those_there(table: pd.DataFrame, slide_ids: Sequence[str], where: Path | str) -> tuple[pd.DataFrame, str]:
+    """The rows of slides that have features, and a sentence on the others; "" where there are none."""
+    there = table["slide_id"].isin(list(slide_ids))
+    if not there.any():
+        names = both_sides(table["slide_id"], slide_ids)
+        raise InputError(f"{where}: none of its {len(table)} slides has features ({names}); correct the names")
+    absent = int((~there).sum())
+    note = f"{absent} of the {len(table)} slides in {Path(where).name} have no features and are left out, as asked."
+    return table[there].reset_index(drop=True), note if absent else ""
 
 
 def labelled(
@@ -266,18 +280,31 @@ def _slides(features: FeatureSet, allow_pickle: bool) -> tuple[list[Slide], dict
     return [MemorySlide(bag) for bag in bags], unreadable
 
 
+def annotation_files(card: DataCard, folder: Path, slide_ids: Sequence[str]) -> dict[str, Path]:
+    """The annotation file of each slide that has one, by its id; a file that names none stays under its own name."""
+    files = find_annotations(folder / card.annotations)
+    meant = match_names(files, slide_ids, folder / card.annotations)
+    found: dict[str, Path] = {}
+    for name, path in files.items():
+        slide_id = meant.get(name, name)
+        if slide_id in found:
+            raise InputError(f"{found[slide_id]} and {path.name} are both annotations of slide {slide_id!r}: keep one")
+        found[slide_id] = path
+    return found
+
+
 def _labellers(
     card: DataCard, folder: Path, slide_ids: Sequence[str], labels: Sequence[int | None]
 ) -> dict[str, InstanceLabeller]:
     """For each slide whose lesions are known, how its patches are labelled; empty without an annotations folder."""
-    files = find_annotations(folder / card.annotations)
+    files = annotation_files(card, folder, slide_ids)
     known: dict[str, Path | None] = {}
     if files and card.lesion_free_class is not None:
         free = card.classes.index(card.lesion_free_class)
         known = {slide_id: None for slide_id, label in zip(slide_ids, labels, strict=True) if label == free}
     known.update(files)
     return {
-        slide_id: InstanceLabeller(path, card.annotation_threshold)
+        slide_id: InstanceLabeller(path, card.annotation_threshold, card.annotation_scale)
         for slide_id, path in known.items()
         if slide_id not in card.incomplete_annotations
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,6 +37,18 @@ class PatientSlides(Slide):
         """``(N, D)`` without reading the features."""
         shapes = [slide.shape() for slide in self.members]
         return sum(n for n, _ in shapes), shapes[0][1]
+
+    def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See :class:`Slide`."""
+        ends = np.cumsum([slide.shape()[0] for slide in self.members])
+        member = np.searchsorted(ends, places, side="right")
+        starts = np.append(0, ends)[member]
+        parts = [
+            slide.rows((np.asarray(places) - starts)[member == i].tolist())
+            for i, slide in enumerate(self.members)
+            if (member == i).any()
+        ]
+        return np.concatenate(parts)
 
 
 def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule | None:

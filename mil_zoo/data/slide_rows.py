@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide, SlideFile
+from mil_zoo.data.digests import of_bag
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.layouts.base import LAYOUTS
 from mil_zoo.data.layouts.geometry import nearest_distances
@@ -23,17 +23,14 @@ COLUMNS = ["slide_id", "label", "patient_id", *NUMBERS, "unit", "geometry", "dig
 
 def slide_row(bag: Bag) -> dict[str, Any]:
     """The row of a slide in :attr:`mil_zoo.data.check.Report.slides`."""
-    features = bag.features.contiguous().numpy()
-    digest = hashlib.blake2b(repr(features.shape).encode(), digest_size=8)
-    digest.update(features.data)
     row: dict[str, Any] = {
         "slide_id": bag.slide_id,
         "patches": len(bag),
-        "dimensions": features.shape[1],
+        "dimensions": bag.features.shape[1],
         "problem": "",
     }
     row |= {"label": None if bag.label is None else str(bag.label), "patient_id": bag.patient_id}
-    row |= {"digest": digest.hexdigest()}
+    row |= {"digest": of_bag(bag)}
     if bag.coords is not None:
         row |= _coords_row(bag.coords.numpy(), bag.patch_size, bag.unit, bag.geometry)
         if row.get("isolated") == len(bag) - row["repeated"] > 1:

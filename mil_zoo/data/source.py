@@ -30,6 +30,7 @@ class DatasetSource:
         patients: how patients of several slides are scored: "mean" or "max" of their slides' probabilities, or
             "packed", all slides in one bag; None for what the card says, else the mean.
         task: what is predicted, ("name", registry key) and settings as pairs; empty for what the card says.
+        allow_missing: use the slides that have features where the labels (or a split file) name more.
         test_on: another dataset, on which training on this one is tested.
     """
 
@@ -41,6 +42,7 @@ class DatasetSource:
     allow_pickle: bool = False
     patients: PatientRule | None = None
     task: tuple[tuple[str, Any], ...] = ()
+    allow_missing: bool = False
     test_on: DatasetSource | None = None
 
     @property

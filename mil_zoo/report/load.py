@@ -84,7 +84,8 @@ class Results:
         key = make, arguments
         if key not in self._made:
             self._made[key] = make(self, *arguments)
-        return self._made[key]  # type: ignore[no-any-return]
+        made: Made = self._made[key]
+        return made
 
     @property
     def path(self) -> Path:
@@ -178,7 +179,10 @@ class Results:
             if not set(names) <= set(self._table):
                 return {}
             rows = self._table[names].dropna(subset=f"{metric}_mean")
-            return {str(row[0]): Summary(*row[1:5], int(row[5])) for row in rows.itertuples()}
+            return {
+                str(label): Summary(mean, sd, low, high, int(n))
+                for label, (mean, sd, low, high, n) in zip(rows.index, rows.to_numpy(dtype=float), strict=True)
+            }
         found = {}
         for label in self.finished:
             one = self.estimate(label, metric)

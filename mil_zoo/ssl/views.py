@@ -175,8 +175,8 @@ class AugmentationStore:
             rows = np.sort(generator.integers(len(tiles), size=instances))
             bags.append(
                 Bag(
-                    features=tiles[rows].astype(np.float32),
-                    coords=coordinates[rows].astype(np.float32),
+                    features=torch.from_numpy(tiles[rows].astype(np.float32)),
+                    coords=torch.from_numpy(coordinates[rows].astype(np.float32)),
                     patch_size=self.patch_size,
                     slide_id=name,
                 )

@@ -11,13 +11,28 @@ Which question each answers, where models are compared on slides of one dataset:
 
 and over several datasets: ``friedman_nemenyi``, ``wilcoxon_test`` (Demšar).
 
+- how well these models do by any metric of any task, and the difference of two: ``bootstrap_patients``,
+  ``bootstrap_difference``, on another cohort ``external_difference``
+
+Of censored times (``concordance``, ``kaplan_meier``, ``logrank``, ``cox``, ...) the estimators are those of
+``mil_zoo.survival``, which metrics and tasks use too.
+
 Trainings that share a test set are seeds of one split (``distinct_test_sets``), and slides of a patient are never
 counted as if they were several patients.
 """
 
 from mil_zoo.stats.calibration import Calibration, brier_score, calibration
+from mil_zoo.stats.clinical import Clinical, Covariates, adds_to_clinical, fit_clinical, read_covariates
 from mil_zoo.stats.curves import Curve, mean_curve
 from mil_zoo.stats.decisions import Best, could_be_best, design_error, detectable_difference, holm
+from mil_zoo.stats.drawn import (
+    Drawn,
+    Scored,
+    bootstrap_difference,
+    bootstrap_patients,
+    external_difference,
+    pooled_concordance,
+)
 from mil_zoo.stats.intervals import Estimate, Interval, Summary, estimate, patient_interval, summarise
 from mil_zoo.stats.paired import (
     EXCHANGED,
@@ -31,35 +46,113 @@ from mil_zoo.stats.paired import (
 )
 from mil_zoo.stats.ranks import FriedmanNemenyi, friedman_nemenyi
 from mil_zoo.stats.resampling import TestSet, bootstrap, distinct_test_sets
+from mil_zoo.stats.risk_groups import RiskGroups, risk_groups
+from mil_zoo.survival import (
+    Baseline,
+    CalibrationGroups,
+    Cox,
+    DCalibration,
+    HazardRatio,
+    KaplanMeier,
+    LikelihoodRatio,
+    LogRank,
+    Pairs,
+    TimeDependentAUC,
+    bin_edges,
+    breslow_baseline,
+    brier_survival,
+    calibration_groups,
+    censoring_curve,
+    concordance,
+    concordance_ipcw,
+    concordance_pairs,
+    cox,
+    cox_log_likelihood,
+    cumulative_dynamic_auc,
+    d_calibration,
+    discrete_survival,
+    follow_up,
+    hazard_ratio,
+    integrated_brier,
+    kaplan_meier,
+    likelihood_ratio,
+    logrank,
+    observed_over_expected,
+    time_bins,
+)
 
 __all__ = [
     "EXCHANGED",
+    "Baseline",
     "Best",
     "Calibration",
+    "CalibrationGroups",
+    "Clinical",
+    "Covariates",
+    "Cox",
     "Curve",
+    "DCalibration",
     "DeLong",
+    "Drawn",
     "Estimate",
     "FriedmanNemenyi",
+    "HazardRatio",
     "Interval",
+    "KaplanMeier",
+    "LikelihoodRatio",
+    "LogRank",
     "PairedT",
+    "Pairs",
+    "RiskGroups",
+    "Scored",
     "Summary",
     "TestSet",
+    "TimeDependentAUC",
+    "adds_to_clinical",
+    "bin_edges",
     "bootstrap",
+    "bootstrap_difference",
+    "bootstrap_patients",
+    "breslow_baseline",
     "brier_score",
+    "brier_survival",
     "calibration",
+    "calibration_groups",
+    "censoring_curve",
+    "concordance",
+    "concordance_ipcw",
+    "concordance_pairs",
     "corrected_t_test",
     "could_be_best",
+    "cox",
+    "cox_log_likelihood",
+    "cumulative_dynamic_auc",
+    "d_calibration",
     "delong_test",
     "design_error",
     "detectable_difference",
+    "discrete_survival",
     "distinct_test_sets",
     "estimate",
+    "external_difference",
+    "fit_clinical",
+    "follow_up",
     "friedman_nemenyi",
+    "hazard_ratio",
     "holm",
+    "integrated_brier",
+    "kaplan_meier",
+    "likelihood_ratio",
+    "logrank",
     "mean_curve",
+    "observed_over_expected",
     "patient_interval",
     "patient_test",
     "permutation_test",
+    "pooled_concordance",
+    "read_covariates",
+    "risk_groups",
     "summarise",
+    "time_bins",
     "wilcoxon_test",
 ]

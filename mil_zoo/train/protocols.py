@@ -70,6 +70,7 @@ class TrialResult:
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
         recorder: the attention that was recorded; empty or None for a model without attention.
+        stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
     """
 
     task: Task
@@ -80,6 +81,7 @@ class TrialResult:
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+    stages: Sequence[Mapping[str, Any]] = ()
 
 
 Protocol = Callable[..., TrialResult]
@@ -121,6 +123,7 @@ def supervised(context: TrialContext) -> TrialResult:
     def test_last() -> None:
         last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
 
+    stages: list[dict[str, Any]] = []
     epochs = fit(
         aggregator,
         context.bags["train"],
@@ -132,6 +135,7 @@ def supervised(context: TrialContext) -> TrialResult:
         after_epoch=recorder.record_training,
         on_epoch=context.on_epoch,
         before_choice=test_last,
+        on_stage=stages.append,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
@@ -165,5 +169,6 @@ def supervised(context: TrialContext) -> TrialResult:
         parameters=parameters,
         recorder=recorder,
         logits=of_parts,
+        stages=stages,
         last=torch.stack(last) if last else None,
     )

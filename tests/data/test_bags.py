@@ -95,7 +95,7 @@ def test_folders_that_do_not_fit_are_refused(folder):
     labels = folder / "labels.csv"
     text = labels.read_text()
     for change, message in {
-        text + "zz,red,train\n": r"labels.csv names slides without features; .* drop their rows: zz \(1 in all\)",
+        text + "zz,red,train\n": r"labels.csv names slides without features; .* \(--allow-missing\): zz \(1 in all\)",
         text.replace("blue", "green"): r"csv: label 'green' is none of 0, 1, blue, red: TCGA-00-0, .* \(12 in all\)",
         text + "TCGA-00-0,red,train\n": "names slides twice: TCGA-00-0",
         text.rsplit("\n", 2)[0] + "\n": "holds 23 bags .* its card states 24",
@@ -104,7 +104,7 @@ def test_folders_that_do_not_fit_are_refused(folder):
         with pytest.raises(InputError, match=message):
             open_dataset("mine", root=folder)
     labels.write_text(text)
-    write_clam(folder / "another", "x")
+    write_clam(folder / "another", "TCGA-00-0")
     with pytest.raises(InputError, match=r"2 sets of features; choose with --features: another, mine"):
         open_dataset("mine", root=folder)
     with pytest.raises(InputError, match=r"no features called 'anotter'; did you mean 'another'"):

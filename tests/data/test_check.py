@@ -74,7 +74,7 @@ def test_every_fault_is_found_in_one_pass(folder, run_cli):
         "slide 's5': no patch has another one within two steps of 512 px",
         "warning: slides with features have no label and are left out (labels: ",
         "[spare]",
-        "(the table says 'gone'; the features are called 'spare'); extract them or drop their rows [gone]",
+        "(the table says 'gone'; the features are called 'spare'); extract them, drop their rows, or use those there",
         "patients in both test and train; split by patient [p0]",
         "patients with slides of different labels [p0,p3]",
         "warning: 1 patches lie at the place of another one [s6]",

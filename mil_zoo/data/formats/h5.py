@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -51,11 +51,13 @@ class Head(NamedTuple):
         datasets: names at the top.
         attrs: attributes of the file.
         coords: attributes of its dataset ``coords``.
+        places: how many rows that has.
     """
 
     datasets: frozenset[str]
     attrs: dict[str, Any]
     coords: dict[str, Any]
+    places: int
 
 
 def head(path: Path) -> Head | None:
@@ -70,8 +72,10 @@ def head(path: Path) -> Head | None:
 @lru_cache(maxsize=64)  # each layout asks for it
 def _head(path: Path, changed: int, size: int) -> Head:
     with _open(path) as file:
-        coords = dict(file["coords"].attrs) if isinstance(_link(file, "coords"), _INSIDE) else {}
-        return Head(frozenset(file), dict(file.attrs), coords)
+        coords, places = {}, 0
+        if isinstance(_link(file, "coords"), _INSIDE):
+            coords, places = dict(file["coords"].attrs), (getattr(file["coords"], "shape", ()) or (0,))[0]
+        return Head(frozenset(file), dict(file.attrs), coords, places)
 
 
 _INSIDE = (h5py.HardLink, h5py.SoftLink)
@@ -151,6 +155,14 @@ def read_features(file: h5py.File, path: Path) -> npt.NDArray[np.float32]:
     """float32 ``[N, D]``; a leading axis of one is dropped."""
     dataset = features_of(file, path)
     return np.asarray(dataset, dtype=np.float32).reshape(squeezed(dataset.shape))
+
+
+def read_rows(path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+    """float32 ``[len(places), D]``: these rows of the features (ascending), and nothing else of them."""
+    with opened(path) as file:
+        dataset = features_of(file, path)
+        rows = dataset[0][list(places)] if dataset.ndim == 3 else dataset[list(places)]
+        return np.asarray(rows, dtype=np.float32)
 
 
 def read_coords(file: h5py.File, path: Path) -> npt.NDArray[np.float64] | None:

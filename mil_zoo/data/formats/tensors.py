@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,6 +34,12 @@ def tensor_shape(path: Path) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
+def tensor_rows(path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+    """float32 ``[len(places), D]``: these rows, without reading the others where the file allows that."""
+    rows: npt.NDArray[np.float32] = _tensor(path, mmap=True)[list(places)].float().numpy()
+    return rows
+
+
 def _tensor(path: Path, mmap: bool) -> Tensor:
     content = _load(path, mmap)
     if not isinstance(content, Tensor):
@@ -38,11 +48,19 @@ def _tensor(path: Path, mmap: bool) -> Tensor:
         kind = f"{str(content.layout).removeprefix('torch.')} tensor of {str(content.dtype).removeprefix('torch.')}"
         raise InputError(f"{path} holds a {kind}; save the features as a dense tensor of floats")
     content = content.detach()
+    if content.nbytes > content.untyped_storage().nbytes():
+        raise InputError(
+            f"{path} declares a tensor {list(content.shape)} that holds one number many times; extract the slide again"
+        )
     return content[0] if content.ndim == 3 and len(content) == 1 else content
 
 
 def _load(path: Path, mmap: bool) -> Any:
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(member.file_size > member.compress_size for member in archive.infolist()):
+                    raise ValueError("it is compressed, as torch.save does not do it")
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except RuntimeError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.outlines import SUFFIXES, read_outlines
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.errors import InputError
@@ -33,10 +34,12 @@ class Annotations:
     Attributes:
         positives: valid shapely (Multi)Polygons, one a drawn lesion; they may overlap.
         exclusions: the same of what is no lesion although it may lie in one.
+        ignored: how many shapes were left out because they are of another group, by the group.
     """
 
     positives: Sequence[Any]
     exclusions: Sequence[Any] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def region(self) -> Any:
@@ -55,6 +58,7 @@ def read_annotations(
     *,
     positive: Sequence[str] = POSITIVE,
     excluded: Sequence[str] = EXCLUDED,
+    scale: float = 1.0,
 ) -> Annotations:
     """Reads the polygons of one slide.
 
@@ -71,6 +75,7 @@ def read_annotations(
         slide_id: which slide of a table that holds several.
         positive: groups that mark lesions.
         excluded: groups that are taken out of them.
+        scale: level-0 pixels in a unit of the file: the downsample of the level on which it was drawn.
 
     Raises:
         InputError: the file is missing, damaged or of another kind, or a coordinate in it is no finite number.
@@ -84,21 +89,22 @@ def read_annotations(
     polygons: dict[str, list[Any]] = {"positive": [], "excluded": []}
     ignored: Counter[str] = Counter()
     degenerate = []
-    for outline in read_outlines(path, slide_id):
-        kind = next((meaning[group.lower()] for group in outline.groups if group.lower() in meaning), None)
-        if kind is None:
-            ignored[outline.groups[0] if outline.groups else "no group"] += 1
-        elif (polygon := _valid(outline.shape)).area > 0:
-            polygons[kind].append(polygon)
-        else:
-            degenerate.append(outline.name)
+    with boundary(path, "a readable annotation file", "export it again"):
+        for outline in read_outlines(path, slide_id):
+            kind = next((meaning[group.lower()] for group in outline.groups if group.lower() in meaning), None)
+            if kind is None:
+                ignored[outline.groups[0] if outline.groups else "no group"] += 1
+            elif (polygon := _valid(outline.shape)).area > 0:
+                polygons[kind].append(shapely.transform(polygon, lambda points: points * scale))
+            else:
+                degenerate.append(outline.name)
     if ignored:
         counts = ", ".join(f"{count} of {group!r}" for group, count in ignored.items())
         warnings.warn(f"{path}: shapes that are neither lesions nor exclusions are left out: {counts}", stacklevel=2)
     if degenerate:
         names = ", ".join(degenerate)
         warnings.warn(f"{path}: polygons of fewer than three vertices or no area are left out: {names}", stacklevel=2)
-    return Annotations(polygons["positive"], polygons["excluded"])
+    return Annotations(polygons["positive"], polygons["excluded"], ignored)
 
 
 def label_instances(
@@ -127,7 +133,8 @@ def label_instances(
     """
     if unit != "px":
         raise InputError(
-            f"annotations are in level-0 pixels and the coordinates in {unit}; convert them to pixels first"
+            f"annotations are in level-0 pixels and the coordinates in {unit}; convert them to pixels first, or state "
+            f"annotation_scale ({unit} in a pixel) in a card.yaml beside the labels"
         )
     corners = np.asarray(coords, dtype=np.float64)
     if corners.ndim != 2 or corners.shape[1] != 2 or not np.isfinite(corners).all():
@@ -145,10 +152,12 @@ class InstanceLabeller:
     Attributes:
         path: its annotation file; None for a slide known to hold no lesion.
         threshold: see :func:`label_instances`.
+        scale: units of the coordinates in a unit of the annotations; None where both are level-0 pixels.
     """
 
     path: Path | None
     threshold: float
+    scale: float | None = None
 
     def __call__(self, bag: Bag) -> Tensor | None:
         """int64 ``[N]``; None for a bag without coordinates.
@@ -158,9 +167,14 @@ class InstanceLabeller:
         """
         if self.path is None:
             return torch.zeros(len(bag), dtype=torch.int64)
+        return self.apply(read_annotations(self.path, scale=self.scale or 1.0), bag)
+
+    def apply(self, annotations: Annotations, bag: Bag) -> Tensor | None:
+        """The same by annotations that were read already."""
         if bag.coords is None or bag.patch_size is None:
             return None
-        return label_instances(bag.coords, bag.patch_size, read_annotations(self.path), self.threshold, bag.unit)
+        unit = bag.unit if self.scale is None else "px"
+        return label_instances(bag.coords, bag.patch_size, annotations, self.threshold, unit)
 
 
 def find_annotations(folder: Path) -> dict[str, Path]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from pathlib import Path
 
 import pandas as pd
 
 from mil_zoo.data.formats.boundary import boundary
+from mil_zoo.data.formats.gz import unpacked
 from mil_zoo.errors import InputError
 
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SEPARATORS = ",;\t|"
-_MOST_BYTES = 2**30
 _NOT_TEXT = {b"PK\x03\x04": "an Excel workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"\x89HDF": "an HDF5 file"}
 
 
@@ -35,7 +34,7 @@ def read_csv(path: Path, needs: str = "it needs a header and a row a slide") -> 
     with boundary(path, "a readable csv", needs):
         if not path.exists() and not path.is_symlink():
             raise InputError(f"{path}: no such file; {needs}")
-        text = _text(path, path.read_bytes())
+        text = _text(path, unpacked(path))
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         while lines and (not lines[0].strip() or lines[0].startswith("#")):
             lines.pop(0)
@@ -64,11 +63,6 @@ def decimal(values: pd.Series[str]) -> pd.Series[str]:
 
 
 def _text(path: Path, content: bytes) -> str:
-    if path.suffix.lower() == ".gz" or content[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise InputError(f"{path} unpacks to more than 1 GiB, which no table of slides is; check the file")
     for start, kind in _NOT_TEXT.items():
         if content.startswith(start):
             raise InputError(f"{path} is {kind}, not a csv; save the table as csv (UTF-8)")

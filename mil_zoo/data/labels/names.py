@@ -78,10 +78,10 @@ def match_names(given: Iterable[str], known: Sequence[str], where: object = "the
     return found
 
 
-def both_sides(given: Iterable[str], known: Iterable[str]) -> str:
+def both_sides(given: Iterable[str], known: Iterable[str], what: str = "the table says") -> str:
     """Three names of each side, for a message about names that do not meet."""
     names = [", ".join(map(repr, sorted(side)[:_SHOWN])) or "nothing" for side in (set(given), set(known))]
-    return f"the table says {names[0]}; the features are called {names[1]}"
+    return f"{what} {names[0]}; the features are called {names[1]}"
 
 
 def alike(known: Iterable[str]) -> list[tuple[str, ...]]:

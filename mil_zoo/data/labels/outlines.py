@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import zlib
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from mil_zoo.data.formats.gz import unpacked
 from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.errors import InputError
 
@@ -55,8 +55,7 @@ def read_outlines(path: Path, slide_id: str | None = None) -> Iterator[Outline]:
 
 def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        return unpacked(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -161,7 +160,7 @@ def _from_npz(path: Path, slide_id: str | None) -> Iterator[Outline]:
 
 def _from_csv(path: Path, slide_id: str | None) -> Iterator[Outline]:
     try:
-        table = pd.read_csv(io.BytesIO(_content(path)), dtype={"polygon": str, "group": str, "slide_id": str})
+        table = pd.read_csv(io.BytesIO(_content(path)), dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path} is not a readable csv ({error}); it needs the columns polygon, x and y") from error
     for column in ("polygon", "x", "y"):

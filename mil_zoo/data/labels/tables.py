@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -125,6 +126,25 @@ def class_indices(classes: Sequence[str]) -> dict[str, int]:
     if all(numbers):
         return {str(int(match[1])): i for i, match in enumerate(numbers) if match} | names
     return {str(i): i for i in range(len(classes))} | names
+
+
+def spelled_as(labels: pd.Series[str], classes: Sequence[str]) -> pd.Series[str]:
+    """Labels that name one of ``classes`` but for case and blanks, as it is written; the others as they are."""
+    written = {_folded(name): name for name in classes}
+    known = set(class_indices(classes))
+    return labels.map(lambda label: label if label in known else written.get(_folded(label), label))
+
+
+def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of labels that differ in case and blanks only."""
+    groups = defaultdict(list)
+    for label in sorted(set(labels)):
+        groups[_folded(label)].append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _folded(label: str) -> str:
+    return " ".join(label.casefold().split())
 
 
 def patients_of_two_labels(table: pd.DataFrame) -> list[str]:

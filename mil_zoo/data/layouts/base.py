@@ -71,6 +71,11 @@ class Layout(ABC):
     def shape(self, path: Path) -> tuple[int, int]:
         """Number of patches N and feature dimension D, without reading the features."""
 
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These feature rows (ascending), float32 ``[len(places), D]``; here the whole slide is read."""
+        features: npt.NDArray[np.float32] = self.read(path).features[list(places)].float().numpy()
+        return features
+
     def slide_id(self, path: Path) -> str:
         """The slide that a feature file belongs to."""
         return slide_name(path.stem)
@@ -82,6 +87,14 @@ class Layout(ABC):
     def encoder(self, folder: Path) -> str:
         """A name for the features in a folder that ``group`` gave."""
         return folder.name
+
+    def source(self, folder: Path) -> str | None:
+        """What a folder that ``group`` gave says of encoder and patches; "" for nothing.
+
+        Folders that say the same and share no slide hold the features of one encoder, a folder a class for instance.
+        None where each folder stands alone.
+        """
+        return ""
 
     def coordinates(self, path: Path) -> tuple[npt.NDArray[Any], float | None, str] | None:
         """Coordinates, patch size and where it comes from, of a file whose features cannot be read; None if unknown."""
@@ -96,6 +109,10 @@ class TableLayout(Layout):
     """A layout that keeps the bags of several slides in one file, which is read as a whole."""
 
     uniform = False
+
+    def source(self, folder: Path) -> str | None:
+        """Nothing: its slides are known when it is read."""
+        return None
 
     @abstractmethod
     def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
-from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
+from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
+from mil_zoo.data.formats.tensors import load_tensor, tensor_rows, tensor_shape
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import clam_size, grid_step, overlapping_step
 
@@ -24,7 +27,7 @@ class Clam(Layout):
     not stated (CLAM's ``--step_size``), so it is measured, and is the patch size where patches do not overlap.
     """
 
-    about = "h5_files/<slide>.h5 or pt_files/<slide>.pt, with patches/<slide>.h5 (patch size) beside or above"
+    about = "h5_files/<slide>.h5 or pt_files/<slide>.pt, with patches/<slide>.h5 (patch size) near them"
     suffixes = (".h5", ".pt")
 
     def claim(self, path: Path) -> Claim | None:
@@ -48,11 +51,15 @@ class Clam(Layout):
         """``(N, D)`` from the file's header."""
         return tensor_shape(path) if path.suffix == ".pt" else shape_of(path)
 
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows alone."""
+        return tensor_rows(path, places) if path.suffix == ".pt" else read_rows(path, places)
+
     def read(self, path: Path) -> Bag:
         """The bag; coordinates of a ``.pt`` come from ``h5_files`` or ``patches`` beside it."""
-        patches = _patches_of(path)
         if path.suffix == ".pt":
             features = load_tensor(path).numpy()
+            patches = _patches_of(path, len(features))
             beside = path.parent.parent / "h5_files" / f"{path.stem}.h5"
             source = beside if beside.is_file() else patches
             coords = None
@@ -62,6 +69,7 @@ class Clam(Layout):
         else:
             with opened(path) as file:
                 features, coords = read_features(file, path), read_coords(file, path)
+            patches = _patches_of(path, len(features))
         step, why = (None, "") if coords is None else _step(path, coords, patches)
         return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)
 
@@ -72,12 +80,19 @@ class Clam(Layout):
         return None if coords is None else (coords, *_step(path, coords, None))
 
 
-def _patches_of(path: Path) -> Path | None:
-    """``patches/<slide>.h5``, beside the folder of the features or one above it."""
-    for folder in list(path.parents)[:3]:
-        candidate = folder / "patches" / f"{path.stem}.h5"
-        if candidate.is_file():
-            return candidate
+def _patches_of(path: Path, count: int) -> Path | None:
+    """``patches/<slide>.h5`` of a slide of ``count`` patches: beside the folder of the features, or one above it.
+
+    CLAM writes features and patches into two folders of the user's choice: then in a folder beside either, where the
+    file is of as many patches.
+    """
+    name, above = f"{path.stem}.h5", list(path.parents)[:3]
+    for file in (folder / "patches" / name for folder in above):
+        if file.is_file():
+            return file
+    for file in (file for folder in above[1:] for file in sorted(folder.glob(f"*/patches/{glob.escape(name)}"))):
+        if (found := head(file)) is not None and found.places == count:
+            return file
     return None
 
 

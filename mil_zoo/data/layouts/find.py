@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mil_zoo.data.bag import Bag
@@ -110,15 +111,54 @@ def _add(slides: dict[str, Path], slide_id: str, path: Path) -> None:
 
 
 def _named(root: Path, groups: Mapping[tuple[str, Path], Mapping[str, Path]]) -> list[FeatureSet]:
-    names = {key: LAYOUTS.get(key[0]).encoder(key[1]) or "features" for key in groups}
-    repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
-    sets = []
-    for (layout, folder), slides in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
-        name = names[layout, folder]
-        if name in repeated:  # the same encoder at two magnifications: the folders above tell them apart
-            name = str(folder.relative_to(root)) if folder != root else folder.name
-        sets.append(FeatureSet(layout, name, folder, slides))
-    return sets
+    found = [
+        FeatureSet(layout, LAYOUTS.get(layout).encoder(folder) or "features", folder, slides)
+        for (layout, folder), slides in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0]))
+    ]
+    found = _together(found)
+    names = [features.name for features in found]
+    # The same encoder at two magnifications: the folders above tell them apart.
+    return [
+        features
+        if names.count(features.name) == 1
+        else replace(
+            features,
+            name=features.folder.name if features.folder == root else str(features.folder.relative_to(root)),
+        )
+        for features in found
+    ]
+
+
+def _together(found: Sequence[FeatureSet]) -> list[FeatureSet]:
+    """The sets, with folders of one encoder as one: a folder a class or a part, such as training/normal.
+
+    Where a layout's folders do not name the encoder, slides tell: classes share none, encoders share them all.
+    """
+    alone: list[FeatureSet] = []
+    alike: dict[tuple[str, ...], list[FeatureSet]] = {}
+    for features in found:
+        source = LAYOUTS.get(features.layout).source(features.folder)
+        suffixes = {path.suffix.lower() for path in features.files.values()}
+        key = None if source is None else (features.layout, source, *sorted(suffixes))
+        (alone if key is None else alike.setdefault(key, [])).append(features)
+    for sets in alike.values():
+        for folder in _above([features.folder for features in sets]) if len(sets) > 1 else ():
+            inside = [each for each in sets if each.folder.is_relative_to(folder)]
+            files = {slide: path for each in inside for slide, path in each.files.items()}
+            if len(inside) > 1 and len(files) == sum(len(each.files) for each in inside):
+                names = {each.name for each in inside}
+                name = names.pop() if len(names) == 1 else folder.name
+                sets[:] = [each for each in sets if each not in inside]
+                sets.append(FeatureSet(inside[0].layout, name, folder, files))
+        alone += sets
+    return sorted(alone, key=lambda features: (features.folder, features.layout))
+
+
+def _above(folders: Sequence[Path]) -> list[Path]:
+    """The folders that hold some of ``folders``, up to the one that holds all; the deepest first."""
+    top = Path(os.path.commonpath(folders))
+    inside = {above for folder in folders for above in (folder, *folder.parents) if above.is_relative_to(top)}
+    return sorted(inside, key=lambda folder: (-len(folder.parts), folder))
 
 
 def _folders(root: Path) -> Iterator[list[Path]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import numbers
@@ -40,6 +42,10 @@ class HistoSSL(Layout):
         """``(N, D)`` from the file's header."""
         count, width = matrix_shape(path, load_npy(path).shape)
         return count, max(0, width - 3)
+
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows alone."""
+        return numbers(path, load_npy(path)[list(places), 3:], "features")
 
     def read(self, path: Path) -> Bag:
         """The bag, in tiles."""

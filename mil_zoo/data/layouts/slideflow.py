@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.npy import load_arrays
-from mil_zoo.data.formats.tensors import load_tensor, tensor_shape
+from mil_zoo.data.formats.tensors import load_tensor, tensor_rows, tensor_shape
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import grid_step
 from mil_zoo.errors import InputError
@@ -27,6 +31,10 @@ class Slideflow(Layout):
     def shape(self, path: Path) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
         return tensor_shape(path)
+
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows alone."""
+        return tensor_rows(path, places)
 
     def read(self, path: Path) -> Bag:
         """The bag; its patch size is the step of the coordinates."""

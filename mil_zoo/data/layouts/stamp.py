@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
+from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, grid_step
 from mil_zoo.errors import InputError
@@ -36,6 +40,10 @@ class Stamp(Layout):
     def shape(self, path: Path) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
         return shape_of(path)
+
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows alone."""
+        return read_rows(path, places)
 
     def read(self, path: Path) -> Bag:
         """The bag, in micrometres."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_npy
+from mil_zoo.data.labels.dialects import read_csv
 from mil_zoo.data.layouts.base import Claim, FeatureSet, Layout, Sure, make_bag, matrix_shape, register_layout
 from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
 from mil_zoo.errors import InputError
@@ -40,9 +43,17 @@ class TorchMIL(Layout):
         """The ``<encoder>`` of ``features_<encoder>``."""
         return folder.name.removeprefix("features_")
 
+    def source(self, folder: Path) -> str | None:
+        """Nothing: labels and coordinates lie beside each folder."""
+        return None
+
     def shape(self, path: Path) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
         return matrix_shape(path, load_npy(path).shape)
+
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows alone."""
+        return numbers(path, load_npy(path)[list(places)], "features")
 
     def read(self, path: Path) -> Bag:
         """The bag with its label and, where they are known for all patches, its instance labels."""
@@ -68,7 +79,7 @@ class TorchMIL(Layout):
                 rows.append((slide_id, str(_label(path, label))))
         table: pd.DataFrame = pd.DataFrame(rows, columns=["slide_id", "label"])
         if (base.parent / "splits.csv").is_file():
-            splits: pd.DataFrame = pd.read_csv(base.parent / "splits.csv", dtype=str)
+            splits = read_csv(base.parent / "splits.csv")
             if {"bag_name", "split"}.issubset(splits.columns):
                 table["split"] = table["slide_id"].map(dict(zip(splits["bag_name"], splits["split"], strict=True)))
         return table

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, shape_of
+from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, clam_size, grid_step, number_of, overlapping_step
 
@@ -40,9 +42,17 @@ class Trident(Layout):
         """The ``<encoder>`` of ``features_<encoder>``."""
         return folder.name.removeprefix("features_")
 
+    def source(self, folder: Path) -> str | None:
+        """The names of both folders: magnification, size and overlap of patches, and encoder."""
+        return f"{folder.parent.name}/{folder.name}"
+
     def shape(self, path: Path) -> tuple[int, int]:
         """``(N, D)`` from the file's header."""
         return shape_of(path)
+
+    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows alone."""
+        return read_rows(path, places)
 
     def read(self, path: Path) -> Bag:
         """The bag; its patch size is the step of the grid at level 0."""

@@ -5,7 +5,8 @@ A store is a folder:
 - ``features.bin`` ``[ΣN, D]`` in fp16, bf16 or fp32, ``coords.bin`` float32 ``[ΣN, 2]``, ``instance_labels.bin`` int8
   ``[ΣN]``, and for each cached graph its ``indptr``, ``indices`` and ``edge`` (int32): plain little-endian arrays;
 - ``index.jsonl``: one line a slide, where its rows lie, its label and a checksum of its bytes;
-- ``store.json``: the dataset's card, splits and sites. It gets this name when everything else is there.
+- ``store.json``: the dataset's card, splits and sites, and checksums of the index and of itself. It is written when
+  everything else is there.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, SlideFile
 from mil_zoo.data.card import DataCard
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.csr import CSR, Transposed
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NUMPY: dict[str, np.dtype[Any]] = {
     "fp16": np.dtype("<f2"),
@@ -57,6 +59,10 @@ class StoredSlide(SlideFile):
 
     def read(self) -> Bag:
         """The bag, features as float32, with the graphs that are cached. It maps its own rows only."""
+        with boundary(self.path / "features.bin", "what the index says", "import the store again"):
+            return self._read()
+
+    def _read(self) -> Bag:
         entry, n = self.entry, int(self.entry["n"])
         features = _map(self.path / "features.bin", NUMPY[self.dtype], entry["row"], (n, self.dim))
         coords = labels = None
@@ -81,6 +87,13 @@ class StoredSlide(SlideFile):
     def shape(self) -> tuple[int, int]:
         """``(N, D)``, from the index."""
         return int(self.entry["n"]), self.dim
+
+    def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See :class:`mil_zoo.data.bags.Slide`."""
+        shape = (int(self.entry["n"]), self.dim)
+        stored = _map(self.path / "features.bin", NUMPY[self.dtype], self.entry["row"], shape)[list(places)]
+        rows: npt.NDArray[np.float32] = stored.view(DTYPES[self.dtype]).float().numpy()
+        return rows
 
     def _graph(self, spec: str, place: Mapping[str, int]) -> CSR:
         n, edges = int(self.entry["n"]), place["edges"]
@@ -121,6 +134,12 @@ class PackedStore:
                 )
             raise InputError(f"{path} is not a packed store (it has no {HEAD})")
         head = read_head(path / HEAD)
+        with boundary(path / INDEX, "a readable index", "import the store again"):
+            index = hashlib.sha256((path / INDEX).read_bytes()).hexdigest()
+        if index != head["index_sha256"]:
+            raise InputError(
+                f"{path / INDEX} was changed after it was written (its checksum differs); import the store again"
+            )
         entries = list(read_index(path / INDEX))
         if len(entries) != head["slides"]:
             raise InputError(f"{path}: {INDEX} has {len(entries)} lines for {head['slides']} slides; import it again")
@@ -133,10 +152,7 @@ class PackedStore:
     @cached_property
     def card(self) -> DataCard:
         """The card of the dataset that was imported."""
-        card = dict(self.head["card"])
-        if "layout" in card:  # what stores of before called the form
-            card["form"] = card.pop("layout")
-        return from_mapping(DataCard, card, str(self.path / HEAD))
+        return from_mapping(DataCard, self.head["card"], str(self.path / HEAD))
 
     @cached_property
     def bags(self) -> Bags:
@@ -243,18 +259,24 @@ def digest_of(chunks: Chunks) -> str:
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """What ``store.json`` holds."""
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-        if head["format"] != FORMAT:
-            raise InputError(
-                f"{path}: a store of format {head['format']}, this is mil-zoo for {FORMAT}; import it again"
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not readable ({error}); import the store again") from error
-    return dict(head)
+    """What ``store.json`` (or, while the store is written, its partial form) holds.
+
+    Raises:
+        InputError: it is damaged, was changed, or is of another format.
+    """
+    with boundary(path, "a readable head of a store", "import the store again"):
+        head = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = head["format"]
+    if found != FORMAT:
+        raise InputError(f"{path}: a store of format {found!r}, this is mil-zoo for {FORMAT}; import it again")
+    if path.name == HEAD and head.pop("sha256", None) != checksum(head):
+        raise InputError(f"{path} was changed after it was written (its checksum differs); import the store again")
+    return head
+
+
+def checksum(head: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``store.json`` holds besides it."""
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
 def read_index(path: Path) -> Iterator[dict[str, Any]]:

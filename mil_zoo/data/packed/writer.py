@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.packed.store import (
     DTYPES,
@@ -24,6 +25,7 @@ from mil_zoo.data.packed.store import (
     PARTIAL,
     Chunks,
     PackedStore,
+    checksum,
     digest_of,
     ends_after,
     ends_of,
@@ -80,7 +82,9 @@ def import_dataset(
     for name in [*file_sizes(read_index(out / INDEX), head), INDEX]:
         with (out / name).open("rb") as file:
             os.fsync(file.fileno())
-    os.replace(out / PARTIAL, out / HEAD)
+    whole = head | {"index_sha256": hashlib.sha256((out / INDEX).read_bytes()).hexdigest()}
+    write_text(out / HEAD, json.dumps(whole | {"sha256": checksum(whole)}))
+    (out / PARTIAL).unlink()
     return PackedStore.open(out)
 
 
@@ -117,8 +121,10 @@ def _begin(out: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
     (out / INDEX).touch()
     content = (out / INDEX).read_bytes()
     os.truncate(out / INDEX, content.rfind(b"\n") + 1)  # what a kill left of a line
-    written = list(read_index(out / INDEX))
-    for name, size in file_sizes(written, head).items():
+    with boundary(out / INDEX, "a readable index", "delete the folder and import again"):
+        written = list(read_index(out / INDEX))
+        sizes = file_sizes(written, head)
+    for name, size in sizes.items():
         (out / name).touch()
         if (out / name).stat().st_size < size:
             raise InputError(f"{out / name} is shorter than the index says; delete the folder and import again")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
+from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.splits.formats import PARTS, of_parts, read_split_file
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError, did_you_mean
@@ -29,8 +28,8 @@ def read_splits(text: str, patient_of: Mapping[str, str] | None = None) -> list[
     Args:
         text: a path, and after a colon which of a file's several splits is meant; see
             :func:`mil_zoo.data.splits.formats.read_split_file`.
-        patient_of: patient of each slide of the dataset. A split of patients takes all their slides, and an id that a
-            table program turned into a number (``2015.0``) is found again by it.
+        patient_of: patient of each slide of the dataset, to which names in the file are matched by the rule of
+            :mod:`mil_zoo.data.labels.names`. A split of patients takes all their slides.
 
     Raises:
         InputError: nothing is there, the file is none of those, it holds several splits and none was named, or it names
@@ -53,20 +52,18 @@ def read_splits(text: str, patient_of: Mapping[str, str] | None = None) -> list[
         slides_of[patient].append(slide)
     places = {slide: [slide] for slide in patient_of}
     known = slides_of if file.of_patients else places
-    missing = [i for split in chosen for i in (*split.train, *split.val, *split.test) if not _known(i, known)]
+    names = list(dict.fromkeys(i for split in chosen for i in (*split.train, *split.val, *split.test, *split.withheld)))
+    meant = match_names(names, list(known), path)
+    missing = [name for name in names if name not in meant]
     if file.of_patients and missing:
         raise InputError(
-            f"{path}: patient {missing[0]!r} is not in the dataset ({len(set(missing))} such); its label table needs a "
+            f"{path}: patient {missing[0]!r} is not in the dataset ({len(missing)} such); its label table needs a "
             "column patient_id with these names"
         )
-    expanded = []
-    for split in chosen:
-        train, val, test, withheld = (
-            tuple(slide for name in part for slide in _known(name, known) or [name])
-            for part in (split.train, split.val, split.test, split.withheld)
-        )
-        expanded.append(replace(split, train=train, val=val, test=test, withheld=withheld))
-    return expanded
+    return [
+        split.mapped(lambda part: tuple(slide for name in part for slide in known.get(meant.get(name, ""), [name])))
+        for split in chosen
+    ]
 
 
 def published_split(labels: pd.DataFrame, path: Path | str) -> list[Split]:
@@ -105,10 +102,3 @@ def splits_csv(splits: Sequence[Split], bags: Sequence[Bag]) -> str:
         columns[f"r{split.repeat}-f{split.fold}"] = table["slide_id"].map(part_of)
     text: str = pd.concat([table, pd.DataFrame(columns)], axis=1).to_csv(index=False, lineterminator="\n")
     return text
-
-
-def _known(name: str, known: Mapping[str, list[str]]) -> list[str]:
-    """The slides of an id; none where it is unknown."""
-    if name not in known and re.fullmatch(r"\d+\.0", name):
-        name = name[:-2]  # pandas writes whole numbers as floats where a column has gaps
-    return known.get(name, [])

@@ -13,7 +13,7 @@ from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.draw import completed, kfold, monte_carlo, train_elsewhere
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
-from mil_zoo.data.splits.split import Split, Words, check_seed, check_splits, leaks_of, patient_key
+from mil_zoo.data.splits.split import Split, Words, check_seed, check_splits, leaks_of, patient_key, restricted
 from mil_zoo.errors import InputError, did_you_mean
 
 SCHEMES = ("kfold", "official", "monte-carlo", "site", "low-label")
@@ -90,6 +90,8 @@ def draw_splits(
             Path(scheme).name, dataset.card.classes, "put slides of it there, or draw splits by leaving out --split"
         )
         published = read_splits(scheme, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
+        if dataset.partial:
+            published = restricted(published, bags.slide_ids)
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
         kind = f"read from {Path(scheme).name}"
         return DrawnSplits(splits, kind, said(splits, published), all(split.val for split in published))

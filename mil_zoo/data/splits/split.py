@@ -39,6 +39,11 @@ class Split:
     test: tuple[str, ...]
     withheld: tuple[str, ...] = ()
 
+    def mapped(self, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Split:
+        """The same division with every part changed."""
+        parts = (change(part) for part in (self.train, self.val, self.test, self.withheld))
+        return Split(self.repeat, self.fold, *parts)
+
 
 def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
     """Published test parts as splits without validation parts.
@@ -58,6 +63,12 @@ def from_masks(test: npt.NDArray[np.bool_], bags: Sequence[Bag]) -> list[Split]:
         for repeat, folds in enumerate(test)
         for fold, mask in enumerate(folds)
     ]
+
+
+def restricted(splits: Sequence[Split], slide_ids: Iterable[str]) -> list[Split]:
+    """The splits without slides that are not among ``slide_ids``."""
+    known = set(slide_ids)
+    return [split.mapped(lambda part: tuple(slide for slide in part if slide in known)) for split in splits]
 
 
 def check_sizes(folds: int, repeats: int, validation_fraction: float) -> None:

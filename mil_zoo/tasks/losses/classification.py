@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
     """
     logits = _full(logits)
     count = max(2, logits.shape[1])
-    labels, wrong = _checked(labels, count)
+    labels, wrong = check_labels(labels, count)
     if logits.shape[1] == 1:
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
     else:
@@ -39,12 +39,12 @@ def one_hot(labels: Tensor, count: int) -> Tensor:
     Raises:
         InputError: as :func:`cross_entropy`.
     """
-    labels, wrong = _checked(labels, count)
+    labels, wrong = check_labels(labels, count)
     hot = (labels[:, None] == torch.arange(count, device=labels.device)).float()
     return hot if wrong is None else hot.masked_fill(wrong[:, None], torch.nan)
 
 
-def _checked(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+def check_labels(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     """Labels ``[B]`` as int64, and where they are no class if they lie on a GPU: looking there would wait.
 
     Raises:

@@ -1,0 +1,38 @@
+"""A number with a sentence on it: why it is undefined, or what its reader must know."""
+
+from __future__ import annotations
+
+from math import nan
+
+
+class Noted(float):
+    """A float that carries a note. It counts, prints and compares as the float that it is.
+
+    ::
+
+        value = undefined("no comparable pair")
+        math.isnan(value), note_of(value)  # (True, 'no comparable pair')
+
+    Attributes:
+        note: of NaN the reason; of a number a remark that belongs beside it ("constant risk").
+    """
+
+    note: str
+
+    def __new__(cls, value: float, note: str) -> Noted:
+        self = super().__new__(cls, value)
+        self.note = note
+        return self
+
+    def __getnewargs__(self) -> tuple[float, str]:  # type: ignore[override]  # so that it can be copied and pickled
+        return float(self), self.note
+
+
+def undefined(reason: str) -> Noted:
+    """NaN, with the reason."""
+    return Noted(nan, reason)
+
+
+def note_of(value: float) -> str:
+    """The note on a value; "" where it has none."""
+    return value.note if isinstance(value, Noted) else ""
