@@ -274,6 +274,25 @@ class CSR:
         nodes = {"source": self.num_src, "destination": self.num_dst}
         return dgl.heterograph({("source", "to", "destination"): edges}, nodes, idtype=torch.int32)
 
+    @cached_property
+    def without_self_loops(self) -> CSR:
+        """The same nodes without the edges from a node to itself; this very graph where it has none.
+
+        Raises:
+            InputError: the graph has a :attr:`problem`.
+        """
+        if self.problem is not None:
+            raise InputError(self.problem)
+        if self.origin is not None:
+            return self.origin.without_self_loops.to(self.indptr.device)
+        if self.parts:
+            return CSR.concat([part.without_self_loops for part in self.parts])
+        kept = self.indices != torch.repeat_interleave(self.indptr.diff(), output_size=self.num_edges)
+        if kept.all():
+            return self
+        indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[self.indptr]
+        return CSR(indptr, self.indices[kept], self.num_src)
+
     def select(self, rows: Tensor, num_edges: int | None = None) -> CSR:
         """The destinations ``rows`` alone, in that order; sources stay.
 

@@ -23,6 +23,8 @@ from mil_zoo.kernels import (
     dropout_linear,
     graph_attention,
     graph_dot_attention,
+    graph_softmax_sum,
+    graph_sum,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
@@ -172,6 +174,30 @@ def test_segment_attention_pool(sizes, shared):
         return [draw(n, 3, seed=0, dtype=dtype), draw(*((n, 5) if shared else (n, 3, 5)), seed=1, dtype=dtype)]
 
     compare(function, inputs)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "width"), [(1, 5), (63, 1), (900, 300), (2 * triton_tools.LONG.value + 77, 3)])
+def test_graph_sum(n, width, weighted, launches):
+    graph = random_csr(n + 2, n)  # of the last size the hub is in pieces
+
+    def function(backend, x):
+        weight = draw(graph.num_edges, seed=1).detach().to(x) if weighted else None
+        return [graph_sum(x, graph.to(x.device), weight=weight, backend=backend)]
+
+    compare(function, lambda dtype: [draw(n + 2, width, seed=0, dtype=dtype)])
+    assert launches.count("_neighbour_sum") == 2 + (n > triton_tools.LONG.value)
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 5), (63, 1), (900, 100), (2 * triton_tools.LONG.value + 77, 3)])
+def test_graph_softmax_sum(n, width, launches):
+    graph = random_csr(n + 2, n)  # of the last size the hub is in pieces
+
+    def function(backend, x, t):
+        return [graph_softmax_sum(x, t, graph.to(x.device), backend=backend)]
+
+    compare(function, lambda dtype: [draw(n + 2, width, seed=0, dtype=dtype), draw(1, seed=1, dtype=dtype)])
+    assert (launches.count("_forward"), launches.count("_backward")) == (1 + (n > triton_tools.LONG.value), 1)
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
