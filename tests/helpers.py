@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from mil_zoo import Aggregator, Bag, BagBatch, create_aggregator
-from mil_zoo.kernels import available_backends
+from mil_zoo.graph import BagGraph
+from mil_zoo.kernels import CSR, available_backends
 
 GOLDEN = Path(__file__).parent / "golden"
 # Where DGL can be installed these tests fail without it.
@@ -74,7 +76,23 @@ class Golden:
 
     def bag(self, **more: object) -> Bag:
         """The golden slide."""
-        return Bag(features=self["feat"], label=int(self["label"]), slide_id="golden", **more)
+        return Bag(**{"features": self["feat"], "label": int(self["label"]), "slide_id": "golden"} | more)
+
+    def batch(self, graph: str | CSR | None = None, **more: object) -> BagBatch:
+        """The golden slide with its coordinates and a graph, by its spec or of its own edges (``golden.edges``)."""
+        bag = self.bag(**{"coords": self["coords"], "patch_size": float(self["patch_size"])} | more)
+        if not isinstance(graph, CSR):
+            return BagBatch.from_bags([bag], graph=graph)
+        return replace(BagBatch.from_bags([bag]), graph=BagGraph.batch([graph]))
+
+    @property
+    def edges(self) -> CSR:
+        """The edges that the golden values were computed with."""
+        return CSR.from_edges(*torch.from_numpy(self["edges"]).long(), len(self["feat"]))
+
+    def first_bags(self) -> list[Bag]:
+        """Bags of the first instances of the golden slide, as many as ``first_sizes`` says."""
+        return [self.bag().subset(torch.arange(int(size))) for size in self["first_sizes"]]
 
     def create(self, name: str, in_dim: int | None = None, **options: object) -> Aggregator:
         """The aggregator with the golden parameters, in eval mode."""
@@ -100,7 +118,7 @@ def assert_close(got: object, expected: object, what: str = "") -> None:
 def assert_gradients(aggregator: Aggregator, golden: Golden, name: str, **options: object) -> None:
     """Every gradient of ``aggregator``, tensor by tensor, against the golden ones loaded into a twin."""
     twin = create_aggregator(name, in_dim=aggregator.in_dim, **options)
-    twin.load_published_state_dict(golden.gradients)
+    twin.load_published_state_dict(golden.parameters | golden.gradients)  # buffers have no gradient
     expected = dict(twin.named_parameters())
     for key, parameter in aggregator.named_parameters():
         assert parameter.grad is not None, f"{key} has no gradient"

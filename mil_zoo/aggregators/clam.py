@@ -16,18 +16,6 @@ from mil_zoo.kernels import segment_attention_pool
 from mil_zoo.tasks import Classification, Task
 
 
-class _DropoutGatedAttention(GatedAttention):
-    """Drops out both hidden vectors of gated attention."""
-
-    def __init__(self, in_dim: int, attention_dim: int, branches: int, dropout: float) -> None:
-        super().__init__(in_dim, attention_dim, branches)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """``[N, in_dim]`` to attention logits ``[N, K]``."""
-        return self.w(self.drop(torch.tanh(self.V(h))) * self.drop(torch.sigmoid(self.U(h))))
-
-
 class _CLAM(Aggregator):
     multi_branch: ClassVar[bool]
     paper = Paper(
@@ -63,7 +51,7 @@ class _CLAM(Aggregator):
         self.k_sample, self.subtyping, self.bag_weight = k_sample, subtyping, bag_weight
         self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
         branches = num_classes if self.multi_branch else 1
-        self.attention = _DropoutGatedAttention(embed_dim, attention_dim, branches, dropout)
+        self.attention = GatedAttention(embed_dim, attention_dim, branches, dropout)
         self.classifiers = (
             nn.ModuleList(nn.Linear(embed_dim, 1) for _ in range(num_classes))
             if self.multi_branch

@@ -149,7 +149,7 @@ def _run(name: str, step: str, threads: int) -> dict[str, float]:
                 aggregator(batch)
             return
         optimizer.zero_grad(set_to_none=True)
-        aggregator.losses(batch)["loss"].backward()  # type: ignore[no-untyped-call]
+        aggregator.losses(batch)["loss"].backward()
         optimizer.step()
 
     run(BagBatch.from_bags([_bag(500)], graph=graph))  # compiles kernels and makes the optimiser's state

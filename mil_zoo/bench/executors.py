@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mil_zoo.bench.memory import heap_set_aside
 from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.trial import Job, Worker
@@ -46,9 +47,10 @@ class InProcess:
         self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
     ) -> Generator[Trial]:
         """See :class:`Executor`."""
-        for job in jobs:
-            on_trial(job.trial)
-            yield self._worker.run(job, lambda row, job=job: on_epoch(job.trial, row))  # type: ignore[misc]
+        with heap_set_aside():
+            for job in jobs:
+                on_trial(job.trial)
+                yield self._worker.run(job, lambda row, job=job: on_epoch(job.trial, row))  # type: ignore[misc]
 
 
 class Processes:
@@ -159,7 +161,7 @@ def _serve(connection: Connection, gpu: int | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpu)
     worker = Worker()
-    with suppress(EOFError, BrokenPipeError):  # the parent is gone
+    with heap_set_aside(), suppress(EOFError, BrokenPipeError):  # the parent is gone
         while True:
             connection.send(_answer(worker, connection))
 

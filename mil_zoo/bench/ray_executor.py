@@ -94,7 +94,7 @@ class OnRay:
             raise InputError(f"{what} ({first})") from error
 
     def _resources(self, threads: int) -> dict[str, float]:
-        has: dict[str, float] = self._ray.cluster_resources()  # type: ignore[no-untyped-call]
+        has: dict[str, float] = self._ray.cluster_resources()
         wanted = {"CPU": threads if self._cpus is None else self._cpus, "GPU": self._gpus}
         if self._address is None and self._cpus is None:
             wanted["CPU"] = min(wanted["CPU"], has.get("CPU", 1))

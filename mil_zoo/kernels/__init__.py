@@ -9,11 +9,14 @@ from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.ops.dropout_linear import dropout_linear
 from mil_zoo.kernels.ops.graph_attention import GlobalKey, graph_attention
 from mil_zoo.kernels.ops.graph_dot_attention import graph_dot_attention
+from mil_zoo.kernels.ops.graph_softmax_sum import graph_softmax_sum
+from mil_zoo.kernels.ops.graph_sum import graph_sum
 from mil_zoo.kernels.ops.relational_gather_gemm import RelationalEdges, relational_gather_gemm
 from mil_zoo.kernels.ops.residual_norm_prelu import residual_norm_prelu
 from mil_zoo.kernels.ops.seeded_dropout import seeded_dropout
 from mil_zoo.kernels.ops.segment_attention_pool import segment_attention_pool
 from mil_zoo.kernels.ops.segment_reduce import segment_reduce
+from mil_zoo.kernels.ops.selective_scan import selective_scan
 
 __all__ = [
     "CSR",
@@ -24,9 +27,12 @@ __all__ = [
     "dropout_linear",
     "graph_attention",
     "graph_dot_attention",
+    "graph_softmax_sum",
+    "graph_sum",
     "relational_gather_gemm",
     "residual_norm_prelu",
     "seeded_dropout",
     "segment_attention_pool",
     "segment_reduce",
+    "selective_scan",
 ]

@@ -21,7 +21,8 @@ def _reference() -> str | None:
 def _dgl() -> str | None:
     if _forked_from_numba:
         return _FORKED
-    return importlib.import_module("mil_zoo._dgl").why_not()  # type: ignore[no-any-return]
+    reason: str | None = importlib.import_module("mil_zoo._dgl").why_not()
+    return reason
 
 
 def _numba() -> str | None:
@@ -89,8 +90,8 @@ _CPU_ONLY = ("dgl", "numba")
 def lazy(module: str) -> Callable[..., Any]:
     """The ``forward`` of an implementation that is imported when it is first called, for what is slow to import."""
 
-    def forward(*args: Any) -> Any:
-        return importlib.import_module(module).forward(*args)
+    def forward(*args: Any, **options: Any) -> Any:
+        return importlib.import_module(module).forward(*args, **options)
 
     return forward
 

@@ -41,7 +41,7 @@ class Rows(NamedTuple):
     starts: Tensor
     ends: Tensor
     rows: Tensor | None
-    count: int
+    count: int  # type: ignore[assignment]  # the tuple's method of this name is of no use here
 
 
 class LongRows(NamedTuple):
@@ -274,6 +274,25 @@ class CSR:
         nodes = {"source": self.num_src, "destination": self.num_dst}
         return dgl.heterograph({("source", "to", "destination"): edges}, nodes, idtype=torch.int32)
 
+    @cached_property
+    def without_self_loops(self) -> CSR:
+        """The same nodes without the edges from a node to itself; this very graph where it has none.
+
+        Raises:
+            InputError: the graph has a :attr:`problem`.
+        """
+        if self.problem is not None:
+            raise InputError(self.problem)
+        if self.origin is not None:
+            return self.origin.without_self_loops.to(self.indptr.device)
+        if self.parts:
+            return CSR.concat([part.without_self_loops for part in self.parts])
+        kept = self.indices != torch.repeat_interleave(self.indptr.diff(), output_size=self.num_edges)
+        if kept.all():
+            return self
+        indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[self.indptr]
+        return CSR(indptr, self.indices[kept], self.num_src)
+
     def select(self, rows: Tensor, num_edges: int | None = None) -> CSR:
         """The destinations ``rows`` alone, in that order; sources stay.
 
@@ -300,7 +319,8 @@ class CSR:
                 part.count_edges(rows[(rows >= end - part.num_dst) & (rows < end)] - (end - part.num_dst))
                 for part, end in zip(self.parts, ends, strict=True)
             ]
-            return None if None in edges else sum(edges)
+            known = [number for number in edges if number is not None]
+            return sum(known) if len(known) == len(edges) else None
         if self.indptr.device.type != "cpu":
             return None
         return int(self.indptr.diff()[rows].sum())
@@ -342,8 +362,8 @@ def _moved(back: Transposed, graph: CSR, moved: CSR) -> Transposed:
     device = moved.indptr.device
     if back.indices is graph.indices:
         return Transposed(moved.indptr, moved.indices, devices.to_device(back.edge, device), origin=back)
-    parts = (devices.to_device(part, device) for part in (back.indptr, back.indices, back.edge))
-    return Transposed(*parts, origin=back)
+    indptr, indices, edge = (devices.to_device(part, device) for part in (back.indptr, back.indices, back.edge))
+    return Transposed(indptr, indices, edge, origin=back)
 
 
 def _long_rows(graph: CSR | Transposed) -> LongRows | None:

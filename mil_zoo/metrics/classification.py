@@ -86,8 +86,8 @@ def auc(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> A
     w = np.ones(len(labels)) if weights is None else weights
     num_classes = probabilities.shape[1]
     if num_classes == 2:
-        return _area(labels == 1, ranks_of_class(probabilities, 1), w)
-    areas = [_area(labels == label, ranks_of_class(probabilities, label), w) for label in range(num_classes)]
+        return roc_area(labels == 1, ranks_of_class(probabilities, 1), w)
+    areas = [roc_area(labels == label, ranks_of_class(probabilities, label), w) for label in range(num_classes)]
     return np.mean(areas, axis=0)
 
 
@@ -100,7 +100,7 @@ def f1(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> An
     return values[..., 1] if probabilities.shape[1] == 2 else values.mean(-1)
 
 
-def _area(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
+def roc_area(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
     """Share of the weight of (positive, negative) pairs in the right order, of weights ``[..., n]``."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # equal scores are one step

@@ -39,7 +39,7 @@ def patient_predictions(predictions: pd.DataFrame, rule: str) -> pd.DataFrame:
     Returns:
         The same columns, a row a patient, slide_id being the patient.
     """
-    columns = [name for name in predictions if re.fullmatch(r"prob_\d+", name)]
+    columns = [name for name in map(str, predictions) if re.fullmatch(r"prob_\d+", name)]
     combined = combine_slides(predictions, rule, ["label"], columns)
     if rule == "max" and len(columns) == 2:
         combined["prob_0"] = 1 - combined["prob_1"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.noted import Noted, undefined
 from mil_zoo.registry import PLUGINS
 
 Function = Callable[..., Any]
@@ -25,11 +28,15 @@ class Metric:
         name: its key in ``trials.jsonl``, ``table.csv`` and ``--set select=``.
         title: what tables and figures call it.
         task: the family of tasks that it scores ("classification").
-        higher_is_better: whether the larger of two values is the better one.
+        higher_is_better: whether the larger of two values is the better one; None where neither is, so that the values
+            are shown and not compared (the ratio of observed to expected events, of which 1 is best).
         function: called as ``function(*arguments, weights=None, **needs)``; the arguments are those of its task, of
-            classification the labels ``[n]`` and the probabilities ``[n, C]``. It gives a float, NaN where undefined.
+            classification the labels ``[n]`` and the probabilities ``[n, C]``, or the first ones of them, where it
+            takes fewer. It gives a float, NaN where undefined: best as ``mil_zoo.noted.undefined(reason)``.
         needs: what the function takes besides, by keyword, from the task's context (the training patients' times of a
             survival metric).
+        each: (keyword, name): one metric stands for each entry of this mapping of the context, ``auc_12`` and
+            ``auc_24`` of a metric "auc" and horizons "12" and "24"; the function gets the entry's value by the keyword.
         batched: whether it takes weights ``[R, n]`` too and then gives ``[R]``; else it is called R times.
         bounds: the smallest and the largest value that it can have; tables and figures cut intervals to them.
     """
@@ -37,11 +44,28 @@ class Metric:
     name: str
     title: str
     task: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     function: Function
     needs: tuple[str, ...] = ()
     batched: bool = False
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    each: tuple[str, str] | None = None
+
+    def of(self, context: Mapping[str, Any]) -> list[Metric]:
+        """The metric, or those that stand for each entry of the context that it is for."""
+        if self.each is None:
+            return [self]
+        keyword, name = self.each
+        return [
+            dataclasses.replace(
+                self,
+                name=f"{self.name}_{key}",
+                title=self.title.format(key),
+                function=functools.partial(self.function, **{keyword: value}),
+                each=None,
+            )
+            for key, value in context.get(name, {}).items()
+        ]
 
     def __call__(self, *arguments: ArrayLike, weights: ArrayLike | None = None, **context: Any) -> float:
         """The metric's value.
@@ -54,15 +78,16 @@ class Metric:
             context: must hold what the metric needs; other entries are ignored.
 
         Returns:
-            The value; NaN where the metric is undefined, or the context lacks what it needs.
+            The value; NaN where the metric is undefined, or the context lacks what it needs. It may carry a note, see
+            :func:`mil_zoo.noted.note_of`.
 
         Raises:
             InputError: the function failed, or is to use weights that are no whole numbers and takes none.
         """
-        if any(name not in context for name in self.needs):
-            return float("nan")
+        if lacking := [name for name in self.needs if name not in context]:
+            return undefined(f"{', '.join(lacking)} not known")
         given: dict[str, Any] = {name: context[name] for name in self.needs}
-        arrays = [np.asarray(argument) for argument in arguments]
+        arrays = [np.asarray(argument) for argument in arguments[: self._takes]]
         if weights is not None and "weights" in inspect.signature(self.function).parameters:
             given["weights"] = np.asarray(weights, dtype=np.float64)
         elif weights is not None:
@@ -71,9 +96,10 @@ class Metric:
                 raise InputError(f"metric {self.name!r} takes no weights and cannot use {times[times % 1 != 0][0]:g}")
             arrays = [np.repeat(array, times.astype(np.int64), axis=0) for array in arrays]
         try:
-            return float(self.function(*arrays, **given))
+            value = self.function(*arrays, **given)
+            return value if isinstance(value, Noted) else float(value)
         except ZeroDivisionError:  # np.average of no weight: left-out or drawn rows hold none that count
-            return float("nan")
+            return undefined("nothing to divide by")
         except Exception as error:
             raise InputError(f"metric {self.name!r} failed: {type(error).__name__}: {error}") from error
 
@@ -86,7 +112,17 @@ class Metric:
         if not self.batched or any(name not in context for name in self.needs):
             return np.array([self(*arguments, weights=row, **context) for row in rows])
         given = {name: context[name] for name in self.needs}
-        return np.asarray(self.function(*map(np.asarray, arguments), weights=rows, **given), dtype=np.float64)
+        arrays = map(np.asarray, arguments[: self._takes])
+        return np.asarray(self.function(*arrays, weights=rows, **given), dtype=np.float64)
+
+    @property
+    def _takes(self) -> int | None:
+        """How many arguments the function takes by position; None for any number."""
+        parameters = inspect.signature(self.function).parameters.values()
+        if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+            return None
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return sum(one.kind in by_place and one.name not in ("weights", *self.needs) for one in parameters)
 
 
 _METRICS: dict[str, dict[str, Metric]] = {}  # of each task, in the order of registration
@@ -96,11 +132,12 @@ def register_metric(
     name: str,
     *,
     title: str,
-    higher_is_better: bool,
+    higher_is_better: bool | None,
     task: str = "classification",
     needs: tuple[str, ...] = (),
     batched: bool = False,
     bounds: tuple[float, float] = (-np.inf, np.inf),
+    each: tuple[str, str] | None = None,
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function as a metric. It then stands in every table, figure and test of its task.
 
@@ -115,12 +152,13 @@ def register_metric(
 
     Args:
         name: lowercase letters, digits and ``_``.
-        title: what tables call it.
-        higher_is_better: the direction.
+        title: what tables call it; with ``each`` a ``{}`` stands for the entry's name.
+        higher_is_better: the direction; None for none.
         task: the family of tasks whose predictions it scores.
         needs: see :class:`Metric`.
         batched: see :class:`Metric`.
         bounds: see :class:`Metric`.
+        each: see :class:`Metric`.
 
     Raises:
         InputError: the name is taken (the message says by whom), reserved, or no name.
@@ -138,22 +176,26 @@ def register_metric(
                 f"metric {name!r} of {task} is already registered by {where.__module__}.{where.__qualname__}; "
                 "choose another name"
             )
-        known[name] = Metric(name, title, task, higher_is_better, function, tuple(needs), batched, bounds)
+        known[name] = Metric(name, title, task, higher_is_better, function, tuple(needs), batched, bounds, each)
         return function
 
     return decorate
 
 
-def metrics_of(task: str) -> list[Metric]:
-    """The metrics of a family of tasks, those of this package first, then in the order of registration."""
+def metrics_of(task: str, context: Mapping[str, Any] | None = None) -> list[Metric]:
+    """The metrics of a family of tasks, those of this package first, then in the order of registration.
+
+    Args:
+        task: the family.
+        context: the task's; without it those that stand for each entry of something in it are absent.
+    """
     PLUGINS.load_installed()
-    return list(_METRICS.get(task, {}).values())
+    return [one for metric in _METRICS.get(task, {}).values() for one in metric.of(context or {})]
 
 
-def find_metric(name: str, task: str = "classification") -> Metric:
-    """A registered metric; an ``InputError`` offers the near names on a miss."""
-    PLUGINS.load_installed()
-    known = _METRICS.get(task, {})
+def find_metric(name: str, task: str = "classification", context: Mapping[str, Any] | None = None) -> Metric:
+    """A registered metric; an ``InputError`` offers the near names on a miss. Arguments as :func:`metrics_of`."""
+    known = {metric.name: metric for metric in metrics_of(task, context)}
     if name not in known:
         raise InputError(f"unknown metric {name!r} of {task}{did_you_mean(name, known)}")
     return known[name]
@@ -171,4 +213,4 @@ def score(
         weights: ``[n]``, or None for one each.
         context: what some metrics need besides, see :class:`Metric`.
     """
-    return {metric.name: metric(*arguments, weights=weights, **context) for metric in metrics_of(task)}
+    return {metric.name: metric(*arguments, weights=weights, **context) for metric in metrics_of(task, context)}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.tables import read_labels
 from mil_zoo.data.layouts.base import slide_name
-from mil_zoo.data.layouts.table import load_arrays
 from mil_zoo.data.splits.draw import kfold
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.formats import read_split_file

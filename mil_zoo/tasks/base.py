@@ -66,7 +66,7 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """The settings that :meth:`create` makes it from again, as plain values."""
-        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}  # type: ignore[arg-type]
+        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
 
     @property
     def width(self) -> int:
@@ -151,7 +151,7 @@ class Task:
     @property
     def metrics(self) -> list[Metric]:
         """Its metrics, in the order of tables."""
-        return metrics_of(self.family or self.name)
+        return metrics_of(self.family or self.name, self.context())
 
     def arguments(self, targets: Floats, predictions: Floats) -> tuple[NDArray[Any], ...]:
         """What its metrics are called with: here the targets ``[n]`` (``[n, T]``) and the predictions likewise."""
@@ -173,15 +173,15 @@ class Task:
 
     @property
     def criteria(self) -> list[str]:
-        """What a checkpoint may be chosen by: its metrics, and "loss"."""
-        return [*(metric.name for metric in self.metrics), "loss"]
+        """What a checkpoint may be chosen by: its metrics that have a direction, and "loss"."""
+        return [*(metric.name for metric in self.metrics if metric.higher_is_better is not None), "loss"]
 
     def higher_is_better(self, criterion: str) -> bool:
         """The direction of a criterion; an ``InputError`` offers the near names of one that it has not."""
         if criterion == "loss":
             return False
         for metric in self.metrics:
-            if metric.name == criterion:
+            if metric.name == criterion and metric.higher_is_better is not None:
                 return metric.higher_is_better
         raise InputError(f"task {self.name} has no criterion {criterion!r}{did_you_mean(criterion, self.criteria)}")
 
@@ -200,9 +200,8 @@ class Task:
 
     def read(self, table: pd.DataFrame) -> tuple[Floats, Floats]:
         """Targets ``[n, T]`` and predictions ``[n, P]`` of a ``predictions.csv``."""
-        return tuple(  # type: ignore[return-value]
-            table[list(names)].astype(float).to_numpy() for names in (self.target_columns, self.prediction_columns)
-        )
+        targets, predictions = table[list(self.target_columns)], table[list(self.prediction_columns)]
+        return targets.astype(float).to_numpy(), predictions.astype(float).to_numpy()
 
     def patients(self, table: pd.DataFrame, rule: str) -> pd.DataFrame:
         """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""

@@ -50,10 +50,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -
         return torch.optim.SGD(parameters, momentum=0.9, **options)
     options["betas"] = config.betas
     if config.optimizer == "lookahead_radam":
-        matrices, vectors = [], []
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
         for parameter in parameters:
             (vectors if parameter.ndim <= 1 else matrices).append(parameter)
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         return LookaheadRAdam([group for group in groups if group["params"]], decoupled_weight_decay=True, **options)
     cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return cls(parameters, fused=True, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def _packs(bags: Iterable[Bag], together: int) -> Iterator[list[Bag]]:
 def _split(output: AggregatorOutput, bags: Sequence[Bag]) -> list[AggregatorOutput]:
     """The output of each bag of a batch, on the CPU."""
     sizes = [len(bag) for bag in bags]
-    parts = {
+    parts: dict[str, Any] = {
         name: [None] * len(bags)
         if value is None
         else _full(value.cpu()).split(1 if name in ("logits", "embedding") else sizes)

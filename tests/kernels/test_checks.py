@@ -191,7 +191,7 @@ def test_a_call_runs_on_the_backend_it_asks_for(graph, monkeypatch):
     implementations = implementations_of("graph_attention")
     ran = []
     for name, function in list(implementations.items()):
-        monkeypatch.setitem(implementations, name, lambda *a, n=name, f=function: (ran.append(n), f(*a))[1])
+        monkeypatch.setitem(implementations, name, lambda *a, n=name, f=function, **o: (ran.append(n), f(*a, **o))[1])
     graph_attention(*arguments(), graph, backend="reference")
     graph_attention(*arguments(), graph, backend="dgl")
     graph_attention(*arguments(), graph, backend="numba")

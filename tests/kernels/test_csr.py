@@ -48,6 +48,21 @@ def test_a_selection_is_the_rows_in_their_order():
     assert rows_of(graph.select(rows[:0])) == []
 
 
+def test_self_loops_can_be_left_out():
+    graphs = [random_graph(9, 9, 60, seed=5), random_graph(1, 1, 1, seed=6), random_graph(12, 12, 70, seed=7)]
+    for graph in graphs:
+        assert any(i in row for i, row in enumerate(rows_of(graph)))
+        expected = [[j for j in row if j != i] for i, row in enumerate(rows_of(graph))]
+        assert rows_of(graph.without_self_loops) == expected
+        assert graph.without_self_loops is graph.without_self_loops
+        assert graph.without_self_loops.without_self_loops is graph.without_self_loops
+    joined = CSR.concat(graphs)
+    assert rows_of(joined.without_self_loops) == rows_of(CSR.concat([graph.without_self_loops for graph in graphs]))
+    assert_transposed(joined.without_self_loops)
+    with pytest.raises(InputError, match="indptr must rise"):
+        CSR(graph.indptr + 1, graph.indices, 12).without_self_loops  # noqa: B018
+
+
 def test_joined_graphs_keep_their_rows():
     graphs = [random_graph(9, 9, 20, seed=2), random_graph(5, 5, 0, seed=3), random_graph(12, 12, 60, seed=4)]
     joined = CSR.concat(graphs)

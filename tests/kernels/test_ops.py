@@ -5,7 +5,17 @@ import torch
 from helpers import needs_dgl
 from kernel_cases import assert_close, draw, outputs_and_gradients, random_csr
 
-from mil_zoo.kernels import CSR, GlobalKey, graph_attention, graph_dot_attention, segment_attention_pool, segment_reduce
+from mil_zoo import InputError
+from mil_zoo.kernels import (
+    CSR,
+    GlobalKey,
+    graph_attention,
+    graph_dot_attention,
+    graph_softmax_sum,
+    graph_sum,
+    segment_attention_pool,
+    segment_reduce,
+)
 from mil_zoo.kernels.dropout import dropout_scale
 
 BACKENDS = ["reference", pytest.param("dgl", marks=needs_dgl), "numba"]
@@ -165,6 +175,62 @@ def test_segment_attention_pool_equals_a_loop_over_bags():
         weights = scores[start:end].softmax(0)
         torch.testing.assert_close(attention[start:end], weights)
         torch.testing.assert_close(pooled[bag], weights.T @ values[start:end])
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_graph_sum_is_the_product_of_a_sparse_matrix(backend):
+    graph = random_csr(9, 7, degree=3)
+    x, weight = draw(9, 70, seed=0), draw(graph.num_edges, seed=1).detach()
+    for given in (None, weight):
+        values = torch.ones_like(weight) if given is None else given
+        matrix = torch.zeros(7, 9, dtype=torch.float64)
+        matrix.index_put_((graph.destinations, graph.indices.long()), values, accumulate=True)
+        torch.testing.assert_close(graph_sum(x, graph, weight=given, backend=backend), matrix @ x)
+    assert torch.autograd.gradcheck(lambda x: graph_sum(x, graph, weight=weight, backend=backend), (x,))
+    with pytest.raises(InputError, match="gives its weights no gradient"):
+        graph_sum(x, graph, weight=weight.requires_grad_(), backend=backend)
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_graph_sum(n, backend, dtype, weighted):
+    graph = random_csr(n + 2, n)
+
+    def run(dtype, backend):
+        weight = draw(graph.num_edges, seed=1, dtype=dtype).detach() if weighted else None
+        x = draw(n + 2, 19, seed=0, dtype=dtype)
+        return outputs_and_gradients(lambda x: [graph_sum(x, graph, weight=weight, backend=backend)], [x])
+
+    assert_close(run(dtype, backend), run(torch.float64, "reference"), dtype)
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+def test_graph_softmax_sum_is_a_softmax_of_each_row_and_channel(backend):
+    graph = random_csr(9, 7, degree=3)
+    x, t = draw(9, 21, seed=0), torch.tensor([1.7], dtype=torch.float64, requires_grad=True)
+    out = graph_softmax_sum(x, t, graph, backend=backend)
+    for row, start, end in zip(out, graph.indptr, graph.indptr[1:], strict=False):
+        messages = x[graph.indices[start:end].long()]
+        torch.testing.assert_close(row, ((t * messages).softmax(0) * messages).sum(0))
+    assert (graph.indptr.diff() == 0).any()
+    assert torch.autograd.gradcheck(lambda *xt: graph_softmax_sum(*xt, graph, backend=backend), (x, t))
+    far = graph_softmax_sum(1e4 * x.detach(), -t.detach(), graph, backend=backend)
+    assert far.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", REDUCE_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_graph_softmax_sum(n, backend, dtype):
+    graph = random_csr(n + 2, n)
+
+    def run(dtype, backend):
+        inputs = draw(n + 2, 19, seed=0, dtype=dtype), torch.tensor([0.8], dtype=dtype, requires_grad=True)
+        return outputs_and_gradients(lambda *xt: [graph_softmax_sum(*xt, graph, backend=backend)], inputs)
+
+    assert_close(run(dtype, backend), run(torch.float64, "reference"), dtype)
 
 
 @pytest.mark.parametrize("backend", REDUCE_BACKENDS)

@@ -23,13 +23,15 @@ from mil_zoo.kernels import (
     dropout_linear,
     graph_attention,
     graph_dot_attention,
+    graph_softmax_sum,
+    graph_sum,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
     segment_reduce,
 )
 from mil_zoo.kernels._triton import tools as triton_tools
-from mil_zoo.kernels._triton.tools import Dropout, Kernel, keep
+from mil_zoo.kernels._triton.tools import Dropout, Kernel, kept_scale
 from mil_zoo.kernels.dropout import dropout_scale
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,6 +176,30 @@ def test_segment_attention_pool(sizes, shared):
     compare(function, inputs)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "width"), [(1, 5), (63, 1), (900, 300), (2 * triton_tools.LONG.value + 77, 3)])
+def test_graph_sum(n, width, weighted, launches):
+    graph = random_csr(n + 2, n)  # of the last size the hub is in pieces
+
+    def function(backend, x):
+        weight = draw(graph.num_edges, seed=1).detach().to(x) if weighted else None
+        return [graph_sum(x, graph.to(x.device), weight=weight, backend=backend)]
+
+    compare(function, lambda dtype: [draw(n + 2, width, seed=0, dtype=dtype)])
+    assert launches.count("_neighbour_sum") == 2 + (n > triton_tools.LONG.value)
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 5), (63, 1), (900, 100), (2 * triton_tools.LONG.value + 77, 3)])
+def test_graph_softmax_sum(n, width, launches):
+    graph = random_csr(n + 2, n)  # of the last size the hub is in pieces
+
+    def function(backend, x, t):
+        return [graph_softmax_sum(x, t, graph.to(x.device), backend=backend)]
+
+    compare(function, lambda dtype: [draw(n + 2, width, seed=0, dtype=dtype), draw(1, seed=1, dtype=dtype)])
+    assert (launches.count("_forward"), launches.count("_backward")) == (1 + (n > triton_tools.LONG.value), 1)
+
+
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_segment_reduce(reduce):
     sizes = (1, 62, 70_000, 3)
@@ -252,7 +278,7 @@ def test_the_same_elements_are_dropped_as_in_the_other_backends():
 @triton.jit
 def _scales(counter, threshold, low, high, kept, out, BLOCK: tl.constexpr):
     n = tl.arange(0, BLOCK)
-    tl.store(out + n, keep(tl.load(counter + n), threshold, low, high, kept))
+    tl.store(out + n, kept_scale(tl.load(counter + n), threshold, low, high, kept))
 
 
 @pytest.mark.parametrize("first", [0, 2**31 - 100, 2**32 - 100, 2**33 + 17])
@@ -323,7 +349,7 @@ def test_every_kernel_compiles_for_sm_90():
     defined = {
         f"{file.parent.name}/{name}"
         for file in Path(triton_tools.__file__).parents[1].rglob("*.py")
-        if file.name == "triton_gpu.py" or file.parent.name == "_triton"
+        if file.stem in ("triton_gpu", "triton_kernels") or file.parent.name == "_triton"
         for name in re.findall(r"^@tuned\(.*\)\ndef (\w+)", file.read_text(), re.MULTILINE)
     }
     assert len(defined) == 22

@@ -32,17 +32,19 @@ class GatedAttention(nn.Module):
         in_dim: width of h.
         attention_dim: rows of V and U.
         branches: number K of attention distributions.
+        dropout: dropout rate of both hidden vectors.
     """
 
-    def __init__(self, in_dim: int, attention_dim: int, branches: int = 1) -> None:
+    def __init__(self, in_dim: int, attention_dim: int, branches: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         self.V = nn.Linear(in_dim, attention_dim)
         self.U = nn.Linear(in_dim, attention_dim)
         self.w = nn.Linear(attention_dim, branches)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         """``[N, in_dim]`` to attention logits ``[N, K]``."""
-        return self.w(torch.tanh(self.V(h)) * torch.sigmoid(self.U(h)))
+        return self.w(self.drop(torch.tanh(self.V(h))) * self.drop(torch.sigmoid(self.U(h))))
 
 
 def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:

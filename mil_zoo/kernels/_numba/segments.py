@@ -26,7 +26,10 @@ def pieces(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         int64 ``[P + 1]``, where each piece starts, and ``[B + 1]``, the first piece of each segment.
     """
-    first = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // PIECE))])
+    sizes = np.diff(offsets)
+    if len(sizes) and sizes.max() <= PIECE and sizes.min() > 0:  # every segment is one piece
+        return np.asarray(offsets, np.int64), np.arange(len(offsets))
+    first = np.concatenate([[0], np.cumsum(-(-sizes // PIECE))])
     segment = np.repeat(np.arange(len(offsets) - 1), np.diff(first))
     starts = offsets[segment] + PIECE * (np.arange(first[-1]) - first[segment])
     return np.append(starts, offsets[-1]), first

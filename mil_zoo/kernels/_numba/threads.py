@@ -53,10 +53,14 @@ def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
             "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start "
             "processes with 'spawn', or use backend='reference'"
         )
-    work = np.asarray(starts) + 4 * np.arange(len(starts))
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, 1 + int(work[-1]) * cost // GRAIN)
+    rows = len(starts) - 1
+    work = int(starts[-1]) + 4 * rows
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, 1 + work * cost // GRAIN)
     numba.set_num_threads(threads)
-    return np.searchsorted(work, np.linspace(0, work[-1], 4 * threads + 1))
+    if threads == 1:
+        return np.array([0, rows])
+    until = np.asarray(starts) + 4 * np.arange(rows + 1)  # work before each row
+    return np.searchsorted(until, np.linspace(0, work, 4 * threads + 1))
 
 
 def stripes(width: int) -> np.ndarray:

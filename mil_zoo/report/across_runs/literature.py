@@ -89,7 +89,9 @@ _HEADER = ["Published as", "Metric", "Published", "Protocol", "Here", "Ours [95 
 def _of_dataset(runs: Sequence[Results], dataset: str, numbers: pd.DataFrame) -> Table:
     metrics = {metric.name: metric for run in runs for metric in run.task.metrics}
     titles = {name: metric.title for name, metric in metrics.items()}
-    rows, sources, differs = [], {}, {}
+    rows: list[list[Any]] = []
+    sources: dict[str, None] = {}
+    differs: dict[str, None] = {}
     for row in numbers.to_dict("records"):
         bounds = metrics[row["metric"]].bounds if row["metric"] in metrics else (0, 1)
         known, metric = not np.isnan(row["mean"]), titles.get(row["metric"], row["metric"])

@@ -110,7 +110,7 @@ def _metric_of(runs: Sequence[Results], name: str | None) -> Metric:
 def _ranked(scores: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:
     """The scores that every dataset has, and the aggregators that are left out since one lacks theirs."""
     scores = _chosen(scores, models)
-    left_out = [label for label in scores if scores[label].isna().any()]
+    left_out = [str(label) for label in scores if scores[label].isna().any()]
     table = scores.drop(columns=left_out)
     if len(table) < 2 or table.shape[1] < 2:
         raise InputError(

@@ -213,11 +213,12 @@ def draw_patches(
     if np.isnan(side):
         points_wide = 72 * width / COLUMNS
         size = float(np.clip((0.6 * points_wide) ** 2 / len(coords), 0.2, 30))
-        axes.scatter(*coords[order].T, s=size, c=colours[order], linewidths=0)
+        x, y = coords[order].T
+        axes.scatter(x, y, s=size, c=colours[order], linewidths=0)
     else:
         corners = side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         squares = coords[order, None, :] + corners
-        axes.add_collection(PolyCollection(squares, facecolors=colours[order], linewidths=0, antialiaseds=False))
+        axes.add_collection(PolyCollection(list(squares), facecolors=colours[order], linewidths=0, antialiaseds=False))
         axes.autoscale_view()
     axes.set_aspect("equal")
     axes.invert_yaxis()  # image coordinates: y points down

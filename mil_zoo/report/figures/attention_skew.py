@@ -19,7 +19,7 @@ from mil_zoo.report.load import TINY_BAGS, Results
 from mil_zoo.report.names import file_stem
 from mil_zoo.report.tables.text import inside
 
-POSITIVES = {
+POSITIVES: dict[str, tuple[str, Any]] = {
     "top1_positive": ("top-1", "-"),
     "top5_positive": ("top-5", "--"),
     "high_positive": ("attention ≥ 0.5", ":"),
@@ -50,10 +50,15 @@ def _figure(results: Results, shown: dict[str, Series], note: str) -> Figure:
     colours, labelled = colours_of(results), any(_labelled(part) for part in shown.values())
     figure = Figure(figsize=(WIDTH, 6.4 if labelled else 3.4), layout="constrained")
     if labelled:
-        upper, lower = figure.add_gridspec(2, 1)
-        accuracy, high = upper.subgridspec(1, 2).subplots()
-        left, right = lower.subgridspec(1, 2)
-        positives, counted = left.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.05).subplots(sharex=True)
+        halves = figure.add_gridspec(2, 1)
+        upper, lower = halves[0], halves[1]
+        pair: Any = upper.subgridspec(1, 2).subplots()  # an array of two
+        accuracy, high = pair
+        quarters = lower.subgridspec(1, 2)
+        left, right = quarters[0], quarters[1]
+        stacked = left.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.05)
+        pair = stacked.subplots(sharex=True)
+        positives, counted = pair
         maxima = figure.add_subplot(right)
     else:
         accuracy, high, maxima = figure.subplots(1, 3)

@@ -58,7 +58,7 @@ def drawing() -> Iterator[None]:
     """Figures made and saved inside look the same whatever style, LaTeX or notebook the user has set."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # whose keys are names of settings
         yield
 
 

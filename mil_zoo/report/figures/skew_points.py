@@ -38,7 +38,7 @@ def draw(results: Results) -> dict[str, Figure]:
         for row, (label, part) in enumerate(shown.items()):
             columns = [name]
             if name == "head_max":
-                columns = [column for column in part.test if column.startswith("head_max_")] or [name]
+                columns = [column for column in map(str, part.test) if column.startswith("head_max_")] or [name]
             _strip(axes, row, part.test[columns].to_numpy().ravel(), colours[label])
         axes.set(xscale="log", xlabel=xlabel)
     # The two maxima on one scale, so that what averaging heads takes away can be read off.

@@ -44,7 +44,8 @@ def worst_first(results: Results) -> list[Slide]:
     order = sorted(losses.index, key=lambda slide: (-losses[slide], slide))
     place = {slide: len(order) - i for i, slide in enumerate(order)}
     slides = []
-    for (slide, patient, truth), rows in table.groupby(["slide_id", "patient_id", "truth"], sort=True):
+    for names, rows in table.groupby(["slide_id", "patient_id", "truth"], sort=True):
+        slide, patient, truth = map(str, names)
         of_model = dict(list(rows.groupby("model")))
         said = [
             (float(of_model[model]["value"].mean()), bool(of_model[model]["wrong"].mean() > 0.5))

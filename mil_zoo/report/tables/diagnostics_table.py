@@ -49,7 +49,7 @@ def _diagnostics(results: Results) -> pd.DataFrame:
 
 
 def _rows(trial: Trial, numbers: pd.DataFrame) -> pd.DataFrame:
-    known = {"repeat": trial.repeat, "fold": trial.fold, "seed": trial.seed}
+    known: dict[str, Any] = {"repeat": trial.repeat, "fold": trial.fold, "seed": trial.seed}
     known |= {"aggregator": trial.label, "epoch": trial.selected_epoch, "slide_id": ""}
     return numbers.assign(**{name: value for name, value in known.items() if name not in numbers})
 

@@ -37,7 +37,7 @@ def encoder_table(scores: pd.DataFrame, metrics: Sequence[Metric]) -> pd.DataFra
             cells = rows.setdefault((metric, name), {"metric": metric, "aggregator": name})
             cells[f"{row['encoder']}_mean"], cells[f"{row['encoder']}_sd"] = row[f"{metric}_mean"], row[f"{metric}_sd"]
     place = {metric.name: i for i, metric in enumerate(metrics)}
-    return pd.DataFrame(sorted(rows.values(), key=lambda cells: place[cells["metric"]]))
+    return pd.DataFrame([rows[key] for key in sorted(rows, key=lambda key: place[key[0]])])
 
 
 def shown_encoders(scores: pd.DataFrame, metrics: Sequence[Metric], notes: Sequence[str]) -> Document:

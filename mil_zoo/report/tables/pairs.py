@@ -56,7 +56,7 @@ def best(results: Results) -> dict[str, set[str]]:
     nothing.
     """
     marked: dict[str, set[str]] = {}
-    for metric in results.metrics:
+    for metric in _compared(results):
         for patients in (False, True):
             labels, p = chances(results, metric, patients)
             members = {label for label, value in zip(labels, p, strict=True) if value >= LEVEL}
@@ -205,12 +205,17 @@ def _turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
     }
 
 
+def _compared(results: Results) -> list[Metric]:
+    """The metrics of which a higher value or a lower one is better."""
+    return [metric for metric in results.metrics if metric.higher_is_better is not None]
+
+
 def _comparisons(results: Results) -> pd.DataFrame:
     labels = [label for label, trials in results.finished.items() if trials]
     rule = results.config.dataset.patient_rule
     rows = []
     for patient_rule in [None, rule] if rule in ("mean", "max") else [None]:
-        for metric in results.metrics:
+        for metric in _compared(results):
             of_metric = [
                 _compare(results, metric, a, b, patient_rule, len(labels)) for a, b in itertools.combinations(labels, 2)
             ]

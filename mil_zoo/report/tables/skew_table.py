@@ -58,11 +58,8 @@ def skew_table(results: Results) -> pd.DataFrame:
 def shown_skew(results: Results, notes: Sequence[str]) -> Document:
     """The same as it is read: skew, alignment with instance labels, stability, faithfulness."""
     table = skew_table(results)
-    faithful = {
-        name: "{} {} {}".format(*_FAITHFUL.fullmatch(name).groups())
-        for name in dict.fromkeys(column.removesuffix("_median") for column in table if column.endswith("_median"))
-        if _FAITHFUL.fullmatch(name)
-    }
+    medians = [column.removesuffix("_median") for column in map(str, table) if column.endswith("_median")]
+    faithful = {name: " ".join(known.groups()) for name in medians if (known := _FAITHFUL.fullmatch(name))}
     parts = [
         _part(table, {"slides": "Slides", "heads": "Heads"}, SKEW, _SKEW_NOTE),
         _part(table, {"positive_slides": "Positive slides"}, ALIGNMENT, _ALIGNMENT_NOTE),
@@ -133,4 +130,4 @@ def _quartiles(low: float, high: float) -> tuple[str, ...]:
 
 
 def _faithful_place(name: str) -> tuple[int, str]:
-    return int(_FAITHFUL.fullmatch(name)[3]), name
+    return int(re.sub(r"\D", "", name)), name

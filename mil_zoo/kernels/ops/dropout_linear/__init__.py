@@ -56,11 +56,34 @@ def dropout_linear(
         InputError: shapes, dtypes or devices that do not fit, an index out of range, or a backend that cannot run.
     """
     precision = autocast_dtype(x) or x.dtype
-    return _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend, precision)
+    return _in_precision(
+        x,
+        weight,
+        bias,
+        sizes=sizes,
+        index=index,
+        token=token,
+        dropout_p=dropout_p,
+        seed=seed,
+        backend=backend,
+        precision=precision,
+    )
 
 
 @in_float32
-def _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend, precision):
+def _in_precision(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    sizes: Sequence[int] | None,
+    index: Tensor | None,
+    token: Tensor | None,
+    dropout_p: float,
+    seed: int | None,
+    backend: str,
+    precision: torch.dtype,
+) -> tuple[Tensor, ...]:
     check_tensor("x", x, (None, None))
     check_tensor("weight", weight, (None, x.shape[1]), like=x)
     if bias is not None:
@@ -76,7 +99,18 @@ def _in_precision(x, weight, bias, sizes, index, token, dropout_p, seed, backend
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("dropout_linear", IMPLEMENTATIONS, backend, x.device, x.dtype)
-    return IMPLEMENTATIONS[name](x, weight, bias, sizes, index, token, dropout_p, seed or 0, precision)
+    outputs: tuple[Tensor, ...] = IMPLEMENTATIONS[name](
+        x,
+        weight,
+        bias,
+        sizes=sizes,
+        index=index,
+        token=token,
+        dropout_p=dropout_p,
+        seed=seed or 0,
+        precision=precision,
+    )
+    return outputs
 
 
 def _check_index(index: Tensor, x: Tensor, token: Tensor | None) -> None:

@@ -6,7 +6,7 @@ and a destination part as all implementations do).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
 
@@ -39,6 +39,38 @@ class GlobalKey(NamedTuple):
     score: Tensor
     bag: Tensor
     offsets: Tensor | None = None
+
+
+@overload
+def graph_attention(
+    feat: Tensor,
+    src_score: Tensor,
+    dst_score: Tensor,
+    graph: CSR,
+    *,
+    negative_slope: float = ...,
+    dropout_p: float = ...,
+    seed: int | None = ...,
+    global_key: GlobalKey | None = ...,
+    return_attention: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def graph_attention(
+    feat: Tensor,
+    src_score: Tensor,
+    dst_score: Tensor,
+    graph: CSR,
+    *,
+    negative_slope: float = ...,
+    dropout_p: float = ...,
+    seed: int | None = ...,
+    global_key: GlobalKey | None = ...,
+    return_attention: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, ...]: ...
 
 
 @in_float32
@@ -101,7 +133,15 @@ def graph_attention(
         seed = draw_seed()
     name = choose_backend("graph_attention", IMPLEMENTATIONS, backend, feat.device, feat.dtype)
     out, attention, global_attention = IMPLEMENTATIONS[name](
-        feat, src_score, dst_score, graph, negative_slope, dropout_p, seed or 0, global_key, return_attention
+        feat,
+        src_score,
+        dst_score,
+        graph,
+        negative_slope=negative_slope,
+        dropout_p=dropout_p,
+        seed=seed or 0,
+        global_key=global_key,
+        return_attention=return_attention,
     )
     if not return_attention:
         return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
@@ -16,6 +18,38 @@ IMPLEMENTATIONS = {
     "numba": lazy("mil_zoo.kernels.ops.graph_dot_attention.numba_cpu"),
     "triton": lazy("mil_zoo.kernels.ops.graph_dot_attention.triton_gpu"),
 }
+
+
+@overload
+def graph_dot_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    graph: CSR,
+    *,
+    scale: float | None = ...,
+    bias: Tensor | None = ...,
+    dropout_p: float = ...,
+    seed: int | None = ...,
+    return_attention: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def graph_dot_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    graph: CSR,
+    *,
+    scale: float | None = ...,
+    bias: Tensor | None = ...,
+    dropout_p: float = ...,
+    seed: int | None = ...,
+    return_attention: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 @in_float32
@@ -67,5 +101,15 @@ def graph_dot_attention(
         seed = draw_seed()
     scale = width**-0.5 if scale is None else scale
     name = choose_backend("graph_dot_attention", IMPLEMENTATIONS, backend, q.device, q.dtype)
-    out, attention = IMPLEMENTATIONS[name](q, k, v, graph, scale, bias, dropout_p, seed or 0, return_attention)
+    out, attention = IMPLEMENTATIONS[name](
+        q,
+        k,
+        v,
+        graph,
+        scale=scale,
+        bias=bias,
+        dropout_p=dropout_p,
+        seed=seed or 0,
+        return_attention=return_attention,
+    )
     return (out, attention) if return_attention else out

@@ -52,4 +52,7 @@ def residual_norm_prelu(
         check_tensor(name, vector, (x.shape[1],), like=x)
     check_tensor("slope", slope, (1,), like=x)
     name = choose_backend("residual_norm_prelu", IMPLEMENTATIONS, backend, x.device, x.dtype)
-    return IMPLEMENTATIONS[name](x, residual, bias, norm_weight, norm_bias, slope, eps)
+    out: Tensor = IMPLEMENTATIONS[name](
+        x, residual, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias, slope=slope, eps=eps
+    )
+    return out

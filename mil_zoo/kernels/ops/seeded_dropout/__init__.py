@@ -33,4 +33,5 @@ def seeded_dropout(x: Tensor, dropout_p: float, *, seed: int | None = None, back
     if dropout_p == 0:
         return x
     name = choose_backend("seeded_dropout", IMPLEMENTATIONS, backend, x.device, x.dtype)
-    return IMPLEMENTATIONS[name](x, dropout_p, draw_seed() if seed is None else seed)
+    out: Tensor = IMPLEMENTATIONS[name](x, dropout_p, draw_seed() if seed is None else seed)
+    return out

@@ -54,4 +54,5 @@ def segment_attention_pool(
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("segment_attention_pool", IMPLEMENTATIONS, backend, scores.device, scores.dtype)
-    return IMPLEMENTATIONS[name](scores, values, offsets, dropout_p, seed or 0)
+    pooled, attention = IMPLEMENTATIONS[name](scores, values, offsets, dropout_p=dropout_p, seed=seed or 0)
+    return pooled, attention

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -18,11 +18,26 @@ IMPLEMENTATIONS = {
 }
 
 
+Reduction = Literal["sum", "mean", "max", "logsumexp"]
+
+
+@overload
+def segment_reduce(
+    values: Tensor, offsets: Tensor, reduce: Reduction, *, return_argmax: Literal[False] = ..., backend: str = ...
+) -> Tensor: ...
+
+
+@overload
+def segment_reduce(
+    values: Tensor, offsets: Tensor, reduce: Reduction, *, return_argmax: Literal[True], backend: str = ...
+) -> tuple[Tensor, Tensor]: ...
+
+
 @in_float32
 def segment_reduce(
     values: Tensor,
     offsets: Tensor,
-    reduce: Literal["sum", "mean", "max", "logsumexp"],
+    reduce: Reduction,
     *,
     return_argmax: bool = False,
     backend: str = "auto",

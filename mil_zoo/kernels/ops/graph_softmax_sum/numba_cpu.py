@@ -1,0 +1,128 @@
+"""Softmax aggregation as CPU kernels: a pass over the rows forward and one over those of the transpose backward.
+
+With a the output, g its gradient and p the weights, which are made again from the log-sum-exp of each row::
+
+    dx_jc = sum_i g_ic p_ijc (1 + t (x_jc - a_ic))        dt = sum_ic g_ic Var_p(x)_ic
+
+The variance is summed as squares of differences: terms of both signs cancel in dt, so theirs must be accurate.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch.autograd.function import once_differentiable
+
+from mil_zoo.kernels._numba.attention import Edges
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.loops import exp
+from mil_zoo.kernels._numba.threads import blocks
+
+COST = 8  # multiplications for a number of an edge, most of them in exp
+
+
+def forward(x, t, graph):
+    """See ``graph_softmax_sum``. Half precision is converted to float32 and back."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return _GraphSoftmaxSum.apply(x.to(dtype), t.to(dtype), graph).to(x.dtype)
+
+
+class _GraphSoftmaxSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, t, graph):
+        out, lse = (x.new_empty(graph.num_dst, x.shape[1]) for _ in range(2))
+        _forward(
+            blocks(graph.indptr, COST * x.shape[1]),
+            Edges.of(graph),
+            array(x, x),
+            array(t, x),
+            (out.numpy(), lse.numpy()),
+        )
+        ctx.save_for_backward(x, t, out, lse)
+        ctx.graph = graph
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, t, out, lse = ctx.saved_tensors
+        back = ctx.graph.transposed
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_t = np.empty(len(x), np.float64)  # of each source, for any number of threads the same
+        inputs = array(x, x), array(t, x), array(out, x), array(lse, x), array(grad, x)
+        _backward(blocks(back.indptr, COST * x.shape[1]), Edges.of(back), inputs, grad_x.numpy(), grad_t)
+        return grad_x, t.new_tensor([grad_t.sum()]), None
+
+
+@jit(parallel=True)
+def _forward(bounds, edges, x, t, results):
+    for block in prange(len(bounds) - 1):
+        _forward_rows(bounds[block : block + 2], edges, x, t[0], results)
+
+
+@jit()
+def _forward_rows(rows, edges, x, t, results):
+    outs, lses = results
+    total = np.empty(x.shape[1], x.dtype)
+    for i in range(rows[0], rows[1]):
+        sources = edges.others[edges.indptr[i] : edges.indptr[i + 1]]
+        out, lse = outs[i], lses[i]
+        out[:] = 0
+        if not len(sources):
+            lse[:] = np.inf
+            continue
+        total[:] = 0
+        lse[:] = np.finfo(x.dtype).min
+        for j in sources:
+            _raise_top(x[j], t, lse)
+        for j in sources:
+            _add(x[j], t, lse, total, out)
+        for c in range(len(out)):
+            out[c] /= total[c]
+            lse[c] += np.log(total[c])
+
+
+@jit()
+def _raise_top(x, t, top):
+    for c in range(len(x)):
+        score = t * x[c]
+        top[c] = score if score > top[c] else top[c]
+
+
+@jit()
+def _add(x, t, top, total, out):
+    for c in range(len(x)):
+        weight = exp(t * x[c] - top[c])
+        total[c] += weight
+        out[c] += weight * x[c]
+
+
+@jit(parallel=True)
+def _backward(bounds, edges, inputs, grad_x, grad_t):
+    for block in prange(len(bounds) - 1):
+        _backward_rows(bounds[block : block + 2], edges, inputs, grad_x, grad_t)
+
+
+@jit()
+def _backward_rows(rows, edges, inputs, grad_x, grad_t):
+    x, t, out, lse, grad = inputs
+    spread = np.empty(x.shape[1], x.dtype)
+    for j in range(rows[0], rows[1]):
+        grad_x[j] = 0
+        spread[:] = 0
+        for i in edges.others[edges.indptr[j] : edges.indptr[j + 1]]:
+            _flow(x[j], t[0], (out[i], lse[i], grad[i]), grad_x[j], spread)
+        grad_t[j] = 0
+        for c in range(len(spread)):
+            grad_t[j] += spread[c]
+
+
+@jit()
+def _flow(x, t, row, grad_x, spread):
+    out, lse, grad = row
+    for c in range(len(x)):
+        flow = grad[c] * exp(t * x[c] - lse[c])
+        away = x[c] - out[c]
+        grad_x[c] += flow * (1 + t * away)
+        spread[c] += flow * away * away

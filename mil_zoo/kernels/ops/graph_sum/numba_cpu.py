@@ -1,0 +1,60 @@
+"""Sums over neighbours as a CPU kernel: one pass over the edges, no ``[E, F]`` tensor; backward by the transpose."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch.autograd.function import once_differentiable
+
+from mil_zoo.kernels._numba.attention import Edges
+from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.loops import CHUNK
+from mil_zoo.kernels._numba.threads import blocks
+from mil_zoo.kernels._numba.vectors import add_weighted
+
+
+def forward(x, graph, weight):
+    """See ``graph_sum``. Half precision is converted to float32 and back."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return _GraphSum.apply(x.to(dtype), graph, None if weight is None else weight.to(dtype)).to(x.dtype)
+
+
+class _GraphSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, graph, weight):
+        ctx.graph, ctx.weight = graph, weight
+        return _summed(x, graph, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _summed(grad, ctx.graph.transposed, ctx.weight), None, None
+
+
+def _summed(x, graph, weight):
+    """Sums over the rows of a CSR or of its transpose."""
+    out, edges = x.new_empty(len(graph.indptr) - 1, x.shape[1]), Edges.of(graph)
+    bounds = blocks(graph.indptr, x.shape[1])
+    _sum(bounds, edges, array(x[:, None], x), array(weight, x, 0), out[:, None].numpy())
+    return out
+
+
+@jit(parallel=True)
+def _sum(bounds, edges, x, weight, out):
+    for block in prange(len(bounds) - 1):
+        _sum_rows(bounds[block : block + 2], edges, x, weight, out)
+
+
+@jit()
+def _sum_rows(rows, edges, x, weight, out):
+    indptr, others, positions = edges.indptr, edges.others, edges.positions
+    scale = np.ones((1, CHUNK), x.dtype)
+    for i in range(rows[0], rows[1]):
+        out[i] = 0
+        for start in range(indptr[i], indptr[i + 1], CHUNK):
+            sources = others[start : min(start + CHUNK, indptr[i + 1])]
+            if len(weight):
+                for e in range(len(sources)):
+                    scale[0, e] = weight[positions[start + e] if len(positions) else start + e]
+            add_weighted(out[i], scale, x, sources)
