@@ -8,9 +8,9 @@ import torch
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
 from mil_zoo import BagBatch, InputError, create_aggregator
-from mil_zoo.aggregators import mhim
 from mil_zoo.aggregators.base import Progress
-from mil_zoo.aggregators.mhim import Ratios, draw_kept
+from mil_zoo.aggregators.mhim import masking
+from mil_zoo.aggregators.mhim.masking import Ratios, draw_kept
 from mil_zoo.data.bags import as_bags
 from mil_zoo.tasks import Classification
 from mil_zoo.train.config import TrainingConfig
@@ -57,7 +57,7 @@ def replay(golden, monkeypatch):
         torch.from_numpy(golden.arrays[f"randperm/{j}"]) for j in range(3) if f"randperm/{j}" in golden.arrays
     ]
     drawn = iter(permutations)
-    monkeypatch.setattr(mhim.torch, "randperm", lambda n: check_length(next(drawn), n))
+    monkeypatch.setattr(masking.torch, "randperm", lambda n: check_length(next(drawn), n))
     return drawn
 
 
@@ -181,7 +181,7 @@ def test_masks_of_the_authors(case, monkeypatch):
     values = [ratios[name] for name in ("mask_ratio", "mask_ratio_l", "mask_ratio_h", "mask_ratio_hr")]
     keys = [f"mask{case}/randperm{j}" for j in range(2) if f"mask{case}/randperm{j}" in golden.arrays]
     drawn = iter([torch.from_numpy(golden.arrays[key]) for key in keys])
-    monkeypatch.setattr(mhim.torch, "randperm", lambda n: check_length(next(drawn), n))
+    monkeypatch.setattr(masking.torch, "randperm", lambda n: check_length(next(drawn), n))
     attention = torch.from_numpy(golden[f"mask{case}/attention"])
     kept = draw_kept(attention.squeeze(0), Ratios(*values))
     expected = golden[f"mask{case}/mask_ids"][: int(golden[f"mask{case}/len_keep"])]
@@ -211,8 +211,8 @@ def test_a_bag_is_never_masked_whole():
 
 @pytest.mark.parametrize("options", [{}, {"version": 2, "class_scores": True, "mask_ratio": 0.0, "merge_ratio": 0.5}])
 def test_losses_of_a_batch_are_the_mean_over_its_bags(options, monkeypatch):
-    monkeypatch.setattr(mhim.torch, "randperm", torch.arange)
-    monkeypatch.setattr(mhim.torch, "rand", lambda n: torch.linspace(0, 1, n))
+    monkeypatch.setattr(masking.torch, "randperm", torch.arange)
+    monkeypatch.setattr(masking.torch, "rand", lambda n: torch.linspace(0, 1, n))
     torch.manual_seed(0)
     aggregator = create_aggregator("mhim", 8, embed_dim=16, **options).eval()
     bags = [make_bag(n, 8, label=n % 2, seed=n) for n in (1, 20, 33)]

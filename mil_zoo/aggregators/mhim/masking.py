@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, Preparation, register_aggregator
-from mil_zoo.aggregators.blocks.mhim_network import ACTIVATIONS, Network
 from mil_zoo.aggregators.checkpoints import flat_state_dict
+from mil_zoo.aggregators.mhim.network import ACTIVATIONS, Network
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.devices import to_device
