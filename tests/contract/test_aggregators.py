@@ -5,8 +5,8 @@ import pytest
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.testing import CHECKS
 
-# The pseudo-inverses of TransMIL's 256 landmarks take half a second a bag; its own tests have them.
-SMALLER = {"transmil": {"embed_dim": 64}}
+# The pseudo-inverses of 256 landmarks take half a second a bag.
+SMALLER = {"camil": {"landmarks": 16}, "transmil": {"embed_dim": 64}}
 CONFIGURATIONS = [(name, SMALLER.get(name, {})) for name in AGGREGATORS.names()] + [
     ("abmil", {"gated": True, "embed_dim": 16}),
     ("srmil", {"readout": "attention"}),
