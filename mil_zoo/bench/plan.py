@@ -23,7 +23,7 @@ from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.digests import of_labels as digest_of_labels
 from mil_zoo.data.digests import samples_of, together
 from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with_warnings
-from mil_zoo.data.judge_annotations import judge_annotations, lesion_free_slides, look_at_all
+from mil_zoo.data.judge_annotations import annotations_in_words, judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
@@ -228,9 +228,7 @@ def make_plan(
     if features:
         source = source.with_features(features[0])
     dataset = open_dataset(source)
-    findings = judge_annotations(look_at_all(dataset.bags), lesion_free_slides(dataset.bags, dataset.card))
-    raise_errors(findings)
-    dataset = dataclasses.replace(dataset, card=with_warnings(dataset.card, findings))
+    dataset = _with_judged_annotations(dataset)
     digests = {"labels": digest_of_labels(dataset.bags), "features": _features_digest(dataset.bags)}
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
@@ -249,6 +247,17 @@ def make_plan(
     if len(features) > 1:
         models = [_with_features(model, each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
+
+
+def _with_judged_annotations(dataset: Dataset) -> Dataset:
+    """The dataset with what its tables must say of annotations, once all of them can be read."""
+    looked = look_at_all(dataset.bags)
+    findings = judge_annotations(looked, lesion_free_slides(dataset.bags, dataset.card))
+    raise_errors(findings)
+    card = with_warnings(dataset.card, findings)
+    if looked:
+        card = dataclasses.replace(card, instance_labels=f"{card.instance_labels}; {annotations_in_words(looked)}")
+    return dataclasses.replace(dataset, card=card)
 
 
 def _features_digest(bags: Bags) -> str:

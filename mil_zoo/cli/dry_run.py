@@ -20,13 +20,13 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
     """Lists the trials that ``out`` does not hold, and what they would take."""
     from rich.table import Table
 
-    from mil_zoo.bench.estimate import SAMPLE, estimate
+    from mil_zoo.bench.forecast import SAMPLE, forecast
     from mil_zoo.bench.run_directory import RunDirectory
 
     done = {row["trial"] for row in RunDirectory(out).trials() if row["status"] == "ok"}
     left = [trial.id for trial in plan.trials if trial.id not in done]
     with console.status("Measuring a few steps"):
-        estimates = estimate(plan, done)
+        estimates = forecast(plan, done)
     for trial in left:
         click.echo(trial)
     table = Table("model", "trials to run", "epochs", "a trial", "together", title=plan.dataset.card.title)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mil_zoo.cli.options import plugin_option
+
 
 @click.command(
     epilog="""\b
@@ -26,6 +28,7 @@ Example:
 @click.option("--views", type=int, help="Random views (R) whose mean embeds a slide.  [default: the encoder's, 50]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the views.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for embeddings.npy and ids.npy.")
+@plugin_option
 def embed(
     encoder: Path,
     dataset: str | None,
@@ -38,6 +41,7 @@ def embed(
     views: int | None,
     seed: int,
     out: Path,
+    plugin: tuple[Path, ...],
 ) -> None:
     """Embed slides with ENCODER, the encoder.safetensors of a pretraining.
 

@@ -15,7 +15,7 @@ from mil_zoo.errors import InputError, not_written
 from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
-Slide = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
+SlideReader = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
 
 
 @click.command(
@@ -147,7 +147,7 @@ def _refused(error: InputError) -> Any:
     raise error
 
 
-def _reading(slide: Slide) -> Any:
+def _reading(slide: SlideReader) -> Any:
     """The bag, or what is wrong with it."""
     try:
         return slide[1]()

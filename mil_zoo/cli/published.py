@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from mil_zoo.cli.options import plugin_option
+
 
 @click.command(epilog="\b\nExample:\n  mil-zoo published runs/musk1 runs/tiger --out published\n")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
-def published(runs: tuple[Path, ...], out: Path) -> None:
+@plugin_option
+def published(runs: tuple[Path, ...], out: Path, plugin: tuple[Path, ...]) -> None:
     """Set published numbers beside those of RUNS.
 
     Writes a page and a csv: each published number that can be recomputed from the data of this repository, with its

@@ -24,7 +24,7 @@ from mil_zoo.tasks import Task, task_of_config
 Made = TypeVar("Made")
 TINY = 2  # instances: in a bag of no more one always holds half of the attention, whatever the aggregator does
 TINY_BAGS = "tiny_bags"  # the name under which training_skew counts them
-Split = tuple[int, int]  # repeat and fold
+SplitKey = tuple[int, int]  # repeat and fold
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ class Results:
         """
         return self.once(_estimate, label, metric, patient_rule)
 
-    def test_set_of(self, split: Split, patient_rule: str | None = None) -> Any:
+    def test_set_of(self, split: SplitKey, patient_rule: str | None = None) -> Any:
         """What stands for the test set of a split: equal for splits that are tested on the same patients."""
         return self.once(_test_set_numbers, patient_rule).get(split, split)
 
@@ -229,7 +229,7 @@ class Results:
         """The attention of the test slides."""
         return AttentionStore(self.run.attention)
 
-    def test_sets(self, label: str, patient_rule: str | None = None) -> dict[Split, TestSet]:
+    def test_sets(self, label: str, patient_rule: str | None = None) -> dict[SplitKey, TestSet]:
         """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
 
         Where patients are unknown, each slide is one of its own. Trials without files are left out, and so is a task
@@ -261,7 +261,7 @@ class Results:
         return name
 
 
-def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[Split, float]:
+def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[SplitKey, float]:
     """A test metric of finished trials by (repeat, fold), seeds averaged; splits where it is undefined are absent."""
     by_split = defaultdict(list)
     for trial in trials:
@@ -338,7 +338,7 @@ def _tiny(train: pd.DataFrame) -> pd.Series:
 
 def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:
     trials = results.finished[label]
-    values: dict[Split, list[float | None]] = defaultdict(list)
+    values: dict[SplitKey, list[float | None]] = defaultdict(list)
     for trial in trials:
         values[trial.split].append(scores_of(trial, patient_rule is not None).get(metric))
     sets = results.test_sets(label, patient_rule) if trials else {}
@@ -347,15 +347,15 @@ def _estimate(results: Results, label: str, metric: str, patient_rule: str | Non
     )
 
 
-def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[Split, int]:
-    patients: dict[Split, Any] = {}
+def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitKey, int]:
+    patients: dict[SplitKey, Any] = {}
     for label, trials in results.finished.items():
         for split, part in (results.test_sets(label, patient_rule) if trials else {}).items():
             patients.setdefault(split, part.patients)
     return dict(zip(patients, distinct_test_sets(list(patients.values())), strict=True))
 
 
-def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[Split, TestSet]:
+def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, TestSet]:
     by_split = defaultdict(list)
     for trial in sorted(results.finished[label], key=lambda trial: trial.seed):
         if (results.path / "trials" / trial.trial).is_dir():

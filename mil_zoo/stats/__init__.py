@@ -11,6 +11,9 @@ Which question each answers, where models are compared on slides of one dataset:
 
 and over several datasets: ``friedman_nemenyi``, ``wilcoxon_test`` (Demšar).
 
+- how well these models do by any metric of any task, and the difference of two: ``bootstrap_patients``,
+  ``bootstrap_difference``, on another cohort ``external_difference``
+
 Of censored times (``concordance``, ``kaplan_meier``, ``logrank``, ``cox``, ...) the estimators are those of
 ``mil_zoo.survival``, which metrics and tasks use too.
 
@@ -19,8 +22,17 @@ counted as if they were several patients.
 """
 
 from mil_zoo.stats.calibration import Calibration, brier_score, calibration
+from mil_zoo.stats.clinical import Clinical, Covariates, adds_to_clinical, fit_clinical, read_covariates
 from mil_zoo.stats.curves import Curve, mean_curve
 from mil_zoo.stats.decisions import Best, could_be_best, design_error, detectable_difference, holm
+from mil_zoo.stats.drawn import (
+    Drawn,
+    Scored,
+    bootstrap_difference,
+    bootstrap_patients,
+    external_difference,
+    pooled_concordance,
+)
 from mil_zoo.stats.intervals import Estimate, Interval, Summary, estimate, patient_interval, summarise
 from mil_zoo.stats.paired import (
     EXCHANGED,
@@ -34,6 +46,7 @@ from mil_zoo.stats.paired import (
 )
 from mil_zoo.stats.ranks import FriedmanNemenyi, friedman_nemenyi
 from mil_zoo.stats.resampling import TestSet, bootstrap, distinct_test_sets
+from mil_zoo.stats.risk_groups import RiskGroups, risk_groups
 from mil_zoo.survival import (
     Baseline,
     CalibrationGroups,
@@ -74,10 +87,13 @@ __all__ = [
     "Best",
     "Calibration",
     "CalibrationGroups",
+    "Clinical",
+    "Covariates",
     "Cox",
     "Curve",
     "DCalibration",
     "DeLong",
+    "Drawn",
     "Estimate",
     "FriedmanNemenyi",
     "HazardRatio",
@@ -87,11 +103,16 @@ __all__ = [
     "LogRank",
     "PairedT",
     "Pairs",
+    "RiskGroups",
+    "Scored",
     "Summary",
     "TestSet",
     "TimeDependentAUC",
+    "adds_to_clinical",
     "bin_edges",
     "bootstrap",
+    "bootstrap_difference",
+    "bootstrap_patients",
     "breslow_baseline",
     "brier_score",
     "brier_survival",
@@ -113,6 +134,8 @@ __all__ = [
     "discrete_survival",
     "distinct_test_sets",
     "estimate",
+    "external_difference",
+    "fit_clinical",
     "follow_up",
     "friedman_nemenyi",
     "hazard_ratio",
@@ -126,6 +149,9 @@ __all__ = [
     "patient_interval",
     "patient_test",
     "permutation_test",
+    "pooled_concordance",
+    "read_covariates",
+    "risk_groups",
     "summarise",
     "time_bins",
     "wilcoxon_test",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,16 @@ def distinct_test_sets(patients: Sequence[npt.ArrayLike]) -> list[int]:
     return number
 
 
+class Tested(Protocol):
+    """What patients are drawn of: the patient ``[n]`` of each row, and a label ``[n]`` that tells kinds apart."""
+
+    @property
+    def patients(self) -> npt.NDArray[np.str_]: ...
+
+    @property
+    def labels(self) -> Ints: ...
+
+
 @dataclass(frozen=True)
 class Patients:
     """The patients of several test sets.
@@ -78,7 +89,7 @@ class Patients:
     places: list[Ints]
 
     @classmethod
-    def of(cls, test_sets: Sequence[TestSet]) -> Patients:
+    def of(cls, test_sets: Sequence[Tested]) -> Patients:
         """The patients of ``test_sets``."""
         together = np.concatenate([part.patients for part in test_sets])
         names, place = np.unique(together, return_inverse=True)

@@ -106,22 +106,28 @@ def kaplan_meier(time: ArrayLike, event: ArrayLike, weights: ArrayLike | None = 
 def censoring_curve(time: ArrayLike, event: ArrayLike) -> KaplanMeier:
     """The curve G of the time to censoring; its ``events`` are the censored patients.
 
-    At equal times an event comes before a censoring: who has it is not at risk of being censored any more. Its median
-    is the median follow-up (reverse Kaplan-Meier); ``before`` is G(t-).
+    At equal times an event comes before a censoring: who has it is not at risk of being censored any more. ``before``
+    is G(t-), by which events are weighted.
 
     Args:
         time: ``[n]``.
         event: ``[n]``, 1 or 0: of the event, not of censoring.
 
-    Source: Schemper & Smith, Controlled Clinical Trials 17 (1996).
+    Source: Gerds & Schumacher, Biometrical Journal 48 (2006).
     """
     times, dead, gone, at_risk = _counts(time, event, None)
     return _curve(times, at_risk - dead, gone, dead)
 
 
 def follow_up(time: ArrayLike, event: ArrayLike) -> float:
-    """Median follow-up, by the reverse Kaplan-Meier curve; NaN where fewer than half of it is censored."""
-    return censoring_curve(time, event).median
+    """Median follow-up by the reverse Kaplan-Meier curve, that of being censored; NaN where it stays above one half.
+
+    At equal times a patient with the event still counts as followed, unlike in :func:`censoring_curve`.
+
+    Source: Schemper & Smith, Controlled Clinical Trials 17 (1996).
+    """
+    times, events = times_and_events(time, event)
+    return kaplan_meier(times, ~events).median
 
 
 def _counts(time: ArrayLike, event: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, ...]:

@@ -11,12 +11,14 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks import Classification, Task
 
-NEEDS_CLASSES = {  # what needs them, and what does without
-    "attrimil": ("ranking of slides", {"rank_weight": 0}),
-    "clam_mb": ("clustering of instances", {"bag_weight": 1}),
-    "clam_sb": ("clustering of instances", {"bag_weight": 1}),
+CLUSTERS = ("its clustering of instances", {"bag_weight": 1.0})
+NEEDS_CLASSES = {
+    "attrimil": ("its ranking of slides", {"rank_weight": 0.0}),
+    "clam_mb": CLUSTERS,
+    "clam_sb": CLUSTERS,
+    "dgrmil": ("its triplet loss", {"triplet_weight": 0.0}),
 }
-SMALLER = {"camil": {"landmarks": 16}, "transmil": {"embed_dim": 64}}
+SMALLER = {"camil": {"landmarks": 16}, "dgrmil": {"embed_dim": 64}, "transmil": {"embed_dim": 64}}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def batch_for(aggregator):
 
 
 def options_of(name):
-    return SMALLER.get(name, {}) | NEEDS_CLASSES.get(name, ("", {}))[1]
+    return SMALLER.get(name, {}) | (NEEDS_CLASSES[name][1] if name in NEEDS_CLASSES else {})
 
 
 @pytest.mark.parametrize("name", AGGREGATORS.names())
@@ -82,8 +84,9 @@ def test_what_a_paper_trains_besides_the_bag_is_the_task_s_too(name, further):
 
 @pytest.mark.parametrize("name", NEEDS_CLASSES)
 def test_a_term_that_needs_classes_says_so_before_any_training(name):
-    term, ((option, value),) = NEEDS_CLASSES[name][0], NEEDS_CLASSES[name][1].items()
-    with pytest.raises(InputError, match=f"{name}: its {term} needs classes.*{option}={value}"):
+    term, options = NEEDS_CLASSES[name]
+    (option, value), *_ = options.items()
+    with pytest.raises(InputError, match=f"{name}: {term} needs classes.*{option}={value:g}"):
         create_aggregator(name, 8, task=Amounts())
 
 

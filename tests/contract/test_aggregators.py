@@ -6,11 +6,15 @@ from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.testing import CHECKS
 
 # The pseudo-inverses of 256 landmarks take half a second a bag.
-SMALLER = {"camil": {"landmarks": 16}, "transmil": {"embed_dim": 64}}
+SMALLER = {"camil": {"landmarks": 16}, "dgrmil": {"embed_dim": 64}, "transmil": {"embed_dim": 64}}
 CONFIGURATIONS = [(name, SMALLER.get(name, {})) for name in AGGREGATORS.names()] + [
     ("abmil", {"gated": True, "embed_dim": 16}),
     ("srmil", {"readout": "attention"}),
     ("mean", {"embed_dim": 16}),
+    ("mambamil", {"embed_dim": 16, "mixer": "bimamba", "order": "hilbert"}),
+    ("s4mil", {"embed_dim": 16, "order": "raster"}),
+    ("vit", {"embed_dim": 16, "alibi": True}),
+    ("vit", {"embed_dim": 16, "alibi": True, "class_token_penalty": True, "tiles_see_class_token": False}),
 ]
 
 
