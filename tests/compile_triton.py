@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from mil_zoo.kernels import GlobalKey, devices
 from mil_zoo.kernels._triton.tools import LONG, Kernel
+from mil_zoo.kernels.ops.selective_scan import Inputs
 
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"
@@ -120,6 +121,7 @@ def run_ops(dtype, everything):
     for reduce in ("sum", "max", "logsumexp"):
         step(lambda *x: backend("segment_reduce")(*x, offsets, reduce), src)  # noqa: B023
     run_layer_ops(dtype, everything)
+    run_scan(dtype, everything)
 
 
 def run_layer_ops(dtype, everything):
@@ -133,6 +135,15 @@ def run_layer_ops(dtype, everything):
     index[::3] = -1
     for p in (0.3, 0.0) if everything else (0.0,):
         step(lambda *t: backend("dropout_linear")(*t, None, [16, 8], index, token, p, 1, dtype), x, weight)  # noqa: B023
+
+
+def run_scan(dtype, everything):
+    n, channels, states = 300, 96, 16
+    shapes = [(n, channels), (n, channels), (channels, states), (n, states), (n, states)]
+    shapes += [(channels,), (n, channels), (channels,)] * everything
+    inputs, missing = [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)], [None] * (8 - len(shapes))
+    offsets = torch.tensor([0, 3, n])
+    step(lambda *t: backend("selective_scan")(Inputs(*t, *missing), everything, offsets), *inputs)
 
 
 def table() -> str:

@@ -90,6 +90,10 @@ class Golden:
         """The edges that the golden values were computed with."""
         return CSR.from_edges(*torch.from_numpy(self["edges"]).long(), len(self["feat"]))
 
+    def first_bags(self) -> list[Bag]:
+        """Bags of the first instances of the golden slide, as many as ``first_sizes`` says."""
+        return [self.bag().subset(torch.arange(int(size))) for size in self["first_sizes"]]
+
     def create(self, name: str, in_dim: int | None = None, **options: object) -> Aggregator:
         """The aggregator with the golden parameters, in eval mode."""
         aggregator = create_aggregator(name, in_dim=in_dim or self["feat"].shape[1], **options)

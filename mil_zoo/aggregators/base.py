@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,45 @@ class AggregatorOutput:
     instance_logits: Tensor | None = None
 
 
+class Progress(NamedTuple):
+    """Says where a training stands, for losses that change on the way.
+
+    Attributes:
+        step: optimiser steps taken.
+        steps_per_epoch: of them in an epoch.
+        epochs: of the training.
+    """
+
+    step: int = 0
+    steps_per_epoch: int = 1
+    epochs: int = 1
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to, counted from 1."""
+        return 1 + self.step // self.steps_per_epoch
+
+    @property
+    def share(self) -> float:
+        """Share of the steps that are taken, in [0, 1]."""
+        return self.step / (self.steps_per_epoch * self.epochs)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Offers an aggregator the training bags before its own training, and nothing of any other slide.
+
+    Attributes:
+        train: trains another aggregator on these bags, with the settings of the run; its last epoch is kept.
+        outputs: yields what an aggregator gives for each of these bags, whole, in eval mode and without gradients.
+        seed: of what is drawn besides.
+    """
+
+    train: Callable[[Aggregator], None]
+    outputs: Callable[[Aggregator], Iterator[AggregatorOutput]]
+    seed: int
+
+
 class Aggregator(nn.Module):
     """Turns packed bags into one row of logits a bag; the base class of all aggregators.
 
@@ -80,6 +119,7 @@ class Aggregator(nn.Module):
 
     Attributes:
         task: what is predicted, with its loss; classification until ``create_aggregator`` sets another.
+        progress: where the training stands; the trainer sets it before every step.
     """
 
     graph: ClassVar[str | None] = None
@@ -94,6 +134,7 @@ class Aggregator(nn.Module):
             raise InputError(f"in_dim and num_classes must be positive, not {in_dim} and {num_classes}")
         self.in_dim, self.num_classes = in_dim, num_classes
         self.task: Task = Classification(num_classes)
+        self.progress = Progress()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets ``forward`` and ``losses`` of every subclass read features of any float type, in that of its weights."""
@@ -108,6 +149,12 @@ class Aggregator(nn.Module):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
         return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Learns what the training starts from, where a paper has a stage before it; the trainer calls it once."""
+
+    def after_step(self) -> None:
+        """Follows a step of the optimiser, where a paper moves more than its gradients do; the trainer calls it."""
 
     def start_epoch(self) -> None:
         """Training calls this before each epoch; most aggregators keep nothing from one step to the next."""

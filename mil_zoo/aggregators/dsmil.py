@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.one_vs_rest import one_vs_rest_logits, one_vs_rest_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
-from mil_zoo.tasks import Classification
-from mil_zoo.tasks.losses.classification import one_hot
 
 QUERY_DIM = 128
 
@@ -103,24 +101,12 @@ class DSMIL(Aggregator):
         return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
 
     def task_logits(self, logits: Tensor) -> Tensor:
-        """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum.
-
-        Two logits that are trained to be x and -x have a softmax of sigmoid(2 x), which is too sure of itself.
-        """
-        if self.probability == "softmax" or self.num_classes == 1 or not isinstance(self.task, Classification):
-            return logits
-        return F.logsigmoid(logits.double())
+        """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum (``probability``)."""
+        return logits if self.probability == "softmax" else one_vs_rest_logits(self, logits)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""
         output = self(batch)
-        bag = self._binary_loss(output.logits, batch)
-        instance = self._binary_loss(segment_reduce(output.instance_logits, batch.offsets, "max"), batch)
+        bag = one_vs_rest_loss(self, output.logits, batch)
+        instance = one_vs_rest_loss(self, segment_reduce(output.instance_logits, batch.offsets, "max"), batch)
         return {"loss": (bag + instance) / 2, "bag": bag, "instance": instance}
-
-    def _binary_loss(self, logits: Tensor, batch: BagBatch) -> Tensor:
-        if self.num_classes == 1 or batch.labels is None or not isinstance(self.task, Classification):
-            return self.bag_loss(logits, batch.targets, batch.weights)
-        target = one_hot(batch.labels, self.num_classes).to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
-        return (loss if batch.weights is None else loss * batch.weights).mean()

@@ -34,6 +34,7 @@ from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
+STAGES = "stages.json"  # what a model learned before its training, and from which slides, where it does
 TRACEBACK = "traceback.txt"  # of a failed trial
 Parts = dict[str, Bags]
 
@@ -273,6 +274,8 @@ def _write(
         (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
     predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
+    if result.stages:
+        (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
     if result.recorder is not None:
         result.recorder.write(folder)
     (folder / "weights.safetensors").write_bytes(weights)

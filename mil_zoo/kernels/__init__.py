@@ -16,6 +16,7 @@ from mil_zoo.kernels.ops.residual_norm_prelu import residual_norm_prelu
 from mil_zoo.kernels.ops.seeded_dropout import seeded_dropout
 from mil_zoo.kernels.ops.segment_attention_pool import segment_attention_pool
 from mil_zoo.kernels.ops.segment_reduce import segment_reduce
+from mil_zoo.kernels.ops.selective_scan import selective_scan
 
 __all__ = [
     "CSR",
@@ -33,4 +34,5 @@ __all__ = [
     "seeded_dropout",
     "segment_attention_pool",
     "segment_reduce",
+    "selective_scan",
 ]

@@ -24,11 +24,12 @@ def in_float32(op: Op) -> Op:
     """
 
     @functools.wraps(op)
-    def wrapped(first: Tensor, *args: Any, **options: Any) -> Any:
-        if autocast_dtype(first) is None:
-            return op(first, *args, **options)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        first = next((value for value in (*args, *options.values()) if isinstance(value, Tensor)), None)
+        if first is None or autocast_dtype(first) is None:
+            return op(*args, **options)
         with torch.autocast(first.device.type, enabled=False):
-            return op(*map(_float32, (first, *args)), **{name: _float32(value) for name, value in options.items()})
+            return op(*map(_float32, args), **{name: _float32(value) for name, value in options.items()})
 
     return wrapped  # type: ignore[return-value]
 

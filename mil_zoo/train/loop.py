@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Preparation, Progress
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.bags import as_bags
 from mil_zoo.data.prefetch import read_ahead
@@ -44,6 +44,7 @@ def fit(
     device: str = "cpu",
     after_epoch: AfterEpoch | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_stage: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains an aggregator and leaves in it the weights of the epoch that the validation slides choose.
 
@@ -58,6 +59,8 @@ def fit(
         after_epoch: called at the end of each epoch (numbered from 1) with every training bag and its eval-mode output
             and prediction.
         on_epoch: called with each row of the result as it comes.
+        on_stage: called with what a stage before the training did, where the aggregator has one: "stage" ("trained" or
+            "read"), "aggregator", "slides" (all that it saw), and of a training "epochs" and the last one's "loss".
 
     Returns:
         one row an epoch: "epoch", "loss" and each "loss_<term>" (means over training slides), "learning_rate",
@@ -70,8 +73,10 @@ def fit(
     """
     torch.manual_seed(seed)
     aggregator.to(device)
-    steps = _Steps.of(aggregator, train, config, graph=graph, seed=seed, device=device)
-    schedule = torch.optim.lr_scheduler.LambdaLR(steps.optimizer, lambda epoch: learning_rate_factor(epoch, config))
+    where = {"graph": graph, "seed": seed, "device": device}
+    aggregator.prepare(_preparation(aggregator, train, config, on_stage or (lambda row: None), **where))
+    steps = _Steps.of(aggregator, train, config, **where)
+    schedule = _schedule(steps.optimizer, config)
     task = aggregator.task
     ranks = [_ranking(criterion, task) for criterion in (config.select, config.tie)]
     rows: list[dict[str, Any]] = []
@@ -100,6 +105,40 @@ def fit(
     return rows
 
 
+def _preparation(
+    aggregator: Aggregator,
+    train: Sequence[Bag],
+    config: TrainingConfig,
+    on_stage: Callable[[dict[str, Any]], None],
+    **where: Any,
+) -> Preparation:
+    """What ``aggregator`` may learn from before its training; each use of the bags is told to ``on_stage``."""
+
+    def told(stage: str, other: Aggregator, **more: Any) -> None:
+        slides = [slide.slide_id for slide in as_bags(train).slides]
+        on_stage({"stage": stage, "aggregator": type(other).__name__, "slides": slides} | more)
+
+    def train_other(other: Aggregator) -> None:
+        other.set_task(aggregator.task)
+        steps = _Steps.of(other.to(where["device"]), train, config, **where)
+        schedule = _schedule(steps.optimizer, config)
+        for epoch in range(1, config.epochs + 1):
+            row = steps.epoch(epoch)
+            schedule.step()
+        told("trained", other, epochs=config.epochs, loss=row["loss"])
+
+    def outputs(other: Aggregator) -> Iterator[AggregatorOutput]:
+        told("read", other)
+        for _, output, _ in predict(other, train, where["graph"], where["device"], config.precision):
+            yield output
+
+    return Preparation(train_other, outputs, where["seed"])
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
+
+
 @dataclass
 class _Steps:
     """What one training run takes its steps with.
@@ -110,6 +149,7 @@ class _Steps:
         strata: ``[n]`` of the training bags.
         weights: ``[n]`` of their losses, or None for one each.
         draws: of the order of slides and of instance subsampling.
+        taken: steps so far.
     """
 
     aggregator: Aggregator
@@ -121,6 +161,7 @@ class _Steps:
     strata: NDArray[np.int64]
     weights: Tensor | None
     draws: np.random.Generator
+    taken: int = 0
 
     @classmethod
     def of(
@@ -171,6 +212,9 @@ class _Steps:
             yield bags if limit is None else [subsample(bag, limit, self.draws) for bag in bags]
 
     def _step(self, batch: BagBatch, epoch: int) -> dict[str, Tensor]:
+        self.aggregator.progress = Progress(
+            self.taken, -(-len(self.train) // self.config.bags_per_step), self.config.epochs
+        )
         with mixed(self.config.precision, self.device):
             losses = self.aggregator.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -178,6 +222,8 @@ class _Steps:
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.aggregator.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        self.aggregator.after_step()
+        self.taken += 1
         # Read when all is handed over: before, a GPU would have to be waited for in the midst of the step.
         if not torch.isfinite(losses["loss"]):
             raise Diverged(

@@ -69,6 +69,7 @@ class TrialResult:
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
         recorder: the attention that was recorded; empty or None for a model without attention.
+        stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
     """
 
     task: Task
@@ -78,6 +79,7 @@ class TrialResult:
     parameters: int
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
+    stages: Sequence[Mapping[str, Any]] = ()
 
 
 Protocol = Callable[..., TrialResult]
@@ -113,6 +115,7 @@ def supervised(context: TrialContext) -> TrialResult:
     task = context.task.fit(as_bags(context.bags["train"]).targets)
     recorder = AttentionRecorder(task)
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
+    stages: list[dict[str, Any]] = []
     epochs = fit(
         aggregator,
         context.bags["train"],
@@ -123,6 +126,7 @@ def supervised(context: TrialContext) -> TrialResult:
         device=context.device,
         after_epoch=recorder.record_training,
         on_epoch=context.on_epoch,
+        on_stage=stages.append,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
@@ -149,4 +153,4 @@ def supervised(context: TrialContext) -> TrialResult:
     stacked = {part: torch.stack(rows) for part, rows in found.items()}
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
     of_parts = {part: torch.cat(rows) for part, rows in logits.items()}
-    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts)
+    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts, stages)

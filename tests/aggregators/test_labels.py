@@ -10,7 +10,7 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks.losses.classification import cross_entropy
 
-SMALLER = {"transmil": {"embed_dim": 64}}
+SMALLER = {name: {"embed_dim": 64} for name in ("dgrmil", "transmil")}
 
 
 @pytest.mark.parametrize(("num_classes", "label"), [(1, 2), (1, -1), (2, 2), (3, -1), (3, 3)])

@@ -11,8 +11,9 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks import Classification, Task
 
-NEEDS_CLASSES = {"clam_sb": "bag_weight=1", "clam_mb": "bag_weight=1"}
-SMALLER = {"transmil": {"embed_dim": 64}}
+CLUSTERS = ("its clustering of instances", {"bag_weight": 1.0})
+NEEDS_CLASSES = {"clam_sb": CLUSTERS, "clam_mb": CLUSTERS, "dgrmil": ("its triplet loss", {"triplet_weight": 0.0})}
+SMALLER = {name: {"embed_dim": 64} for name in ("dgrmil", "transmil")}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def batch_for(aggregator):
 
 
 def options_of(name):
-    return SMALLER.get(name, {}) | ({"bag_weight": 1.0} if name in NEEDS_CLASSES else {})
+    return SMALLER.get(name, {}) | (NEEDS_CLASSES[name][1] if name in NEEDS_CLASSES else {})
 
 
 @pytest.mark.parametrize("name", AGGREGATORS.names())
@@ -78,7 +79,9 @@ def test_what_a_paper_trains_besides_the_bag_is_the_task_s_too(name, further):
 
 @pytest.mark.parametrize("name", NEEDS_CLASSES)
 def test_a_term_that_needs_classes_says_so_before_any_training(name):
-    with pytest.raises(InputError, match=f"{name}: its clustering of instances needs classes.*{NEEDS_CLASSES[name]}"):
+    term, options = NEEDS_CLASSES[name]
+    (option, value), *_ = options.items()
+    with pytest.raises(InputError, match=f"{name}: {term} needs classes.*{option}={value:g}"):
         create_aggregator(name, 8, task=Amounts())
 
 

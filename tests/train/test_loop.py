@@ -282,3 +282,55 @@ def test_a_task_of_its_own_trains():
     expected = [float(p) for _, _, p in predict(aggregator, bags)]
     assert np.corrcoef(expected, range(8))[0, 1] > 0.95
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+
+
+class Staged(Aggregator):
+    """Has a stage before its training, and something that follows every step."""
+
+    def __init__(self, in_dim, num_classes):
+        super().__init__(in_dim, num_classes)
+        self.classifier = nn.Linear(in_dim, num_classes)
+        self.register_buffer("steps", torch.zeros(()))
+        self.seen, self.baseline, self.read = [], None, []
+
+    def prepare(self, preparation):
+        self.baseline = create_aggregator("mean", self.in_dim, self.num_classes)
+        preparation.train(self.baseline)
+        self.read = [output.logits for output in preparation.outputs(self.baseline)]
+
+    def forward(self, batch):
+        if self.training:
+            self.seen.append(self.progress)
+        embedding = torch.stack([bag.mean(0) for bag in batch.features.split(batch.lengths)])
+        return AggregatorOutput(self.classifier(embedding), embedding)
+
+    def after_step(self):
+        self.steps += 1
+
+
+def test_a_stage_before_the_training_sees_training_bags_and_is_told():
+    torch.manual_seed(0)
+    aggregator, stages = Staged(4, 2), []
+    config = TrainingConfig(epochs=3, bags_per_step=5, select="last")
+    rows = fit(aggregator, TRAIN, VAL, config, on_stage=stages.append)
+    slides = [bag.slide_id for bag in TRAIN]
+    assert [stage["stage"] for stage in stages] == ["trained", "read"]
+    assert all(stage["slides"] == slides and stage["aggregator"] == "MeanPooling" for stage in stages)
+    assert (stages[0]["epochs"], len(aggregator.read), len(rows)) == (3, len(TRAIN), 3)
+    assert stages[0]["loss"] < np.log(2) + 0.2
+
+
+def test_an_aggregator_knows_where_its_training_stands_and_follows_every_step():
+    torch.manual_seed(0)
+    aggregator = Staged(4, 2)
+    fit(aggregator, TRAIN, VAL, TrainingConfig(epochs=2, bags_per_step=5, select="last"))
+    assert [(p.step, p.epoch) for p in aggregator.seen] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+    assert [p.share for p in aggregator.seen] == [step / 6 for step in range(6)]
+    assert aggregator.steps == 6
+
+
+def test_a_stage_does_not_change_the_training_of_other_aggregators():
+    stages = []
+    torch.manual_seed(0)
+    fit(create_aggregator("mean", 4), TRAIN, VAL, TrainingConfig(epochs=1), on_stage=stages.append)
+    assert stages == []

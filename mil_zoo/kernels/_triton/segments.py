@@ -24,7 +24,7 @@ INTERPRETED_BLOCKS = {"BLOCK_N": 4096}
 
 
 class Pieces(NamedTuple):
-    """Segments cut into pieces of at most ``PIECE`` rows.
+    """Segments cut into pieces of a number of rows, or fewer at a segment's end.
 
     Attributes:
         starts: int64 ``[P + 1]``, where each piece starts; P is a bound, and pieces that are too many are empty.
@@ -37,16 +37,17 @@ class Pieces(NamedTuple):
     first: Tensor
 
     @classmethod
-    def of(cls, offsets: Tensor, num_rows: int, empty: bool = False) -> Pieces:
+    def of(cls, offsets: Tensor, num_rows: int, empty: bool = False, piece: int = PIECE) -> Pieces:
         """Cuts segments ``offsets[b]:offsets[b + 1]`` without waiting for the device.
 
         Args:
             offsets: integer ``[B + 1]``, rising from 0 to ``num_rows`` (``devices.require``).
             num_rows: of all segments.
             empty: whether a segment may be empty.
+            piece: rows of a piece.
         """
         num_bags = len(offsets) - 1
-        num_pieces = num_rows // PIECE + num_bags
+        num_pieces = num_rows // piece + num_bags
         sizes = num_pieces + 1, num_pieces, num_bags + 1, 1
         even = [size + size % 2 for size in sizes]  # so that each begins at a multiple of 16 bytes
         numbers = torch.empty(sum(even), dtype=torch.int64, device=offsets.device).split(even)
@@ -61,7 +62,7 @@ class Pieces(NamedTuple):
             num_pieces=num_pieces,
             num_rows=num_rows,
             LEAST=0 if empty else 1,
-            PIECE=PIECE,
+            PIECE=piece,
         )
         devices.require(
             valid[0] == 1,
