@@ -330,7 +330,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
         model, _, option = key.rpartition(".")
         if model not in ("", name):
             continue
-        if option == "graph" and own_graph:
+        if option == "graph" and (own_graph or model == name):  # named, it gets one that it does not need
             graph = value
         elif option in known:
             options[option] = value
