@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,9 +26,10 @@ from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.digests import of_labels as digest_of_labels
 from mil_zoo.data.digests import samples_of, together
 from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with_warnings
-from mil_zoo.data.judge_annotations import judge_annotations, lesion_free_slides, look_at_all
+from mil_zoo.data.judge_annotations import annotations_in_words, judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
+from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
@@ -125,6 +127,11 @@ class Plan:
         count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
+    @cached_property
+    def splits_csv(self) -> str:
+        """The text of ``splits.csv``."""
+        return splits_csv(self.splits, self.dataset.bags)
+
     def source_of(self, trial: TrialPlan) -> DatasetSource:
         """How to open the dataset with the features that a trial reads."""
         features = trial.model.features
@@ -168,9 +175,10 @@ class Plan:
             kind=self.drawn.kind,
             folds=1 + max(split.fold for split in self.splits),
             repeats=1 + max(split.repeat for split in self.splits),
-            validation_fraction=suite.validation_fraction,
+            validation_fraction=None if self.drawn.validated else suite.validation_fraction,
             seed=suite.split_seed,
             hash=split_hash(self.splits),
+            file=hashlib.sha256(self.splits_csv.encode()).hexdigest(),
         )
         return RunConfig(
             title=f"{', '.join(suite.models)} on {card.title}",
@@ -232,9 +240,7 @@ def make_plan(
     if features:
         source = source.with_features(features[0])
     dataset = open_dataset(source)
-    findings = judge_annotations(look_at_all(dataset.bags), lesion_free_slides(dataset.bags, dataset.card))
-    raise_errors(findings)
-    dataset = dataclasses.replace(dataset, card=with_warnings(dataset.card, findings))
+    dataset = _with_judged_annotations(dataset)
     digests = {"labels": digest_of_labels(dataset.bags), "features": _features_digest(dataset.bags)}
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
@@ -286,6 +292,17 @@ def _draw(dataset: Dataset, suite: Suite) -> DrawnSplits:
         of_repeat.setdefault(split.repeat, []).append(_by_patient(dataset, split.test))
     notes = [note for folds in of_repeat.values() for note in task.fold_facts(folds)]
     return dataclasses.replace(drawn, warnings=[*drawn.warnings, *dict.fromkeys(notes)])
+
+
+def _with_judged_annotations(dataset: Dataset) -> Dataset:
+    """The dataset with what its tables must say of annotations, once all of them can be read."""
+    looked = look_at_all(dataset.bags)
+    findings = judge_annotations(looked, lesion_free_slides(dataset.bags, dataset.card))
+    raise_errors(findings)
+    card = with_warnings(dataset.card, findings)
+    if looked:
+        card = dataclasses.replace(card, instance_labels=f"{card.instance_labels}; {annotations_in_words(looked)}")
+    return dataclasses.replace(dataset, card=card)
 
 
 def _features_digest(bags: Bags) -> str:
@@ -355,7 +372,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
         model, _, option = key.rpartition(".")
         if model not in ("", name):
             continue
-        if option == "graph" and own_graph:
+        if option == "graph" and (own_graph or model == name):  # named, it gets one that it does not need
             graph = value
         elif option in known:
             options[option] = value

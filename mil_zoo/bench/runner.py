@@ -13,7 +13,6 @@ from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job
-from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.registry import PLUGINS
 
 
@@ -47,7 +46,7 @@ def run_plan(
     run = RunDirectory(out)
     executor = executor or InProcess(plan)
     with run.writing(plan.settings()):
-        run.write_text("splits.csv", splits_csv(plan.splits, plan.dataset.bags))
+        run.write_text("splits.csv", plan.splits_csv)
         if plan.dataset.excluded:
             run.write_text("excluded.csv", _csv(["slide_id", "patient_id", "reason"], plan.dataset.excluded))
         if plan.dataset.covariates is not None:

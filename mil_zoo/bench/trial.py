@@ -129,6 +129,7 @@ class Worker:
                 val_metrics=_score(result.task, scored, "val"),
                 notes=_notes(result.task, scored),
                 **_patient_level(result.task, predictions, dataset.patient_rule),
+                last_metrics=_of_last(bags, result, dataset.patient_rule),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
@@ -313,7 +314,10 @@ def _write(
 
 
 def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
-    scores = task.score(*task.read(predictions[predictions["split"] == part]))
+    return _defined(task.score(*task.read(predictions[predictions["split"] == part])))
+
+
+def _defined(scores: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
 
 
@@ -321,6 +325,13 @@ def _notes(task: Task, predictions: pd.DataFrame) -> dict[str, str]:
     """Why test metrics are undefined, and what must be known of others, by name."""
     scores = task.score(*task.read(predictions[predictions["split"] == "test"]))
     return {name: note for name, value in scores.items() if (note := note_of(value))}
+
+
+def _of_last(bags: Parts, result: TrialResult, rule: str | None) -> dict[str, float | None]:
+    """The test scores of the last epoch; {} where it was chosen."""
+    if result.last is None or (result.task.of_patients and rule in ("mean", "max")):  # these are of slides
+        return {}
+    return _defined(result.task.score(bags["test"].targets, result.last.double().numpy()))
 
 
 def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> Row:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from mil_zoo.cli.options import plugin_option
+from mil_zoo.files import writing
+
 
 @click.command(
     epilog="""\b
@@ -26,6 +29,7 @@ Example:
 @click.option("--views", type=int, help="Random views (R) whose mean embeds a slide.  [default: the encoder's, 50]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the views.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for embeddings.npy and ids.npy.")
+@plugin_option
 def embed(
     encoder: Path,
     dataset: str | None,
@@ -38,6 +42,7 @@ def embed(
     views: int | None,
     seed: int,
     out: Path,
+    plugin: tuple[Path, ...],
 ) -> None:
     """Embed slides with ENCODER, the encoder.safetensors of a pretraining.
 
@@ -66,8 +71,10 @@ def embed(
             device=device,
             on_slide=lambda done: progress.update(bar, completed=done),
         )
-    write_embeddings(out, embeddings.numpy(), source.slide_ids)
+    with writing(out):
+        write_embeddings(out, embeddings.numpy(), source.slide_ids)
     console.print(
         f"{len(embeddings)} slides x {embeddings.shape[1]} in {out}/embeddings.npy, names in {out}/ids.npy",
+        markup=False,
         highlight=False,
     )

@@ -57,5 +57,5 @@ plugin_option = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     callback=load_plugins,
-    help="Python file with @register_aggregator or @register_graph; it is executed. Repeatable.",
+    help="Python file that registers aggregators, graphs, metrics, tasks, layouts or protocols; it is run. Repeatable.",
 )

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from mil_zoo.cli.options import plugin_option
+
 
 @click.command(epilog="\b\nExample:\n  mil-zoo published runs/musk1 runs/tiger --out published\n")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
-def published(runs: tuple[Path, ...], out: Path) -> None:
+@plugin_option
+def published(runs: tuple[Path, ...], out: Path, plugin: tuple[Path, ...]) -> None:
     """Set published numbers beside those of RUNS.
 
     Writes a page and a csv: each published number that can be recomputed from the data of this repository, with its
@@ -22,4 +25,4 @@ def published(runs: tuple[Path, ...], out: Path) -> None:
     from mil_zoo.report.load import Results
 
     paths = write_published([Results.load(run) for run in runs], out)
-    Console().print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
+    Console().print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

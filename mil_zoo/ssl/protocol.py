@@ -14,7 +14,7 @@ from torch import Tensor
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.errors import InputError
-from mil_zoo.ssl.config import SPARSE, PretrainConfig
+from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.ssl.embed import embed_slides
 from mil_zoo.ssl.model import SlideEncoder
 from mil_zoo.ssl.pretrain import Row, pretrain
@@ -27,15 +27,15 @@ from mil_zoo.train.protocols import TrialContext, TrialResult, register_protocol
 @register_protocol("gigassl", family="classification")
 def gigassl(
     context: TrialContext,
-    backbone: str = SPARSE,
+    backbone: str = PretrainConfig.backbone,
     backbone_options: dict[str, Any] | None = None,
-    out_dim: int = 512,
-    downsample: float | None = None,
-    instances: int = 5,
-    views: int = 50,
-    warmup_epochs: int = 10,
-    temperature: float = 0.05,
-    projection_dim: int = 256,
+    out_dim: int = PretrainConfig.out_dim,
+    downsample: float | None = PretrainConfig.downsample,
+    instances: int = PretrainConfig.instances,
+    views: int = PretrainConfig.views,
+    warmup_epochs: int = PretrainConfig.warmup_epochs,
+    temperature: float = PretrainConfig.temperature,
+    projection_dim: int = PretrainConfig.projection_dim,
 ) -> TrialResult:
     """Giga-SSL: slide embeddings learned without labels, classified by a logistic regression.
 

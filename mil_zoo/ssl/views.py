@@ -50,10 +50,10 @@ class BagSource:
     def draw(self, slide: int, instances: int, generators: Sequence[np.random.Generator]) -> list[Bag]:
         """See :class:`ViewSource`."""
         bag = self._bags[slide]
-        return [subsample(bag, instances, generator) for generator in generators]
+        return [draw_view(bag, instances, generator) for generator in generators]
 
 
-def subsample(bag: Bag, instances: int, generator: np.random.Generator) -> Bag:
+def draw_view(bag: Bag, instances: int, generator: np.random.Generator) -> Bag:
     """A bag of ``instances`` random rows of ``bag``, drawn with replacement."""
     rows = torch.from_numpy(generator.integers(len(bag), size=instances))
     return Bag(

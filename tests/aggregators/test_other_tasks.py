@@ -11,8 +11,13 @@ from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks import Classification, Task
 
-LEFT_OUT = {"clam_sb": "instance loss", "clam_mb": "instance loss", "dgrmil": "triplet loss"}
-SMALLER = {name: {"embed_dim": 64} for name in ("dgrmil", "transmil")}
+LEFT_OUT = {
+    "attrimil": "ranking of slides",
+    "clam_mb": "instance loss",
+    "clam_sb": "instance loss",
+    "dgrmil": "triplet loss",
+}
+SMALLER = {"camil": {"landmarks": 16}, "dgrmil": {"embed_dim": 64}, "transmil": {"embed_dim": 64}}
 
 
 @dataclass(frozen=True)

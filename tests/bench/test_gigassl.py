@@ -10,10 +10,12 @@ from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
+from mil_zoo.config import read_shipped
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.label_budget import label_budget_table
 from mil_zoo.ssl import protocol
+from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.train.protocols import model_options, run_protocol
 
 SMALL = {
@@ -133,3 +135,11 @@ def test_the_last_epoch(bag_table, tmp_path):
     plan = small_plan(bag_table, models=["abmil"], grid={}, overrides={"select": "last"}, epochs=3)
     assert {row["selected_epoch"] for row in run_plan(plan, tmp_path).trials()} == {3}
     assert torch.is_tensor(load_file(next(tmp_path.glob("trials/*/weights.safetensors")))["classifier.weight"])
+
+
+def test_its_recipe_is_that_of_pretraining_alone():
+    """configs/gigassl.yaml states for a benchmark what ``mil-zoo pretrain`` does where nothing is said."""
+    recipe, alone = read_shipped("aggregators", "gigassl")["training"], PretrainConfig()
+    for name in ("epochs", "learning_rate", "weight_decay"):
+        assert recipe[name] == getattr(alone, name), name
+    assert recipe["bags_per_step"] == alone.batch_size

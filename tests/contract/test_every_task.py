@@ -11,7 +11,7 @@ from mil_zoo import BagBatch, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks import MultiLabel, Ordinal, Regression, Survival
 
-SMALLER = {name: {"embed_dim": 64} for name in ("dgrmil", "transmil")}
+SMALLER = {"camil": {"landmarks": 16}, "dgrmil": {"embed_dim": 64}, "transmil": {"embed_dim": 64}}
 OUTCOMES = np.array([[5.0, 1], [9.0, 0], [2.0, 1], [30.0, 0], [12.0, 1]])
 TASKS = {
     "regression": (Regression(), OUTCOMES[:, :1]),

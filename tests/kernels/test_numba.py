@@ -21,7 +21,7 @@ from mil_zoo.kernels import (
 )
 from mil_zoo.kernels._numba import jit as numba_jit
 from mil_zoo.kernels._numba import threads as numba_threads
-from mil_zoo.kernels._numba.hashing import Dropout, keep, keep_run
+from mil_zoo.kernels._numba.hashing import Dropout, kept_scale, kept_scale_run
 from mil_zoo.kernels._numba.jit import jit
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
@@ -131,13 +131,13 @@ def test_a_bag_outside_the_global_keys_is_refused():
 @pytest.mark.parametrize("first", [0, 5, 2**31, 2**32 // 3 - 7, 2**33 + 17])
 def test_dropout_in_kernels_is_that_of_tensors(first):
     edges, scale = np.arange(first, first + 300), np.empty((3, 300), np.float32)
-    keep(edges, Dropout.of(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
+    kept_scale(edges, Dropout.of(0.3, 2**61 + 12345, scale.dtype), np.empty((2, 300), np.uint32), scale)
     expected = dropout_scale(900, 0.3, 2**61 + 12345, torch.device("cpu"), torch.float32, start=3 * first)
     assert expected.view(300, 3).T.equal(torch.from_numpy(scale))
     few = np.full((3, 32), np.nan, np.float32)  # fewer edges than room
-    keep(edges[:21], Dropout.of(0.3, 2**61 + 12345, scale.dtype), np.zeros((2, 32), np.uint32), few)
+    kept_scale(edges[:21], Dropout.of(0.3, 2**61 + 12345, scale.dtype), np.zeros((2, 32), np.uint32), few)
     assert np.array_equal(few[:, :21], scale[:, :21])
-    keep_run(3 * first, Dropout.of(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
+    kept_scale_run(3 * first, Dropout.of(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
     assert expected.double().ne(0).equal(torch.from_numpy(run).ne(0))
 
 

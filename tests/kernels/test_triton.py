@@ -31,7 +31,7 @@ from mil_zoo.kernels import (
     segment_reduce,
 )
 from mil_zoo.kernels._triton import tools as triton_tools
-from mil_zoo.kernels._triton.tools import Dropout, Kernel, keep
+from mil_zoo.kernels._triton.tools import Dropout, Kernel, kept_scale
 from mil_zoo.kernels.dropout import dropout_scale
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -278,7 +278,7 @@ def test_the_same_elements_are_dropped_as_in_the_other_backends():
 @triton.jit
 def _scales(counter, threshold, low, high, kept, out, BLOCK: tl.constexpr):
     n = tl.arange(0, BLOCK)
-    tl.store(out + n, keep(tl.load(counter + n), threshold, low, high, kept))
+    tl.store(out + n, kept_scale(tl.load(counter + n), threshold, low, high, kept))
 
 
 @pytest.mark.parametrize("first", [0, 2**31 - 100, 2**32 - 100, 2**33 + 17])

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+
+from mil_zoo.report.load import Results
 
 METRIC = '''
 import mil_zoo
@@ -145,8 +148,7 @@ def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path):
         for fold, value in enumerate(part)
     ]
     run = write.run(rows, list(values), files, classes=[])
-    config = (run.path / "config.yaml").read_text()
-    (run.path / "config.yaml").write_text(config + "task: {name: counting}\n")
+    (run.path / "config.yaml").write_text(yaml.safe_dump(run.config | {"task": {"name": "counting"}}))
     (tmp_path / "counting.py").write_text(TASK)
     done = report(run, tmp_path / "counting.py")
     assert done.returncode == 0, done.stderr
@@ -159,3 +161,26 @@ def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path):
     page = (run.path / "report.html").read_text()
     assert "each model&#39;s column is its mean expected" in page
     assert "<td>a</td><td>p</td><td>3</td>" in page
+
+
+PUBLISHED = """
+from mil_zoo.report.across_runs import literature
+number = literature.PublishedNumber(
+    dataset="small", aggregator="mean", published_as="Mean (somebody)", metric="miss_rate", value=0.2,
+    protocol="5-fold CV", source="Somebody 2026",
+)
+literature.published_numbers = lambda: [number]
+"""
+
+
+def test_a_published_number_of_a_metric_of_a_plugin_stands_beside_ours(run, tmp_path):
+    (tmp_path / "miss.py").write_text(METRIC)
+    dataset = Results.load(run.path).config.dataset.name
+    (tmp_path / "numbers.py").write_text(PUBLISHED.replace('"small"', repr(dataset)))
+    done = report(
+        run, tmp_path / "miss.py", tmp_path / "numbers.py", command="published", more=[run.path, "--out", tmp_path]
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "published.md").read_text()
+    assert "| Mean (somebody) | Miss rate | 0.200 | 5-fold CV | mean | 0.124 ± 0.023 [" in page
+    assert "-0.076 |" in page

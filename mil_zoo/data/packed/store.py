@@ -45,7 +45,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
 HEAD, PARTIAL, INDEX = "store.json", ".store.json.partial", "index.jsonl"
 GRAPH = ("indptr", "indices", "edge")
 
-Place = tuple[np.dtype[Any], int, tuple[int, ...]]  # dtype, first row, shape
+Extent = tuple[np.dtype[Any], int, tuple[int, ...]]  # dtype, first row, shape
 Chunks = dict[str, npt.NDArray[Any]]  # what is appended to each file for one slide
 
 
@@ -205,7 +205,7 @@ def places_of(
 ) -> dict[str, tuple[np.dtype[Any], int, tuple[int, ...]]]:
     """Where a slide lies in each file: dtype, first row, shape."""
     n, i4 = entry["n"], np.dtype("<i4")
-    places: dict[str, Place] = {"features.bin": (NUMPY[head["dtype"]], entry["row"], (n, head["dim"]))}
+    places: dict[str, Extent] = {"features.bin": (NUMPY[head["dtype"]], entry["row"], (n, head["dim"]))}
     if entry["coords"] is not None:
         places["coords.bin"] = np.dtype("<f4"), entry["coords"], (n, 2)
     if entry["instance_labels"] is not None:

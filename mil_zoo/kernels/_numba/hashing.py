@@ -1,4 +1,4 @@
-"""Counter-based dropout for the Numba kernels: the numbers of ``kernels.dropout.dropout_scale``, made where needed."""
+"""Counter-based dropout for the Numba kernels: the numbers of ``kernels.dropout.kept_scale``, made where needed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Dropout(NamedTuple):
 
 
 @jit()
-def keep(edges, dropout, counter, scale):
-    """Fills ``scale`` ``[H, n]`` with what dropout multiplies each head of edges by: ``dropout.dropout_scale``.
+def kept_scale(edges, dropout, counter, scale):
+    """Fills ``scale`` ``[H, n]`` with what dropout multiplies each head of edges by: ``dropout.kept_scale``.
 
     There are n edges or fewer; what is beyond them in ``scale`` has no meaning. Nothing is written where nothing is
     dropped. ``counter`` is room for uint32 ``[2, n]``.
@@ -55,7 +55,7 @@ def keep(edges, dropout, counter, scale):
 
 
 @jit()
-def keep_run(first, dropout, scale):
+def kept_scale_run(first, dropout, scale):
     """Fills ``scale`` ``[n]`` with what dropout multiplies elements ``first .. first + n - 1`` by."""
     if dropout.threshold == 0:
         for c in range(len(scale)):

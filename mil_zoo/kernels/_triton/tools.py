@@ -32,8 +32,8 @@ def _finalise(x):
 
 
 @triton.jit
-def keep(counter, threshold, low, high, kept):
-    """What dropout multiplies elements ``counter`` (int64) by: ``dropout.dropout_scale``."""
+def kept_scale(counter, threshold, low, high, kept):
+    """What dropout multiplies elements ``counter`` (int64) by: ``dropout.kept_scale``."""
     word = _finalise(counter.to(tl.uint32) ^ low.to(tl.uint32))
     word = _finalise(word ^ (counter >> 32).to(tl.uint32) ^ high.to(tl.uint32))
     return tl.where(word >= threshold.to(tl.uint32), kept, 0.0)
@@ -47,11 +47,11 @@ def leaky_relu(x, slope):
 # Integer arguments that are counts, first rows or words of a seed.
 CHANGING = ("count", "edges", "first", "num_rows", "num_bags", "num_pieces", "size", "span", "threshold", "low", "high")
 
-INTERPRETED = not isinstance(keep, triton.JITFunction)  # TRITON_INTERPRET=1 was set before triton was imported
+INTERPRETED = not isinstance(kept_scale, triton.JITFunction)  # TRITON_INTERPRET=1 was set before triton was imported
 
 
 class Dropout(NamedTuple):
-    """The arguments of ``keep``. The words are int32 with the bits of uint32: one type whatever the seed."""
+    """The arguments of ``kept_scale``. The words are int32 with the bits of uint32: one type whatever the seed."""
 
     threshold: int
     low: int

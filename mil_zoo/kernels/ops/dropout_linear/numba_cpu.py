@@ -18,7 +18,7 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.hashing import Dropout, keep_run
+from mil_zoo.kernels._numba.hashing import Dropout, kept_scale_run
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.threads import blocks, stripes
 
@@ -171,12 +171,12 @@ def _pack(bounds, rows, source, dropout, packed):
 def _pack_kept(bounds, rows, dropout, packed):
     for block in prange(len(bounds) - 1):
         for r in range(bounds[block], bounds[block + 1]):
-            keep_run(rows[r] * packed.shape[1], dropout, packed[r])
+            kept_scale_run(rows[r] * packed.shape[1], dropout, packed[r])
 
 
 @jit()
 def _pack_row(row, source, dropout, packed):
-    keep_run(row * len(source), dropout, packed)
+    kept_scale_run(row * len(source), dropout, packed)
     for c in range(len(source)):
         packed[c] *= source[c]
 
@@ -192,7 +192,7 @@ def _unpack_columns(columns, rows, source, dropout, grad_x):
     (first, last), (index, flow) = (columns[0], columns[1]), source
     scale = np.empty(last - first, flow.dtype)
     for r in range(len(rows)):
-        keep_run(rows[r] * grad_x.shape[1] + first, dropout, scale)
+        kept_scale_run(rows[r] * grad_x.shape[1] + first, dropout, scale)
         source, target = flow[r, first:last], grad_x[index[rows[r]], first:last]
         for c in range(len(scale)):
             target[c] += scale[c] * source[c]

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._triton.tools import Dropout, block, float32, keep, tuned
+from mil_zoo.kernels._triton.tools import Dropout, block, float32, kept_scale, tuned
 
 BLOCK = 2**17  # rows packed at a time: 512 MB at 1024 features in float32
 SPAN = 64  # rows whose share of the token's gradient one program sums
@@ -168,7 +168,7 @@ def _pack(
         constant = tl.load(token + column, inside, 0.0).to(tl.float32)
         value = tl.where((row < 0)[:, None], constant[None, :], value)
     if DROPOUT:
-        value *= keep(((m + first) * D)[:, None] + column[None, :], threshold, low, high, kept)
+        value *= kept_scale(((m + first) * D)[:, None] + column[None, :], threshold, low, high, kept)
     place = (m * D)[:, None] + column[None, :]
     tl.store(packed + place, value.to(packed.dtype.element_ty), here[:, None] & inside[None, :])
 
@@ -213,7 +213,7 @@ def _unpack_rows(
         mask = there[:, None] & inside[None, :]
         part = tl.load(flow + (m * D)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
         if DROPOUT:
-            part *= keep(((m + first) * D)[:, None] + column[None, :], threshold, low, high, kept)
+            part *= kept_scale(((m + first) * D)[:, None] + column[None, :], threshold, low, high, kept)
         total += part
         done += 1
     place = grad_x + (n * D)[:, None] + column[None, :]
@@ -254,7 +254,7 @@ def _unpack_token(
         mask = masked[:, None] & inside[None, :]
         part = tl.load(flow + (m * D)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
         if DROPOUT:
-            part *= keep(((m + first) * D)[:, None] + column[None, :], threshold, low, high, kept)
+            part *= kept_scale(((m + first) * D)[:, None] + column[None, :], threshold, low, high, kept)
         total += part
         start += BLOCK_R
     tl.store(parts + run * D + column, tl.sum(total, 0), inside)

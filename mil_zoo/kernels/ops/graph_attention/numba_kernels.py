@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from mil_zoo.kernels._numba.attention import finish_row, raise_top, softmax_of, start_row
-from mil_zoo.kernels._numba.hashing import keep
+from mil_zoo.kernels._numba.hashing import kept_scale
 from mil_zoo.kernels._numba.jit import REORDER, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
@@ -116,7 +116,7 @@ def _forward_rows(rows, edges, inputs, dropout, outputs):
         start_row(softmax, out)
         if len(key):
             number(len(others) + i, positions)
-            keep(positions, dropout, counter, softmax.scale)
+            kept_scale(positions, dropout, counter, softmax.scale)
             _absorb(
                 sources=key,
                 own=dst[i],
@@ -128,7 +128,7 @@ def _forward_rows(rows, edges, inputs, dropout, outputs):
             )
         for start in range(0, len(row), CHUNK):
             number(indptr[i] + start, positions)
-            keep(positions, dropout, counter, softmax.scale)
+            kept_scale(positions, dropout, counter, softmax.scale)
             _absorb(
                 sources=row[start : start + CHUNK],
                 own=dst[i],
@@ -199,7 +199,7 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows):
         for start in range(0, len(row), CHUNK):
             chunk = row[start : start + CHUNK]
             number(indptr[i] + start, positions)
-            keep(positions, dropout, counter, room.scale)
+            kept_scale(positions, dropout, counter, room.scale)
             if len(flows.grad_attention):
                 gather(positions[: len(chunk)], flows.grad_attention, room.extra)
             _sum_flows(
@@ -213,7 +213,7 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows):
             )
         if len(key):
             number(len(others) + i, positions)
-            keep(positions, dropout, counter, room.scale)
+            kept_scale(positions, dropout, counter, room.scale)
             if len(flows.grad_key_attention):
                 room.extra[:, 0] = flows.grad_key_attention[i]
             elif len(flows.grad_attention):
@@ -303,7 +303,7 @@ def _backward_src_rows(rows, edges, inputs, dropout, flows):
         for start in range(indptr[j], indptr[j + 1], CHUNK):
             end = min(start + CHUNK, indptr[j + 1])
             others, positions = edges.others[start:end], edges.positions[start:end]
-            keep(positions, dropout, counter, scale)
+            kept_scale(positions, dropout, counter, scale)
             if len(flows.grad_attention):
                 gather(positions, flows.grad_attention, extra)
             gather(others, inputs.dst, weight)

@@ -22,7 +22,7 @@ from mil_zoo.kernels._triton.rows import (
     tile_of_edges,
     tile_of_rows,
 )
-from mil_zoo.kernels._triton.tools import LOWEST, keep, leaky_relu, tuned
+from mil_zoo.kernels._triton.tools import LOWEST, kept_scale, leaky_relu, tuned
 
 
 @tuned(("H", "BLOCK_F"), ROW_BLOCKS, INTERPRETED_ROW_BLOCKS)
@@ -71,7 +71,7 @@ def forward(
         total = tl.exp(score - top)
         acc = tile_of_rows(key_feat, b, h, keyed, column, H, F) * total[:, None]
         if DROPOUT:
-            acc *= keep((edges + row) * H + h, threshold, low, high, kept)[:, None]
+            acc *= kept_scale((edges + row) * H + h, threshold, low, high, kept)[:, None]
     done = longest * 0
     while done < longest:
         e, there, j = edge_block(indices, start, end, done, BLOCK_E)
@@ -79,7 +79,7 @@ def forward(
         x = tl.where(there, x, -float("inf"))
         top, total, shrink, weight = softmax_step(top, total, x)
         if DROPOUT:
-            weight *= keep(e * H + h, threshold, low, high, kept)
+            weight *= kept_scale(e * H + h, threshold, low, high, kept)
         tile = tile_of_edges(feat, j, h, there, column, H, F)
         acc = acc * shrink[:, None] + tl.sum(weight[:, :, None] * tile, 1)
         done += BLOCK_E
@@ -142,7 +142,7 @@ def backward_dst(
             share = tl.exp(leaky_relu(score, slope) - shift)
             total = tl.sum(g * tile_of_rows(key_feat, b, h, here, column, H, F), 1)
             if DROPOUT:
-                scale = keep((edges + row) * H + h, threshold, low, high, kept)
+                scale = kept_scale((edges + row) * H + h, threshold, low, high, kept)
                 total *= scale
                 tl.store(key_weight + row * H + h, share * scale, here)
             else:
@@ -159,7 +159,7 @@ def backward_dst(
         tile = tile_of_edges(feat, j, h, there, column, H, F)
         flow = tl.sum(g[:, None, :] * tile, 2)
         if DROPOUT:
-            flow *= keep(e * H + h, threshold, low, high, kept)
+            flow *= kept_scale(e * H + h, threshold, low, high, kept)
         if grad_attention is not None:
             flow += tl.load(grad_attention + e * H + h, there, 0.0).to(tl.float32)
         total += tl.sum(weight * (flow - mean[:, None]) * tl.where(x > 0, 1.0, slope), 1)
@@ -219,7 +219,7 @@ def backward_src(
         flow = tl.sum(f[:, None, :] * g, 2)
         dropped = weight
         if DROPOUT:
-            scale = keep(e * H + h, threshold, low, high, kept)
+            scale = kept_scale(e * H + h, threshold, low, high, kept)
             flow *= scale
             dropped *= scale
         if grad_attention is not None:

@@ -14,7 +14,7 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.attention import Edges, finish_row, raise_top, softmax_of, start_row
-from mil_zoo.kernels._numba.hashing import Dropout, keep
+from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
 from mil_zoo.kernels._numba.segments import segment_weighted_sum
@@ -133,7 +133,7 @@ def _forward_rows(rows, edges, inputs, dropout, outputs):
         for start in range(indptr[i], indptr[i + 1], CHUNK):
             sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
             number(start, positions)
-            keep(positions, dropout, counter, kept)
+            kept_scale(positions, dropout, counter, kept)
             _score(q[i], start, sources, inputs, weight)
             for h in range(heads):
                 weight[h, len(sources) :] = lowest
@@ -185,7 +185,7 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows):
         for start in range(indptr[i], indptr[i + 1], CHUNK):
             sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
             number(start, positions)
-            keep(positions, dropout, counter, kept)
+            kept_scale(positions, dropout, counter, kept)
             if len(flows.grad_attention):
                 gather(positions[: len(sources)], flows.grad_attention, extra)
             _score(q[i], start, sources, inputs, weight)
@@ -221,7 +221,7 @@ def _backward_src_rows(rows, edges, inputs, dropout, flows):
         for start in range(indptr[j], indptr[j + 1], CHUNK):
             end = min(start + CHUNK, indptr[j + 1])
             others, positions = edges.others[start:end], edges.positions[start:end]
-            keep(positions, dropout, counter, kept)
+            kept_scale(positions, dropout, counter, kept)
             if len(flows.grad_attention):
                 gather(positions, flows.grad_attention, extra)
             gather(others, inputs.lse, shift)

@@ -23,7 +23,7 @@ from mil_zoo.kernels._triton.rows import (
     walk,
 )
 from mil_zoo.kernels._triton.segments import join_softmax, range_sum
-from mil_zoo.kernels._triton.tools import LOWEST, Dropout, float32, keep, sum_rows, tuned
+from mil_zoo.kernels._triton.tools import LOWEST, Dropout, float32, kept_scale, sum_rows, tuned
 from mil_zoo.kernels.csr import CSR, Rows
 
 
@@ -155,7 +155,7 @@ def _forward(
         x = tl.where(there, x, -float("inf"))
         top, total, shrink, weight = softmax_step(top, total, x)
         if DROPOUT:
-            weight *= keep(e * H + h, threshold, low, high, kept)
+            weight *= kept_scale(e * H + h, threshold, low, high, kept)
         tile = tile_of_edges(v, j, h, there, column, H, FV)
         acc = acc * shrink[:, None] + tl.sum(weight[:, :, None] * tile, 1)
         done += BLOCK_E
@@ -212,7 +212,7 @@ def _backward_dst(
         tile = tile_of_edges(v, j, h, there, column, H, FV)
         flow = tl.sum(g[:, None, :] * tile, 2)
         if DROPOUT:
-            flow *= keep(e * H + h, threshold, low, high, kept)
+            flow *= kept_scale(e * H + h, threshold, low, high, kept)
         if grad_attention is not None:
             flow += tl.load(grad_attention + e * H + h, there, 0.0).to(tl.float32)
         tile = tile_of_edges(k, j, h, there, column, H, F)
@@ -279,7 +279,7 @@ def _backward_src(
         weight = tl.where(there, tl.exp(x - tl.load(lse + i * H + h, there, 0.0)), 0.0)
         dropped = weight
         if DROPOUT:
-            factor = keep(e * H + h, threshold, low, high, kept)
+            factor = kept_scale(e * H + h, threshold, low, high, kept)
             flow *= factor
             dropped *= factor
         if grad_attention is not None:

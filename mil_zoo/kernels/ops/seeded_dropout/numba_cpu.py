@@ -7,7 +7,7 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.hashing import Dropout, keep_run
+from mil_zoo.kernels._numba.hashing import Dropout, kept_scale_run
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.threads import blocks
 
@@ -46,6 +46,6 @@ def _drop_rows(bounds, x, dropout, out):
 
 @jit()
 def _drop_row(n, x, dropout, out):
-    keep_run(n * len(x), dropout, out)
+    kept_scale_run(n * len(x), dropout, out)
     for c in range(len(x)):
         out[c] *= x[c]

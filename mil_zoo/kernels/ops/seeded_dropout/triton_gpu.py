@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._triton.tools import Dropout, keep, tuned
+from mil_zoo.kernels._triton.tools import Dropout, kept_scale, tuned
 
 
 def forward(x, dropout_p, seed):
@@ -39,5 +39,5 @@ def _drop(x, dropout):
 def _scale(x, out, size, threshold, low, high, kept, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place, place < size, 0.0).to(tl.float32)
-    value *= keep(place, threshold, low, high, kept)
+    value *= kept_scale(place, threshold, low, high, kept)
     tl.store(out + place, value.to(out.dtype.element_ty), place < size)

@@ -12,7 +12,7 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.hashing import Dropout, keep
+from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.segments import pieces, segment_statistics, segment_weighted_sum
@@ -126,7 +126,7 @@ def _piece_attention(start, inputs, dropout, outputs):
 def _scale(start, count, dropout, heads):
     """``[H, count]``: what dropout multiplies the rows from ``start`` on by; ``heads`` is ``[H]``, of its dtype."""
     scale = np.ones((len(heads), count), heads.dtype)
-    keep(np.arange(start, start + count), dropout, np.empty((2, count), np.uint32), scale)
+    kept_scale(np.arange(start, start + count), dropout, np.empty((2, count), np.uint32), scale)
     return scale
 
 

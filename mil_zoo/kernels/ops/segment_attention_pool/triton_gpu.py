@@ -18,7 +18,7 @@ from mil_zoo.kernels._triton.segments import (
     Pieces,
     logsumexp_of_columns,
 )
-from mil_zoo.kernels._triton.tools import LOWEST, Dropout, block, float32, keep, tuned
+from mil_zoo.kernels._triton.tools import LOWEST, Dropout, block, float32, kept_scale, tuned
 
 
 def forward(scores, values, offsets, dropout_p, seed):
@@ -141,7 +141,7 @@ def _pool(
         n = start + tl.arange(0, BLOCK_N)
         weight = tl.exp(tl.load(scores + n * K + k, n < end, -float("inf")).to(tl.float32) - shift)
         if DROPOUT:
-            weight *= keep(n * K + k, threshold, low, high, kept)
+            weight *= kept_scale(n * K + k, threshold, low, high, kept)
         mask = (n < end)[:, None] & (column < F)[None, :]
         tile = tl.load(values + ((n * KV + k % KV) * F)[:, None] + column[None, :], mask, 0.0).to(tl.float32)
         acc += weight[:, None] * tile
@@ -260,7 +260,7 @@ def _backward(
                 place = ((n * KV + k % KV) * F)[:, None] + column[None, :]
                 total += tl.sum(tl.load(values + place, mask, 0.0).to(tl.float32) * g[None, :], 1)
             if DROPOUT:
-                total *= keep(n * K + k, threshold, low, high, kept)
+                total *= kept_scale(n * K + k, threshold, low, high, kept)
             if grad_attention is not None:
                 total += tl.load(grad_attention + n * K + k, there, 0.0).to(tl.float32)
             tl.store(flow + n * K + k, total, there)
@@ -279,7 +279,7 @@ def _backward(
                         shift = tl.load(lse + b * K + k)
                         weight = tl.exp(tl.load(scores + n * K + k, there, -float("inf")).to(tl.float32) - shift)
                         if DROPOUT:
-                            weight *= keep(n * K + k, threshold, low, high, kept)
+                            weight *= kept_scale(n * K + k, threshold, low, high, kept)
                         g = tl.load(grad + k * F + column, column < F, 0.0).to(tl.float32)
                         tile += weight[:, None] * g[None, :]
                     place = ((n * KV + head) * F)[:, None] + column[None, :]

@@ -21,7 +21,7 @@ SAMPLE = 4  # slides
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """What the trials of one model will take.
 
     Attributes:
@@ -39,7 +39,7 @@ class Estimate:
     reason: str = ""
 
 
-def estimate(plan: Plan, done: Collection[str] = ()) -> list[Estimate]:
+def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
     """Measures one short epoch of every model on ``SAMPLE`` training slides of evenly spread sizes.
 
     A trial is taken to cost, every epoch, a training step and an evaluation of each training slide and an evaluation
@@ -57,7 +57,7 @@ def estimate(plan: Plan, done: Collection[str] = ()) -> list[Estimate]:
     estimates = []
     for model in plan.models:
         left = sum(trial.model is model and trial.id not in done for trial in plan.trials)
-        found = Estimate(model.label, left, model.training.epochs, float("nan"))
+        found = Forecast(model.label, left, model.training.epochs, float("nan"))
         if model.name in PROTOCOLS:
             found = dataclasses.replace(found, reason="not a supervised aggregator: its steps differ")
         elif left:

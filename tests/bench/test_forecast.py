@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mil_zoo.bench.estimate import estimate
+from mil_zoo.bench.forecast import forecast
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.suite import read_suite
 
@@ -13,16 +13,16 @@ def plan_of(table, **given):
 
 
 def test_an_estimate_grows_with_the_budget_and_knows_what_is_done(bag_table):
-    short, long = estimate(plan_of(bag_table)), estimate(plan_of(bag_table, epochs=300))
+    short, long = forecast(plan_of(bag_table)), forecast(plan_of(bag_table, epochs=300))
     for few, many in zip(short, long, strict=True):
         assert (few.trials, few.epochs, many.epochs) == (4, 3, 300)
         assert 10 < many.seconds / few.seconds < 1000  # 100, but for the noise of single steps
-    left = estimate(plan_of(bag_table), done={"abmil-r0-f0-s0", "abmil-r0-f1-s0"})
+    left = forecast(plan_of(bag_table), done={"abmil-r0-f0-s0", "abmil-r0-f1-s0"})
     assert [found.trials for found in left] == [2, 4]
 
 
 def test_a_model_that_cannot_be_measured_says_why(bag_table):
-    found = estimate(plan_of(bag_table, models=["srmil", "mean"], overrides={"srmil.heads": 3, "srmil.hidden": 8}))
+    found = forecast(plan_of(bag_table, models=["srmil", "mean"], overrides={"srmil.heads": 3, "srmil.hidden": 8}))
     assert np.isnan(found[0].seconds)
     assert found[0].reason
     assert found[1].seconds > 0
