@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
+from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
@@ -116,6 +118,11 @@ class Plan:
         count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
+    @cached_property
+    def splits_csv(self) -> str:
+        """The text of ``splits.csv``."""
+        return splits_csv(self.splits, self.dataset.bags)
+
     def source_of(self, trial: TrialPlan) -> DatasetSource:
         """How to open the dataset with the features that a trial reads."""
         features = trial.model.features
@@ -159,9 +166,10 @@ class Plan:
             kind=self.drawn.kind,
             folds=1 + max(split.fold for split in self.splits),
             repeats=1 + max(split.repeat for split in self.splits),
-            validation_fraction=suite.validation_fraction,
+            validation_fraction=None if self.drawn.validated else suite.validation_fraction,
             seed=suite.split_seed,
             hash=split_hash(self.splits),
+            file=hashlib.sha256(self.splits_csv.encode()).hexdigest(),
         )
         return RunConfig(
             title=f"{', '.join(suite.models)} on {card.title}",
@@ -299,7 +307,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
         model, _, option = key.rpartition(".")
         if model not in ("", name):
             continue
-        if option == "graph" and own_graph:
+        if option == "graph" and (own_graph or model == name):  # named, it gets one that it does not need
             graph = value
         elif option in known:
             options[option] = value
