@@ -77,8 +77,8 @@ class Job:
         )
 
     def failed(self, reason: str) -> Trial:
-        """The outcome of a trial that came to nothing."""
-        return self.outcome(status="failed", reason=reason)
+        """The outcome of a trial that came to nothing. Half a surrogate pair in the reason is spelled out."""
+        return self.outcome(status="failed", reason=reason.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class Worker:
