@@ -59,8 +59,8 @@ def groups_of(results: Results, label: str) -> RiskGroups | None:
     parts = folds_of(results, label)
     if not parts or any(part.task.median_risk is None for part in parts):
         return None
-    columns = [[part.arguments[i] for part in parts] for i in range(3)]
-    return risk_groups(*columns, [float(part.task.median_risk or 0) for part in parts])
+    time, event, risk = ([part.arguments[i] for part in parts] for i in range(3))
+    return risk_groups(time, event, risk, [float(part.task.median_risk or 0) for part in parts])
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def test_memory_adds_the_last_patients_as_constants_and_is_emptied():
 
 
 def test_one_patient_a_step_is_refused_with_the_ways_out():
-    with pytest.raises(InputError, match="survival_cox compares patients.*bags_per_step.*two_pass.*memory:64"):
+    with pytest.raises(InputError, match=r"survival_cox compares patients.*bags_per_step.*two_pass.*memory:64"):
         check_risk_sets(create_task("survival_cox"), 1, "batch")
     check_risk_sets(Survival("cox"), 1, "memory:8")
     check_risk_sets(Survival("nll"), 1, "batch")

@@ -44,7 +44,7 @@ def survival_document(results: Results) -> Document:
             continue
         scored = [part.scored for part in parts]
         groups = groups_of(results, label)
-        cells = ["-", "-"]
+        cells: list[Cell | str] = ["-", "-"]
         if groups is not None:
             ratio = groups.ratio
             value = "-" if np.isnan(ratio.value) else f"{ratio.value:.2f}"
