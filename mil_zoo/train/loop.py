@@ -83,7 +83,7 @@ def fit(
     check_risk_sets(aggregator.task, config.bags_per_step, config.risk_set)
     torch.manual_seed(seed)
     aggregator.to(device)
-    where = {"graph": graph, "seed": seed, "device": device}
+    where: dict[str, Any] = {"graph": graph, "seed": seed, "device": device}
     aggregator.prepare(_preparation(aggregator, train, config, on_stage or (lambda row: None), **where))
     steps = _Steps.of(aggregator, train, config, **where, patient_rule=patient_rule)
     schedule = _schedule(steps.optimizer, config)
