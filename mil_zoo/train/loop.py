@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -56,16 +57,16 @@ def fit(
         graph: graph spec, or None.
         seed: of the order of slides, dropout, masks and instance subsampling. Same seed, same weights on a CPU.
         device: where the computation runs.
-        after_epoch: called at the end of each epoch (numbered from 1) with every training bag and its eval-mode output
-            and prediction.
+        after_epoch: called at the end of each epoch (numbered from 1) that ``config.record`` names, with every training
+            bag and its eval-mode output and prediction.
         on_epoch: called with each row of the result as it comes.
         on_stage: called with what a stage before the training did, where the aggregator has one: "stage" ("trained" or
             "read"), "aggregator", "slides" (all that it saw), and of a training "epochs" and the last one's "loss".
 
     Returns:
         one row an epoch: "epoch", "loss" and each "loss_<term>" (means over training slides), "learning_rate",
-        "train_<metric>" of the task's first metric, "val_<metric>" and "val_loss" (the task's, for classification the
-        cross-entropy), "seconds", and "selected" (1 for the chosen epoch).
+        "train_<metric>" of the task's first metric (NaN in epochs that are not recorded), "val_<metric>" and "val_loss"
+        (the task's, for classification the cross-entropy), "seconds", and "selected" (1 for the chosen epoch).
 
     Raises:
         Diverged: a loss or a prediction is not finite.
@@ -87,8 +88,8 @@ def fit(
         row |= steps.epoch(epoch)
         schedule.step()
         row["seconds"] = time.perf_counter() - start
-        scores = steps.scores(train, epoch, after_epoch)
-        row |= {f"train_{metric.name}": scores[metric.name] for metric in task.metrics[:1]}
+        scores = steps.scores(train, epoch, after_epoch) if config.records(epoch) else {}
+        row |= {f"train_{metric.name}": scores.get(metric.name, math.nan) for metric in task.metrics[:1]}
         row |= {f"val_{name}": value for name, value in steps.scores(val, epoch).items()}
         rows.append(row)
         if on_epoch is not None:
