@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +27,7 @@ from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with
 from mil_zoo.data.judge_annotations import annotations_in_words, judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
+from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
@@ -121,6 +123,11 @@ class Plan:
         count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
+    @cached_property
+    def splits_csv(self) -> str:
+        """The text of ``splits.csv``."""
+        return splits_csv(self.splits, self.dataset.bags)
+
     def source_of(self, trial: TrialPlan) -> DatasetSource:
         """How to open the dataset with the features that a trial reads."""
         features = trial.model.features
@@ -164,9 +171,10 @@ class Plan:
             kind=self.drawn.kind,
             folds=1 + max(split.fold for split in self.splits),
             repeats=1 + max(split.repeat for split in self.splits),
-            validation_fraction=suite.validation_fraction,
+            validation_fraction=None if self.drawn.validated else suite.validation_fraction,
             seed=suite.split_seed,
             hash=split_hash(self.splits),
+            file=hashlib.sha256(self.splits_csv.encode()).hexdigest(),
         )
         return RunConfig(
             title=f"{', '.join(suite.models)} on {card.title}",

@@ -75,17 +75,20 @@ class SplitFacts:
         kind: the scheme, or the split file's name.
         folds: number of test parts.
         repeats: repetitions of the division.
-        validation_fraction: share of the training slides on which checkpoints are chosen.
+        validation_fraction: share of the training slides on which checkpoints are chosen; None where the splits came
+            with validation slides of their own.
         seed: of the shuffle into folds.
         hash: of all parts; runs of one hash compare slide by slide.
+        file: SHA-256 of ``splits.csv``; None in runs of before it was kept.
     """
 
     kind: str
     folds: int
     repeats: int
-    validation_fraction: float
+    validation_fraction: float | None
     seed: int | None = None
     hash: str
+    file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ class RunConfig:
         if self.dataset.layout is None:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)
+        settings["split"] = _without(settings["split"], ["file"])
         return _without(settings, ["task", "faithfulness", "grid", "plugins", "versions"])
 
     def to_yaml(self) -> str:
@@ -202,6 +206,7 @@ class Trial:
         metrics: on the test slides, by name; None where one is undefined. {} for a failed trial.
         val_metrics: on the validation slides.
         patient_metrics: on the test patients, where slides are combined into patients.
+        last_metrics: on the test slides, of the last epoch's weights; {} where that epoch was chosen.
         epochs: that were trained.
         selected_epoch: the one whose checkpoint was tested.
         parameters: trained numbers.
@@ -226,6 +231,7 @@ class Trial:
     metrics: dict[str, float | None] = field(default_factory=dict)
     val_metrics: dict[str, float | None] = field(default_factory=dict)
     patient_metrics: dict[str, float | None] = field(default_factory=dict)
+    last_metrics: dict[str, float | None] = field(default_factory=dict)
     epochs: int | None = None
     selected_epoch: int | None = None
     parameters: int | None = None

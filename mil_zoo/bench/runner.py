@@ -11,7 +11,6 @@ from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job
-from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.registry import PLUGINS
 
 
@@ -45,7 +44,7 @@ def run_plan(
     run = RunDirectory(out)
     executor = executor or InProcess(plan)
     with run.writing(plan.settings()):
-        run.write_text("splits.csv", splits_csv(plan.splits, plan.dataset.bags))
+        run.write_text("splits.csv", plan.splits_csv)
         rows = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
         done = {trial.trial: trial for trial in rows if trial.ok and not _damaged(run, trial, on_damage)}
         jobs = []

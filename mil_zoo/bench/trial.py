@@ -124,6 +124,7 @@ class Worker:
                 metrics=_score(result.task, predictions, "test"),
                 val_metrics=_score(result.task, predictions, "val"),
                 **_patient_level(result.task, predictions, dataset.patient_rule),
+                last_metrics=_of_last(bags, result),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
@@ -285,8 +286,18 @@ def _write(
 
 
 def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
-    scores = task.score(*task.read(predictions[predictions["split"] == part]))
+    return _defined(task.score(*task.read(predictions[predictions["split"] == part])))
+
+
+def _defined(scores: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
+
+
+def _of_last(bags: Parts, result: TrialResult) -> dict[str, float | None]:
+    """The test scores of the last epoch; {} where it was chosen."""
+    if result.last is None:
+        return {}
+    return _defined(result.task.score(bags["test"].targets, result.last.double().numpy()))
 
 
 def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> Row:

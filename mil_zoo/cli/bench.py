@@ -14,11 +14,14 @@ from rich.markup import escape
 
 from mil_zoo.cli.dry_run import show_dry_run
 from mil_zoo.cli.options import as_one_value, comma_list, plugin_option
-from mil_zoo.cli.progress import run_with_progress, saved
-from mil_zoo.errors import InputError
+from mil_zoo.cli.progress import run_with_progress
+from mil_zoo.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mil_zoo.bench.executors import Executor
+    from mil_zoo.bench.plan import Plan
     from mil_zoo.bench.suite import Suite
     from mil_zoo.data.source import DatasetSource
 
@@ -51,16 +54,19 @@ class BenchOptions:
     settings: tuple[str, ...]
     grid: tuple[str, ...]
     class_weights: str | None
+    select: str | None
     max_instances: int | None
     faithfulness: list[int] | None
     permute_labels: bool | None
     threads: int | None
     jobs: int | None
+    time_limit: float | None
     executor: str | None
     address: str | None
     trial_cpus: float | None
     trial_gpus: float
     dry_run: bool
+    control: str | None
     title: str | None
     out: Path | None
     plugin: tuple[Path, ...]
@@ -78,6 +84,7 @@ Examples:
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
+  mil-zoo bench --models srmil,abmil,mean --control mean --select last
   mil-zoo bench --models srmil,abmil --executor ray --address head:6379 --trial-gpus 0.25
 Start the same command with the same --out again to continue an interrupted run.
 """
@@ -142,6 +149,11 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Try each value: srmil.mask_rate=0,0.1,...,0.9. Several grids multiply.",
 )
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
+@click.option(
+    "--select",
+    metavar="SCORE",
+    help="Validation score that chooses the checkpoint, or last for the last epoch.  [default: each recipe's]",
+)
 @click.option("--max-instances", type=int, help="Random instances of a bag in a training step.  [default: all]")
 @click.option(
     "--faithfulness",
@@ -153,6 +165,12 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
 @click.option("--jobs", type=int, help="Trials at a time, each in a process of its own.  [default: 1, in this process]")
 @click.option(
+    "--time-limit",
+    type=float,
+    metavar="MINUTES",
+    help="Of a trial, which fails when it takes longer; trials then run in processes of their own.",
+)
+@click.option(
     "--executor",
     type=click.Choice(EXECUTORS),
     help="Where trials run; the tables do not depend on it.  [default: processes with --jobs, else local]",
@@ -161,6 +179,7 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
 @click.option("--trial-gpus", type=float, default=0.0, help="GPUs that Ray reserves for a trial, 0.25 for a quarter.")
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
+@click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
 @click.option("--title", help="Of tables, figures and page.  [default: the dataset's own, else the file's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
@@ -177,6 +196,7 @@ def bench(options: BenchOptions) -> int:
     with console.status("Loading torch"):
         from mil_zoo.bench.plan import make_plan
         from mil_zoo.cli.report import show
+        from mil_zoo.report import figures, page, tables  # noqa: F401  what the end needs is tried before hours of training
 
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
@@ -191,18 +211,25 @@ def bench(options: BenchOptions) -> int:
         for plan, folder in zip(plans, folders, strict=True):
             show_dry_run(plan, folder, options.jobs or 1, console)
         return 0
+    _check_control(options.control, plans)
     failures = 0
     for plan, folder in zip(plans, folders, strict=True):
         trials = run_with_progress(plan, folder, console, _executor(options))
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
-            console.print(f"[red]failed[/] {trial.trial}: {escape(trial.reason or '')}", highlight=False)
+            console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
             if (text := folder / "trials" / trial.trial / "traceback.txt").exists():
                 console.print(f"  traceback: {escape(str(text))}", highlight=False, soft_wrap=True)
         failures += len(failed)
-        with saved(folder, trials):
-            show(folder, console)
+        show(folder, console, control=options.control)
     return 1 if failures else 0
+
+
+def _check_control(control: str | None, plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        labels = [model.label for model in plan.models]
+        if control not in (None, *labels):
+            raise InputError(f"--control {control} is not among the models{did_you_mean(str(control), labels)}")
 
 
 def _suite(options: BenchOptions) -> Suite:
@@ -210,7 +237,7 @@ def _suite(options: BenchOptions) -> Suite:
     from mil_zoo.bench.grid import parse_grids
     from mil_zoo.bench.suite import Suite, parse_overrides, parse_task, read_suite
 
-    shortcuts = {"class_weights": options.class_weights, "max_instances": options.max_instances}
+    shortcuts = {name: getattr(options, name) for name in ("class_weights", "max_instances", "select")}
     told = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Suite)}
     told |= {
         "task": None if options.task is None else parse_task(options.task),
@@ -245,7 +272,10 @@ def _executor(options: BenchOptions) -> Executor | None:
     from mil_zoo.bench.executors import Processes
 
     name, jobs = options.executor, options.jobs
+    limit = None if options.time_limit is None else 60 * options.time_limit
     if name == "ray":
+        if limit is not None:
+            raise InputError("--time-limit does not work with --executor ray; leave one of them out")
         from mil_zoo.bench.ray_executor import OnRay
 
         return OnRay(options.address, jobs, options.trial_cpus, options.trial_gpus)
@@ -253,8 +283,11 @@ def _executor(options: BenchOptions) -> Executor | None:
         raise InputError("--address, --trial-cpus and --trial-gpus are Ray's; add --executor ray")
     if name == "local" and jobs not in (None, 1):
         raise InputError("--executor local runs one trial at a time; leave it out, or --jobs")
-    if name == "processes" or (name is None and jobs not in (None, 1)):
-        return Processes((os.cpu_count() or 1) if jobs is None else jobs)
+    if name == "local" and limit is not None:
+        raise InputError("--time-limit needs trials in processes of their own; leave --executor local out")
+    if name == "processes" or (name is None and (limit is not None or jobs not in (None, 1))):
+        several = (os.cpu_count() or 1) if name == "processes" else 1
+        return Processes(several if jobs is None else jobs, limit)
     return None
 
 

@@ -40,4 +40,4 @@ def compare(
     out = out or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     paths = write_ranking([Results.load(run) for run in runs], out, metric, models)
     console.print((out / "ranking.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

@@ -29,15 +29,13 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
         estimates = forecast(plan, done)
     for trial in left:
         click.echo(trial)
-    table = Table(
-        "model", "trials to run", "epochs", "a trial", "of it figure 3", "together", title=plan.dataset.card.title
-    )
+    header = ("model", "trials to run", "epochs", "a trial", "of it figure 3", "together")
+    table = Table(*header, title=escape(plan.dataset.card.title))
     for found in estimates:
         a_trial, together = (duration(found.seconds * number) for number in (1, found.trials))
         recording = f"{found.recording:.0%}" if found.seconds == found.seconds else ""
-        table.add_row(
-            found.label, str(found.trials), str(found.epochs), escape(found.reason) or a_trial, recording, together
-        )
+        reason = escape(found.reason) or a_trial
+        table.add_row(escape(found.label), str(found.trials), str(found.epochs), reason, recording, together)
     console.print(table)
     known = [found for found in estimates if found.trials and found.seconds == found.seconds]
     whole = sum(found.seconds * found.trials for found in known) / jobs

@@ -183,6 +183,7 @@ def _run(
     device: Any,
     console: Any,
 ) -> None:
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -197,7 +198,10 @@ def _run(
     from mil_zoo.ssl.pretrain import pretrain
 
     title = about.pop("title")
-    console.print(f"[bold]{title}[/]: {len(source.slide_ids)} slides of {in_dim} features into {out}", highlight=False)
+    console.print(
+        f"[bold]{escape(title)}[/]: {len(source.slide_ids)} slides of {in_dim} features into {escape(str(out))}",
+        highlight=False,
+    )
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console) as progress:
         bar = progress.add_task("", total=config.epochs, last="")
@@ -213,7 +217,9 @@ def _run(
             )
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"Interrupted. The same command with --out {out} continues from the last checkpoint.")
+            console.print(
+                f"Interrupted. The same command with --out {out} continues from the last checkpoint.", markup=False
+            )
             raise
     if world()[0] > 0:
         return
@@ -229,6 +235,7 @@ def _run(
     console.print(
         f"Loss {last['loss']:.3f}, spread of the embeddings {last['embedding_spread']:.2f}{knn}\n"
         f"Encoder: {out / 'encoder.safetensors'}\nCurves:  {figure}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
 from mil_zoo.stats import Estimate, Summary, TestSet, distinct_test_sets, estimate
@@ -40,6 +40,7 @@ class Results:
             then by repeat, fold and seed, so that nothing depends on the order in which trials finished.
         slides: whose attention maps are drawn; None for two typical ones.
         title: of the dataset, in headings; None for its own.
+        control: the ``aggregator[@grid]`` that the others are compared with; None for none.
     """
 
     run: RunDirectory
@@ -47,11 +48,16 @@ class Results:
     trials: tuple[Trial, ...]
     slides: tuple[str, ...] | None = None
     title: str | None = None
+    control: str | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
-        cls, path: Path | str | RunDirectory, slides: Sequence[str] | None = None, title: str | None = None
+        cls,
+        path: Path | str | RunDirectory,
+        slides: Sequence[str] | None = None,
+        title: str | None = None,
+        control: str | None = None,
     ) -> Results:
         """Reads a run directory. The files of its trials are read when a table or figure first needs them.
 
@@ -59,14 +65,19 @@ class Results:
             path: the ``--out`` folder of a bench, or one that holds a run's ``config.yaml`` and ``table.csv`` only.
             slides: test slides whose attention maps are drawn; None for two typical ones.
             title: of the dataset, in headings; None for its own.
+            control: ``aggregator[@grid]`` that the others are compared with; None for none.
 
         Raises:
-            InputError: there is no run, or its files were damaged or written by another version.
+            InputError: there is no run, its files were damaged or written by another version, or it has no ``control``.
         """
         run = path if isinstance(path, RunDirectory) else RunDirectory.open(path)
         config = RunConfig.from_settings(run.config, str(run.path / "config.yaml"))
         trials = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
-        return cls(run, config, tuple(_ordered(config, trials)), None if slides is None else tuple(slides), title)
+        known = list(config.model_settings)
+        if control not in (None, *known):
+            raise InputError(f"{run.path} has no aggregator {control!r}{did_you_mean(str(control), known)}")
+        named = None if slides is None else tuple(slides)
+        return cls(run, config, tuple(_ordered(config, trials)), named, title, control)
 
     def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
         """``make(self, *arguments)``, made at the first call and kept for the next."""
@@ -232,8 +243,8 @@ class Results:
     def test_sets(self, label: str, patient_rule: str | None = None) -> dict[SplitKey, TestSet]:
         """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
 
-        Where patients are unknown, each slide is one of its own. Trials without files are left out, and so is a task
-        without class probabilities. With a patient rule the predictions are of patients.
+        Where patients are unknown, each slide is one of its own. Trials that wrote no files are left out, and so is a
+        task without class probabilities. With a patient rule the predictions are of patients.
         """
         return self.once(_test_sets, label, patient_rule)
 
@@ -358,7 +369,7 @@ def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitK
 def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, TestSet]:
     by_split = defaultdict(list)
     for trial in sorted(results.finished[label], key=lambda trial: trial.seed):
-        if (results.path / "trials" / trial.trial).is_dir():
+        if trial.files or (results.path / "trials" / trial.trial).is_dir():
             rows = results.test_predictions(trial)
             if patient_rule is not None:
                 rows = results.task.patients(rows, patient_rule)

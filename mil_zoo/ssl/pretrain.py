@@ -18,7 +18,7 @@ import yaml
 from mil_zoo.config import read_yaml
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
-from mil_zoo.files import replacing
+from mil_zoo.files import replacing, write_text, writing
 from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.ssl.distributed import average_gradients, world
 from mil_zoo.ssl.embed import embed_slides
@@ -96,8 +96,10 @@ def pretrain(
     contrast = build(in_dim, config, source, standardiser, start).to(device)
     optimizer = torch.optim.Adam(contrast.parameters(), lr=0.0, weight_decay=config.weight_decay)
     rows: list[Row] = []
+    kept = "the same settings and folder continue from the last checkpoint"
     if folder is not None:
-        _claim(folder, settings_of(source, in_dim, config))
+        with writing(folder):
+            _claim(folder, settings_of(source, in_dim, config))
         rows = _resume(folder, contrast, optimizer, device)
     saved = time.monotonic()
     for epoch in range(len(rows) + 1, config.epochs + 1):
@@ -108,10 +110,12 @@ def pretrain(
         on_epoch(row)
         due = epoch == config.epochs or time.monotonic() - saved >= checkpoint_seconds
         if folder is not None and rank == 0 and due:
-            _save(folder, contrast, optimizer, rows)
+            with writing(folder, kept):
+                _save(folder, contrast, optimizer, rows)
             saved = time.monotonic()
     if folder is not None and rank == 0:
-        contrast.encoder.save(folder / "encoder.safetensors")
+        with writing(folder, kept):
+            contrast.encoder.save(folder / "encoder.safetensors")
     return contrast.encoder.eval(), rows
 
 
@@ -224,16 +228,15 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             )
     elif world()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
 def _save(folder: Path, contrast: Contrast, optimizer: torch.optim.Optimizer, rows: list[Row]) -> None:
     state = {"contrast": contrast.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
     with replacing(folder / "checkpoint.pt") as partial:
         torch.save(state, partial)
-    with replacing(folder / "curve.csv") as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    curve: str = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(folder / "curve.csv", curve)
 
 
 def _resume(

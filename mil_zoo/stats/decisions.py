@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,7 @@ def detectable_difference(
     if se == 0:
         return 0.0
     tail = level / (2 * comparisons)
-    nodes, weights = np.polynomial.legendre.leggauss(400)
+    nodes, weights = _nodes()
     if np.isinf(df):
         limits = np.full(len(nodes), stats.norm.isf(tail))
     else:  # T is noncentral t: normal over the root of a chi2 / df, whose quantiles are averaged over
@@ -114,6 +115,12 @@ def detectable_difference(
     while short_of(high) < 0:
         high *= 2
     return float(se * optimize.brentq(short_of, 0, high))
+
+
+@functools.cache
+def _nodes() -> tuple[Floats, Floats]:
+    """Nodes and weights of a quadrature on [-1, 1]; they take longer than all that is done with them."""
+    return np.polynomial.legendre.leggauss(400)
 
 
 def design_error(sd: float, test_sets: int, n_train: float, n_test: float, correlation: float = 0.0) -> float:

@@ -45,6 +45,7 @@ def fit(
     device: str = "cpu",
     after_epoch: AfterEpoch | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    before_choice: Callable[[], None] | None = None,
     on_stage: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains an aggregator and leaves in it the weights of the epoch that the validation slides choose.
@@ -60,6 +61,7 @@ def fit(
         after_epoch: called at the end of each epoch (numbered from 1) that ``config.record`` names, with every training
             bag and its eval-mode output and prediction.
         on_epoch: called with each row of the result as it comes.
+        before_choice: called at the end with the last epoch's weights still there, where another epoch is chosen.
         on_stage: called with what a stage before the training did, where the aggregator has one: "stage" ("trained" or
             "read"), "aggregator", "slides" (all that it saw), and of a training "epochs" and the last one's "loss".
 
@@ -100,6 +102,8 @@ def fit(
                 best = rank, {name: value.detach().clone() for name, value in aggregator.state_dict().items()}
                 chosen = epoch
     assert best is not None
+    if before_choice is not None and chosen != config.epochs:
+        before_choice()
     aggregator.load_state_dict(best[1])
     for row in rows:
         row["selected"] = int(row["epoch"] == chosen)

@@ -32,8 +32,8 @@ def predict(
 ) -> Iterator[tuple[Bag, AggregatorOutput, Tensor]]:
     """Scores whole bags in eval mode and without gradients. The aggregator's mode is restored.
 
-    Bags of fewer than ``ALONE`` instances are packed, up to ``PACK`` together, where they follow each other; a larger one
-    is scored alone and not copied. A bag gives the same answer either way.
+    Bags of fewer than ``ALONE`` instances that follow each other are packed, up to ``PACK`` together; a larger one is
+    scored alone and not copied. A bag gives the same answer either way.
 
     Args:
         aggregator: on ``device``.

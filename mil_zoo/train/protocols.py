@@ -65,6 +65,7 @@ class TrialResult:
         predictions: for "val" and "test" each float ``[n, P]``, a column for each of the task's prediction columns, in
             the order of their bags.
         logits: of the same bags, each float ``[n, width]``; empty where there are none.
+        last: predictions of the "test" bags by the last epoch's weights, float ``[n, P]``; None where that was chosen.
         epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
@@ -79,6 +80,7 @@ class TrialResult:
     parameters: int
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
+    last: Tensor | None = None
     stages: Sequence[Mapping[str, Any]] = ()
 
 
@@ -115,6 +117,12 @@ def supervised(context: TrialContext) -> TrialResult:
     task = context.task.fit(as_bags(context.bags["train"]).targets)
     recorder = AttentionRecorder(task)
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
+    where = context.graph, context.device, context.training.precision
+    last: list[Tensor] = []
+
+    def test_last() -> None:
+        last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
+
     stages: list[dict[str, Any]] = []
     epochs = fit(
         aggregator,
@@ -126,12 +134,12 @@ def supervised(context: TrialContext) -> TrialResult:
         device=context.device,
         after_epoch=recorder.record_training,
         on_epoch=context.on_epoch,
+        before_choice=test_last,
         on_stage=stages.append,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
     logits: dict[str, list[Tensor]] = {"val": [], "test": []}
-    where = context.graph, context.device, context.training.precision
     for part, rows in found.items():
         for bag, output, prediction in predict(aggregator, context.bags[part], *where):
             rows.append(prediction)
@@ -153,4 +161,14 @@ def supervised(context: TrialContext) -> TrialResult:
     stacked = {part: torch.stack(rows) for part, rows in found.items()}
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
     of_parts = {part: torch.cat(rows) for part, rows in logits.items()}
-    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts, stages)
+    return TrialResult(
+        task=task,
+        predictions=stacked,
+        epochs=epochs,
+        weights=aggregator.state_dict(),
+        parameters=parameters,
+        recorder=recorder,
+        logits=of_parts,
+        stages=stages,
+        last=torch.stack(last) if last else None,
+    )

@@ -221,3 +221,16 @@ def test_what_ray_cannot_do_is_one_sentence(run_cli, bag_table):
         assert code == 2
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_a_trial_over_its_time_fails_and_the_next_one_runs(bag_table, tmp_path, run_cli):
+    plugin = tmp_path / "slow_one.py"
+    plugin.write_text(SLOW.replace('"slow"', '"slow_one"'))
+    load_plugin(plugin)
+    plan = small_plan(bag_table, models=["slow_one"], overrides={})
+    plan = dataclasses.replace(plan, drawn=dataclasses.replace(plan.drawn, splits=plan.splits[:2]))
+    rows = run_plan(plan, tmp_path / "run", executor=Processes(1, limit=1.0)).trials()
+    assert [row["status"] for row in rows] == ["failed"] * 2
+    assert rows[0]["reason"].startswith("it took longer than --time-limit, 0.0166667 minutes")
+    code, _, err = run_cli("bench", "--dataset", bag_table, "--models", "mean", "--time-limit", "-1")
+    assert (code, err) == (2, "mil-zoo: --time-limit must be positive and finite, not -1\n")

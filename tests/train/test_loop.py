@@ -65,7 +65,7 @@ def test_training_slides_are_looked_at_when_asked_and_it_changes_nothing(record,
 
 
 def test_what_is_no_number_of_epochs_is_refused():
-    with pytest.raises(InputError, match="training.record must be 1 or more epochs, 'end' or 'off', not 0"):
+    with pytest.raises(InputError, match=r"training.record must be 1 or more epochs, 'end' or 'off', not 0"):
         TrainingConfig(record=0)
 
 

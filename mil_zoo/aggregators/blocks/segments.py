@@ -20,11 +20,21 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None =
     Returns:
         int64 ``[sum k, K]``, rows of ``scores``: the bags in order, highest score first (equal: the earlier row).
     """
-    order = scores.argsort(dim=0, descending=True, stable=True)
     if len(k) == 1 and total is not None:
-        return order[:total]
+        return torch.stack([_highest(column, total) for column in scores.unbind(1)], dim=1)
+    order = scores.argsort(dim=0, descending=True, stable=True)
     bag = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
     order = order.gather(0, bag[order].argsort(dim=0, stable=True))  # the bags apart again, each by falling score
     place = torch.arange(len(scores), device=scores.device) - offsets[bag]
     wanted = place < k[bag]
     return order[wanted] if total is None else order.index_select(0, positions(wanted, total))
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """The rows of the ``count`` highest of ``scores`` ``[N]``; few of many are not worth a sort of all."""
+    if scores.device.type == "cpu" and 0 < 4 * count < len(scores):
+        least = scores.topk(count).values[-1]
+        rows = (scores >= least).nonzero()[:, 0]  # all equal to the last of them, and none where that is NaN
+        if len(rows) >= count:
+            return rows[scores[rows].argsort(descending=True, stable=True)[:count]]
+    return scores.argsort(descending=True, stable=True)[:count]

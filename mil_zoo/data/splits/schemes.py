@@ -27,11 +27,13 @@ class DrawnSplits:
         splits: in the order of repeat and fold.
         kind: how they were made, in words.
         warnings: sentences that every table carries.
+        validated: whether every split came with validation slides of its own, so that none were drawn.
     """
 
     splits: list[Split]
     kind: str
     warnings: list[str]
+    validated: bool = False
 
 
 def draw_splits(
@@ -91,7 +93,8 @@ def draw_splits(
         if dataset.partial:
             published = restricted(published, bags.slide_ids)
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
-        return DrawnSplits(splits, f"read from {Path(scheme).name}", said(splits, published))
+        kind = f"read from {Path(scheme).name}"
+        return DrawnSplits(splits, kind, said(splits, published), all(split.val for split in published))
     if name not in SCHEMES or (labelled != "") != (name == "low-label"):
         raise InputError(
             f"--split {scheme!r} is no way to split{did_you_mean(name, SCHEMES)} (low-label:50, or a file)"
@@ -107,7 +110,7 @@ def draw_splits(
         published = _first(dataset, repeats)
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
         kind = "published folds" if len(splits) > 1 else "official split"
-        drawn = DrawnSplits(splits, kind, said(splits, published))
+        drawn = DrawnSplits(splits, kind, said(splits, published), all(split.val for split in published))
         return _thinned(drawn, bags, labelled, seed, allow_leaks)
     unit = "patient" if all(slide.patient_id for slide in as_bags(bags).slides) else "slide (patients unknown)"
     if name == "site":
@@ -182,7 +185,7 @@ def _thinned(
             f"--split low-label:{labelled}: write low-label:50 (training slides) or low-label:25% (of them)"
         ) from None
     kind = f"{drawn.kind}, {labelled} {'of the ' if labelled.endswith('%') else ''}training slides"
-    return DrawnSplits(low_label(drawn.splits, bags, share, seed, allow_leaks), kind, drawn.warnings)
+    return replace(drawn, splits=low_label(drawn.splits, bags, share, seed, allow_leaks), kind=kind)
 
 
 def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil_zoo.errors import InputError
+from mil_zoo.files import write_text, writing
 from mil_zoo.metrics import Metric
 from mil_zoo.report.figures.look import WIDTH, drawing
 from mil_zoo.report.figures.registry import save
@@ -86,15 +87,16 @@ def write_ranking(
         "ranking.tex": shown.latex(f"{by.title} and mean ranks"),
         "differences.csv": Table.of(_differences(table)).csv(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in written.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
     paths = [out / name for name in written]
-    if result is not None:
-        with drawing():
-            figure = diagram(result, list(table), f"{by.title} over {len(table)} datasets", lines[0])
-            save(figure, out / "critical_difference.png")
-        paths.append(out / "critical_difference.png")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in written.items():
+            write_text(out / name, text)
+        if result is not None:
+            with drawing():
+                figure = diagram(result, list(table), f"{by.title} over {len(table)} datasets", lines[0])
+                save(figure, out / "critical_difference.png")
+            paths.append(out / "critical_difference.png")
     return paths
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.errors import InputError
+from mil_zoo.files import writing
 from mil_zoo.report.figures.look import WIDTH, drawing, title
 from mil_zoo.report.figures.registry import register_figure, save
 from mil_zoo.report.load import Results
@@ -46,7 +47,7 @@ def draw_pretraining(folder: Path, what: str) -> Path:
         curve = pd.read_csv(folder / "curve.csv", index_col="epoch")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no curve.csv; pass the --out folder of a pretraining") from None
-    with drawing():
+    with drawing(), writing(folder):
         save(_figure(curve, what), folder / "curve.png")
     return folder / "curve.png"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
+from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
 from mil_zoo.report.tables.scores import (
     COSTS,
@@ -55,6 +57,7 @@ def numbers(results: Results) -> dict[str, Table]:
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
+        "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
     }
@@ -64,7 +67,8 @@ def numbers(results: Results) -> dict[str, Table]:
 def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
-    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; with attention
+    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; where a
+    checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention
     ``diagnostics.csv`` and ``skew.csv|md``; with a grid ``ablation.csv``, and ``learning_curve.csv|md`` where it varies
     the number of labels; ``encoders.csv|md`` where several sets of features are compared.
 
@@ -81,7 +85,7 @@ def write_tables(results: Results) -> list[Path]:
         if name == "table":
             written["table.tex"] = texts[name].tables[0].latex(f"Test metrics on {results.dataset_title}")
     for name, text in written.items():
-        (results.path / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(results.path / name, text)
     return [results.path / name for name in written]
 
 
@@ -89,7 +93,9 @@ def _documents(results: Results) -> list[Document]:
     below = [*notes(results), *bold_note(results)]
     made = [Document("table", "Comparison", [shown_scores(results, best(results), below)])]
     if len(comparisons(results)):
-        made.append(shown_comparisons(results))
+        made.append(shown_comparisons(results, results.control))
+    if len(last_epoch_table(results)):
+        made.append(shown_last_epochs(results))
     if len(skew_table(results)):
         made.append(shown_skew(results, notes(results)))
     if results.config.dataset.several_encoders:
