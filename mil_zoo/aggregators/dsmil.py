@@ -95,12 +95,10 @@ class DSMIL(Aggregator):
         instance_logits = self.instance_classifier(batch.features)  # [ΣN, C]
         _, critical = segment_reduce(instance_logits.detach(), batch.offsets, "max", return_argmax=True)  # [B, C]
         query = self.query(batch.features)  # [ΣN, Q]
-        critical_query = (
-            query.index_select(0, critical.flatten()).view(*critical.shape, -1) / QUERY_DIM**0.5
-        )  # [B, C, Q]
+        critical_query = query.index_select(0, critical.flatten()).view(*critical.shape, -1)  # [B, C, Q]
         # A product a bag: an index would copy a query for every instance.
         parts = zip(query.split(batch.lengths), critical_query, strict=True)
-        scores = torch.cat([instances @ of_bag.T for instances, of_bag in parts])  # [ΣN, C]
+        scores = torch.cat([instances @ of_bag.T for instances, of_bag in parts]) / QUERY_DIM**0.5  # [ΣN, C]
         pooled, attention = segment_attention_pool(scores, self.value(batch.features), batch.offsets)  # [B, C, D]
         logits = self.bag_classifier(pooled)[:, :, 0]
         return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)

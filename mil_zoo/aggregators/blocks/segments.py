@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mil_zoo.kernels.devices import positions
+from mil_zoo.kernels.devices import positions, runs_ahead
 
 
 def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None = None) -> Tensor:
@@ -32,9 +32,7 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None =
 
 def _highest(scores: Tensor, count: int) -> Tensor:
     """The rows of the ``count`` highest of ``scores`` ``[N]``; few of many are not worth a sort of all."""
-    if scores.device.type == "cpu" and 0 < 4 * count < len(scores):
-        least = scores.topk(count).values[-1]
-        rows = (scores >= least).nonzero()[:, 0]  # all equal to the last of them, and none where that is NaN
-        if len(rows) >= count:
-            return rows[scores[rows].argsort(descending=True, stable=True)[:count]]
+    if not runs_ahead(scores.device) and 0 < 4 * count < len(scores):
+        rows = (~(scores < scores.topk(count).values[-1])).nonzero()[:, 0]  # the last's equals too, and NaN
+        return rows[scores[rows].argsort(descending=True, stable=True)[:count]]
     return scores.argsort(descending=True, stable=True)[:count]
