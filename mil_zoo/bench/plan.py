@@ -16,15 +16,10 @@ from urllib.parse import quote
 from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.grid import points
+from mil_zoo.bench.opening import open_judged
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
-from mil_zoo.data.bags import Bags
-from mil_zoo.data.dataset import open_dataset
-from mil_zoo.data.digests import of_labels as digest_of_labels
-from mil_zoo.data.digests import samples_of, together
-from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with_warnings
-from mil_zoo.data.judge_annotations import annotations_in_words, judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
@@ -216,7 +211,11 @@ def package_versions() -> dict[str, str]:
 
 
 def make_plan(
-    suite: Suite, source: DatasetSource | str, features: Sequence[str] = (), plugins: Sequence[Path] = ()
+    suite: Suite,
+    source: DatasetSource | str,
+    features: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    verify: bool = False,
 ) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
@@ -227,6 +226,7 @@ def make_plan(
         features: which sets of features (encoders); several are compared, each with every model. Empty for the
             source's, or the only one.
         plugins: files whose registered things the run needs; its ``config.yaml`` names them and their content.
+        verify: digest all features, see :func:`mil_zoo.bench.opening.open_judged`.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -235,13 +235,9 @@ def make_plan(
     source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
     if features:
         source = source.with_features(features[0])
-    dataset = open_dataset(source)
-    dataset = _with_judged_annotations(dataset)
-    digests = {"labels": digest_of_labels(dataset.bags), "features": _features_digest(dataset.bags)}
+    dataset, digests = open_judged(source, features[1:], verify)
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
-    for each in features[1:]:  # all of them now: a missing slide costs no training
-        digests["features"] += f" {_features_digest(open_dataset(source.with_features(each)).bags)}"
     drawn = draw_splits(
         _by_strata(dataset),
         suite.split,
@@ -255,25 +251,6 @@ def make_plan(
     if len(features) > 1:
         models = [_with_features(model, each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
-
-
-def _with_judged_annotations(dataset: Dataset) -> Dataset:
-    """The dataset with what its tables must say of annotations, once all of them can be read."""
-    looked = look_at_all(dataset.bags)
-    findings = judge_annotations(looked, lesion_free_slides(dataset.bags, dataset.card))
-    raise_errors(findings)
-    card = with_warnings(dataset.card, findings)
-    if looked:
-        card = dataclasses.replace(card, instance_labels=f"{card.instance_labels}; {annotations_in_words(looked)}")
-    return dataclasses.replace(dataset, card=card)
-
-
-def _features_digest(bags: Bags) -> str:
-    """One digest of the features of all slides, once their shapes fit each other and no slide occurs twice."""
-    raise_errors(judge_shapes(bags))
-    samples = samples_of(bags)
-    raise_errors(judge_identical(bags, samples))
-    return together(f"{slide}\t{digest}" for slide, digest in samples.items())
 
 
 def _by_strata(dataset: Dataset) -> Dataset:
@@ -330,7 +307,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
         model, _, option = key.rpartition(".")
         if model not in ("", name):
             continue
-        if option == "graph" and own_graph:
+        if option == "graph" and (own_graph or model == name):  # named, it gets one that it does not need
             graph = value
         elif option in known:
             options[option] = value

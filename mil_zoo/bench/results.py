@@ -39,7 +39,7 @@ class DatasetFacts:
         patient_rule: how the slides of a patient are combined: "mean", "max", "packed"; None where they are not.
         patients: their number, where there is such a rule.
         mpp: micrometres a level-0 pixel; None where unknown.
-        digests: of its "labels" and of sampled rows of its "features"; None in runs of before they were kept.
+        digests: of its "labels", of sampled rows of its "features", perhaps of "all features"; None in runs of before.
         warnings: sentences that belong under every table.
     """
 

@@ -306,9 +306,10 @@ def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with plugins by file name and content."""
+    """The settings with plugins by file name and content; digests of the data are compared before."""
     plugins = settings.get("plugins") or {}
-    return {**settings, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
+    dataset = {name: value for name, value in (settings.get("dataset") or {}).items() if name != "digests"}
+    return {**settings, "dataset": dataset, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -66,6 +66,7 @@ class BenchOptions:
     trial_cpus: float | None
     trial_gpus: float
     dry_run: bool
+    verify: bool
     control: str | None
     title: str | None
     out: Path | None
@@ -120,7 +121,7 @@ Start the same command with the same --out again to continue an interrupted run.
     "--split",
     metavar="SCHEME|FILE",
     help="kfold, official, monte-carlo, site (no site on two sides), low-label:50 or low-label:25% (training slides), "
-    "or a split file of CLAM, torchmil or Giga-SSL (FILE:NAME of several).  [default: the suite's, else kfold]",
+    "or a split file of CLAM, torchmil, PANTHER and others (FILE:NAME of several).  [default: the suite's, else kfold]",
 )
 @click.option(
     "--allow-leaky-splits",
@@ -179,6 +180,7 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
 @click.option("--trial-gpus", type=float, default=0.0, help="GPUs that Ray reserves for a trial, 0.25 for a quarter.")
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
+@click.option("--verify", is_flag=True, help="Digest all features, not sampled rows, to notice any later change.")
 @click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
 @click.option("--title", help="Of tables, figures and page.  [default: the dataset's own, else the file's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
@@ -201,7 +203,7 @@ def bench(options: BenchOptions) -> int:
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
-        plans = [make_plan(suite, source, options.features or (), options.plugin) for source in sources]
+        plans = [make_plan(suite, source, options.features or (), options.plugin, options.verify) for source in sources]
     out = options.out
     if out is None:
         name = Path(options.suite or "-".join(plan.dataset.card.name for plan in plans)).stem

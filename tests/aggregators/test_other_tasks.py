@@ -12,8 +12,13 @@ from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.tasks import Classification, Task
 
 CLUSTERS = ("its clustering of instances", {"bag_weight": 1.0})
-NEEDS_CLASSES = {"clam_sb": CLUSTERS, "clam_mb": CLUSTERS, "dgrmil": ("its triplet loss", {"triplet_weight": 0.0})}
-SMALLER = {name: {"embed_dim": 64} for name in ("dgrmil", "transmil")}
+NEEDS_CLASSES = {
+    "attrimil": ("its ranking of slides", {"rank_weight": 0.0}),
+    "clam_mb": CLUSTERS,
+    "clam_sb": CLUSTERS,
+    "dgrmil": ("its triplet loss", {"triplet_weight": 0.0}),
+}
+SMALLER = {"camil": {"landmarks": 16}, "dgrmil": {"embed_dim": 64}, "transmil": {"embed_dim": 64}}
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,22 @@ def test_tensors_that_carry_more_than_numbers(tmp_path):
             read_bag(tmp_path / "b.pt")
 
 
+def test_tensors_that_would_be_larger_than_their_file(tmp_path):
+    torch.save(torch.zeros(1).expand(10**6, 64).unsqueeze(0), tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a.pt declares a tensor \[1, 1000000, 64\] that holds one number many times"):
+        read_bag(tmp_path / "a.pt")
+    torch.save(torch.zeros(1000, 64), tmp_path / "b.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "b.pt") as whole,
+        zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in whole.infolist():
+            packed.writestr(member.filename, whole.read(member))
+    with pytest.raises(InputError, match=r"c.pt is not a readable tensor file \(it is compressed"):
+        read_bag(tmp_path / "c.pt")
+    assert len(read_bag(tmp_path / "b.pt")) == 1000
+
+
 @pytest.mark.parametrize("values", [[0, 255], [0, 2], [0.0, np.nan], [0, 0.5]])
 def test_instance_labels_are_zero_one_or_unknown(tmp_path, values):
     with pytest.raises(InputError, match=r"slide 's': instance_labels hold .* where 0 \(negative\), 1 \(positive\)"):
