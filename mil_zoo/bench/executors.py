@@ -122,10 +122,11 @@ class Processes:
                     return
                 ready = wait(list(busy), self._seconds_left(busy.values()))
                 for connection, member in busy.items():
-                    if connection not in ready and self._seconds_left([member]) == 0:
-                        yield member.give_up(f"it took longer than --time-limit, {(self._limit or 0) / 60:g} minutes")
-                for connection in ready:
-                    member = busy[connection]  # type: ignore[index]
+                    if connection not in ready:
+                        if self._seconds_left([member]) == 0:
+                            minutes = (self._limit or 0) / 60
+                            yield member.give_up(f"it took longer than --time-limit, {minutes:g} minutes")
+                        continue
                     assert member.job is not None
                     job, attempt = member.job, member.attempt
                     try:
