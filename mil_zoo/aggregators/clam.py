@@ -62,11 +62,7 @@ class _CLAM(Aggregator):
     def set_task(self, task: Task) -> None:
         """See ``Aggregator.set_task``; instances are clustered by class, so other tasks train with the bag's alone."""
         if not isinstance(task, Classification):
-            if self.bag_weight < 1:
-                raise InputError(
-                    f"its clustering of instances needs classes, which the task {task.name} has not; set bag_weight=1 "
-                    "to train with the loss of the bag alone"
-                )
+            self.left_out = "instance loss"
             self.instance_classifiers = nn.ModuleList()
         super().set_task(task)
 

@@ -152,6 +152,10 @@ class DTFD(Aggregator):
         features, rows = self._distilled(tier1)
         tier2 = self._second_tier(batch, tier1, features.detach(), rows)
         tier2_loss = self.bag_loss(tier2.logits, batch.targets, batch.weights)
+        if self.task.risk_sets:  # a slide's own pseudo-bags are all of one patient: they compare with those of others
+            weights = None if batch.weights is None else batch.weights[tier1.bag]
+            tier1_loss = self.bag_loss(tier1.logits, batch.targets[tier1.bag], weights)
+            return {"loss": tier1_loss + tier2_loss, "tier1": tier1_loss, "tier2": tier2_loss}
         # One slide after the other: the mean over pseudo-bags is within a slide, and small slides have fewer.
         of_slides = [
             self.bag_loss(logits, target.expand(len(logits), -1))

@@ -37,6 +37,12 @@ class BenchOptions:
     datasets: list[str] | None
     labels: Path | None
     task: str | None
+    time: str | None
+    event: str | None
+    censorship: str | None
+    event_values: list[str] | None
+    event_as_named: bool | None
+    time_unit: str | None
     root: Path | None
     features: list[str] | None
     layout: str | None
@@ -82,6 +88,8 @@ Examples:
   mil-zoo bench --dataset tcga_nsclc --root DATA --split site --folds 5
   mil-zoo bench --dataset slides_of_a --test-on slides_of_b --repeats 3
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
+  mil-zoo bench --dataset features_dir --labels labels.csv --time os_days --event os_event
+  mil-zoo bench --dataset features_dir --labels labels.csv --task ordinal:loss=coral
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
@@ -104,6 +112,14 @@ Start the same command with the same --out again to continue an interrupted run.
     "--task",
     metavar="NAME[:KEY=VALUE,...]",
     help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
+)
+@click.option("--time", metavar="COLUMN", help="Survival: column of the times, with --event or --censorship.")
+@click.option("--event", metavar="COLUMN", help="Survival: column that is 1 where the event happened.")
+@click.option("--censorship", metavar="COLUMN", help="Survival: column that is 1 where a patient is censored, instead.")
+@click.option("--event-values", callback=comma_list(), metavar="TEXT=1,TEXT=0", help="What texts there mean: died=1.")
+@click.option("--event-as-named", is_flag=True, default=None, help="Trust --event or --censorship, not the name.")
+@click.option(
+    "--time-unit", type=click.Choice(["days", "months", "years"]), help="Of the times.  [default: the name's]"
 )
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
@@ -237,18 +253,36 @@ def _check_control(control: str | None, plans: Sequence[Plan]) -> None:
 def _suite(options: BenchOptions) -> Suite:
     """The suite that the options name, with those that are settings of it on top."""
     from mil_zoo.bench.grid import parse_grids
-    from mil_zoo.bench.suite import Suite, parse_overrides, parse_task, read_suite
+    from mil_zoo.bench.suite import Suite, parse_overrides, read_suite
 
     shortcuts = {name: getattr(options, name) for name in ("class_weights", "max_instances", "select")}
     told = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Suite)}
     told |= {
-        "task": None if options.task is None else parse_task(options.task),
+        "task": _task(options),
         "folds": _folds(options.folds),
         "overrides": {key: value for key, value in shortcuts.items() if value is not None}
         | parse_overrides(options.settings),
         "grid": parse_grids(options.grid),
     }
     return read_suite(options.suite, **told)
+
+
+def _task(options: BenchOptions) -> dict[str, object] | None:
+    """What is predicted, as far as the options say; None where they say nothing."""
+    from mil_zoo.bench.suite import parse_task
+
+    outcome = {
+        "time": options.time,
+        "event": options.event,
+        "censorship": options.censorship,
+        "event_values": options.event_values,
+        "event_as_named": options.event_as_named,
+        "unit": options.time_unit,
+    }
+    given: dict[str, object] = {key: value for key, value in outcome.items() if value is not None}
+    if options.task is not None:
+        return {**parse_task(options.task), **given}
+    return {"name": "survival", **given} if given else None
 
 
 def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:

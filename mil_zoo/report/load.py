@@ -120,6 +120,11 @@ class Results:
         """What the run predicts."""
         return task_of_config(self.config.settings())
 
+    @property
+    def patient_rule(self) -> str | None:
+        """How slides are combined where both they and patients are scored; None where only one of them is."""
+        return None if self.task.of_patients else self.config.dataset.patient_rule
+
     @cached_property
     def metrics(self) -> list[Metric]:
         """The metrics of the task that the trials recorded, in the order of tables; all where no trial finished."""
@@ -142,7 +147,20 @@ class Results:
         return [
             metric
             for i, metric in enumerate(self.metrics)
-            if i == 0 or metric.name == self.task.select or not metric.function.__module__.startswith("mil_zoo.")
+            if i == 0 or metric.name == self.task.select or not _module(metric).startswith("mil_zoo.")
+        ]
+
+    @cached_property
+    def shown(self) -> list[Metric]:
+        """The metrics of the comparison table: those that the task names and those of plugins; all where it names none.
+
+        The others stand in ``table.csv`` and in a table of their own.
+        """
+        names = self.task.shown
+        return [
+            metric
+            for metric in self.metrics
+            if not names or metric.name in names or not _module(metric).startswith("mil_zoo.")
         ]
 
     @property
@@ -270,6 +288,11 @@ class Results:
         if name.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:[\\/]", name):
             return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
         return name
+
+
+def _module(metric: Metric) -> str:
+    """Where a metric's function is defined; of one that stands for an entry of the context, the function itself."""
+    return str(getattr(metric.function, "func", metric.function).__module__)
 
 
 def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[SplitKey, float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mil_zoo.errors import InputError
 from mil_zoo.tasks import Task
@@ -25,6 +26,9 @@ class TrainingConfig:
             of the epochs.
         clip_norm: largest norm of the gradients of a step, which larger ones are scaled to; None for no limit.
         bags_per_step: bags packed into one optimiser step.
+        risk_set: with a loss that compares patients, where a step's come from: "batch" packs its bags in one pass,
+            "two_pass" gives the same at the memory of one bag, "memory:64" adds the last 64 patients as constants; see
+            ``mil_zoo.train.risk_sets``.
         sampling: "shuffled" shows every training slide once an epoch; "balanced" draws as many with replacement, every
             class as often as any other.
         select: validation score by which the checkpoint is chosen: a metric of the task in its direction, or "loss";
@@ -48,6 +52,7 @@ class TrainingConfig:
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     clip_norm: float | None = None
     bags_per_step: int = 1
+    risk_set: str = "batch"
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     select: str = "auc"
     tie: str = "loss"
@@ -75,6 +80,11 @@ class TrainingConfig:
             known = [*task.criteria, *(["last"] if key == "select" else [])]
             if value not in known:
                 raise InputError(f"training.{key} must be one of {', '.join(known)}, not {value!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain values; the way to a risk set only where it is not the usual one."""
+        fields = dataclasses.asdict(self) | {"betas": list(self.betas)}
+        return {name: value for name, value in fields.items() if (name, value) != ("risk_set", "batch")}
 
     def selection_rule(self, task: Task) -> str:
         """The rule in words, for tables."""
