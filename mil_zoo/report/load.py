@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -119,6 +121,14 @@ class Results:
     def task(self) -> Task:
         """What the run predicts."""
         return task_of_config(self.config.settings())
+
+    def task_of(self, trial: Trial) -> Task:
+        """The task as a trial fitted it to its training bags."""
+        return self.once(_task_of, trial.trial, "task.json" in trial.files)
+
+    def scored_rows(self, trial: Trial) -> pd.DataFrame:
+        """What a trial is scored by: the rows of its test patients where it combined them, else of its test slides."""
+        return self.once(_scored_rows, trial.trial, "patients.csv" in trial.files)
 
     @property
     def patient_rule(self) -> str | None:
@@ -337,6 +347,17 @@ def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
 
 def _predictions(results: Results, trial: str) -> pd.DataFrame:
     return results.run.predictions(trial)
+
+
+def _task_of(results: Results, trial: str, fitted: bool) -> Task:
+    return task_of_config(json.loads(results.run.read(trial, "task.json"))) if fitted else results.task
+
+
+def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFrame:
+    if not of_patients:
+        return results.once(_test_predictions, trial)
+    rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
+    return rows[rows["split"] == "test"].sort_values("slide_id")
 
 
 def _epochs(results: Results, trial: str) -> pd.DataFrame:

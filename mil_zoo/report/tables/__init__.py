@@ -25,6 +25,7 @@ from mil_zoo.report.tables.scores import (
 )
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.variants import variant_table
 
@@ -106,6 +107,8 @@ def _notes_of_trials(results: Results) -> pd.DataFrame:
 def _documents(results: Results) -> list[Document]:
     below = [*notes(results), *bold_note(results)]
     made = [Document("table", "Comparison", [shown_scores(results, best(results), below)])]
+    if results.task.family == "survival" and any(results.finished.values()):
+        made.append(survival_document(results))
     if (further := further_scores(results)) is not None:
         made.append(Document("scores", "Further scores", [further]))
     if len(comparisons(results)):
