@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -165,6 +166,18 @@ def test_h5_files_that_hold_something_else(tmp_path):
     path = write_h5(tmp_path / "complex.h5", features=FEATURES.astype(np.complex64), coords=GRID)
     with pytest.raises(InputError, match="features is not an array of numbers"):
         read_bag(path)
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", data=FEATURES, compression="gzip", shuffle=True)
+    assert read_bag(tmp_path / "a.h5").features.tolist() == FEATURES.tolist()
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != 1)
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(
+        InputError, match=r"a.h5: features is compressed by a filter \(number 1\) .* pip install hdf5plugin"
+    ):
+        read_bag(tmp_path / "a.h5")
 
 
 def test_tensors_that_carry_more_than_numbers(tmp_path):

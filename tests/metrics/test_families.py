@@ -263,5 +263,9 @@ def test_the_metric_of_the_guide_runs_as_it_stands(forget):
     got = score(*ARGUMENTS, task="survival", **CONTEXT)
     time, event = ARGUMENTS[:2]
     assert got["early_events"] == pytest.approx(((event == 1) & (time < 12)).mean())
-    empty = score(*ARGUMENTS, task="survival", **CONTEXT | {"horizons": {}})
-    assert note_of(empty["early_events"]) == "no horizon"
+    time, event, risk, _, own, hazard = ARGUMENTS
+    nowhere = np.full((80, 100), np.nan)
+    empty = score(time, event, risk, nowhere, own, hazard, task="survival", **CONTEXT | {"horizons": {}})
+    assert note_of(empty["early_events"]) == note_of(empty["auc_mean"]) == "no horizon"
+    assert note_of(empty["ibs"]) == note_of(empty["ibs_km"]) == "a span of time needs two times"
+    assert np.isfinite(empty["c_uno"])
