@@ -94,7 +94,7 @@ class RunDirectory:
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
             else:
-                known = {"sha256": _checksum(settings)} | settings  # first: a file cut short still has it
+                known = {"sha256": _checksum(settings), **settings}  # first: a file cut short still has it
                 write_text(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
             self._drop_torn_row()
             yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +76,16 @@ class BenchOptions:
     title: str | None
     out: Path | None
     plugin: tuple[Path, ...]
+
+
+def _jobs(_: click.Context, __: click.Parameter, value: str) -> int | None:
+    """The number; None for auto."""
+    if value == "auto":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise InputError(f"--jobs is a number of trials or auto, not {value!r}") from None
 
 
 @click.command(
@@ -180,7 +189,15 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
-@click.option("--jobs", type=int, help="Trials at a time, each in a process of its own.  [default: 1, in this process]")
+@click.option(
+    "--jobs",
+    callback=_jobs,
+    envvar="MIL_ZOO_JOBS",
+    default="auto",
+    show_default="auto, what cores and memory allow",
+    show_envvar=True,
+    help="Trials at a time, each in a process of its own; 1 runs them in this process.",
+)
 @click.option(
     "--time-limit",
     type=float,
@@ -190,7 +207,7 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option(
     "--executor",
     type=click.Choice(EXECUTORS),
-    help="Where trials run; the tables do not depend on it.  [default: processes with --jobs, else local]",
+    help="Where trials run; the tables do not depend on it.  [default: processes for several --jobs, else local]",
 )
 @click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster.  [default: start one on this machine]")
 @click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
@@ -212,6 +229,7 @@ def bench(options: BenchOptions) -> int:
 
     console = Console()
     with console.status("Loading torch"):
+        from mil_zoo.bench.executors import jobs_that_fit
         from mil_zoo.bench.plan import make_plan
         from mil_zoo.cli.report import show
         from mil_zoo.report import figures, page, tables  # noqa: F401  what the end needs is tried before hours of training
@@ -227,12 +245,12 @@ def bench(options: BenchOptions) -> int:
     folders = [out if len(plans) == 1 else out / plan.dataset.card.name for plan in plans]
     if options.dry_run:
         for plan, folder in zip(plans, folders, strict=True):
-            show_dry_run(plan, folder, options.jobs or 1, console)
+            show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console)
         return 0
     _check_control(options.control, plans)
     failures = 0
     for plan, folder in zip(plans, folders, strict=True):
-        trials = run_with_progress(plan, folder, console, _executor(options))
+        trials = run_with_progress(plan, folder, console, _executor(options, plan))
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
             console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
@@ -303,9 +321,9 @@ def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:
     return dataclasses.replace(source, test_on=other)
 
 
-def _executor(options: BenchOptions) -> Executor | None:
+def _executor(options: BenchOptions, plan: Plan) -> Executor | None:
     """The executor asked for; None for this process."""
-    from mil_zoo.bench.executors import Processes
+    from mil_zoo.bench.executors import Processes, jobs_that_fit
 
     name, jobs = options.executor, options.jobs
     limit = None if options.time_limit is None else 60 * options.time_limit
@@ -321,10 +339,10 @@ def _executor(options: BenchOptions) -> Executor | None:
         raise InputError("--executor local runs one trial at a time; leave it out, or --jobs")
     if name == "local" and limit is not None:
         raise InputError("--time-limit needs trials in processes of their own; leave --executor local out")
-    if name == "processes" or (name is None and (limit is not None or jobs not in (None, 1))):
-        several = (os.cpu_count() or 1) if name == "processes" else 1
-        return Processes(several if jobs is None else jobs, limit)
-    return None
+    if name == "local":
+        return None
+    several = jobs_that_fit(plan) if jobs is None else jobs
+    return Processes(several, limit) if name == "processes" or limit is not None or several != 1 else None
 
 
 def _folds(text: str | None) -> int | str | None:

@@ -31,12 +31,13 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
         estimates = forecast(plan, done)
     for trial in left:
         click.echo(trial)
-    table = Table("model", "trials to run", "epochs", "a trial", "together", title=escape(plan.dataset.card.title))
+    header = ("model", "trials to run", "epochs", "a trial", "of it figure 3", "together")
+    table = Table(*header, title=escape(plan.dataset.card.title))
     for found in estimates:
         a_trial, together = (duration(found.seconds * number) for number in (1, found.trials))
-        table.add_row(
-            escape(found.label), str(found.trials), str(found.epochs), escape(found.reason) or a_trial, together
-        )
+        recording = f"{found.recording:.0%}" if found.seconds == found.seconds else ""
+        reason = escape(found.reason) or a_trial
+        table.add_row(escape(found.label), str(found.trials), str(found.epochs), reason, recording, together)
     console.print(table)
     known = [found for found in estimates if found.trials and found.seconds == found.seconds]
     whole = sum(found.seconds * found.trials for found in known) / jobs
@@ -63,7 +64,7 @@ def detectable(plan: Plan) -> str:
         tuple(sorted({(patient_key(slides[slide]), slides[slide].label) for slide in split.test}))
         for split in plan.splits
     }
-    positives, negatives = (np.mean([sum(label == c for _, label in test) for test in tests]) for c in (1, 0))
+    positives, negatives = (float(np.mean([sum(label == c for _, label in test) for test in tests])) for c in (1, 0))
     if models < 2 or len(plan.dataset.card.classes) != 2 or not positives or not negatives:
         return ""
     sd = area_error(_LIKELY, positives, negatives)

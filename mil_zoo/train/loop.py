@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -63,8 +64,8 @@ def fit(
         device: where the computation runs.
         patient_rule: "mean" or "max" where patients are scored whose slides are several bags: each slide then weighs
             one over the slides of its patient.
-        after_epoch: called at the end of each epoch (numbered from 1) with every training bag and its eval-mode output
-            and prediction.
+        after_epoch: called at the end of each epoch (numbered from 1) that ``config.record`` names, with every training
+            bag and its eval-mode output and prediction.
         on_epoch: called with each row of the result as it comes.
         before_choice: called at the end with the last epoch's weights still there, where another epoch is chosen.
         on_stage: called with what a stage before the training did, where the aggregator has one: "stage" ("trained" or
@@ -72,8 +73,8 @@ def fit(
 
     Returns:
         one row an epoch: "epoch", "loss" and each "loss_<term>" (means over training slides), "learning_rate",
-        "train_<metric>" of the task's first metric, "val_<metric>" and "val_loss" (the task's, for classification the
-        cross-entropy), "seconds", and "selected" (1 for the chosen epoch).
+        "train_<metric>" of the task's first metric (NaN in epochs that are not recorded), "val_<metric>" and "val_loss"
+        (the task's, for classification the cross-entropy), "seconds", and "selected" (1 for the chosen epoch).
 
     Raises:
         Diverged: a loss or a prediction is not finite.
@@ -97,8 +98,8 @@ def fit(
         row |= steps.epoch(epoch)
         schedule.step()
         row["seconds"] = time.perf_counter() - start
-        scores = steps.scores(train, epoch, after_epoch)
-        row |= {f"train_{metric.name}": scores[metric.name] for metric in task.metrics[:1]}
+        scores = steps.scores(train, epoch, after_epoch) if config.records(epoch) else {}
+        row |= {f"train_{metric.name}": scores.get(metric.name, math.nan) for metric in task.metrics[:1]}
         row |= {f"val_{name}": value for name, value in steps.scores(val, epoch).items()}
         rows.append(row)
         if on_epoch is not None:
