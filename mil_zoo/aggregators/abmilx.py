@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
@@ -118,7 +119,7 @@ class ABMILX(Aggregator):
                 raise InputError(f"abmilx: attention_ratio ({attention_ratio}) leaves the scorer no width")
         first = [nn.LayerNorm(in_dim, bias=bias)] if norm else []
         activation = nn.GELU() if act == "gelu" else nn.ReLU()
-        self.feature = nn.Sequential(*first, nn.Linear(in_dim, embed_dim, bias), activation, nn.Dropout(dropout))
+        self.feature = nn.Sequential(*first, nn.Linear(in_dim, embed_dim, bias), activation, Dropout(dropout))
         self.scorer = nn.Sequential(
             nn.Linear(head_dim, hidden, attention_bias), nn.GELU(), nn.Linear(hidden, 1, attention_bias)
         )

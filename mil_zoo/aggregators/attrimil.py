@@ -86,7 +86,7 @@ class AttriMIL(Aggregator):
 
     Deviations: the logits subtract the largest s before they exponentiate. Neighbours are those of ``window:1``, where
     theirs compares every patch with every other. ``num_classes=1`` has the attribute of the positive class alone. A
-    batch of several slides takes them in order. Tasks without classes need ``rank_weight=0``, and there the spatial
+    batch of several slides takes them in order. Tasks without classes train without the ranking, and there the spatial
     term takes every output.
 
     Args:
@@ -139,12 +139,9 @@ class AttriMIL(Aggregator):
             self.register_buffer(f"{kind}_count", torch.zeros(num_classes, dtype=torch.int64))
 
     def set_task(self, task: Task) -> None:
-        """See ``Aggregator.set_task``; slides are ranked by class."""
+        """See ``Aggregator.set_task``; slides are ranked by class, and not at all in other tasks."""
         if self.rank_weight and not isinstance(task, Classification):
-            raise InputError(
-                f"its ranking of slides needs classes, which the task {task.name} has not; set rank_weight=0 to train "
-                "without it"
-            )
+            self.left_out, self.rank_weight = "ranking of slides", 0.0
         super().set_task(task)
 
     def start_epoch(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mil_zoo.bench import memory
 from mil_zoo.bench.memory import heap_set_aside
 from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
@@ -25,7 +26,29 @@ from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
 
 _LOG = logging.getLogger("mil_zoo")
+PROCESS_MIB = 1024  # that a trial's process takes beside the bags: interpreter, libraries, a model
 ATTEMPTS = 3  # of a trial whose process is killed; one that fails by itself would fail again
+
+
+def jobs_that_fit(plan: Plan) -> int:
+    """How many trials of ``plan`` this machine runs at a time: one for every GPU, else as many as have cores to
+    themselves and memory for their process, for the bags in memory and for what a step holds of the largest bag.
+
+    A process takes seconds to start, so that each gets two trials at least.
+    """
+    bags, threads = plan.dataset.bags, plan.suite.threads
+    width = 4 * plan.dataset.in_dim / 2**20
+    held = sum(size for size, slide in zip(bags.sizes, bags.slides, strict=True) if not slide.on_disk)
+    room = memory.available()
+    fit = [len(plan.trials) // 2, torch.cuda.device_count() or cores() // threads]
+    if room is not None:
+        fit.append(int(room / (PROCESS_MIB + width * (held + 6 * max(bags.sizes)))))
+    return max(1, min(fit))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Executor(Protocol):
@@ -99,10 +122,11 @@ class Processes:
                     return
                 ready = wait(list(busy), self._seconds_left(busy.values()))
                 for connection, member in busy.items():
-                    if connection not in ready and self._seconds_left([member]) == 0:
-                        yield member.give_up(f"it took longer than --time-limit, {(self._limit or 0) / 60:g} minutes")
-                for connection in ready:
-                    member = busy[connection]  # type: ignore[index]
+                    if connection not in ready:
+                        if self._seconds_left([member]) == 0:
+                            minutes = (self._limit or 0) / 60
+                            yield member.give_up(f"it took longer than --time-limit, {minutes:g} minutes")
+                        continue
                     assert member.job is not None
                     job, attempt = member.job, member.attempt
                     try:

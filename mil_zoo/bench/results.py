@@ -39,7 +39,7 @@ class DatasetFacts:
         patient_rule: how the slides of a patient are combined: "mean", "max", "packed"; None where they are not.
         patients: their number, where there is such a rule.
         mpp: micrometres a level-0 pixel; None where unknown.
-        digests: of its "labels" and of sampled rows of its "features"; None in runs of before they were kept.
+        digests: of its "labels", of sampled rows of its "features", perhaps of "all features"; None in runs of before.
         warnings: sentences that belong under every table.
     """
 
@@ -205,6 +205,7 @@ class Trial:
         n_labelled: training slides whose labels were used.
         metrics: on the test slides, by name; None where one is undefined. {} for a failed trial.
         val_metrics: on the validation slides.
+        notes: of a test metric why it is undefined, or what must be known of its value, by name.
         patient_metrics: on the test patients, where slides are combined into patients.
         last_metrics: on the test slides, of the last epoch's weights; {} where that epoch was chosen.
         epochs: that were trained.
@@ -230,6 +231,7 @@ class Trial:
     n_labelled: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     val_metrics: dict[str, float | None] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     patient_metrics: dict[str, float | None] = field(default_factory=dict)
     last_metrics: dict[str, float | None] = field(default_factory=dict)
     epochs: int | None = None

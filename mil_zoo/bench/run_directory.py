@@ -94,7 +94,7 @@ class RunDirectory:
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
             else:
-                known = {"sha256": _checksum(settings)} | settings  # first: a file cut short still has it
+                known = {"sha256": _checksum(settings), **settings}  # first: a file cut short still has it
                 write_text(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
             self._drop_torn_row()
             yield
@@ -306,9 +306,10 @@ def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with plugins by file name and content."""
+    """The settings with plugins by file name and content; digests of the data are compared before."""
     plugins = settings.get("plugins") or {}
-    return {**settings, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
+    dataset = {name: value for name, value in (settings.get("dataset") or {}).items() if name != "digests"}
+    return {**settings, "dataset": dataset, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

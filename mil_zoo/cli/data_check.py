@@ -42,8 +42,9 @@ def show(card: str) -> None:
     epilog="""\b
 What is checked, for every slide: that its file can be read and holds what it declares, the shape of features and
 coordinates, NaN, the step of the coordinates against the patch size, isolated and repeated patches, identical content
-under two ids. Then labels without slides, slides without labels, patients with two labels or on two sides of a split,
-and the counts of the card. Exit code 0: nothing has to be mended; 1: something has.
+under two ids; and its annotations: readable, of this slide and level, with a lesion. Then labels without slides, slides
+without labels, patients with two labels or on two sides of a split, and the counts of the card. Exit code 0: nothing
+has to be mended; 1: something has.
 
 Examples:
   mil-zoo data check camelyon16 --root /data/camelyon16

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.progress import telling
 from mil_zoo.errors import InputError
 from mil_zoo.files import refuse_link, writing
 from mil_zoo.report.names import file_stem, short_hash
@@ -77,6 +78,7 @@ def predict(
     taken: dict[str, str] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with (
+        telling(console),
         writing(out, f"the rows so far are in {table}"),
         Progress(*columns, console=console) as progress,
         table.open("w", newline="", encoding="utf-8") as file,

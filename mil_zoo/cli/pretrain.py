@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mil_zoo.cli.options import plugin_option
+from mil_zoo.cli.progress import telling
 from mil_zoo.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -211,10 +212,10 @@ def _run(
             progress.update(bar, completed=row["epoch"], last=last)
 
         start = _start_from(weights)
+        given = {"start": start, "folder": out, "device": device, "on_epoch": on_epoch}
         try:
-            _, rows = pretrain(
-                source, in_dim, config, start=start, folder=out, device=device, on_epoch=on_epoch, **about
-            )
+            with telling(console):
+                _, rows = pretrain(source, in_dim, config, **given, **about)
         except KeyboardInterrupt:
             progress.stop()
             console.print(
@@ -226,11 +227,12 @@ def _run(
     figure = draw_pretraining(out, f"Pretraining of {config.backbone} on {title}, {len(source.slide_ids)} slides")
     last = rows[-1]
     knn = f", kNN accuracy {last['knn_accuracy']:.3f}" if "knn_accuracy" in last else ""
-    chance = math.log(2 * min(config.batch_size, len(source.slide_ids)) - 1)
+    chance = last.get("chance", math.inf)
     if not last["loss"] < 1.05 * chance:
         console.print(
-            f"[yellow]The loss ended at {last['loss']:.3f}, and telling views apart by chance costs {chance:.3f}: "
-            "nothing was learned. Lower the learning rate (--set learning_rate=...) or raise the temperature.[/]"
+            f"[yellow]The loss ended at {last['loss']:.3f}, and telling views apart by chance costs "
+            f"{chance:.3f}: nothing was learned. Lower the learning rate (--set learning_rate=...) or raise the "
+            "temperature.[/]"
         )
     console.print(
         f"Loss {last['loss']:.3f}, spread of the embeddings {last['embedding_spread']:.2f}{knn}\n"

@@ -206,7 +206,7 @@ def _judge_labels(
         report.add([Finding("warning", note)] if note else [])
     report.add(judge_labels(table, report.slides["slide_id"].tolist(), card, where))
     report.add(judge_splits(table, card, where))
-    if card.classes:
+    if card.classes or not card.of_classes:
         report.add(judge_counts(table, card))
     classes = class_indices(card.of_labels(table).classes)
     free = classes.get(card.lesion_free_class or "", 0)

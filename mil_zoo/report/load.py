@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -120,6 +122,19 @@ class Results:
         """What the run predicts."""
         return task_of_config(self.config.settings())
 
+    def task_of(self, trial: Trial) -> Task:
+        """The task as a trial fitted it to its training bags."""
+        return self.once(_task_of, trial.trial, "task.json" in trial.files)
+
+    def scored_rows(self, trial: Trial) -> pd.DataFrame:
+        """What a trial is scored by: the rows of its test patients where it combined them, else of its test slides."""
+        return self.once(_scored_rows, trial.trial, "patients.csv" in trial.files)
+
+    @property
+    def patient_rule(self) -> str | None:
+        """How slides are combined where both they and patients are scored; None where only one of them is."""
+        return None if self.task.of_patients else self.config.dataset.patient_rule
+
     @cached_property
     def metrics(self) -> list[Metric]:
         """The metrics of the task that the trials recorded, in the order of tables; all where no trial finished."""
@@ -142,7 +157,20 @@ class Results:
         return [
             metric
             for i, metric in enumerate(self.metrics)
-            if i == 0 or metric.name == self.task.select or not metric.function.__module__.startswith("mil_zoo.")
+            if i == 0 or metric.name == self.task.select or not _module(metric).startswith("mil_zoo.")
+        ]
+
+    @cached_property
+    def shown(self) -> list[Metric]:
+        """The metrics of the comparison table: those that the task names and those of plugins; all where it names none.
+
+        The others stand in ``table.csv`` and in a table of their own.
+        """
+        names = self.task.shown
+        return [
+            metric
+            for metric in self.metrics
+            if not names or metric.name in names or not _module(metric).startswith("mil_zoo.")
         ]
 
     @property
@@ -272,6 +300,11 @@ class Results:
         return name
 
 
+def _module(metric: Metric) -> str:
+    """Where a metric's function is defined; of one that stands for an entry of the context, the function itself."""
+    return str(getattr(metric.function, "func", metric.function).__module__)
+
+
 def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[SplitKey, float]:
     """A test metric of finished trials by (repeat, fold), seeds averaged; splits where it is undefined are absent."""
     by_split = defaultdict(list)
@@ -314,6 +347,17 @@ def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
 
 def _predictions(results: Results, trial: str) -> pd.DataFrame:
     return results.run.predictions(trial)
+
+
+def _task_of(results: Results, trial: str, fitted: bool) -> Task:
+    return task_of_config(json.loads(results.run.read(trial, "task.json"))) if fitted else results.task
+
+
+def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFrame:
+    if not of_patients:
+        return results.once(_test_predictions, trial)
+    rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
+    return rows[rows["split"] == "test"].sort_values("slide_id")
 
 
 def _epochs(results: Results, trial: str) -> pd.DataFrame:

@@ -117,6 +117,24 @@ def detectable_difference(
     return float(se * optimize.brentq(short_of, 0, high))
 
 
+def area_error(value: float, positives: float, negatives: float) -> float:
+    """Standard error of an area under the ROC curve that is expected to be ``value``.
+
+    ``sqrt((A (1 - A) + (m - 1) (A / (2 - A) - A^2) + (n - 1) (2 A^2 / (1 + A) - A^2)) / (m n))``
+
+    Args:
+        value: A.
+        positives: m, independent slides (patients) of one class.
+        negatives: n, of the other.
+
+    Source: Hanley & McNeil, Radiology 143 (1982).
+    """
+    a, m, n = value, positives, negatives
+    return float(
+        np.sqrt((a * (1 - a) + (m - 1) * (a / (2 - a) - a**2) + (n - 1) * (2 * a**2 / (1 + a) - a**2)) / (m * n))
+    )
+
+
 @functools.cache
 def _nodes() -> tuple[Floats, Floats]:
     """Nodes and weights of a quadrature on [-1, 1]; they take longer than all that is done with them."""

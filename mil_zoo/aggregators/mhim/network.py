@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.transmil import PPEG, TransLayer, _normalised
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -88,7 +89,7 @@ class Merge(nn.Module):
         self.register_buffer("queries", torch.randn(1, tokens, dim))
         self.norm = nn.LayerNorm(dim)
         self.to_q, self.to_kv = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
-        self.to_out, self.drop = nn.Linear(dim, dim), nn.Dropout(dropout)
+        self.to_out, self.drop = nn.Linear(dim, dim), Dropout(dropout)
 
     def forward(self, rest: Tensor) -> Tensor:
         """``[n, W]`` to ``[k, W]``."""

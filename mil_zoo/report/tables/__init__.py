@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
@@ -15,6 +17,7 @@ from mil_zoo.report.tables.scores import (
     COSTS,
     MEASURED,
     all_levels,
+    further_scores,
     score_table,
     shown_costs,
     shown_scores,
@@ -22,6 +25,7 @@ from mil_zoo.report.tables.scores import (
 )
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.variants import variant_table
 
@@ -60,6 +64,7 @@ def numbers(results: Results) -> dict[str, Table]:
         "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
+        "undefined": _notes_of_trials(results),
     }
     return {name: Table.of(frame) for name, frame in frames.items() if len(frame)}
 
@@ -89,9 +94,23 @@ def write_tables(results: Results) -> list[Path]:
     return [results.path / name for name in written]
 
 
+def _notes_of_trials(results: Results) -> pd.DataFrame:
+    """trial, metric, value (empty where undefined) and the note on it."""
+    rows = [
+        (trial.trial, name, trial.metrics.get(name), note)
+        for trial in results.trials
+        for name, note in trial.notes.items()
+    ]
+    return pd.DataFrame(rows, columns=["trial", "metric", "value", "note"])
+
+
 def _documents(results: Results) -> list[Document]:
     below = [*notes(results), *bold_note(results)]
     made = [Document("table", "Comparison", [shown_scores(results, best(results), below)])]
+    if results.task.family == "survival" and any(results.finished.values()):
+        made.append(survival_document(results))
+    if (further := further_scores(results)) is not None:
+        made.append(Document("scores", "Further scores", [further]))
     if len(comparisons(results)):
         made.append(shown_comparisons(results, results.control))
     if len(last_epoch_table(results)):

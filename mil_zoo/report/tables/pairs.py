@@ -228,7 +228,7 @@ def _compared(results: Results) -> list[Metric]:
 
 def _comparisons(results: Results) -> pd.DataFrame:
     labels = [label for label, trials in results.finished.items() if trials]
-    rule = results.config.dataset.patient_rule
+    rule = results.patient_rule
     rows = []
     for patient_rule in [None, rule] if rule in ("mean", "max") else [None]:
         for metric in _compared(results):

@@ -22,6 +22,9 @@ _PATIENTS = {
     "{bags} slides).",
     "max": "Rows (patients): a patient's prediction is the largest of its slides' {what} ({patients} patients, "
     "{bags} slides).",
+    "mean of_patients": "Every number is of patients ({patients}): hazards are the mean of their "
+    "slides' ({bags} slides).",
+    "max of_patients": "Every number is of patients ({patients}): each as the slide of highest risk ({bags} slides).",
     "packed": "All slides of a patient are one bag: every number is of patients ({patients}).",
 }
 
@@ -40,7 +43,8 @@ def _data(results: Results) -> list[str]:
     if dataset.patient_rule:
         what = "probabilities" if results.config.dataset.classes else "predictions"
         counts = {"patients": f"{dataset.patients:,}", "bags": f"{dataset.bags:,}"}
-        lines.append(_PATIENTS[dataset.patient_rule].format(what=what, **counts))
+        scored = " of_patients" * (results.task.of_patients and dataset.patient_rule != "packed")
+        lines.append(_PATIENTS[dataset.patient_rule + scored].format(what=what, **counts))
     return lines
 
 
@@ -113,12 +117,29 @@ def _outcome(results: Results) -> list[str]:
             f"Failed: {label}, {len(names)} of {count(len(group), 'trial')} ({', '.join(names)}): {reason}"
             for reason, names in reasons.items()
         ]
+    lines += _undefined(results)
     if results.unknown_metrics:
         lines.append(
             f"Not shown, since nothing registers it now: {', '.join(results.unknown_metrics)} (pass --plugin the file "
             "that does)."
         )
     return lines
+
+
+def _undefined(results: Results) -> list[str]:
+    """What is undefined in how many trials, and why; and what must be known of values, as constant predictions."""
+    trials: dict[str, set[str]] = defaultdict(set)
+    metrics: dict[str, dict[str, None]] = defaultdict(dict)
+    titles = {metric.name: metric.title for metric in results.metrics}
+    for trial in results.trials:
+        for name, note in trial.notes.items():
+            what = "Undefined" if trial.metrics.get(name) is None else f"Note, {trial.label}"
+            trials[f"{what}: {note}"].add(trial.trial)
+            metrics[f"{what}: {note}"][titles.get(name, name)] = None
+    return [
+        f"{text} ({', '.join(metrics[text])}; {len(found)} of {count(len(results.trials), 'trial')}; undefined.csv)."
+        for text, found in trials.items()
+    ]
 
 
 def _positive_class(results: Results) -> list[str]:
