@@ -95,6 +95,7 @@ def test_the_readme_lists_the_zoo_as_it_is():
     assert table in readme, "replace the README's table of the zoo by what `mil-zoo models --markdown` prints"
 
 
+@pytest.mark.figures
 def test_bench_and_report(run_cli, bag_table, tmp_path):
     out_dir = tmp_path / "run"
     code, out, err = run_cli(
