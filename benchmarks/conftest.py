@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.metadata
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mil_zoo.bench.memory import peak_mib, reset_peak
+from mil_zoo.bench.memory import peak_memory
 
 PACKAGES = ("torch", "triton", "numba", "numpy", "dgl", "torch_geometric", "torchmil", "mil-zoo")
 
@@ -137,11 +135,9 @@ def _peak_of(function: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if sys.platform == "linux":  # what earlier calls freed would be used again without rising
-        ctypes.CDLL(None).malloc_trim(0)
-    before = reset_peak()
-    function()
-    return max(0.0, peak_mib() - before)
+    with peak_memory() as peak:
+        function()
+    return peak.mib
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):

@@ -57,6 +57,7 @@ _SUBPACKAGES = (
     "report",
     "ssl",
     "stats",
+    "survival",
     "tasks",
     "train",
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import numbers
 import re
 import typing
@@ -20,6 +21,9 @@ import yaml
 from mil_zoo.errors import InputError, did_you_mean
 
 C = TypeVar("C")
+_MOST_VALUES = 1_000_000
+_MOST_BITS = 1024  # of a whole number: as large as the largest float
+_SHOWN = 300  # characters of a value that a message repeats
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,13 +53,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping in a YAML text that came from ``where``."""
     try:
-        content = yaml.load(text, _Loader)
+        content = _load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 13th month, a number of 5000 digits
-        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())[:_SHOWN]}") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{where} must hold a mapping of names to values, not a {type(content).__name__}")
+    return content
+
+
+def _load(text: str) -> Any:
+    """The value in a YAML text; a ``ValueError`` where its anchors make it huge or endless."""
+    content = yaml.load(text, _Loader)
+    sizes: dict[int, float] = {}  # of each list and mapping that was seen, by its identity
+
+    def size(value: Any) -> float:
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise ValueError("a whole number in it is too large to be written")
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = math.inf  # until it is known: what holds itself has no end
+            sizes[id(value)] = 1 + sum(map(size, value.values() if isinstance(value, dict) else value))
+        return sizes[id(value)]
+
+    if size(content) > _MOST_VALUES:
+        raise ValueError(f"its anchors stand for more than {_MOST_VALUES:,} values; write it out")
     return content
 
 
@@ -210,7 +234,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {text!r} must look like srmil.mask_rate=0.5")
     try:
-        parsed = yaml.load(value, _Loader)
+        parsed = _load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"--set {text!r}: {value!r} is not a YAML value") from None
+        shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+        raise InputError(f"--set {key}: {shown!r} is not a YAML value") from None
     return key.strip().split("."), parsed

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete, and sentences for what cannot be written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mil_zoo.errors import InputError, not_written
 
 
 @contextmanager
@@ -17,21 +19,45 @@ def replacing(path: Path) -> Iterator[Path]:
     file do not disturb each other. Where writing fails, ``path`` stays as it was and the new file is removed.
 
     Raises:
+        InputError: ``path`` is a link.
         OSError: as writing does.
     """
+    refuse_link(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial
-        with open(partial, "rb") as file:
+        with open(partial, "ab") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(path)  # the name that means something to whoever reads the message
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``path`` as a whole, in UTF-8 and with the line ends of ``text``."""
+    """Writes ``path`` as a whole, in UTF-8 and with the line ends of ``text``; half a surrogate pair as ``\\ud800``."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``path`` as a whole."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_bytes(content)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises an ``InputError`` where ``path`` is a link: writing through it would change a file somewhere else."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, which nothing is written through; delete it, or put the file in its place")
+
+
+@contextmanager
+def writing(place: Path | str, then: str = "") -> Iterator[None]:
+    """Turns what the system says against writing into one sentence, see :func:`mil_zoo.errors.not_written`."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(place, error, then) from error

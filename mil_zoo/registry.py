@@ -141,9 +141,12 @@ class Plugins:
         for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
             try:
                 entry_point.load()
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit too: an exit without a word would end a run
+                what = _what(error)
                 raise InputError(
-                    f"plugin {entry_point.name!r} ({entry_point.value}) failed to import: {error}; fix or uninstall it"
+                    f"plugin {entry_point.name!r} ({entry_point.value}) failed to import: {what}; fix or uninstall it"
                 ) from error
 
 
@@ -161,9 +164,12 @@ def _why(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"plugin {path}, line {error.lineno}: {error.msg}; correct it and start again"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    what = f"it calls for an exit (code {error.code})" if isinstance(error, SystemExit) else str(error)
     where = f", line {lines[-1]}" if lines else ""
-    return f"plugin {path}{where} failed to import: {type(error).__name__}: {what}"
+    return f"plugin {path}{where} failed to import: {type(error).__name__}: {_what(error)}"
+
+
+def _what(error: BaseException) -> str:
+    return f"it calls for an exit (code {error.code})" if isinstance(error, SystemExit) else str(error)
 
 
 def _origin(obj: object) -> str:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mil_zoo has it, and before torch reads it
+os.environ["MIL_ZOO_JOBS"] = "1"  # the tests run beside each other already
 
 import numpy as np
 import pytest

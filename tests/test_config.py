@@ -125,3 +125,30 @@ def test_shipped_files():
     for folder, kind in {"aggregators": "aggregator", "suites": "suite", "data_cards": "dataset"}.items():
         with pytest.raises(InputError, match=f"unknown {kind} 'nothing_like_it'"):
             read_shipped(folder, "nothing_like_it")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "its anchors stand for more than 1,000,000 values; write it out"),
+        ("a: &a [*a]", "its anchors stand for more than"),
+        (f"a: 0x{'f' * 5000}", "a whole number in it is too large to be written"),
+        (f"a: {'9' * 5000}", "is not valid YAML"),
+        (f"a: {'[' * 3000}", "is not valid YAML"),
+        ("a: 2020-13-45", "is not valid YAML"),
+        ("a: !!python/object:os.system x", "is not valid YAML"),
+        ("a: \0", "is not valid YAML"),
+    ],
+)
+def test_extremes_of_yaml_are_a_short_sentence_at_once(text, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse_yaml(text, "it")
+    assert len(str(error.value)) < 500
+    with pytest.raises(InputError, match="is not a YAML value") as error:
+        parse_override(text.replace(": ", "=", 1).partition("\n")[0] if text is not BOMB else "a=[1")
+    assert len(str(error.value)) < 500

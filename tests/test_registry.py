@@ -100,3 +100,12 @@ def test_entry_points(tmp_path, monkeypatch):
     plugins.load_installed()  # once
     with pytest.raises(InputError, match="plugin 'broken'"):
         Plugins().load_installed()
+
+
+def test_an_installed_plugin_that_leaves_python_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "leaving_mil.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [importlib.metadata.EntryPoint("leaving", "leaving_mil", registry.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    with pytest.raises(InputError, match=r"plugin 'leaving' .* it calls for an exit \(code 0\); fix or uninstall it"):
+        Plugins().load_installed()

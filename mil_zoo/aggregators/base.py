@@ -119,6 +119,7 @@ class Aggregator(nn.Module):
 
     Attributes:
         task: what is predicted, with its loss; classification until ``create_aggregator`` sets another.
+        left_out: the term of the paper's loss that the task has no place for, in words; "" for none.
         progress: where the training stands; the trainer sets it before every step.
     """
 
@@ -134,6 +135,8 @@ class Aggregator(nn.Module):
             raise InputError(f"in_dim and num_classes must be positive, not {in_dim} and {num_classes}")
         self.in_dim, self.num_classes = in_dim, num_classes
         self.task: Task = Classification(num_classes)
+        self.task_biases: nn.Parameter | None = None
+        self.left_out = ""
         self.progress = Progress()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -160,14 +163,18 @@ class Aggregator(nn.Module):
         """Training calls this before each epoch; most aggregators keep nothing from one step to the next."""
 
     def set_task(self, task: Task) -> None:
-        """Makes ``task`` what is predicted; an aggregator whose loss needs classes overrides this and refuses others.
+        """Makes ``task`` what is predicted.
+
+        An aggregator with a term that needs classes overrides this, leaves the term out in other tasks and says so in
+        ``left_out``; one that can do nothing without refuses them.
 
         Raises:
             InputError: the task has another number of outputs, or a term of the loss needs classes and it has none.
         """
-        if task.width != self.num_classes:
-            raise InputError(f"the task {task.name} has {task.width} outputs, the aggregator {self.num_classes}")
+        if task.outputs != self.num_classes:
+            raise InputError(f"the task {task.name} has {task.outputs} outputs, the aggregator {self.num_classes}")
         self.task = task
+        self.task_biases = nn.Parameter(torch.tensor(task.biases)) if task.biases else None
 
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
@@ -175,7 +182,7 @@ class Aggregator(nn.Module):
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns the logits ``[B, C]`` as the task reads them: the same, save where a paper trains by another loss."""
-        return logits
+        return self._with_biases(logits)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities, float64 ``[B, max(C, 2)]``, of ``logits`` ``[B, C]``; only of classification."""
@@ -194,7 +201,11 @@ class Aggregator(nn.Module):
         if targets is None:
             raise InputError(f"training needs a {self.task.target_columns[0]} for every bag of the batch")
         targets = targets[:, None] if targets.ndim == 1 else targets
-        return self.task.loss(logits, targets, weights).mean()
+        return self.task.loss(self._with_biases(logits), targets, weights).mean()
+
+    def _with_biases(self, logits: Tensor) -> Tensor:
+        """The outputs, ``[B, 1]`` plus the task's biases where it has some."""
+        return logits if self.task_biases is None else logits + self.task_biases
 
     @classmethod
     def loads_published(cls) -> bool:
@@ -312,7 +323,7 @@ def create_aggregator(
         if option not in known:
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
     task = task or Classification(num_classes)
-    aggregator = cls(in_dim, task.width, **options)
+    aggregator = cls(in_dim, task.outputs, **options)
     try:
         aggregator.set_task(task)
     except InputError as error:

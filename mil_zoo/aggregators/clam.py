@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -49,7 +50,7 @@ class _CLAM(Aggregator):
                 f"clam: k_sample must be at least 1 and bag_weight lie between 0 and 1, not {k_sample} and {bag_weight}"
             )
         self.k_sample, self.subtyping, self.bag_weight = k_sample, subtyping, bag_weight
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), Dropout(dropout))
         branches = num_classes if self.multi_branch else 1
         self.attention = GatedAttention(embed_dim, attention_dim, branches, dropout)
         self.classifiers = (
@@ -62,11 +63,7 @@ class _CLAM(Aggregator):
     def set_task(self, task: Task) -> None:
         """See ``Aggregator.set_task``; instances are clustered by class, so other tasks train with the bag's alone."""
         if not isinstance(task, Classification):
-            if self.bag_weight < 1:
-                raise InputError(
-                    f"its clustering of instances needs classes, which the task {task.name} has not; set bag_weight=1 "
-                    "to train with the loss of the bag alone"
-                )
+            self.left_out = "instance loss"
             self.instance_classifiers = nn.ModuleList()
         super().set_task(task)
 

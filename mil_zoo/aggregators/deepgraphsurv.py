@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.patchgcn import PUBLISHED_HEAD, AttentionHead
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import CSR, graph_sum
@@ -71,7 +72,7 @@ class DeepGraphConv(Aggregator):
         self, in_dim: int, num_classes: int, hidden_dim: int = 256, resample: float = 0.0, dropout: float = 0.25
     ) -> None:
         super().__init__(in_dim, num_classes)
-        self.resample = nn.Dropout(resample)
+        self.resample = Dropout(resample)
         self.convolutions = nn.ModuleList(GINConv(width, hidden_dim) for width in (in_dim, hidden_dim, hidden_dim))
         self.head = AttentionHead(hidden_dim, num_classes, dropout)
 

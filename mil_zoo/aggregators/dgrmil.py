@@ -135,11 +135,9 @@ class DGRMIL(Aggregator):
         nn.init.zeros_(self.out_proj.bias)
 
     def set_task(self, task: Task) -> None:
-        """See ``Aggregator.set_task``; the centres of the triplet loss are those of negative and positive bags."""
+        """See ``Aggregator.set_task``; the triplet loss is of negative and positive bags, and off elsewhere."""
         if self.triplet_weight and not isinstance(task, Classification):
-            raise InputError(
-                f"its triplet loss needs classes, which the task {task.name} has not; set triplet_weight=0"
-            )
+            self.left_out, self.triplet_weight = "triplet loss", 0.0
         super().set_task(task)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
@@ -160,7 +158,7 @@ class DGRMIL(Aggregator):
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum."""
-        return one_vs_rest_logits(self, logits)
+        return one_vs_rest_logits(self, super().task_logits(logits))
 
     def _score(self, batch: BagBatch) -> tuple[AggregatorOutput, Tensor, Tensor]:
         """The output, the embedded instances ``[ΣN, W]`` and the embedded global vectors ``[K, W]``."""

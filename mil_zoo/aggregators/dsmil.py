@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.one_vs_rest import one_vs_rest_logits, one_vs_rest_loss
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -82,7 +83,7 @@ class DSMIL(Aggregator):
         if nonlinear:
             self.query = nn.Sequential(self.query, nn.ReLU(), nn.Linear(QUERY_DIM, QUERY_DIM), nn.Tanh())
         layer = (nn.Linear(in_dim, in_dim), nn.ReLU()) if passing_v else ()
-        self.value = nn.Sequential(nn.Dropout(dropout), *layer)
+        self.value = nn.Sequential(Dropout(dropout), *layer)
         self.bag_classifier = nn.Conv1d(num_classes, num_classes, in_dim)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d)):
@@ -95,13 +96,16 @@ class DSMIL(Aggregator):
         _, critical = segment_reduce(instance_logits.detach(), batch.offsets, "max", return_argmax=True)  # [B, C]
         query = self.query(batch.features)  # [ΣN, Q]
         critical_query = query.index_select(0, critical.flatten()).view(*critical.shape, -1)  # [B, C, Q]
-        scores = torch.einsum("nq,ncq->nc", query, critical_query.index_select(0, batch.bag_index)) / QUERY_DIM**0.5
+        # A product a bag: an index would copy a query for every instance.
+        parts = zip(query.split(batch.lengths), critical_query, strict=True)
+        scores = torch.cat([instances @ of_bag.T for instances, of_bag in parts]) / QUERY_DIM**0.5  # [ΣN, C]
         pooled, attention = segment_attention_pool(scores, self.value(batch.features), batch.offsets)  # [B, C, D]
         logits = self.bag_classifier(pooled)[:, :, 0]
         return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum (``probability``)."""
+        logits = super().task_logits(logits)
         return logits if self.probability == "softmax" else one_vs_rest_logits(self, logits)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:

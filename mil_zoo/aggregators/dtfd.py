@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -125,7 +126,7 @@ class DTFD(Aggregator):
         self.embed = nn.Linear(in_dim, embed_dim, bias=False)
         self.tier1_attention, self.tier2_attention = (GatedAttention(embed_dim, attention_dim) for _ in range(2))
         self.tier1_classifier, self.tier2_classifier = (nn.Linear(embed_dim, num_classes) for _ in range(2))
-        self.tier1_dropout, self.tier2_dropout = nn.Dropout(tier1_drop), nn.Dropout(tier2_drop)
+        self.tier1_dropout, self.tier2_dropout = Dropout(tier1_drop), Dropout(tier2_drop)
 
     def forward(self, batch: BagBatch, groups: Tensor | None = None) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``, instance_logits ``[ΣN, C]``.
@@ -152,6 +153,10 @@ class DTFD(Aggregator):
         features, rows = self._distilled(tier1)
         tier2 = self._second_tier(batch, tier1, features.detach(), rows)
         tier2_loss = self.bag_loss(tier2.logits, batch.targets, batch.weights)
+        if self.task.risk_sets:  # a slide's own pseudo-bags are all of one patient: they compare with those of others
+            weights = None if batch.weights is None else batch.weights[tier1.bag]
+            tier1_loss = self.bag_loss(tier1.logits, batch.targets[tier1.bag], weights)
+            return {"loss": tier1_loss + tier2_loss, "tier1": tier1_loss, "tier2": tier2_loss}
         # One slide after the other: the mean over pseudo-bags is within a slide, and small slides have fewer.
         of_slides = [
             self.bag_loss(logits, target.expand(len(logits), -1))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import CSR, graph_softmax_sum, segment_attention_pool
@@ -120,10 +121,10 @@ class PatchGCN(Aggregator):
                 f"patchgcn: num_layers ({num_layers}) must be at least 2 and hidden_dim ({hidden_dim}) positive"
             )
         width = num_layers * hidden_dim
-        self.embed = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), Dropout(dropout))
         self.convolutions = nn.ModuleList(GENConv(hidden_dim) for _ in range(num_layers - 1))
         self.norms = nn.ModuleDict({str(layer): nn.LayerNorm(hidden_dim) for layer in range(1, num_layers - 1)})
-        self.phi = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
+        self.phi = nn.Sequential(nn.Linear(width, width), nn.ReLU(), Dropout(dropout))
         self.head = AttentionHead(width, num_classes, dropout)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
@@ -64,7 +65,7 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
         self.pe = None
         if epeg_k is not None:
             self.pe = nn.Conv2d(heads, heads, (epeg_k, 1), padding=(epeg_k // 2, 0), groups=heads, bias=False)
@@ -209,7 +210,7 @@ class RRT(Aggregator):
         super().__init__(in_dim, num_classes)
         _check_options(embed_dim, n_heads, crmsa_heads, region_num, epeg_k, crmsa_k, pool_act)
         self.all_shortcut = all_shortcut
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), Dropout(dropout))
         self.region = RegionLayer(embed_dim, n_heads, region_num, epeg_k, proj_drop)
         self.cross = CrossRegionLayer(embed_dim, crmsa_heads, crmsa_k, proj_drop)
         self.norm = nn.LayerNorm(embed_dim)

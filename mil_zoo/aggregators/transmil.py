@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 
@@ -42,7 +43,7 @@ class NystromAttention(nn.Module):
         self.heads, self.landmarks = heads, landmarks
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.res_conv = nn.Conv2d(heads, heads, (TAPS, 1), groups=heads, bias=False)
 
     def forward(self, x: Tensor, rows: int, with_attention: bool = False) -> tuple[Tensor, Tensor | None]:

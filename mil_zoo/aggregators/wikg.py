@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce
@@ -70,7 +71,7 @@ class WiKG(Aggregator):
         self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.LeakyReLU())
         self.W_head, self.W_tail = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
         self.linear1, self.linear2 = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
-        self.message_dropout = nn.Dropout(dropout)
+        self.message_dropout = Dropout(dropout)
         self.readout = nn.Sequential(nn.Linear(embed_dim, embed_dim // 2), nn.LeakyReLU(), nn.Linear(embed_dim // 2, 1))
         self.norm = nn.LayerNorm(embed_dim)
         self.classifier = nn.Linear(embed_dim, num_classes)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from mil_zoo.config import from_mapping
 from mil_zoo.errors import InputError
+from mil_zoo.files import replacing, writing
 
 if TYPE_CHECKING:  # the list of aggregators reads the table below and must not wait for torch
     from mil_zoo.data.bag import Bag, BagBatch
@@ -107,7 +108,7 @@ def _numbers(row: dict[str, str]) -> dict[str, str | float | None]:
 
 def write_costs(costs: Iterable[Cost], path: Path) -> None:
     """Writes ``costs`` as CSV, by name."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with writing(path), replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Cost)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(dataclasses.asdict(cost) for cost in sorted(costs, key=lambda cost: cost.name))

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 import torch
 
+from mil_zoo.bench import memory
 from mil_zoo.bench.memory import heap_set_aside
 from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
 
+_LOG = logging.getLogger("mil_zoo")
+PROCESS_MIB = 1024  # that a trial's process takes beside the bags: interpreter, libraries, a model
 ATTEMPTS = 3  # of a trial whose process is killed; one that fails by itself would fail again
+
+
+def jobs_that_fit(plan: Plan) -> int:
+    """How many trials of ``plan`` this machine runs at a time: one for every GPU, else as many as have cores to
+    themselves and memory for their process, for the bags in memory and for what a step holds of the largest bag.
+
+    A process takes seconds to start, so that each gets two trials at least.
+    """
+    bags, threads = plan.dataset.bags, plan.suite.threads
+    width = 4 * plan.dataset.in_dim / 2**20
+    held = sum(size for size, slide in zip(bags.sizes, bags.slides, strict=True) if not slide.on_disk)
+    room = memory.available()
+    fit = [len(plan.trials) // 2, torch.cuda.device_count() or cores() // threads]
+    if room is not None:
+        fit.append(int(room / (PROCESS_MIB + width * (held + 6 * max(bags.sizes)))))
+    return max(1, min(fit))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Executor(Protocol):
@@ -62,15 +90,18 @@ class Processes:
 
     Args:
         number: of processes.
+        limit: seconds that a trial may take; one that takes longer fails. None for no limit.
 
     Raises:
-        InputError: ``number`` is not positive.
+        InputError: ``number`` or ``limit`` is not positive.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, limit: float | None = None) -> None:
         if number < 1:
             raise InputError(f"--jobs must be at least 1, not {number}")
-        self._number = number
+        if limit is not None and not 0 < limit < math.inf:
+            raise InputError(f"--time-limit must be positive and finite, not {limit / 60:g}")
+        self._number, self._limit = number, limit
 
     def run(
         self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
@@ -89,8 +120,13 @@ class Processes:
                 busy = {member.connection: member for member in members if member.job is not None}
                 if not busy:
                     return
-                for connection in wait(list(busy)):
-                    member = busy[connection]  # type: ignore[index]
+                ready = wait(list(busy), self._seconds_left(busy.values()))
+                for connection, member in busy.items():
+                    if connection not in ready:
+                        if self._seconds_left([member]) == 0:
+                            minutes = (self._limit or 0) / 60
+                            yield member.give_up(f"it took longer than --time-limit, {minutes:g} minutes")
+                        continue
                     assert member.job is not None
                     job, attempt = member.job, member.attempt
                     try:
@@ -104,6 +140,8 @@ class Processes:
                         continue
                     if kind == "epoch":
                         on_epoch(job.trial, content)
+                    elif kind == "said":
+                        _LOG.info("%s", content)
                     elif kind == "trial":
                         member.job = None
                         yield content
@@ -112,6 +150,12 @@ class Processes:
         finally:
             for member in members:
                 member.stop()
+
+    def _seconds_left(self, members: Iterable[_Member]) -> float | None:
+        """Until the first of these has used up its time; None without a limit."""
+        if self._limit is None:
+            return None
+        return max(0.0, min(member.started for member in members) + self._limit - time.monotonic())
 
 
 class _Member:
@@ -129,10 +173,10 @@ class _Member:
         self.process.start()
         theirs.close()
         self.job: Job | None = None
-        self.attempt = 0
+        self.attempt, self.started = 0, 0.0
 
     def give(self, job: Job, attempt: int) -> None:
-        self.job, self.attempt = job, attempt
+        self.job, self.attempt, self.started = job, attempt, time.monotonic()
         with suppress(OSError):  # a process that is dead already is noticed where its answer is awaited
             self.connection.send(job)
 
@@ -148,6 +192,15 @@ class _Member:
             )
         return f"the process was killed (signal {-code})" if code < 0 else f"the process ended (exit code {code})"
 
+    def give_up(self, reason: str) -> Trial:
+        """Ends the process, starts a new one, and says what came of the job."""
+        assert self.job is not None
+        job = self.job
+        self.process.kill()
+        self.replace()
+        shutil.rmtree(job.folder, ignore_errors=True)  # it may have begun to write
+        return job.failed(reason)
+
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
@@ -160,16 +213,33 @@ def _serve(connection: Connection, gpu: int | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpu)
-    worker = Worker()
+    worker, say = Worker(), _Speaker(connection)
+    _LOG.setLevel(logging.INFO)
+    _LOG.addHandler(say)
     with heap_set_aside(), suppress(EOFError, BrokenPipeError):  # the parent is gone
         while True:
-            connection.send(_answer(worker, connection))
+            say(*_answer(worker, connection.recv(), say))
 
 
-def _answer(worker: Worker, connection: Connection) -> tuple[str, Any]:
-    job: Job = connection.recv()
+class _Speaker(logging.Handler):
+    """Sends the parent what comes of a job, and what the package logs meanwhile, from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection, self._one_by_one = connection, threading.Lock()
+
+    def __call__(self, kind: str, content: Any) -> None:
+        with self._one_by_one:
+            self._connection.send((kind, content))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends a message of the log."""
+        self("said", record.getMessage())
+
+
+def _answer(worker: Worker, job: Job, say: Callable[[str, Any], None]) -> tuple[str, Any]:
     try:
-        return "trial", worker.run(job, lambda row: connection.send(("epoch", row)))
+        return "trial", worker.run(job, lambda row: say("epoch", row))
     except OSError as error:  # a full disk ends the run: the parent raises it
         return "error", OSError(error.errno, error.strerror or str(error))
 

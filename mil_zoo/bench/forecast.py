@@ -29,6 +29,7 @@ class Forecast:
         trials: how many are still to run.
         epochs: budget of each.
         seconds: of one trial; NaN for a model that is no supervised aggregator, or one that failed when measured.
+        recording: share of it that scores training slides for figure 3, see ``TrainingConfig.record``.
         reason: why there is no number.
     """
 
@@ -36,14 +37,16 @@ class Forecast:
     trials: int
     epochs: int
     seconds: float
+    recording: float = 0.0
     reason: str = ""
 
 
 def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
     """Measures one short epoch of every model on ``SAMPLE`` training slides of evenly spread sizes.
 
-    A trial is taken to cost, every epoch, a training step and an evaluation of each training slide and an evaluation
-    of each validation slide, all as long as those of the sample; reading slides is in it, scoring test slides is not.
+    A trial is taken to cost, every epoch, a training step of each training slide and an evaluation of each validation
+    slide, and in the epochs that are recorded an evaluation of each training slide, all as long as those of the sample;
+    reading slides is in it, scoring test slides is not.
 
     Args:
         plan: what would be run.
@@ -64,8 +67,10 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
             try:
                 step, evaluation = _measure(plan, model, sample)
                 n_train, n_val = len(bags["train"]), len(bags["val"])
-                seconds = model.training.epochs * (n_train * (step + evaluation) + n_val * evaluation)
-                found = dataclasses.replace(found, seconds=seconds)
+                epochs = model.training.epochs
+                recorded = sum(map(model.training.records, range(1, epochs + 1))) * n_train * evaluation
+                seconds = epochs * (n_train * step + n_val * evaluation) + recorded
+                found = dataclasses.replace(found, seconds=seconds, recording=recorded / seconds)
             except Exception as error:  # the trials would fail so too, and each say why
                 found = dataclasses.replace(found, reason=f"{type(error).__name__}: {error}")
         estimates.append(found)
@@ -76,7 +81,7 @@ def _measure(plan: Plan, model: ModelPlan, sample: list[Bag]) -> tuple[float, fl
     """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted."""
     device = default_device()
     aggregator = create_aggregator(model.name, plan.dataset.in_dim, task=plan.dataset.task, **model.options)
-    training = dataclasses.replace(model.training, epochs=1, select_after=0.0)
+    training = dataclasses.replace(model.training, epochs=1, select_after=0.0, record=1)
     with trial_threads(plan.suite.threads):
         fit(aggregator, sample[:1], sample[:1], training, graph=model.graph, device=device)
         start = time.perf_counter()

@@ -11,6 +11,8 @@ from urllib.parse import quote
 from mil_zoo.config import parse_override
 from mil_zoo.errors import InputError
 
+_MOST_VALUES = 1000  # that one "..." stands for
+
 Point = tuple[str, dict[str, Any]]
 """A variant: its name, ``mask_rate=0.1,graph=knn:8``, and the settings it changes."""
 
@@ -95,7 +97,11 @@ def _between(parts: list[str], i: int, where: str) -> list[str]:
         before, first, last = (Decimal(parts[i + offset]) for offset in (-2, -1, 1) if i > 1)
     except (ValueError, IndexError, InvalidOperation):
         raise InputError(f"{where}: '...' needs two numbers before and one after it, as in 0,0.1,...,0.9") from None
+    if not (before.is_finite() and first.is_finite() and last.is_finite()):
+        raise InputError(f"{where}: '...' stands between finite numbers, not {before}, {first} and {last}")
     step = first - before
+    if step != 0 and abs(last - first) > _MOST_VALUES * abs(step):
+        raise InputError(f"{where}: more than {_MOST_VALUES} values; take larger steps")
     if step == 0 or (last - first) % step != 0 or (last - first) / step < 1:
         raise InputError(f"{where}: steps of {step} from {first} never meet {last}")
     return [str(first + n * step) for n in range(1, int((last - first) / step))]

@@ -65,6 +65,17 @@ def heap_set_aside() -> Iterator[None]:
         gc.unfreeze()
 
 
+def available() -> float | None:
+    """Memory that new processes can have without the others being swapped out, in MiB; None where that is not told."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) / 2**10
+    with suppress(ImportError):
+        import psutil
+
+        return float(psutil.virtual_memory().available / 2**20)
+    return None
+
+
 def _resident() -> float | None:
     """What is resident now, in MiB; None where that cannot be told."""
     with suppress(OSError, ValueError, IndexError):

@@ -8,36 +8,37 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
 from mil_zoo.bench.grid import points
+from mil_zoo.bench.opening import open_judged
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
-from mil_zoo.data.bags import Bags
-from mil_zoo.data.dataset import open_dataset
-from mil_zoo.data.digests import of_labels as digest_of_labels
-from mil_zoo.data.digests import samples_of, together
-from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with_warnings
-from mil_zoo.data.judge_annotations import judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
+from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.protocols import PROTOCOLS, model_options
+from mil_zoo.train.protocols import PROTOCOLS, check_protocol, model_options
+from mil_zoo.train.risk_sets import check_risk_sets
 
 PERMUTED = (
     "TRAINING LABELS WERE SHUFFLED, anew for every seed: {band}a test AUC further off means that test labels reach "
     "training or selection. Slides that occur twice and labels written into features do not show so."
 )
 
+BAGS_AT_RISK = 16  # bags of a step where the loss compares patients and the recipe takes one
 VERSIONS = ("numpy", "scipy", "scikit-learn", "torch", "numba", "dgl")  # that a run keeps
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -121,6 +122,11 @@ class Plan:
         count = len({patient_key(slide) for slide in self.dataset.bags.slides})
         return {"patient_rule": self.dataset.patient_rule, "patients": count}
 
+    @cached_property
+    def splits_csv(self) -> str:
+        """The text of ``splits.csv``."""
+        return splits_csv(self.splits, self.dataset.bags)
+
     def source_of(self, trial: TrialPlan) -> DatasetSource:
         """How to open the dataset with the features that a trial reads."""
         features = trial.model.features
@@ -164,9 +170,10 @@ class Plan:
             kind=self.drawn.kind,
             folds=1 + max(split.fold for split in self.splits),
             repeats=1 + max(split.repeat for split in self.splits),
-            validation_fraction=suite.validation_fraction,
+            validation_fraction=None if self.drawn.validated else suite.validation_fraction,
             seed=suite.split_seed,
             hash=split_hash(self.splits),
+            file=hashlib.sha256(self.splits_csv.encode()).hexdigest(),
         )
         return RunConfig(
             title=f"{', '.join(suite.models)} on {card.title}",
@@ -178,7 +185,7 @@ class Plan:
                 model.label: ModelSettings(
                     options=dict(model.options),
                     graph=model.graph,
-                    training=dataclasses.asdict(model.training) | {"betas": list(model.training.betas)},
+                    training=model.training.settings(),
                 )
                 for model in self.models
             },
@@ -208,7 +215,11 @@ def package_versions() -> dict[str, str]:
 
 
 def make_plan(
-    suite: Suite, source: DatasetSource | str, features: Sequence[str] = (), plugins: Sequence[Path] = ()
+    suite: Suite,
+    source: DatasetSource | str,
+    features: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    verify: bool = False,
 ) -> Plan:
     """Opens one dataset of a suite, draws the splits and settles every aggregator's options.
 
@@ -219,6 +230,7 @@ def make_plan(
         features: which sets of features (encoders); several are compared, each with every model. Empty for the
             source's, or the only one.
         plugins: files whose registered things the run needs; its ``config.yaml`` names them and their content.
+        verify: digest all features, see :func:`mil_zoo.bench.opening.open_judged`.
 
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
@@ -227,42 +239,64 @@ def make_plan(
     source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
     if features:
         source = source.with_features(features[0])
-    dataset = open_dataset(source)
-    findings = judge_annotations(look_at_all(dataset.bags), lesion_free_slides(dataset.bags, dataset.card))
-    raise_errors(findings)
-    dataset = dataclasses.replace(dataset, card=with_warnings(dataset.card, findings))
-    digests = {"labels": digest_of_labels(dataset.bags), "features": _features_digest(dataset.bags)}
+    dataset, digests = open_judged(source, features[1:], verify)
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
-    for each in features[1:]:  # all of them now: a missing slide costs no training
-        digests["features"] += f" {_features_digest(open_dataset(source.with_features(each)).bags)}"
+    drawn = _draw(dataset, suite)
+    models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
+    left_out = _left_out(models, dataset)
+    drawn = dataclasses.replace(drawn, warnings=[*drawn.warnings, *left_out])
+    if len(features) > 1:
+        models = [_with_features(model, each) for model in models for each in features]
+    return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
+
+
+def _left_out(models: Sequence[ModelPlan], dataset: Dataset) -> list[str]:
+    """What the models train without in a task of no classes, a sentence each.
+
+    Raises:
+        InputError: one of them cannot take the task.
+    """
+    if isinstance(dataset.task, Classification):
+        return []
+    without: dict[str, str] = {}
+    for model in models:
+        if model.name in PROTOCOLS:
+            check_protocol(model.name, dataset.task)
+            continue
+        made = create_aggregator(model.name, dataset.in_dim, task=dataset.task, **model.options)
+        if made.left_out:
+            without[model.name] = made.left_out
+    return [f"{name}: without {term}, which needs classes." for name, term in without.items()]
+
+
+def _draw(dataset: Dataset, suite: Suite) -> DrawnSplits:
+    """The suite's splits, in which every part gets its share of what the task says, and what the folds then hold."""
+    task, targets = dataset.task, dataset.bags.targets
     drawn = draw_splits(
-        _by_strata(dataset),
+        dataclasses.replace(dataset, bags=dataset.bags.relabelled(task.strata(targets).tolist())),
         suite.split,
         suite.folds,
         suite.repeats,
         suite.validation_fraction,
         suite.split_seed,
         suite.allow_leaky_splits,
+        None if task.strata_are_classes else task.shares(targets),
     )
-    models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
-    if len(features) > 1:
-        models = [_with_features(model, each) for model in models for each in features]
-    return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
+    of_repeat: dict[int, list[Any]] = {}
+    for split in drawn.splits:
+        of_repeat.setdefault(split.repeat, []).append(_by_patient(dataset, split.test))
+    notes = [note for folds in of_repeat.values() for note in task.fold_facts(folds)]
+    return dataclasses.replace(drawn, warnings=[*drawn.warnings, *dict.fromkeys(notes)])
 
 
-def _features_digest(bags: Bags) -> str:
-    """One digest of the features of all slides, once their shapes fit each other and no slide occurs twice."""
-    raise_errors(judge_shapes(bags))
-    samples = samples_of(bags)
-    raise_errors(judge_identical(bags, samples))
-    return together(f"{slide}\t{digest}" for slide, digest in samples.items())
-
-
-def _by_strata(dataset: Dataset) -> Dataset:
-    """The dataset as splits see it: with the task's strata, of which every part gets its share, for labels."""
-    strata = dataset.task.strata(dataset.bags.targets)
-    return dataclasses.replace(dataset, bags=dataset.bags.relabelled(strata.tolist()))
+def _by_patient(dataset: Dataset, slide_ids: Sequence[str]) -> Any:
+    """The targets ``[n, T]`` of slides, where patients are scored those of their patients."""
+    bags = dataset.bags.select(slide_ids)
+    if not dataset.task.of_patients:
+        return bags.targets
+    _, first = np.unique([patient_key(slide) for slide in bags.slides], return_index=True)
+    return bags.targets[np.sort(first)]
 
 
 def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
@@ -305,6 +339,8 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
     training = _with_criteria(shipped.get("training", {}), task)
     own_graph = _own_graph(name)
     graph = own_graph and (graph or own_graph)
+    if task.risk_sets and training.get("bags_per_step", 1) == 1:
+        training["bags_per_step"] = BAGS_AT_RISK
     if suite.epochs is not None:
         training["epochs"] = suite.epochs
     settings = [("--set", *item) for item in suite.overrides.items()]
@@ -313,7 +349,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
         model, _, option = key.rpartition(".")
         if model not in ("", name):
             continue
-        if option == "graph" and own_graph:
+        if option == "graph" and (own_graph or model == name):  # named, it gets one that it does not need
             graph = value
         elif option in known:
             options[option] = value
@@ -323,6 +359,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
             raise InputError(f"{flag} {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
     config = from_mapping(TrainingConfig, training, f"training of {name}")
     config.check_criteria(task)
+    check_risk_sets(task, config.bags_per_step, config.risk_set)
     return ModelPlan(name, options, graph, config, grid)
 
 
@@ -330,6 +367,8 @@ def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """A recipe that selects by a criterion the task has: its own, else the task's."""
     own = {"select": task.select, "tie": task.tie}
     lacking = {key for key in own if training.get(key, "last") not in [*task.criteria, "last"]}
+    if "select" in lacking:  # a tie belongs to what it decides between
+        lacking = set(own)
     return own | {key: value for key, value in training.items() if key not in lacking}
 
 

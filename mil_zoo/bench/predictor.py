@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -117,7 +119,7 @@ class Predictor:
         self._graph = settings.graph
         self._device = device or default_device()
         self._precision = str(settings.training.get("precision", "float32"))
-        seen = _seen(run)
+        seen = _seen(run, config.split.file)
         self._members = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task
@@ -165,9 +167,18 @@ def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
     return task_of_config(json.loads(run.read(trial.trial, TASK))) if TASK in trial.files else None
 
 
-def _seen(run: RunDirectory) -> dict[str, frozenset[str]]:
+def _seen(run: RunDirectory, digest: str | None) -> dict[str, frozenset[str]]:
     """For each column of the run's ``splits.csv`` the slides that are not in its test part."""
-    table = pd.read_csv(run.path / "splits.csv", dtype=str, keep_default_na=False)
+    path = run.path / "splits.csv"
+    try:
+        content = path.read_bytes()
+        if digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError("its checksum differs from that in config.yaml")
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} was changed or is missing ({error}); start the bench with --out {run.path} again, which writes it"
+        ) from error
     return {
         str(column): frozenset(table["slide_id"][table[column].isin(["train", "val"])])
         for column in table.columns

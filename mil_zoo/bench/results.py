@@ -39,7 +39,7 @@ class DatasetFacts:
         patient_rule: how the slides of a patient are combined: "mean", "max", "packed"; None where they are not.
         patients: their number, where there is such a rule.
         mpp: micrometres a level-0 pixel; None where unknown.
-        digests: of its "labels" and of sampled rows of its "features"; None in runs of before they were kept.
+        digests: of its "labels", of sampled rows of its "features", perhaps of "all features"; None in runs of before.
         warnings: sentences that belong under every table.
     """
 
@@ -75,17 +75,20 @@ class SplitFacts:
         kind: the scheme, or the split file's name.
         folds: number of test parts.
         repeats: repetitions of the division.
-        validation_fraction: share of the training slides on which checkpoints are chosen.
+        validation_fraction: share of the training slides on which checkpoints are chosen; None where the splits came
+            with validation slides of their own.
         seed: of the shuffle into folds.
         hash: of all parts; runs of one hash compare slide by slide.
+        file: SHA-256 of ``splits.csv``; None in runs of before it was kept.
     """
 
     kind: str
     folds: int
     repeats: int
-    validation_fraction: float
+    validation_fraction: float | None
     seed: int | None = None
     hash: str
+    file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ class RunConfig:
         if self.dataset.layout is None:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)
+        settings["split"] = _without(settings["split"], ["file"])
         return _without(settings, ["task", "faithfulness", "grid", "plugins", "versions"])
 
     def to_yaml(self) -> str:
@@ -201,7 +205,9 @@ class Trial:
         n_labelled: training slides whose labels were used.
         metrics: on the test slides, by name; None where one is undefined. {} for a failed trial.
         val_metrics: on the validation slides.
+        notes: of a test metric why it is undefined, or what must be known of its value, by name.
         patient_metrics: on the test patients, where slides are combined into patients.
+        last_metrics: on the test slides, of the last epoch's weights; {} where that epoch was chosen.
         epochs: that were trained.
         selected_epoch: the one whose checkpoint was tested.
         parameters: trained numbers.
@@ -225,7 +231,9 @@ class Trial:
     n_labelled: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     val_metrics: dict[str, float | None] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     patient_metrics: dict[str, float | None] = field(default_factory=dict)
+    last_metrics: dict[str, float | None] = field(default_factory=dict)
     epochs: int | None = None
     selected_epoch: int | None = None
     parameters: int | None = None

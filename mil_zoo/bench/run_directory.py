@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
-from mil_zoo.files import write_text
+from mil_zoo.files import refuse_link, write_text
 
 SHOWN = 5  # differences between two runs that a message lists
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
@@ -52,8 +52,20 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings the run was started with."""
-        return read_yaml(self.path / "config.yaml")
+        """The settings the run was started with.
+
+        Raises:
+            InputError: they cannot be read, or were changed since.
+        """
+        path = self.path / "config.yaml"
+        settings = read_yaml(path)
+        known = settings.pop("sha256", None)
+        if known not in (None, _checksum(settings)):
+            raise InputError(
+                f"{path} was changed after the run wrote it (its checksum differs); bring it back, or start the bench "
+                "with another --out"
+            )
+        return settings
 
     @contextmanager
     def writing(self, settings: Mapping[str, Any]) -> Iterator[None]:
@@ -67,8 +79,7 @@ class RunDirectory:
         lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / ".lock").is_symlink():
-                raise InputError(f"{self.path / '.lock'} is a link, which a run does not write through; delete it")
+            self.refuse_links()
             lock.acquire()
         except Timeout:
             raise InputError(
@@ -83,11 +94,18 @@ class RunDirectory:
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
             else:
-                write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+                known = {"sha256": _checksum(settings), **settings}  # first: a file cut short still has it
+                write_text(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
             self._drop_torn_row()
             yield
         finally:
             lock.release()
+
+    def refuse_links(self) -> None:
+        """Raises an ``InputError`` where something in the directory is a link, which would be written through."""
+        for folder in (self.path, self.path / "figures", self.path / "trials"):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                refuse_link(path)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes the file ``name`` of the run as a whole."""
@@ -103,7 +121,13 @@ class RunDirectory:
         rows: dict[str, dict[str, Any]] = {}
         if not file.exists():
             return []
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")  # what was no text has another checksum
+        except OSError as error:
+            raise InputError(
+                f"{file} cannot be read ({error.strerror}); bring it back, or delete it and run the same command again"
+            ) from error
+        for number, line in enumerate(text.split("\n")[:-1], 1):
             try:
                 row = json.loads(line)
                 intact = isinstance(row, dict) and row.pop("sha256", None) == _checksum(row)
@@ -282,9 +306,10 @@ def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with plugins by file name and content."""
+    """The settings with plugins by file name and content; digests of the data are compared before."""
     plugins = settings.get("plugins") or {}
-    return {**settings, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
+    dataset = {name: value for name, value in (settings.get("dataset") or {}).items() if name != "digests"}
+    return {**settings, "dataset": dataset, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

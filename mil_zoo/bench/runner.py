@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +13,6 @@ from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job
-from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.registry import PLUGINS
 
 
@@ -45,7 +46,12 @@ def run_plan(
     run = RunDirectory(out)
     executor = executor or InProcess(plan)
     with run.writing(plan.settings()):
-        run.write_text("splits.csv", splits_csv(plan.splits, plan.dataset.bags))
+        run.write_text("splits.csv", plan.splits_csv)
+        if plan.dataset.excluded:
+            run.write_text("excluded.csv", _csv(["slide_id", "patient_id", "reason"], plan.dataset.excluded))
+        if plan.dataset.covariates is not None:
+            table = plan.dataset.covariates
+            run.write_text("covariates.csv", table.to_csv(index=False, lineterminator="\n"))
         rows = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
         done = {trial.trial: trial for trial in rows if trial.ok and not _damaged(run, trial, on_damage)}
         jobs = []
@@ -60,6 +66,12 @@ def run_plan(
                 run.add_trial(outcome.to_row())
                 on_result(outcome)
     return run
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def _damaged(run: RunDirectory, trial: Trial, on_damage: Callable[[str], None]) -> bool:

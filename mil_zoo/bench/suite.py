@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,10 +98,10 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
 
 
 def parse_task(text: str) -> dict[str, Any]:
-    """``"counting:unit=cells,scale=2"`` as ``{"name": "counting", "unit": "cells", "scale": 2}``."""
+    """``"counting:unit=cells,scale=[2,3]"`` as ``{"name": "counting", "unit": "cells", "scale": [2, 3]}``."""
     name, _, settings = text.partition(":")
     task: dict[str, Any] = {"name": name.strip()}
-    for setting in filter(None, settings.split(",")):
+    for setting in filter(None, re.split(r",(?![^\[]*\])", settings)):  # a comma within [...] separates its values
         path, value = parse_override(setting)
         task[".".join(path)] = value
     return task

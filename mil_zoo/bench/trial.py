@@ -28,9 +28,11 @@ from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.noted import note_of
 from mil_zoo.registry import load_plugin
 from mil_zoo.tasks import Task, task_settings
 from mil_zoo.train.device import default_device
+from mil_zoo.train.loop import of_patients
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
@@ -77,8 +79,8 @@ class Job:
         )
 
     def failed(self, reason: str) -> Trial:
-        """The outcome of a trial that came to nothing."""
-        return self.outcome(status="failed", reason=reason)
+        """The outcome of a trial that came to nothing. Half a surrogate pair in the reason is spelled out."""
+        return self.outcome(status="failed", reason=reason.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class Worker:
@@ -118,12 +120,16 @@ class Worker:
             with trial_threads(job.suite.threads), _peak_memory() as peak:
                 result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
             predictions = _predictions(bags, result)
+            patients = _patients(bags, result, dataset.patient_rule)
+            scored = predictions if patients is None else patients
             outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
-                metrics=_score(result.task, predictions, "test"),
-                val_metrics=_score(result.task, predictions, "val"),
+                metrics=_score(result.task, scored, "test"),
+                val_metrics=_score(result.task, scored, "val"),
+                notes=_notes(result.task, scored),
                 **_patient_level(result.task, predictions, dataset.patient_rule),
+                last_metrics=_of_last(bags, result, dataset.patient_rule),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
@@ -136,7 +142,7 @@ class Worker:
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
             )
             return job.failed(_reason(error, job.plugins))
-        _write(empty_folder(job.folder), predictions, result, weights, standardiser, dataset.task)
+        _write(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
         return outcome
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
@@ -218,6 +224,7 @@ def _context(
         seed=int(np.random.SeedSequence([seed, split.repeat, split.fold]).generate_state(1)[0]),
         device=default_device(),
         on_epoch=on_epoch,
+        patient_rule=dataset.patient_rule,
         faithfulness=job.suite.faithfulness,
         kept=kept,
     )
@@ -243,6 +250,25 @@ def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
     return table
 
 
+def _patients(bags: Parts, result: TrialResult, rule: str | None) -> pd.DataFrame | None:
+    """``patients.csv``: as ``predictions.csv``, of patients whose slides are several bags; None where none are scored.
+
+    A task that scores patients combines the logits of their slides, of which it then predicts.
+    """
+    task = result.task
+    if not task.of_patients or rule not in ("mean", "max"):
+        return None
+    tables = []
+    for part, logits in result.logits.items():
+        combined, targets = of_patients(task, logits, bags[part], rule)
+        names = list(dict.fromkeys(patient_key(slide) for slide in bags[part].slides))
+        known = {"slide_id": names, "patient_id": names, "split": [part] * len(names)}
+        cells = task.target_cells(targets) | task.prediction_cells(task.predict(combined).numpy())
+        tables.append(pd.DataFrame(known | cells))
+    table: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    return table
+
+
 def _reason(error: BaseException, plugins: Sequence[Path]) -> str:
     """Why a trial failed, in one line; of a plugin's error also the plugin's line."""
     what = f"it left Python (exit code {error.code})" if isinstance(error, SystemExit) else str(error)
@@ -265,6 +291,7 @@ def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
 def _write(
     folder: Path,
     predictions: pd.DataFrame,
+    patients: pd.DataFrame | None,
     result: TrialResult,
     weights: bytes,
     standardiser: Standardiser | None,
@@ -273,6 +300,8 @@ def _write(
     if result.task != task:
         (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
     predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
+    if patients is not None:
+        patients.to_csv(folder / "patients.csv", index=False, lineterminator="\n")
     pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
     if result.stages:
         (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
@@ -285,13 +314,29 @@ def _write(
 
 
 def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
-    scores = task.score(*task.read(predictions[predictions["split"] == part]))
+    return _defined(task.score(*task.read(predictions[predictions["split"] == part])))
+
+
+def _defined(scores: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in scores.items()}
+
+
+def _notes(task: Task, predictions: pd.DataFrame) -> dict[str, str]:
+    """Why test metrics are undefined, and what must be known of others, by name."""
+    scores = task.score(*task.read(predictions[predictions["split"] == "test"]))
+    return {name: note for name, value in scores.items() if (note := note_of(value))}
+
+
+def _of_last(bags: Parts, result: TrialResult, rule: str | None) -> dict[str, float | None]:
+    """The test scores of the last epoch; {} where it was chosen."""
+    if result.last is None or (result.task.of_patients and rule in ("mean", "max")):  # these are of slides
+        return {}
+    return _defined(result.task.score(bags["test"].targets, result.last.double().numpy()))
 
 
 def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> Row:
     """What a trial's row says of patients; nothing where slides are not combined."""
-    if rule not in ("mean", "max"):
+    if rule not in ("mean", "max") or task.of_patients:
         return {}
     return {"patient_metrics": _score(task, task.patients(predictions[predictions["split"] == "test"], rule), "test")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ from rich.markup import escape
 
 from mil_zoo.cli.dry_run import show_dry_run
 from mil_zoo.cli.options import as_one_value, comma_list, plugin_option
-from mil_zoo.cli.progress import run_with_progress, saved
-from mil_zoo.errors import InputError
+from mil_zoo.cli.progress import run_with_progress
+from mil_zoo.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mil_zoo.bench.executors import Executor
+    from mil_zoo.bench.plan import Plan
     from mil_zoo.bench.suite import Suite
     from mil_zoo.data.source import DatasetSource
 
@@ -34,6 +36,12 @@ class BenchOptions:
     datasets: list[str] | None
     labels: Path | None
     task: str | None
+    time: str | None
+    event: str | None
+    censorship: str | None
+    event_values: list[str] | None
+    event_as_named: bool | None
+    time_unit: str | None
     root: Path | None
     features: list[str] | None
     layout: str | None
@@ -51,19 +59,33 @@ class BenchOptions:
     settings: tuple[str, ...]
     grid: tuple[str, ...]
     class_weights: str | None
+    select: str | None
     max_instances: int | None
     faithfulness: list[int] | None
     permute_labels: bool | None
     threads: int | None
     jobs: int | None
+    time_limit: float | None
     executor: str | None
     address: str | None
     trial_cpus: float | None
     trial_gpus: float
     dry_run: bool
+    verify: bool
+    control: str | None
     title: str | None
     out: Path | None
     plugin: tuple[Path, ...]
+
+
+def _jobs(_: click.Context, __: click.Parameter, value: str) -> int | None:
+    """The number; None for auto."""
+    if value == "auto":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise InputError(f"--jobs is a number of trials or auto, not {value!r}") from None
 
 
 @click.command(
@@ -75,9 +97,12 @@ Examples:
   mil-zoo bench --dataset tcga_nsclc --root DATA --split site --folds 5
   mil-zoo bench --dataset slides_of_a --test-on slides_of_b --repeats 3
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
+  mil-zoo bench --dataset features_dir --labels labels.csv --time os_days --event os_event
+  mil-zoo bench --dataset features_dir --labels labels.csv --task ordinal:loss=coral
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
+  mil-zoo bench --models srmil,abmil,mean --control mean --select last
   mil-zoo bench --models srmil,abmil --executor ray --address head:6379 --trial-gpus 0.25
 Start the same command with the same --out again to continue an interrupted run.
 """
@@ -97,6 +122,14 @@ Start the same command with the same --out again to continue an interrupted run.
     metavar="NAME[:KEY=VALUE,...]",
     help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
 )
+@click.option("--time", metavar="COLUMN", help="Survival: column of the times, with --event or --censorship.")
+@click.option("--event", metavar="COLUMN", help="Survival: column that is 1 where the event happened.")
+@click.option("--censorship", metavar="COLUMN", help="Survival: column that is 1 where a patient is censored, instead.")
+@click.option("--event-values", callback=comma_list(), metavar="TEXT=1,TEXT=0", help="What texts there mean: died=1.")
+@click.option("--event-as-named", is_flag=True, default=None, help="Trust --event or --censorship, not the name.")
+@click.option(
+    "--time-unit", type=click.Choice(["days", "months", "years"]), help="Of the times.  [default: the name's]"
+)
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
@@ -113,7 +146,7 @@ Start the same command with the same --out again to continue an interrupted run.
     "--split",
     metavar="SCHEME|FILE",
     help="kfold, official, monte-carlo, site (no site on two sides), low-label:50 or low-label:25% (training slides), "
-    "or a split file of CLAM, torchmil or Giga-SSL (FILE:NAME of several).  [default: the suite's, else kfold]",
+    "or a split file of CLAM, torchmil, PANTHER and others (FILE:NAME of several).  [default: the suite's, else kfold]",
 )
 @click.option(
     "--allow-leaky-splits",
@@ -142,6 +175,11 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Try each value: srmil.mask_rate=0,0.1,...,0.9. Several grids multiply.",
 )
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
+@click.option(
+    "--select",
+    metavar="SCORE",
+    help="Validation score that chooses the checkpoint, or last for the last epoch.  [default: each recipe's]",
+)
 @click.option("--max-instances", type=int, help="Random instances of a bag in a training step.  [default: all]")
 @click.option(
     "--faithfulness",
@@ -151,16 +189,32 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
-@click.option("--jobs", type=int, help="Trials at a time, each in a process of its own.  [default: 1, in this process]")
+@click.option(
+    "--jobs",
+    callback=_jobs,
+    envvar="MIL_ZOO_JOBS",
+    default="auto",
+    show_default="auto, what cores and memory allow",
+    show_envvar=True,
+    help="Trials at a time, each in a process of its own; 1 runs them in this process.",
+)
+@click.option(
+    "--time-limit",
+    type=float,
+    metavar="MINUTES",
+    help="Of a trial, which fails when it takes longer; trials then run in processes of their own.",
+)
 @click.option(
     "--executor",
     type=click.Choice(EXECUTORS),
-    help="Where trials run; the tables do not depend on it.  [default: processes with --jobs, else local]",
+    help="Where trials run; the tables do not depend on it.  [default: processes for several --jobs, else local]",
 )
 @click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster.  [default: start one on this machine]")
 @click.option("--trial-cpus", type=float, help="CPUs that Ray reserves for a trial.  [default: --threads]")
 @click.option("--trial-gpus", type=float, default=0.0, help="GPUs that Ray reserves for a trial, 0.25 for a quarter.")
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
+@click.option("--verify", is_flag=True, help="Digest all features, not sampled rows, to notice any later change.")
+@click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
 @click.option("--title", help="Of tables, figures and page.  [default: the dataset's own, else the file's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
@@ -175,13 +229,15 @@ def bench(options: BenchOptions) -> int:
 
     console = Console()
     with console.status("Loading torch"):
+        from mil_zoo.bench.executors import jobs_that_fit
         from mil_zoo.bench.plan import make_plan
         from mil_zoo.cli.report import show
+        from mil_zoo.report import figures, page, tables  # noqa: F401  what the end needs is tried before hours of training
 
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
-        plans = [make_plan(suite, source, options.features or (), options.plugin) for source in sources]
+        plans = [make_plan(suite, source, options.features or (), options.plugin, options.verify) for source in sources]
     out = options.out
     if out is None:
         name = Path(options.suite or "-".join(plan.dataset.card.name for plan in plans)).stem
@@ -189,37 +245,62 @@ def bench(options: BenchOptions) -> int:
     folders = [out if len(plans) == 1 else out / plan.dataset.card.name for plan in plans]
     if options.dry_run:
         for plan, folder in zip(plans, folders, strict=True):
-            show_dry_run(plan, folder, options.jobs or 1, console)
+            show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console)
         return 0
+    _check_control(options.control, plans)
     failures = 0
     for plan, folder in zip(plans, folders, strict=True):
-        trials = run_with_progress(plan, folder, console, _executor(options))
+        trials = run_with_progress(plan, folder, console, _executor(options, plan))
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
-            console.print(f"[red]failed[/] {trial.trial}: {escape(trial.reason or '')}", highlight=False)
+            console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
             if (text := folder / "trials" / trial.trial / "traceback.txt").exists():
                 console.print(f"  traceback: {escape(str(text))}", highlight=False, soft_wrap=True)
         failures += len(failed)
-        with saved(folder, trials):
-            show(folder, console)
+        show(folder, console, control=options.control)
     return 1 if failures else 0
+
+
+def _check_control(control: str | None, plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        labels = [model.label for model in plan.models]
+        if control not in (None, *labels):
+            raise InputError(f"--control {control} is not among the models{did_you_mean(str(control), labels)}")
 
 
 def _suite(options: BenchOptions) -> Suite:
     """The suite that the options name, with those that are settings of it on top."""
     from mil_zoo.bench.grid import parse_grids
-    from mil_zoo.bench.suite import Suite, parse_overrides, parse_task, read_suite
+    from mil_zoo.bench.suite import Suite, parse_overrides, read_suite
 
-    shortcuts = {"class_weights": options.class_weights, "max_instances": options.max_instances}
+    shortcuts = {name: getattr(options, name) for name in ("class_weights", "max_instances", "select")}
     told = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Suite)}
     told |= {
-        "task": None if options.task is None else parse_task(options.task),
+        "task": _task(options),
         "folds": _folds(options.folds),
         "overrides": {key: value for key, value in shortcuts.items() if value is not None}
         | parse_overrides(options.settings),
         "grid": parse_grids(options.grid),
     }
     return read_suite(options.suite, **told)
+
+
+def _task(options: BenchOptions) -> dict[str, object] | None:
+    """What is predicted, as far as the options say; None where they say nothing."""
+    from mil_zoo.bench.suite import parse_task
+
+    outcome = {
+        "time": options.time,
+        "event": options.event,
+        "censorship": options.censorship,
+        "event_values": options.event_values,
+        "event_as_named": options.event_as_named,
+        "unit": options.time_unit,
+    }
+    given: dict[str, object] = {key: value for key, value in outcome.items() if value is not None}
+    if options.task is not None:
+        return {**parse_task(options.task), **given}
+    return {"name": "survival", **given} if given else None
 
 
 def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:
@@ -240,12 +321,15 @@ def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:
     return dataclasses.replace(source, test_on=other)
 
 
-def _executor(options: BenchOptions) -> Executor | None:
+def _executor(options: BenchOptions, plan: Plan) -> Executor | None:
     """The executor asked for; None for this process."""
-    from mil_zoo.bench.executors import Processes
+    from mil_zoo.bench.executors import Processes, jobs_that_fit
 
     name, jobs = options.executor, options.jobs
+    limit = None if options.time_limit is None else 60 * options.time_limit
     if name == "ray":
+        if limit is not None:
+            raise InputError("--time-limit does not work with --executor ray; leave one of them out")
         from mil_zoo.bench.ray_executor import OnRay
 
         return OnRay(options.address, jobs, options.trial_cpus, options.trial_gpus)
@@ -253,9 +337,12 @@ def _executor(options: BenchOptions) -> Executor | None:
         raise InputError("--address, --trial-cpus and --trial-gpus are Ray's; add --executor ray")
     if name == "local" and jobs not in (None, 1):
         raise InputError("--executor local runs one trial at a time; leave it out, or --jobs")
-    if name == "processes" or (name is None and jobs not in (None, 1)):
-        return Processes((os.cpu_count() or 1) if jobs is None else jobs)
-    return None
+    if name == "local" and limit is not None:
+        raise InputError("--time-limit needs trials in processes of their own; leave --executor local out")
+    if name == "local":
+        return None
+    several = jobs_that_fit(plan) if jobs is None else jobs
+    return Processes(several, limit) if name == "processes" or limit is not None or several != 1 else None
 
 
 def _folds(text: str | None) -> int | str | None:

@@ -20,10 +20,16 @@ Examples:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--metric", help="What ranks the aggregators.  [default: the one that the task selects by]")
 @click.option("--models", callback=comma_list(), help="Aggregators to rank.  [default: those on every dataset]")
+@click.option("--title", help="Of the figure and the caption.  [default: the metric and the number of datasets]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write into.  [default: runs/compare-<time>]")
 @plugin_option
 def compare(
-    runs: tuple[Path, ...], metric: str | None, models: list[str] | None, out: Path | None, plugin: tuple[Path, ...]
+    runs: tuple[Path, ...],
+    metric: str | None,
+    models: list[str] | None,
+    title: str | None,
+    out: Path | None,
+    plugin: tuple[Path, ...],
 ) -> None:
     """Rank aggregators over the datasets of several RUNS.
 
@@ -38,6 +44,6 @@ def compare(
 
     console = Console()
     out = out or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = write_ranking([Results.load(run) for run in runs], out, metric, models)
+    paths = write_ranking([Results.load(run) for run in runs], out, metric, models, title)
     console.print((out / "ranking.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

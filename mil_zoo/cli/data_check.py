@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.files import write_text, writing
 
 _SHOWN = 12  # findings and slides named on the screen; --csv has all
 _EXAMPLES = 5  # slides named with a finding
@@ -19,6 +20,7 @@ def show(card: str) -> None:
     """Tell all about the dataset called CARD: source, licence, counts, label rule, split, traps, how to obtain it."""
     from rich.console import Console
     from rich.markdown import Markdown
+    from rich.markup import escape
     from rich.table import Table
 
     from mil_zoo.data.card import read_card
@@ -28,9 +30,9 @@ def show(card: str) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in described.facts().items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console = Console()
-    console.print(f"[bold]{described.title}[/]  ({described.name})\n", highlight=False)
+    console.print(f"[bold]{escape(described.title)}[/]  ({escape(described.name)})\n", highlight=False)
     console.print(table, highlight=False)
     console.print()
     console.print(Markdown(described.text.partition("\n")[2]))
@@ -40,8 +42,9 @@ def show(card: str) -> None:
     epilog="""\b
 What is checked, for every slide: that its file can be read and holds what it declares, the shape of features and
 coordinates, NaN, the step of the coordinates against the patch size, isolated and repeated patches, identical content
-under two ids. Then labels without slides, slides without labels, patients with two labels or on two sides of a split,
-and the counts of the card. Exit code 0: nothing has to be mended; 1: something has.
+under two ids; and its annotations: readable, of this slide and level, with a lesion. Then labels without slides, slides
+without labels, patients with two labels or on two sides of a split, and the counts of the card. Exit code 0: nothing
+has to be mended; 1: something has.
 
 Examples:
   mil-zoo data check camelyon16 --root /data/camelyon16
@@ -94,8 +97,9 @@ def check(
             _print(report, Console())
     if csv_path is not None:
         rows = [report.slides.assign(features=report.features) for report in reports]
-        pd.concat(rows).to_csv(csv_path, index=False, lineterminator="\n")
-        console.print(f"One row a slide: {csv_path}", highlight=False)
+        with writing(csv_path):
+            write_text(csv_path, pd.concat(rows).to_csv(index=False, lineterminator="\n"))
+        console.print(f"One row a slide: {csv_path}", markup=False, highlight=False)
     return 0 if all(report.ok for report in reports) else 1
 
 

@@ -71,7 +71,9 @@ def import_store(
                     f"({', '.join(damaged[:5])}); delete the store and import it again"
                 )
             progress.stop()
-            console.print(f"{out} is complete, and every checksum is right: {_facts(store)}", highlight=False)
+            console.print(
+                f"{out} is complete, and every checksum is right: {_facts(store)}", markup=False, highlight=False
+            )
             return 0
         dataset = open_dataset(
             DatasetSource(
@@ -92,7 +94,7 @@ def import_store(
                 f"writing {out} failed ({error}); the slides written so far are kept: free some space and start the "
                 "same command again"
             ) from error
-    console.print(f"{out}: {_facts(store)}", highlight=False)
+    console.print(f"{out}: {_facts(store)}", markup=False, highlight=False)
     return 0
 
 

@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from mil_zoo.cli.progress import duration
 
+_LIKELY, _AGREE = 0.85, 0.5  # AUC, and the correlation of two models' errors on the same slides
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,10 +31,13 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
         estimates = forecast(plan, done)
     for trial in left:
         click.echo(trial)
-    table = Table("model", "trials to run", "epochs", "a trial", "together", title=plan.dataset.card.title)
+    header = ("model", "trials to run", "epochs", "a trial", "of it figure 3", "together")
+    table = Table(*header, title=escape(plan.dataset.card.title))
     for found in estimates:
         a_trial, together = (duration(found.seconds * number) for number in (1, found.trials))
-        table.add_row(found.label, str(found.trials), str(found.epochs), escape(found.reason) or a_trial, together)
+        recording = f"{found.recording:.0%}" if found.seconds == found.seconds else ""
+        reason = escape(found.reason) or a_trial
+        table.add_row(escape(found.label), str(found.trials), str(found.epochs), reason, recording, together)
     console.print(table)
     known = [found for found in estimates if found.trials and found.seconds == found.seconds]
     whole = sum(found.seconds * found.trials for found in known) / jobs
@@ -42,4 +47,37 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
         f"one step and one evaluation of {SAMPLE} slides a model on {plan.suite.threads} threads: expect it within a "
         "factor of two, more where the trials get in each other's way.",
         highlight=False,
+    )
+    if sentence := detectable(plan):
+        console.print(sentence, markup=False, highlight=False)
+
+
+def detectable(plan: Plan) -> str:
+    """What difference in AUC the plan can be expected to find, as a sentence; "" without two classes or two models."""
+    import numpy as np
+
+    from mil_zoo.data.splits.split import patient_key
+    from mil_zoo.stats import area_error, design_error, detectable_difference
+
+    models, slides = len(plan.models), {slide.slide_id: slide for slide in plan.dataset.bags.slides}
+    tests = {
+        tuple(sorted({(patient_key(slides[slide]), slides[slide].label) for slide in split.test}))
+        for split in plan.splits
+    }
+    positives, negatives = (float(np.mean([sum(label == c for _, label in test) for test in tests])) for c in (1, 0))
+    if models < 2 or len(plan.dataset.card.classes) != 2 or not positives or not negatives:
+        return ""
+    sd = area_error(_LIKELY, positives, negatives)
+    n_train = float(np.mean([len(split.train) for split in plan.splits]))
+    n_test = float(np.mean([len(split.test) for split in plan.splits]))
+    if len(tests) > 1:
+        se, df = design_error(sd, len(tests), n_train, n_test, _AGREE), len(tests) - 1.0
+    else:
+        se, df = float(sd * np.sqrt(2 * (1 - _AGREE))), np.inf
+    least = detectable_difference(se, df, comparisons=models - 1)
+    sets = f"{len(tests)} test sets" if len(tests) > 1 else "1 test set"
+    return (
+        f"Four times in five this design finds a difference of {least:.2f} in AUC from the best or a control, and "
+        f"hardly a smaller one ({sets} of {positives:.0f} positive and {negatives:.0f} negative patients, {models} "
+        f"models; AUCs near {_LIKELY} whose errors correlate by {_AGREE} are assumed)."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mil_zoo.cli.options import plugin_option
+from mil_zoo.files import writing
 
 
 @click.command(
@@ -70,8 +71,10 @@ def embed(
             device=device,
             on_slide=lambda done: progress.update(bar, completed=done),
         )
-    write_embeddings(out, embeddings.numpy(), source.slide_ids)
+    with writing(out):
+        write_embeddings(out, embeddings.numpy(), source.slide_ids)
     console.print(
         f"{len(embeddings)} slides x {embeddings.shape[1]} in {out}/embeddings.npy, names in {out}/ids.npy",
+        markup=False,
         highlight=False,
     )

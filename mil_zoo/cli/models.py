@@ -113,6 +113,7 @@ def _print_markdown(described: Mapping[str, Description], costs: dict[str, Cost]
 
 
 def _print_table(console: Console, described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Aggregators", caption=_conditions(costs), caption_justify="left")
@@ -120,7 +121,7 @@ def _print_table(console: Console, described: Mapping[str, Description], costs: 
         right = column in ("year", "parameters", "eval", "training step")
         table.add_column(column, justify="right" if right else "left", no_wrap=column in ("name", "parameters"))
     for key, about in described.items():
-        table.add_row(*_row(about, costs.get(key)))
+        table.add_row(*map(escape, _row(about, costs.get(key))))
     console.print(table)
     console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
 

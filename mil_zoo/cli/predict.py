@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
-from mil_zoo.errors import InputError, not_written
+from mil_zoo.cli.progress import telling
+from mil_zoo.errors import InputError
+from mil_zoo.files import refuse_link, writing
 from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
@@ -56,7 +58,6 @@ def predict(
     opens on the slide. A slide that cannot be read is a row with its reason. Slides pass one at a time.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     wanted = [] if write == ["none"] else write
@@ -69,30 +70,33 @@ def predict(
 
         predictor = Predictor(run, model, trial)
     found = list(_slides(slides, features, layout, allow_pickle))
-    out.mkdir(parents=True, exist_ok=True)
+    table = out / "probabilities.csv"
+    refuse_link(table)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     failures, trained_on = 0, 0
     taken: dict[str, str] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with (
-            Progress(*columns, console=console) as progress,
-            (out / "probabilities.csv").open("w", newline="", encoding="utf-8") as file,
-        ):
-            task = progress.add_task("predicting", total=len(found))
-            rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
-            rows.writeheader()
-            for name, bag in zip((name for name, _ in found), map_ahead(_reading, iter(found)), strict=True):
-                row = _row(name, bag, predictor, wanted, out, taken)
-                rows.writerow(row)
-                file.flush()
-                failures += row["status"] != "ok"
-                trained_on += bool(row.get("trained_on"))
-                progress.advance(task)
-    except OSError as error:
-        raise not_written(out, error, f"the rows so far are in {out / 'probabilities.csv'}") from error
+    with (
+        telling(console),
+        writing(out, f"the rows so far are in {table}"),
+        Progress(*columns, console=console) as progress,
+        table.open("w", newline="", encoding="utf-8") as file,
+    ):
+        task = progress.add_task("predicting", total=len(found))
+        rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
+        rows.writeheader()
+        for name, bag in zip((name for name, _ in found), map_ahead(_reading, iter(found)), strict=True):
+            row = _row(name, bag, predictor, wanted, out, taken)
+            rows.writerow(row)
+            file.flush()
+            failures += row["status"] != "ok"
+            trained_on += bool(row.get("trained_on"))
+            progress.advance(task)
     console.print(
         f"{len(found) - failures} of {len(found)} slides predicted by {len(predictor.trials)} trials of {model}: "
-        f"{escape(str(out / 'probabilities.csv'))}",
+        f"{table}",
+        markup=False,
         highlight=False,
     )
     if trained_on:

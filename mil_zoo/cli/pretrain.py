@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mil_zoo.cli.options import plugin_option
+from mil_zoo.cli.progress import telling
 from mil_zoo.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _run(
     device: Any,
     console: Any,
 ) -> None:
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -197,7 +199,10 @@ def _run(
     from mil_zoo.ssl.pretrain import pretrain
 
     title = about.pop("title")
-    console.print(f"[bold]{title}[/]: {len(source.slide_ids)} slides of {in_dim} features into {out}", highlight=False)
+    console.print(
+        f"[bold]{escape(title)}[/]: {len(source.slide_ids)} slides of {in_dim} features into {escape(str(out))}",
+        highlight=False,
+    )
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console) as progress:
         bar = progress.add_task("", total=config.epochs, last="")
@@ -207,28 +212,32 @@ def _run(
             progress.update(bar, completed=row["epoch"], last=last)
 
         start = _start_from(weights)
+        given = {"start": start, "folder": out, "device": device, "on_epoch": on_epoch}
         try:
-            _, rows = pretrain(
-                source, in_dim, config, start=start, folder=out, device=device, on_epoch=on_epoch, **about
-            )
+            with telling(console):
+                _, rows = pretrain(source, in_dim, config, **given, **about)
         except KeyboardInterrupt:
             progress.stop()
-            console.print(f"Interrupted. The same command with --out {out} continues from the last checkpoint.")
+            console.print(
+                f"Interrupted. The same command with --out {out} continues from the last checkpoint.", markup=False
+            )
             raise
     if world()[0] > 0:
         return
     figure = draw_pretraining(out, f"Pretraining of {config.backbone} on {title}, {len(source.slide_ids)} slides")
     last = rows[-1]
     knn = f", kNN accuracy {last['knn_accuracy']:.3f}" if "knn_accuracy" in last else ""
-    chance = math.log(2 * min(config.batch_size, len(source.slide_ids)) - 1)
+    chance = last.get("chance", math.inf)
     if not last["loss"] < 1.05 * chance:
         console.print(
-            f"[yellow]The loss ended at {last['loss']:.3f}, and telling views apart by chance costs {chance:.3f}: "
-            "nothing was learned. Lower the learning rate (--set learning_rate=...) or raise the temperature.[/]"
+            f"[yellow]The loss ended at {last['loss']:.3f}, and telling views apart by chance costs "
+            f"{chance:.3f}: nothing was learned. Lower the learning rate (--set learning_rate=...) or raise the "
+            "temperature.[/]"
         )
     console.print(
         f"Loss {last['loss']:.3f}, spread of the embeddings {last['embedding_spread']:.2f}{knn}\n"
         f"Encoder: {out / 'encoder.safetensors'}\nCurves:  {figure}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

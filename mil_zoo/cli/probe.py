@@ -8,6 +8,7 @@ import click
 
 from mil_zoo.cli.options import comma_list
 from mil_zoo.errors import InputError
+from mil_zoo.files import write_text, writing
 
 
 @click.command(
@@ -93,9 +94,10 @@ def probe(
     console.print(shown.terminal())
     dropped = [regime for regime in regimes or REGIMES if splits is None and regime not in set(rows["regime"])]
     if dropped:
-        console.print(f"Not run, more than the training slides: {', '.join(dropped)}.", highlight=False)
+        console.print(f"Not run, more than the training slides: {', '.join(dropped)}.", markup=False, highlight=False)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(out / "probe.csv", index=False, float_format="%.6g", lineterminator="\n")
-        (out / "probe.md").write_text(shown.markdown(), encoding="utf-8")
-        console.print(f"Tables: {out / 'probe.csv'}, {out / 'probe.md'}", highlight=False, soft_wrap=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / "probe.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+            write_text(out / "probe.md", shown.markdown())
+        console.print(f"Tables: {out / 'probe.csv'}, {out / 'probe.md'}", markup=False, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,33 @@ class _Log:
 
 
 @contextmanager
+def telling(console: Console) -> Iterator[None]:
+    """Shows what the package says of its work meanwhile, kernels being compiled for instance; each sentence once."""
+    log, told = logging.getLogger("mil_zoo"), _Told(console)
+    before = log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(told)
+        log.setLevel(before)
+
+
+class _Told(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().removeprefix("mil-zoo: ")
+        if text not in self._said:
+            self._said.add(text)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
 def working(console: Console, text: str) -> Iterator[None]:
     """Says what is being done meanwhile: a spinner on a terminal, a line in a log."""
     if console.is_terminal:
@@ -79,11 +107,11 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def saved(folder: Path, trials: list[Trial]) -> Iterator[None]:
+def _saved(folder: Path, trials: list[Trial]) -> Iterator[None]:
     """Turns a failing disk into one sentence that says what is kept."""
     try:
         yield
-    except OSError as error:
+    except OSError as error:  # only now is it known how many trials finished
         then = f"{len(trials)} finished trials are kept there: start the same command with --out {folder} again"
         raise not_written(folder, error, then) from error
 
@@ -106,8 +134,8 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
 
     card = plan.dataset.card
     console.print(
-        f"[bold]{card.title}[/]: {len(plan.dataset.bags)} bags, {plan.dataset.bags.num_instances:,} instances of "
-        f"{plan.dataset.in_dim} features; {len(plan.trials)} trials into {out}",
+        f"[bold]{escape(card.title)}[/]: {len(plan.dataset.bags)} bags, {plan.dataset.bags.num_instances:,} instances "
+        f"of {plan.dataset.in_dim} features; {len(plan.trials)} trials into {escape(str(out))}",
         highlight=False,
     )
     columns = (
@@ -125,7 +153,7 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
         for model in plan.models:
             epochs[model.label] = {trial.id: 0 for trial in plan.trials if trial.model is model}
             total = len(epochs[model.label]) * model.training.epochs
-            bars[model.label] = progress.add_task(model.label, total=total)
+            bars[model.label] = progress.add_task(escape(model.label), total=total)
 
         def reached(label: str, trial: str, epoch: int) -> None:
             epochs[label][trial] = epoch
@@ -148,7 +176,7 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
             console.print(f"[yellow]repeated[/]: {escape(sentence)}", highlight=False, soft_wrap=True)
 
         try:
-            with saved(out, trials):
+            with _saved(out, trials), telling(console):
                 run_plan(
                     plan,
                     out,
@@ -163,6 +191,7 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
             console.print(
                 f"Interrupted after {len(trials)} of {len(plan.trials)} trials; they are kept. The same command with "
                 f"--out {out} continues.",
+                markup=False,
                 highlight=False,
             )
             raise

@@ -25,4 +25,4 @@ def published(runs: tuple[Path, ...], out: Path, plugin: tuple[Path, ...]) -> No
     from mil_zoo.report.load import Results
 
     paths = write_published([Results.load(run) for run in runs], out)
-    Console().print(f"Written: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
+    Console().print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.cli.progress import working
+from mil_zoo.files import writing
 
 
 @click.command(
@@ -17,6 +18,7 @@ from mil_zoo.cli.progress import working
 Examples:
   mil-zoo report runs/demo-20260102-030405
   mil-zoo report runs/mine --slides tumor_001,normal_017
+  mil-zoo report runs/mine --control abmil --title "Hospital A"
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
@@ -33,6 +35,7 @@ Examples:
     help="Size of the attention maps in the page, worst first.",
 )
 @click.option("--slides", callback=comma_list(), help="Test slides of the attention maps.  [default: two typical ones]")
+@click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
 @click.option("--title", help="Of the dataset, in headings and captions.  [default: its own]")
 @plugin_option
 def report(
@@ -40,6 +43,7 @@ def report(
     slide_images: Path | None,
     maps_mib: float,
     slides: list[str] | None,
+    control: str | None,
     title: str | None,
     plugin: tuple[Path, ...],
 ) -> None:
@@ -50,16 +54,26 @@ def report(
     """
     from rich.console import Console
 
-    show(run, Console(), slide_images, maps_mib, slides, title)
+    show(
+        run,
+        Console(),
+        slide_images=slide_images,
+        maps_mib=maps_mib,
+        slides=slides,
+        title=title,
+        control=control,
+    )
 
 
 def show(
     path: Path,
     console: Any,
+    *,
     slide_images: Path | None = None,
     maps_mib: float = 24.0,
     slides: Sequence[str] | None = None,
     title: str | None = None,
+    control: str | None = None,
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
     with working(console, "Drawing tables and figures"):
@@ -68,12 +82,17 @@ def show(
         from mil_zoo.report.page import write_page
         from mil_zoo.report.tables import terminal_scores, write_tables
 
-        results = Results.load(path, slides, title)
-        tables = write_tables(results)
-        drawings = draw_figures(results)
-        page = write_page(results, drawings, slide_images, maps_mib)
+        results = Results.load(path, slides, title, control)
+        results.run.refuse_links()
+        with writing(path, f"the results are kept: start mil-zoo report {path} again"):
+            tables = write_tables(results)
+            drawings = draw_figures(results)
+            page = write_page(results, drawings, slide_images, maps_mib)
     console.print(terminal_scores(results).terminal())
-    console.print(f"Tables:  {', '.join(str(table) for table in tables)}", highlight=False, soft_wrap=True)
     figures = ", ".join(drawing.path.name for drawing in drawings)
-    console.print(f"Figures: {path / 'figures'} ({figures})", highlight=False, soft_wrap=True)
-    console.print(f"Page:    {page}", highlight=False, soft_wrap=True)
+    for line in (
+        f"Tables:  {', '.join(str(table) for table in tables)}",
+        f"Figures: {path / 'figures'} ({figures})",
+        f"Page:    {page}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

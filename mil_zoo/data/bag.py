@@ -28,7 +28,7 @@ class Bag:
         coords: float ``[N, 2]`` (x, y), or None.
         patch_size: step of the patch grid in the unit of the coordinates (level-0 patch size), or None.
         label: class index, or None where unknown.
-        target: float ``[T]``, what the task reads (any shape of T numbers is taken); None where it is the label alone.
+        target: float64 ``[T]``, what the task reads (of any shape of T numbers); None where it is the label alone.
         instance_labels: int ``[N]`` (1 positive, 0 negative, -1 unknown), or None.
         slide_id: names the bag in every message and result.
         patient_id: the patient, or None where unknown; splits never separate the slides of a patient.
@@ -72,7 +72,7 @@ class Bag:
                     f"(first: patch {row}); extract them again or drop these patches"
                 )
         if self.target is not None:
-            self.target = as_tensor(self.target).float().reshape(-1)
+            self.target = as_tensor(self.target).double().reshape(-1)
         if self.coords is not None:
             self.coords = self._column("coords", as_tensor(self.coords).float(), (len(features), 2))
             if not self.coords.isfinite().all():
@@ -285,7 +285,7 @@ def _targets(bags: Sequence[Bag], labels: Tensor | None) -> Tensor | None:
         raise InputError(
             f"the targets of a batch hold {' and '.join(map(str, sorted(widths)))} numbers; give all alike"
         )
-    return torch.stack([bag.target for bag in bags]).to(bags[0].features.device)  # type: ignore[misc]
+    return torch.stack([bag.target for bag in bags]).float().to(bags[0].features.device)  # type: ignore[misc]
 
 
 def _column(values: Sequence[float | None], dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -30,10 +30,12 @@ class DataCard:
             ``labels.csv``), or "simulated" for slides that are made on the fly.
         classes: class names by label; empty for a task without classes.
         task: what is predicted: the ``name`` of a task and its settings; empty for classification.
+        covariates: columns of the label table that a clinical model of the patients is made of.
         path: file or folder below the data root.
         bags: number of bags it must hold; None where not stated.
         bags_per_class: number of bags of each class; None where not stated.
         patients: number of patients; None where not stated or not known.
+        events: number of patients who had the event, of survival; None where not stated.
         split_counts: bags of each class in each published part.
         counts: "exact" where other counts are an error; "published" where the sets in use differ, and a difference from
             those published is a warning.
@@ -73,10 +75,12 @@ class DataCard:
     form: Literal["simulated", "table", "slides"]
     classes: list[str]
     task: dict[str, Any] = field(default_factory=dict)
+    covariates: list[str] = field(default_factory=list)
     path: str | None = None
     bags: int | None = None
     bags_per_class: list[int] | None = None
     patients: int | None = None
+    events: int | None = None
     split_counts: dict[str, list[int]] = field(default_factory=dict)
     counts: Literal["exact", "published"] = "exact"
     exclude: dict[str, str] = field(default_factory=dict)
@@ -141,11 +145,14 @@ class DataCard:
         if self.bags_per_class:
             counts += f" ({', '.join(f'{n} {c}' for n, c in zip(self.bags_per_class, self.classes, strict=True))})"
         counts += f", {self.patients} patients" if self.patients else ""
+        counts += f", {self.events} events" if self.events else ""
         checked = "checked on loading" if self.counts == "exact" else "as published; sets in use differ"
         parts = "; ".join(f"{part} {' + '.join(map(str, n))}" for part, n in self.split_counts.items())
         facts = {
             "kind": self.kind,
             "classes": ", ".join(self.classes),
+            "task": ", ".join(f"{key} {_plain(value)}" for key, value in self.task.items()),
+            "covariates": ", ".join(self.covariates),
             "counts": f"{counts}; {checked}" if self.bags else counts,
             "label rule": self.label_rule,
             "label of": f"the {self.label_of}",
@@ -176,23 +183,36 @@ class DataCard:
         return task_of_config({"task": self.task, "classes": self.classes})
 
     def with_task(self, task: dict[str, Any]) -> DataCard:
-        """This card for another task; counts by class are of classes, and stay with those alone."""
-        card = replace(self, task=task)
-        if card.target_columns == ("label",):
+        """This card for another task, or with other settings of its own; counts by class are of classes alone.
+
+        What the card says of the same kind of task (which columns hold times and events, say) holds where ``task`` says
+        nothing.
+        """
+        card = replace(self, task=_merged(self.task, task))
+        if card.of_classes:
             return card
         return replace(card, classes=[], bags_per_class=None, split_counts={})
 
     @property
-    def target_columns(self) -> tuple[str, ...]:
-        """The columns of a label table that state the target."""
+    def task_class(self) -> type[Task]:
+        """The class of the task."""
         from mil_zoo.tasks.base import DEFAULT, TASKS
 
-        columns: tuple[str, ...] = TASKS.get(self.task.get("name", DEFAULT)).target_columns
-        return columns
+        return TASKS.get(self.task.get("name", DEFAULT))
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the target is one class a slide, which the column of the label names."""
+        return self.task_class.target_columns == ("label",)
+
+    def columns_of(self, header: Sequence[str]) -> Sequence[str]:
+        """The columns that state the target, of those that a label table has."""
+        settings = {key: value for key, value in self.task.items() if key != "name"}
+        return self.task_class.columns(settings, header)
 
     def of_labels(self, table: pd.DataFrame) -> DataCard:
         """This card with the classes that a label table holds, where it is a task of classes and states none."""
-        if self.classes or "label" not in table:
+        if self.classes or "label" not in table or not self.of_classes:
             return self
         from mil_zoo.data.labels.tables import class_names
 
@@ -217,6 +237,22 @@ class DataCard:
         return path
 
 
+def _merged(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A task's settings with others on top; those of another kind of task are dropped."""
+    from mil_zoo.tasks.base import DEFAULT, TASKS
+
+    name = given.get("name", own.get("name", DEFAULT))
+    kinds = [TASKS.get(each) for each in (name, own.get("name", DEFAULT))]
+    if len({kind.family or kind.name for kind in kinds}) > 1:
+        return given
+    kept = {key: value for key, value in own.items() if key not in kinds[0].excludes(given)}
+    return {**kept, **given}
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def per_class(labels: Iterable[int | None], card: DataCard) -> list[int]:
     """How many labels are of each class."""
     count = Counter(labels)
@@ -228,11 +264,14 @@ def count_differences(card: DataCard, labels: Sequence[int | None], patients: Se
 
     Args:
         card: what it states.
-        labels: class index of each bag.
+        labels: class index of each bag; None of a task without classes.
         patients: patient of each bag.
     """
     differences, found, known = [], per_class(labels, card), {patient for patient in patients if patient}
-    if card.bags not in (None, len(labels)) or card.bags_per_class not in (None, found):
+    if not card.of_classes:
+        if card.bags not in (None, len(labels)):
+            differences.append(f"{len(labels)} bags, its card states {card.bags}")
+    elif card.bags not in (None, len(labels)) or card.bags_per_class not in (None, found):
         differences.append(
             f"{len(labels)} bags ({found} by class), its card states {card.bags} ({card.bags_per_class})"
         )

@@ -13,7 +13,13 @@ import pandas as pd
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide
 from mil_zoo.data.judge import Finding, Level, judge_counts, judge_labels, judge_rows, judge_splits
-from mil_zoo.data.judge_annotations import Looked, judge_annotation_names, judge_annotations, look_at
+from mil_zoo.data.judge_annotations import (
+    Looked,
+    annotations_in_words,
+    judge_annotation_names,
+    judge_annotations,
+    look_at,
+)
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.layouts.base import FeatureSet
@@ -48,6 +54,7 @@ class Report:
             geometry, isolated (patches without another one within the window), repeated (patches at the place of
             another), digest (of the features), problem.
         findings: errors first.
+        annotations: what lies beside the slides, in words; empty for nothing.
     """
 
     title: str
@@ -56,6 +63,7 @@ class Report:
     features: str = ""
     slides: pd.DataFrame = field(default_factory=pd.DataFrame)
     findings: list[Finding] = field(default_factory=list)
+    annotations: str = ""
 
     @property
     def ok(self) -> bool:
@@ -89,6 +97,8 @@ class Report:
         facts["dimensions"] = ", ".join(str(int(width)) for width in sorted(good["dimensions"].dropna().unique()))
         facts["patch size"] = ", ".join(f"{step:g} {unit} ({n} slides)" for (step, unit), n in steps.most_common(4))
         facts["patch size from"] = "; ".join(sorted(set(placed["geometry"]) - {""})[:2])
+        if self.annotations:
+            facts["annotations"] = self.annotations
         if len(placed):
             lonely, among = placed["isolated"].sum(), placed["patches"].sum()
             facts["isolated patches"] = f"{int(lonely):,} ({lonely / among:.2%})"
@@ -160,6 +170,7 @@ def _read(contents: Contents, on_slide: OnSlide | None, folder: Path | None) -> 
             looked.append(look_at(slide.slide_id, labellers[slide.slide_id], bag))
         if on_slide is not None:
             on_slide(number + 1, len(slides))
+    report.annotations = annotations_in_words(looked) if looked else ""
     table = pd.DataFrame(rows, columns=COLUMNS)
     for column in NUMBERS:
         table[column] = pd.to_numeric(table[column])
@@ -195,7 +206,7 @@ def _judge_labels(
         report.add([Finding("warning", note)] if note else [])
     report.add(judge_labels(table, report.slides["slide_id"].tolist(), card, where))
     report.add(judge_splits(table, card, where))
-    if card.classes:
+    if card.classes or not card.of_classes:
         report.add(judge_counts(table, card))
     classes = class_indices(card.of_labels(table).classes)
     free = classes.get(card.lesion_free_class or "", 0)

@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from mil_zoo.data.bags import Bags, Slide
+from mil_zoo.data.card import DataCard
 from mil_zoo.data.judge import judge_counts, judge_labels, raise_errors, with_warnings
 from mil_zoo.data.judge_annotations import judge_annotation_names
 from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.labels.tables import class_indices
-from mil_zoo.data.open import annotation_files, contents_of, label_table, labelled, locate, those_there
+from mil_zoo.data.open import annotation_files, contents_of, label_table, labelled, locate, those_there, told_by_columns
 from mil_zoo.data.patients import pack_patients, pack_splits, settle_rule
 from mil_zoo.data.source import DatasetSource, as_source
-from mil_zoo.data.splits.files import published_split
+from mil_zoo.data.splits.files import published_folds, published_split
 from mil_zoo.data.splits.split import patient_key, restricted
 from mil_zoo.data.transfer import joined
 from mil_zoo.errors import InputError
+from mil_zoo.tasks import Task
 
 __all__ = ["Dataset", "Standardiser", "open_dataset", "open_slides"]
 
@@ -43,7 +46,8 @@ def open_dataset(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
     dataset = _open(source)
     if source.test_on is not None:
         dataset = joined(dataset, _open(source.test_on))
-    rule = settle_rule(dataset.bags, source.patients or dataset.card.patient_level)
+    wanted = source.patients or dataset.card.patient_level or ("packed" if dataset.task.of_patients else None)
+    rule = settle_rule(dataset.bags, wanted)
     if rule != "packed":
         return replace(dataset, patient_rule=rule)
     place = {slide.slide_id: patient_key(slide) for slide in dataset.bags.slides}
@@ -102,6 +106,9 @@ def _open(source: DatasetSource) -> Dataset:
         raise InputError(next(iter(contents.unreadable.values())))
     if source.task:
         contents = replace(contents, card=contents.card.with_task(dict(source.task)))
+    contents = replace(contents, card=told_by_columns(contents, place, source))
+    if not contents.card.of_classes:
+        contents.card.create_task()  # a wrong setting is told before labels are looked for
     table, where = label_table(contents, place, source)
     note = ""
     if source.allow_missing:
@@ -113,14 +120,27 @@ def _open(source: DatasetSource) -> Dataset:
         note = f"Labels were replaced by {source.labels}."
         card = replace(card, bags=None, bags_per_class=None, warnings=[*card.warnings, note])
     findings = judge_labels(table, contents.bags.slide_ids, contents.card, where)
-    findings += judge_counts(table, card)
-    raise_errors(findings)
-    if "label" in table:
+    raise_errors([*findings, *judge_counts(table, card)])
+    if card.of_classes:
         table["label"] = table["label"].map(class_indices(card.classes)).astype(str)
-    task = card.create_task()
+    header = table.columns.astype(str).tolist()
+    task = card.create_task().settled(header)
     targets = task.targets(table, str(where))
-    stated = np.flatnonzero(~np.isnan(targets).any(1))
-    table, targets = table.iloc[stated].reset_index(drop=True), targets[stated]
+    stated = task.stated(targets)
+    excluded = _left_out(table[~stated], task)
+    if not stated.any():
+        raise InputError(f"{where}: no slide has a {' and a '.join(card.columns_of(header))}; fill them in")
+    table, targets = table[stated].reset_index(drop=True), targets[stated]
+    of_patients = _of_patients(table, targets, task, where)
+    task = task.of_cohort(of_patients)
+    events = int(of_patients[:, -1].sum()) if task.target_columns[-1] == "event" else None
+    counts = judge_counts(table, card, events)
+    raise_errors(counts)
+    findings += counts
+    if not card.of_classes:
+        card = replace(card, task={"name": task.name, **task.settings()})
+    notes = [*task.facts(of_patients), *_said_of(excluded, table)]
+    card = replace(card, warnings=[*card.warnings, *notes])
     annotations = None if contents.features is None else place.folder
     if annotations is not None:
         files = annotation_files(card, annotations, contents.bags.slide_ids)
@@ -135,12 +155,78 @@ def _open(source: DatasetSource) -> Dataset:
     if "site" in table:
         known = table.dropna(subset=["site"])
         site_of = dict(zip(known["slide_id"], known["site"], strict=True))
-    splits = published_split(table, where) if "split" in table else restricted(contents.splits, bags.slide_ids)
+    splits = restricted(contents.splits, bags.slide_ids)
+    if "split" in table or "fold" in table:
+        splits = published_split(table, where) if "split" in table else published_folds(table, where)
     return Dataset(
         card=with_warnings(card, findings),
         bags=bags,
         published_splits=splits,
         site_of=site_of,
         features=contents.features,
+        excluded=excluded,
+        covariates=_covariates(table, card),
         partial=source.allow_missing,
     )
+
+
+def _of_patients(
+    table: pd.DataFrame, targets: npt.NDArray[np.float64], task: Task, where: Path | str
+) -> npt.NDArray[np.float64]:
+    """The targets of the patients, in the order of their first slides; where slides are scored, those of all slides.
+
+    Raises:
+        InputError: patients are scored, and one has slides of different targets.
+    """
+    if not task.of_patients or "patient_id" not in table:
+        return targets
+    patients = table["patient_id"].fillna(table["slide_id"])
+    first = ~patients.duplicated()
+    place = dict(zip(patients[first], np.flatnonzero(first), strict=True))
+    torn = (targets != targets[patients.map(place)]).any(1)
+    if torn.any():
+        row = int(torn.argmax())
+        patient, other = patients[row], place[patients[row]]
+        values = [
+            ", ".join(f"{name} {value:g}" for name, value in zip(task.target_columns, targets[i], strict=True))
+            for i in (other, row)
+        ]
+        raise InputError(
+            f"{where}: patient {patient!r} has {values[0]} on slide {table['slide_id'][other]!r} and {values[1]} on "
+            f"slide {table['slide_id'][row]!r} ({patients[torn].nunique()} such patients); a patient has one"
+        )
+    return np.asarray(targets[first.to_numpy()])
+
+
+def _left_out(table: pd.DataFrame, task: Task) -> list[tuple[str, str, str]]:
+    """The slide, patient and reason of each row that states no target."""
+    columns = task.columns(task.settings(), table.columns.astype(str).tolist())
+    rows = []
+    for row in table.to_dict("records"):
+        empty = [name for name in columns if name in row and pd.isna(row[name])]
+        patient = row.get("patient_id")
+        rows.append((str(row["slide_id"]), "" if pd.isna(patient) else str(patient), f"no {', no '.join(empty)}"))
+    return rows
+
+
+def _said_of(excluded: list[tuple[str, str, str]], table: pd.DataFrame) -> list[str]:
+    """What tables say of the slides without a target."""
+    if not excluded:
+        return []
+    patients = {patient or slide for slide, patient, _ in excluded}
+    kept = set(table["patient_id"].dropna()) if "patient_id" in table else set()
+    partly = patients & kept
+    text = f"Left out, since they state no target: {len(excluded)} slides of {len(patients)} patients (excluded.csv)."
+    if partly:
+        text += f" Other slides of {len(partly)} of these patients stay: {', '.join(sorted(partly)[:3])}."
+    return [text]
+
+
+def _covariates(table: pd.DataFrame, card: DataCard) -> pd.DataFrame | None:
+    """The covariates that the card names, a row a patient, as text; None where there are none."""
+    if not card.covariates:
+        return None
+    patients = table["patient_id"].fillna(table["slide_id"]) if "patient_id" in table else table["slide_id"]
+    rows: pd.DataFrame = table[card.covariates].assign(patient_id=patients).drop_duplicates("patient_id")
+    ordered: pd.DataFrame = rows[["patient_id", *card.covariates]].reset_index(drop=True)
+    return ordered

@@ -100,7 +100,7 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
         add("warning", f"{text} (labels: {where})", spare, f"{len(spare)} {text}: {names}")
     for slide in sorted(known & set(card.exclude)):
         add("warning", f"left out by the card: {card.exclude[slide]}", [slide])
-    if "label" not in table:
+    if "label" not in table or not card.of_classes:
         return findings
     labels = table["label"].nunique()
     if not card.classes and len(table) > 4 and (labels == len(table) or labels > max(10, len(table) / 2)):
@@ -118,23 +118,27 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     return findings
 
 
-def judge_counts(table: pd.DataFrame, card: DataCard) -> list[Finding]:
+def judge_counts(table: pd.DataFrame, card: DataCard, events: int | None = None) -> list[Finding]:
     """Where the counts of labelled slides differ from what the card states.
 
     Args:
         table: text columns slide_id, label and, optionally, patient_id and split.
         card: what it states.
+        events: patients who had the event, where that is what is predicted and it is known.
     """
-    if "label" not in table:
+    if card.of_classes and "label" not in table:
         return []
     classes = class_indices(card.classes)
-    labels = table["label"].map(lambda text: classes.get(str(text), -1))
+    none: pd.Series[int] = pd.Series([-1] * len(table))
+    labels = table["label"].map(lambda text: classes.get(str(text), -1)) if card.of_classes else none
     patients = table["patient_id"].dropna().tolist() if "patient_id" in table else []
     differences = count_differences(card, labels.tolist(), patients)
     for part, counts in card.split_counts.items() if "split" in table else ():
         here = per_class(labels[table["split"] == part], card)
         if here != counts:
             differences.append(f"{sum(here)} {part} bags ({here} by class), its card states {sum(counts)} ({counts})")
+    if events is not None and card.events not in (None, events):
+        differences.append(f"{events} events, its card states {card.events}")
     if card.counts == "exact":
         remedy = "the files are incomplete or of another version"
         return [Finding("error", f"dataset {card.name!r} holds {difference}; {remedy}") for difference in differences]

@@ -52,8 +52,8 @@ def look_at(slide_id: str, labeller: InstanceLabeller, bag: Bag | None = None) -
 
 def look_at_all(bags: Bags) -> list[Looked]:
     """What the annotations of all slides hold that have some; no features are read."""
-    files = [slide for slide in _one_by_one(bags) if isinstance(slide, SlideFile)]
-    return [look_at(slide.slide_id, slide.labeller) for slide in files if slide.labeller is not None]
+    labellers = [(slide.slide_id, slide.labeller) for slide in _one_by_one(bags) if isinstance(slide, SlideFile)]
+    return [look_at(name, labeller) for name, labeller in labellers if labeller is not None and labeller.path]
 
 
 def judge_annotations(looked: Iterable[Looked], lesion_free: Iterable[str]) -> list[Finding]:
@@ -79,6 +79,12 @@ def judge_annotations(looked: Iterable[Looked], lesion_free: Iterable[str]) -> l
         text = "lesions are annotated and none makes a patch positive; are they of another level (annotation_scale in "
         findings.append(Finding("warning", text + "a card.yaml), unit or slide?", tuple(beside)))
     return findings
+
+
+def annotations_in_words(looked: Iterable[Looked]) -> str:
+    """How many slides have annotations, and how many of these hold no lesion."""
+    read = [each.annotations for each in looked if each.annotations is not None]
+    return f"{len(read)} slides have annotations, {sum(not each.positives for each in read)} of them with no lesion"
 
 
 def judge_annotation_names(names: Iterable[str], slide_ids: Sequence[str], folder: Path) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,6 +30,9 @@ class Dataset:
         test_ids: slides of another dataset, on all of which training on the others is tested; or empty.
         patient_rule: how a patient of several slides is scored; None where patients are not.
         features: the files that the bags are read from; None for bags in memory.
+        excluded: slide, patient and reason of each slide that is left out because it states no target.
+        covariates: a row a patient, "patient_id" and the columns that the card names, as text; None where it names
+            none.
         partial: whether the labels named slides without features, which were left out on request; splits may name them.
     """
 
@@ -39,6 +43,8 @@ class Dataset:
     test_ids: Sequence[str] = ()
     patient_rule: PatientRule | None = None
     features: FeatureSet | None = None
+    excluded: Sequence[tuple[str, str, str]] = ()
+    covariates: pd.DataFrame | None = None
     partial: bool = False
 
     def __post_init__(self) -> None:

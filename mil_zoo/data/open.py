@@ -21,10 +21,11 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, MemorySlide, Slide, SlideFile, as_bags
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo.cache import load_demo
+from mil_zoo.data.demo.outcomes import OUTCOMES
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.labels.names import both_sides, match_names
-from mil_zoo.data.labels.tables import find_labels, read_labels, spelled_as
+from mil_zoo.data.labels.tables import column_of, find_labels, read_csv, read_labels, spelled_as
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
 from mil_zoo.data.layouts.find import choose_features, find_features, layout_of
 from mil_zoo.data.layouts.table import read_published_folds, read_table
@@ -32,7 +33,7 @@ from mil_zoo.data.packed.store import PackedStore, is_store
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split, from_masks
 from mil_zoo.errors import InputError
-from mil_zoo.tasks import Task
+from mil_zoo.tasks import Survival, Task
 
 _TCGA = r"^(TCGA-\w\w-\w{4})"  # a barcode up to the patient
 
@@ -130,7 +131,8 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
         InputError: several sets of features and none was named, or files that are missing or damaged.
     """
     if place.kind == "simulated":
-        return Contents(place.card, "simulated", "simulated", as_bags(load_demo()))
+        made = OUTCOMES.get(place.card.name, list)(load_demo())
+        return Contents(place.card, "simulated", "simulated", as_bags(made))
     path = place.path or Path()
     if place.kind == "table":
         return _table(place.card, path)
@@ -155,12 +157,12 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
     """
     card, own, where = contents.card, None, contents.where
     if source.labels is None and not (contents.features and (place.folder / "labels.csv").exists()):
-        own = _own_labels(contents.bags)
+        own = _own_labels(contents.bags, card)
         if own is None and contents.features is not None:
             own = LAYOUTS.get(contents.features.layout).labels(contents.features)
     if own is None:
         where = source.labels or find_labels(place.folder)
-        own = read_labels(where, card.label_column, card.target_columns)
+        own = read_labels(where, card.label_column, card.columns_of, card.covariates)
     own = own.assign(slide_id=_known_names(own["slide_id"].tolist(), contents.bags.slide_ids, where))
     if "label" in own:
         own["label"] = spelled_as(own["label"], card.classes)
@@ -177,6 +179,17 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
         if patients.notna().any():  # barcodes name the patient, whoever forgets the column
             table["patient_id"] = patients
     return table, where
+
+
+def told_by_columns(contents: Contents, place: Place, source: DatasetSource) -> DataCard:
+    """The card, for survival where nothing says what is predicted and the label table holds times and events alone."""
+    card = contents.card
+    if card.task or card.classes or (contents.features is None and source.labels is None):
+        return card
+    header = [str(column) for column in read_csv(source.labels or find_labels(place.folder)).columns]
+    if column_of(pd.DataFrame(columns=header), [card.label_column, "label"]) or not Survival.recognises(header):
+        return card
+    return card.with_task({"name": "survival"})
 
 
 def those_there(table: pd.DataFrame, slide_ids: Sequence[str], where: Path | str) -> tuple[pd.DataFrame, str]:
@@ -198,7 +211,7 @@ def labelled(
     Args:
         contents: whose bags.
         table: columns slide_id and, optionally, patient_id; every slide is among the bags.
-        task: what is predicted; for classes the target is the label.
+        task: what is predicted; of classes the target is the label.
         targets: ``[n, T]``, of each row.
         folder: where annotations are looked for; None for nowhere.
 
@@ -234,12 +247,16 @@ def _known_names(names: Sequence[str], known: Sequence[str], where: Path | str) 
     return meant
 
 
-def _own_labels(bags: Bags) -> pd.DataFrame | None:
+def _own_labels(bags: Bags, card: DataCard) -> pd.DataFrame | None:
     """The labels that lie with the features, as a label table; None unless every slide has one."""
-    if not len(bags) or None in bags.labels:
+    columns = ["label"] if card.of_classes else list(card.columns_of(()))
+    rows = [(slide.label,) if card.of_classes else slide.target or () for slide in bags.slides]
+    if not rows or any(len(row) != len(columns) or None in row for row in rows):
         return None
-    rows = [(slide.slide_id, str(slide.label), slide.patient_id) for slide in bags.slides]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=["slide_id", "label", "patient_id"])
+    values = [[None if value != value else str(value) for value in row] for row in rows]
+    table: pd.DataFrame = pd.DataFrame(values, columns=columns, dtype=object)
+    table.insert(0, "slide_id", bags.slide_ids)
+    table["patient_id"] = [slide.patient_id for slide in bags.slides]
     return table
 
 

@@ -61,9 +61,9 @@ def settle_rule(bags: Sequence[Bag], wanted: PatientRule | None) -> PatientRule 
     Raises:
         InputError: a rule was asked for, and a patient has slides of different labels.
     """
-    labels: dict[str, set[tuple[float | None, ...]]] = {}
-    for slide in as_bags(bags).slides:
-        labels.setdefault(patient_key(slide), set()).add(slide.target or (slide.label,))
+    labels: dict[str, set[str]] = {}
+    for slide in as_bags(bags).slides:  # as text: an unknown entry, NaN, differs from itself
+        labels.setdefault(patient_key(slide), set()).add(repr(slide.target or (slide.label,)))
     torn = sorted(patient for patient, found in labels.items() if len(found) > 1)
     if torn and wanted is not None:
         raise InputError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
+
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
@@ -28,6 +30,8 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
             f"{a.name!r} has the classes {', '.join(a.classes)} and {b.name!r} {', '.join(b.classes)}; --test-on needs "
             "the same ones in the same order"
         )
+    if reason := train.task.refuses(test.task) or ("" if a.of_classes == b.of_classes else "they predict other things"):
+        raise InputError(f"{a.name!r} cannot be tested on {b.name!r}: {reason}")
     if train.in_dim != test.in_dim:
         raise InputError(
             f"{a.name!r} has {train.in_dim} features a patch and {b.name!r} {test.in_dim}; use one encoder for both"
@@ -48,7 +52,15 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
         instance_labels=_both(a.instance_labels, b.instance_labels),
         warnings=list(dict.fromkeys([*a.warnings, *b.warnings])),
     )
-    return Dataset(card, train.bags + test.bags, test_ids=tuple(theirs), features=train.features)
+    tables = [dataset.covariates for dataset in (train, test) if dataset.covariates is not None]
+    return Dataset(
+        card,
+        train.bags + test.bags,
+        test_ids=tuple(theirs),
+        features=train.features,
+        excluded=[*train.excluded, *test.excluded],
+        covariates=pd.concat(tables, ignore_index=True) if len(tables) == 2 else None,
+    )
 
 
 def _both(train: str | None, test: str | None) -> str | None:

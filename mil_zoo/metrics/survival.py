@@ -29,7 +29,7 @@ from mil_zoo.survival import (
     observed_over_expected,
     time_bins,
 )
-from mil_zoo.survival.censored_scores import auc_at
+from mil_zoo.survival.censored_scores import auc_at, mean_auc_of_draws
 
 Floats = NDArray[np.float64]
 Horizons = Mapping[str, float]
@@ -100,7 +100,13 @@ def auc(
 
 
 @register_metric(
-    "auc_mean", title="Mean AUC", higher_is_better=True, task="survival", needs=(*_TRAIN, "horizons"), bounds=(0, 1)
+    "auc_mean",
+    title="Mean AUC",
+    higher_is_better=True,
+    task="survival",
+    needs=(*_TRAIN, "horizons"),
+    batched=True,
+    bounds=(0, 1),
 )
 def auc_mean(
     time: Floats,
@@ -111,11 +117,12 @@ def auc_mean(
     train_event: ArrayLike,
     horizons: Horizons,
     weights: Floats | None = None,
-) -> float:
+) -> Any:
     """The AUC at the horizons, weighted by the fall of the Kaplan-Meier curve up to each."""
-    if not horizons:
-        return undefined("no horizon")
-    return cumulative_dynamic_auc(time, event, risk, train_time, train_event, list(horizons.values()), weights).mean
+    arguments = time, event, risk, train_time, train_event, list(horizons.values())
+    if weights is not None and weights.ndim > 1:
+        return mean_auc_of_draws(*arguments, weights) if horizons else np.full(len(weights), np.nan)
+    return cumulative_dynamic_auc(*arguments, weights).mean if horizons else undefined("no horizon")
 
 
 @register_metric(
@@ -248,6 +255,7 @@ def distribution_calibration(
     task="survival",
     needs=("horizons",),
     each=("horizon", "horizons"),
+    batched=True,
     bounds=(0, np.inf),
 )
 def oe(
@@ -259,7 +267,7 @@ def oe(
     horizons: Horizons,
     horizon: float,
     weights: Floats | None = None,
-) -> float:
+) -> Any:
     """Events observed over those predicted, see :func:`mil_zoo.survival.observed_over_expected`; 1 is best."""
     column = survival[:, list(horizons.values()).index(horizon)]
     return observed_over_expected(time, event, column, horizon, weights)

@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from mil_zoo.files import replacing, write_text
 from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
 from mil_zoo.report.figures.look import drawing
 
@@ -32,7 +33,7 @@ def write_csv(path: Path, attention: np.ndarray, coords: np.ndarray | None) -> N
     """
     columns = {} if coords is None else {"x": coords[:, 0], "y": coords[:, 1]}
     table = pd.DataFrame(columns | {"attention": attention, "n_x_attention": len(attention) * attention})
-    table.to_csv(path, index_label="patch", float_format="%.6g", lineterminator="\n")
+    write_text(path, table.to_csv(index_label="patch", float_format="%.6g", lineterminator="\n"))
 
 
 def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size: float | None, title: str) -> None:
@@ -57,7 +58,8 @@ def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size:
         )
         axes.set_title(title, fontsize=9, parse_math=False)
         figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
-        figure.savefig(path, dpi=150)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150, format="png")
 
 
 def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size: float | None, slide: str) -> None:
@@ -81,7 +83,7 @@ def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_s
     colours = (255 * mpl.colormaps["coolwarm"](np.linspace(0, 1, len(_STEPS)))[:, :3]).round().astype(int).tolist()
     classes = [{"name": f"N x attention {n}", "color": c} for n, c in zip(_NAMES, colours, strict=True)]
     space = uuid.uuid5(uuid.NAMESPACE_URL, f"mil-zoo:{slide}")
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for i, (x, y) in enumerate(coords.tolist()):
             feature = {

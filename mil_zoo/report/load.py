@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ import pandas as pd
 
 from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
 from mil_zoo.stats import Estimate, Summary, TestSet, distinct_test_sets, estimate
@@ -40,6 +42,7 @@ class Results:
             then by repeat, fold and seed, so that nothing depends on the order in which trials finished.
         slides: whose attention maps are drawn; None for two typical ones.
         title: of the dataset, in headings; None for its own.
+        control: the ``aggregator[@grid]`` that the others are compared with; None for none.
     """
 
     run: RunDirectory
@@ -47,11 +50,16 @@ class Results:
     trials: tuple[Trial, ...]
     slides: tuple[str, ...] | None = None
     title: str | None = None
+    control: str | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
-        cls, path: Path | str | RunDirectory, slides: Sequence[str] | None = None, title: str | None = None
+        cls,
+        path: Path | str | RunDirectory,
+        slides: Sequence[str] | None = None,
+        title: str | None = None,
+        control: str | None = None,
     ) -> Results:
         """Reads a run directory. The files of its trials are read when a table or figure first needs them.
 
@@ -59,14 +67,19 @@ class Results:
             path: the ``--out`` folder of a bench, or one that holds a run's ``config.yaml`` and ``table.csv`` only.
             slides: test slides whose attention maps are drawn; None for two typical ones.
             title: of the dataset, in headings; None for its own.
+            control: ``aggregator[@grid]`` that the others are compared with; None for none.
 
         Raises:
-            InputError: there is no run, or its files were damaged or written by another version.
+            InputError: there is no run, its files were damaged or written by another version, or it has no ``control``.
         """
         run = path if isinstance(path, RunDirectory) else RunDirectory.open(path)
         config = RunConfig.from_settings(run.config, str(run.path / "config.yaml"))
         trials = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
-        return cls(run, config, tuple(_ordered(config, trials)), None if slides is None else tuple(slides), title)
+        known = list(config.model_settings)
+        if control not in (None, *known):
+            raise InputError(f"{run.path} has no aggregator {control!r}{did_you_mean(str(control), known)}")
+        named = None if slides is None else tuple(slides)
+        return cls(run, config, tuple(_ordered(config, trials)), named, title, control)
 
     def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
         """``make(self, *arguments)``, made at the first call and kept for the next."""
@@ -109,6 +122,19 @@ class Results:
         """What the run predicts."""
         return task_of_config(self.config.settings())
 
+    def task_of(self, trial: Trial) -> Task:
+        """The task as a trial fitted it to its training bags."""
+        return self.once(_task_of, trial.trial, "task.json" in trial.files)
+
+    def scored_rows(self, trial: Trial) -> pd.DataFrame:
+        """What a trial is scored by: the rows of its test patients where it combined them, else of its test slides."""
+        return self.once(_scored_rows, trial.trial, "patients.csv" in trial.files)
+
+    @property
+    def patient_rule(self) -> str | None:
+        """How slides are combined where both they and patients are scored; None where only one of them is."""
+        return None if self.task.of_patients else self.config.dataset.patient_rule
+
     @cached_property
     def metrics(self) -> list[Metric]:
         """The metrics of the task that the trials recorded, in the order of tables; all where no trial finished."""
@@ -131,7 +157,20 @@ class Results:
         return [
             metric
             for i, metric in enumerate(self.metrics)
-            if i == 0 or metric.name == self.task.select or not metric.function.__module__.startswith("mil_zoo.")
+            if i == 0 or metric.name == self.task.select or not _module(metric).startswith("mil_zoo.")
+        ]
+
+    @cached_property
+    def shown(self) -> list[Metric]:
+        """The metrics of the comparison table: those that the task names and those of plugins; all where it names none.
+
+        The others stand in ``table.csv`` and in a table of their own.
+        """
+        names = self.task.shown
+        return [
+            metric
+            for metric in self.metrics
+            if not names or metric.name in names or not _module(metric).startswith("mil_zoo.")
         ]
 
     @property
@@ -232,8 +271,8 @@ class Results:
     def test_sets(self, label: str, patient_rule: str | None = None) -> dict[SplitKey, TestSet]:
         """Predictions of the test slides by (repeat, fold), seeds in order; slides in order of their ids.
 
-        Where patients are unknown, each slide is one of its own. Trials without files are left out, and so is a task
-        without class probabilities. With a patient rule the predictions are of patients.
+        Where patients are unknown, each slide is one of its own. Trials that wrote no files are left out, and so is a
+        task without class probabilities. With a patient rule the predictions are of patients.
         """
         return self.once(_test_sets, label, patient_rule)
 
@@ -259,6 +298,11 @@ class Results:
         if name.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:[\\/]", name):
             return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
         return name
+
+
+def _module(metric: Metric) -> str:
+    """Where a metric's function is defined; of one that stands for an entry of the context, the function itself."""
+    return str(getattr(metric.function, "func", metric.function).__module__)
 
 
 def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[SplitKey, float]:
@@ -303,6 +347,17 @@ def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
 
 def _predictions(results: Results, trial: str) -> pd.DataFrame:
     return results.run.predictions(trial)
+
+
+def _task_of(results: Results, trial: str, fitted: bool) -> Task:
+    return task_of_config(json.loads(results.run.read(trial, "task.json"))) if fitted else results.task
+
+
+def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFrame:
+    if not of_patients:
+        return results.once(_test_predictions, trial)
+    rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
+    return rows[rows["split"] == "test"].sort_values("slide_id")
 
 
 def _epochs(results: Results, trial: str) -> pd.DataFrame:
@@ -358,7 +413,7 @@ def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitK
 def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, TestSet]:
     by_split = defaultdict(list)
     for trial in sorted(results.finished[label], key=lambda trial: trial.seed):
-        if (results.path / "trials" / trial.trial).is_dir():
+        if trial.files or (results.path / "trials" / trial.trial).is_dir():
             rows = results.test_predictions(trial)
             if patient_rule is not None:
                 rows = results.task.patients(rows, patient_rule)

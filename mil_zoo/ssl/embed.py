@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.errors import InputError
 from mil_zoo.files import replacing
 from mil_zoo.ssl.model import SlideEncoder
@@ -83,12 +84,9 @@ def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
     arrays = []
     for name in ("embeddings", "ids"):
         path = folder / f"{name}.npy"
-        try:
-            arrays.append(np.load(path, allow_pickle=False))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; a folder of embeddings holds embeddings.npy and ids.npy") from None
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path} is not a readable .npy array ({error}); write it again") from error
+        if not path.exists():
+            raise InputError(f"{path}: no such file; a folder of embeddings holds embeddings.npy and ids.npy")
+        arrays.append(np.array(load_npy(path)))
     embeddings, ids = arrays
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating) or ids.shape != (len(embeddings),):
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, create_aggregator
@@ -17,7 +17,7 @@ from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
-from mil_zoo.files import replacing
+from mil_zoo.files import write_bytes
 from mil_zoo.ssl.config import SPARSE, PretrainConfig
 from mil_zoo.ssl.distributed import gather_rows
 from mil_zoo.ssl.encoder import SparseSlideEncoder
@@ -75,8 +75,7 @@ class SlideEncoder(nn.Module):
         """Writes weights and configuration to one ``.safetensors`` file, under its name only when complete."""
         weights = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}  # shared ones apart
         about = {"in_dim": str(self.in_dim), "pretrain_config": json.dumps(dataclasses.asdict(self.config))}
-        with replacing(path) as partial:
-            save_file(weights, partial, metadata=about)
+        write_bytes(path, save(weights, metadata=about))
 
     @classmethod
     def load(cls, path: Path) -> SlideEncoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import yaml
 from mil_zoo.config import read_yaml
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
-from mil_zoo.files import replacing
+from mil_zoo.files import write_bytes, write_text, writing
 from mil_zoo.ssl.config import PretrainConfig
 from mil_zoo.ssl.distributed import average_gradients, world
 from mil_zoo.ssl.embed import embed_slides
@@ -78,8 +79,10 @@ def pretrain(
         on_epoch: called with each row of the result as it comes.
 
     Returns:
-        the encoder in eval mode, and one row an epoch: "epoch", "loss", "spread" (of the projections, see ``spread``),
-        "learning_rate", "seconds", and in some epochs "embedding_spread" and "knn_accuracy" of the slide embeddings.
+        the encoder in eval mode, and one row an epoch: "epoch", "loss", "chance" (what the loss is where views are told
+        apart by chance), "spread" (of the projections, see ``spread``), "learning_rate", "seconds", and in some epochs,
+        of the slide embeddings, "embedding_spread", "knn_accuracy" and "majority" (what always saying the most frequent
+        class would have).
 
     Raises:
         Diverged: the loss is not finite.
@@ -96,8 +99,10 @@ def pretrain(
     contrast = build(in_dim, config, source, standardiser, start).to(device)
     optimizer = torch.optim.Adam(contrast.parameters(), lr=0.0, weight_decay=config.weight_decay)
     rows: list[Row] = []
+    kept = "the same settings and folder continue from the last checkpoint"
     if folder is not None:
-        _claim(folder, settings_of(source, in_dim, config))
+        with writing(folder):
+            _claim(folder, settings_of(source, in_dim, config))
         rows = _resume(folder, contrast, optimizer, device)
     saved = time.monotonic()
     for epoch in range(len(rows) + 1, config.epochs + 1):
@@ -108,10 +113,12 @@ def pretrain(
         on_epoch(row)
         due = epoch == config.epochs or time.monotonic() - saved >= checkpoint_seconds
         if folder is not None and rank == 0 and due:
-            _save(folder, contrast, optimizer, rows)
+            with writing(folder, kept):
+                _save(folder, contrast, optimizer, rows)
             saved = time.monotonic()
     if folder is not None and rank == 0:
-        contrast.encoder.save(folder / "encoder.safetensors")
+        with writing(folder, kept):
+            contrast.encoder.save(folder / "encoder.safetensors")
     return contrast.encoder.eval(), rows
 
 
@@ -162,7 +169,7 @@ def _epoch(
     torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
     order = np.random.default_rng([config.seed, epoch]).permutation(len(source.slide_ids))
     low = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
-    totals = np.zeros(2)
+    totals = np.zeros(3)
     for number, batch in enumerate(np.array_split(order, steps)):
         rate = learning_rate(config, (epoch - 1) * steps + number, steps, len(order))
         for group in optimizer.param_groups:
@@ -178,11 +185,12 @@ def _epoch(
         loss.backward()
         average_gradients(contrast.parameters())
         optimizer.step()
-        totals += len(batch) * np.array([loss.item(), spreading.item()])
-    loss_mean, spread_mean = (totals / len(order)).tolist()
+        totals += len(batch) * np.array([loss.item(), spreading.item(), math.log(2 * len(batch) - 1)])
+    loss_mean, spread_mean, chance = (totals / len(order)).tolist()
     return {
         "epoch": epoch,
         "loss": loss_mean,
+        "chance": chance,
         "spread": spread_mean,
         "learning_rate": rate,
         "seconds": time.perf_counter() - begin,
@@ -196,6 +204,8 @@ def _look(
     found = {"embedding_spread": spread(embeddings).item()}
     if monitor is not None:
         found["knn_accuracy"] = knn_accuracy(embeddings.numpy(), monitor.labels, monitor.patients)
+        known = [label for label in monitor.labels if label >= 0]
+        found["majority"] = max(map(known.count, set(known))) / len(known) if known else float("nan")
     return found
 
 
@@ -224,16 +234,16 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             )
     elif world()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
 def _save(folder: Path, contrast: Contrast, optimizer: torch.optim.Optimizer, rows: list[Row]) -> None:
     state = {"contrast": contrast.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
-    with replacing(folder / "checkpoint.pt") as partial:
-        torch.save(state, partial)
-    with replacing(folder / "curve.csv") as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    content = io.BytesIO()
+    torch.save(state, content)  # straight into a file it says no reason where that fails
+    write_bytes(folder / "checkpoint.pt", content.getvalue())
+    curve: str = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(folder / "curve.csv", curve)
 
 
 def _resume(

@@ -24,7 +24,7 @@ from mil_zoo.tasks import Classification
 from mil_zoo.train.protocols import TrialContext, TrialResult, register_protocol
 
 
-@register_protocol("gigassl")
+@register_protocol("gigassl", family="classification")
 def gigassl(
     context: TrialContext,
     backbone: str = PretrainConfig.backbone,

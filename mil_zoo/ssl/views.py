@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
+from mil_zoo.data.formats.boundary import boundary
+from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.errors import InputError, did_you_mean
 
 SCALE = (0.7, 1.3)
@@ -137,7 +139,8 @@ class AugmentationStore:
         self._slides = found if slides is None else list(slides)
         self._sets = {slide: self._count(slide) for slide in self._slides}
         step = self.folder / "patch_size.txt"
-        self.patch_size = float(step.read_text()) if step.exists() else None
+        with boundary(step, "one number", "write the step of the patch grid in it"):
+            self.patch_size = float(step.read_text()) if step.exists() else None
 
     def _count(self, slide: str) -> int:
         """Augmentations of a slide."""
@@ -184,13 +187,7 @@ class AugmentationStore:
         return bags
 
     def _load(self, part: str, slide: str, augmentation: int) -> np.ndarray:
-        path = self.folder / part / slide / f"{augmentation}.npy"
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{path} is not a readable .npy array ({error}); write it again with numpy.save"
-            ) from error
+        return load_npy(self.folder / part / slide / f"{augmentation}.npy")
 
 
 def write_augmentations(folder: Path | str, slide_id: str, sets: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -24,7 +24,7 @@ counted as if they were several patients.
 from mil_zoo.stats.calibration import Calibration, brier_score, calibration
 from mil_zoo.stats.clinical import Clinical, Covariates, adds_to_clinical, fit_clinical, read_covariates
 from mil_zoo.stats.curves import Curve, mean_curve
-from mil_zoo.stats.decisions import Best, could_be_best, design_error, detectable_difference, holm
+from mil_zoo.stats.decisions import Best, area_error, could_be_best, design_error, detectable_difference, holm
 from mil_zoo.stats.drawn import (
     Drawn,
     Scored,
@@ -109,6 +109,7 @@ __all__ = [
     "TestSet",
     "TimeDependentAUC",
     "adds_to_clinical",
+    "area_error",
     "bin_edges",
     "bootstrap",
     "bootstrap_difference",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,7 @@ def detectable_difference(
     if se == 0:
         return 0.0
     tail = level / (2 * comparisons)
-    nodes, weights = np.polynomial.legendre.leggauss(400)
+    nodes, weights = _nodes()
     if np.isinf(df):
         limits = np.full(len(nodes), stats.norm.isf(tail))
     else:  # T is noncentral t: normal over the root of a chi2 / df, whose quantiles are averaged over
@@ -114,6 +115,30 @@ def detectable_difference(
     while short_of(high) < 0:
         high *= 2
     return float(se * optimize.brentq(short_of, 0, high))
+
+
+def area_error(value: float, positives: float, negatives: float) -> float:
+    """Standard error of an area under the ROC curve that is expected to be ``value``.
+
+    ``sqrt((A (1 - A) + (m - 1) (A / (2 - A) - A^2) + (n - 1) (2 A^2 / (1 + A) - A^2)) / (m n))``
+
+    Args:
+        value: A.
+        positives: m, independent slides (patients) of one class.
+        negatives: n, of the other.
+
+    Source: Hanley & McNeil, Radiology 143 (1982).
+    """
+    a, m, n = value, positives, negatives
+    return float(
+        np.sqrt((a * (1 - a) + (m - 1) * (a / (2 - a) - a**2) + (n - 1) * (2 * a**2 / (1 + a) - a**2)) / (m * n))
+    )
+
+
+@functools.cache
+def _nodes() -> tuple[Floats, Floats]:
+    """Nodes and weights of a quadrature on [-1, 1]; they take longer than all that is done with them."""
+    return np.polynomial.legendre.leggauss(400)
 
 
 def design_error(sd: float, test_sets: int, n_train: float, n_test: float, correlation: float = 0.0) -> float:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
+from mil_zoo.stats.drawn import Scored, bootstrap_patients
 from mil_zoo.stats.influence import area, area_variance, each_slide, jackknife_variance, leave_one_out
 from mil_zoo.stats.resampling import Floats, Patients, TestSet, distinct_test_sets
 
@@ -112,7 +113,7 @@ def summarise(values: Sequence[float | None], n_train: float, n_test: float) -> 
 
 def estimate(
     values: Mapping[Any, Sequence[float | None]],
-    test_sets: Mapping[Any, TestSet],
+    test_sets: Mapping[Any, TestSet] | Mapping[Any, Sequence[Scored]],
     metric: Metric,
     n_train: float,
     n_test: float,
@@ -120,19 +121,21 @@ def estimate(
     """The one interval of a metric of an aggregator, as the design supports it.
 
     Over several test sets: the corrected resampled t of their means (:func:`summarise`), which tells of the training
-    procedure. On a single test set, however often it was trained for: :func:`patient_interval`, which tells of these
-    trained models.
+    procedure. On a single test set, however often it was trained for: :func:`patient_interval`, of other predictions
+    than class probabilities :func:`mil_zoo.stats.bootstrap_patients`, which tell of these trained models.
 
     Args:
         values: the metric by split, one a seed; None where it is undefined.
-        test_sets: the predictions by split; empty where they are not kept (every split then counts as a test set of its
-            own).
+        test_sets: the predictions by split, of other tasks than classification one of each seed; empty where they are
+            not kept (every split then counts as a test set of its own).
         metric: what was measured.
         n_train: slides in a training set, see :func:`summarise`.
         n_test: slides in a test set.
     """
     known = [split for split in values if split in test_sets]
-    number = dict(zip(known, distinct_test_sets([test_sets[split].patients for split in known]), strict=True))
+    parts = [test_sets[split] for split in known]
+    patients = [part.patients if isinstance(part, TestSet) else part[0].patients for part in parts]
+    number = dict(zip(known, distinct_test_sets(patients), strict=True))
     groups: dict[Any, list[float | None]] = {}
     for split, of_seeds in values.items():
         mean = float(found.mean()) if len(found := defined(of_seeds)) else None
@@ -146,8 +149,15 @@ def estimate(
     numbers = defined([value for of_seeds in values.values() for value in of_seeds])
     mean = float(numbers.mean()) if len(numbers) else np.nan
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else np.nan
-    by_patients = patient_interval([test_sets[split] for split in known], metric) if known else None
-    low, high = (by_patients.low, by_patients.high) if by_patients is not None else (np.nan, np.nan)
+    classes = [part for part in parts if isinstance(part, TestSet)]
+    others = [one for part in parts if not isinstance(part, TestSet) for one in part]
+    low = high = np.nan
+    if classes:
+        by_patients = patient_interval(classes, metric)
+        low, high = by_patients.low, by_patients.high
+    elif others:
+        drawn = bootstrap_patients(others, metric)
+        low, high = drawn.low, drawn.high
     return Estimate(mean, sd, low, high, len(numbers), len(groups), "" if np.isnan(low) else "patients")
 
 

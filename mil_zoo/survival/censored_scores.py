@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from mil_zoo.errors import InputError
 from mil_zoo.noted import Noted, note_of, undefined
 from mil_zoo.survival.concordance import TIED, inverse_censoring, without_lost
-from mil_zoo.survival.inputs import Floats, missing, of_patients, ratio, times_and_events, weights_of
-from mil_zoo.survival.kaplan_meier import censoring_curve, kaplan_meier
+from mil_zoo.survival.inputs import Bools, Floats, missing, of_patients, ratio, times_and_events, weights_of
+from mil_zoo.survival.kaplan_meier import censoring_curve, kaplan_meier, survival_of_draws
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,23 @@ def cumulative_dynamic_auc(
         total = np.where(falls > 0, falls * np.nan_to_num(np.array(values)), 0).sum() / falls.sum()
         mean = undefined(why) if why else total
     return TimeDependentAUC(at, np.array(values, dtype=np.float64), tuple(map(note_of, values)), mean)
+
+
+def mean_auc_of_draws(
+    time: ArrayLike,
+    event: ArrayLike,
+    risk: ArrayLike,
+    train_time: ArrayLike,
+    train_event: ArrayLike,
+    times: ArrayLike,
+    weights: Floats,
+) -> Floats:
+    """The mean of :func:`cumulative_dynamic_auc` for each of many weightings ``[R, n]``: ``[R]``."""
+    at = np.atleast_1d(np.asarray(times, dtype=np.float64))
+    values = np.stack([auc_at(time, event, risk, train_time, train_event, t, weights) for t in at], axis=1)
+    survival = np.concatenate([np.ones((len(weights), 1)), survival_of_draws(time, event, weights, at)], axis=1)
+    falls = -np.diff(survival, axis=1)
+    return np.asarray(ratio(np.where(falls == 0, 0, falls * values).sum(1), falls.sum(1)))
 
 
 def auc_at(
@@ -137,23 +154,44 @@ def brier_survival(
     predicted = of_patients(survival, len(sought), "a predicted survival")
     if predicted.ndim != 1:
         raise InputError(f"the Brier score at {t:g} takes a survival of each patient, not {predicted.shape}")
-    w = weights_of(weights, len(sought))
     train = times_and_events(train_time, train_event, "training patients")
+    w = weights_of(weights, len(sought))
+    score = _brier_scores(sought, events, predicted[:, None], *train, np.array([t]), w)[..., 0]
+    if score.ndim:
+        return score
+    if not np.isnan(score):
+        followed = (w * (sought > t)).any()
+        return float(score) if followed else Noted(float(score), f"nobody is followed beyond {t:g}")
     longest = float(train[0].max())
-    why = f"the training patients are followed to {longest:g}, not to {t:g}" if t > longest else ""
-    if why := why or missing(predicted, f"predicted survival at {t:g}"):
-        return undefined(why) if w.ndim == 1 else np.full(len(w), np.nan)
-    censoring = censoring_curve(*train)
-    dead, alive = events & (sought <= t), sought > t
-    inverse, lost = inverse_censoring(censoring, sought, dead)
-    at_t = censoring.at(t)
-    lost = lost | (alive if not at_t > 0 else False)
-    error = predicted**2 * inverse + np.where(alive & ~lost, (1 - predicted) ** 2 / (at_t if at_t > 0 else 1), 0)
-    value = ratio((w * error).sum(-1), w.sum(-1))
-    if not value.ndim:
-        followed = (w * alive).any()
-        value = float(value) if followed else Noted(float(value), f"nobody is followed beyond {t:g}")
-    return without_lost(value, lost, np.minimum(sought, t), weights)
+    if t > longest:
+        return undefined(f"the training patients are followed to {longest:g}, not to {t:g}")
+    if why := missing(predicted, f"predicted survival at {t:g}"):
+        return undefined(why)
+    return undefined(
+        f"the training patients' censoring curve is 0 or not known at or before {t:g}; choose a smaller horizon"
+    )
+
+
+def _brier_scores(
+    time: Floats,
+    event: Bools,
+    survival: Floats,
+    train_time: Floats,
+    train_event: Bools,
+    times: Floats,
+    weights: Floats,
+) -> Floats:
+    """The Brier scores ``[..., T]`` of survival ``[n, T]`` at times ``[T]``; NaN where one is undefined."""
+    censoring = censoring_curve(train_time, train_event)
+    inverse, lost = inverse_censoring(censoring, time, event)
+    dead, alive = event[:, None] & (time[:, None] <= times), time[:, None] > times
+    at_t = np.atleast_1d(censoring.at(times))
+    unknown = (dead & lost[:, None]) | (alive & ~(at_t > 0))
+    error = np.where(dead, survival**2 * inverse[:, None], 0)
+    error += np.where(alive, (1 - survival) ** 2 / np.where(at_t > 0, at_t, 1), 0)
+    beyond = (times > train_time.max()) | np.isnan(survival).any(0)
+    scores = ratio(weights @ np.where(np.isnan(error), 0, error), weights.sum(-1, keepdims=True))
+    return np.where(beyond | (weights @ unknown > 0), np.nan, scores)
 
 
 def integrated_brier(
@@ -181,12 +219,13 @@ def integrated_brier(
         raise InputError(f"times {at.shape} need a survival [patients, times], not {predicted.shape}")
     if len(at) < 2 or not at[-1] > at[0]:
         return undefined("a span of time needs two times")
-    columns = zip(at, predicted.T, strict=True)
-    values = [brier_survival(time, event, column, train_time, train_event, t, weights) for t, column in columns]
-    if weights is None or np.ndim(weights) == 1:
-        why = next((note_of(value) for value in values if np.isnan(value)), "")
-        if why:
-            return undefined(why)
-    scores = np.asarray(values, dtype=np.float64)
-    area = ((scores[1:] + scores[:-1]).T @ np.diff(at)) / 2 / (at[-1] - at[0])
-    return area if np.ndim(area) else float(area)
+    sought, events = times_and_events(time, event)
+    of_patients(predicted, len(sought), "a predicted survival")
+    train = times_and_events(train_time, train_event, "training patients")
+    scores = _brier_scores(sought, events, predicted, *train, at, weights_of(weights, len(sought)))
+    area = (scores[..., 1:] + scores[..., :-1]) @ np.diff(at) / 2 / (at[-1] - at[0])
+    if np.ndim(area) or not np.isnan(area):
+        return area if np.ndim(area) else float(area)
+    first = int(np.isnan(scores).argmax())
+    why = note_of(brier_survival(sought, events, predicted[:, first], *train, at[first], weights))
+    return undefined(why)

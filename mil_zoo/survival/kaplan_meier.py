@@ -103,6 +103,21 @@ def kaplan_meier(time: ArrayLike, event: ArrayLike, weights: ArrayLike | None = 
     return _curve(times, at_risk, dead, gone)
 
 
+def survival_of_draws(time: ArrayLike, event: ArrayLike, weights: Floats, times: ArrayLike) -> Floats:
+    """What :func:`kaplan_meier` has at ``times`` ``[T]`` for each of many weightings ``[R, n]``: ``[R, T]``."""
+    sought, events = times_and_events(time, event)
+    w, at = weights_of(weights, len(sought)), np.asarray(times, dtype=np.float64)
+    order = np.argsort(sought, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(sought[order]) > 0))
+    dead, all_of_them = (np.add.reduceat((w * one)[:, order], starts, axis=1) for one in (events, 1))
+    at_risk = np.cumsum(all_of_them[:, ::-1], axis=1)[:, ::-1]
+    curve = np.cumprod(1 - dead / np.where(at_risk > 0, at_risk, 1), axis=1)
+    place = np.searchsorted(sought[order][starts], at, side="right")
+    found = np.concatenate([np.ones((len(w), 1)), curve], axis=1)[:, place]
+    last = np.where(w > 0, sought, -1).max(1, keepdims=True)
+    return np.where((at > last) & (found > 0), np.nan, found)
+
+
 def censoring_curve(time: ArrayLike, event: ArrayLike) -> KaplanMeier:
     """The curve G of the time to censoring; its ``events`` are the censored patients.
 

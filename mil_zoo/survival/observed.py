@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mil_zoo.errors import InputError
 from mil_zoo.noted import undefined
-from mil_zoo.survival.inputs import Bools, Floats, Ints, missing, of_patients, times_and_events, weights_of
-from mil_zoo.survival.kaplan_meier import kaplan_meier
+from mil_zoo.survival.inputs import Bools, Floats, Ints, missing, of_patients, ratio, times_and_events, weights_of
+from mil_zoo.survival.kaplan_meier import kaplan_meier, survival_of_draws
 
 AT_RISK = 5  # patients of a group who are followed to the horizon, for it to be drawn
 FEW = 100  # patients, below which there are three groups
@@ -94,22 +95,26 @@ def d_calibration(
 
 def observed_over_expected(
     time: ArrayLike, event: ArrayLike, survival: ArrayLike, t: float, weights: ArrayLike | None = None
-) -> float:
+) -> Any:
     """Events observed by t over those predicted, ``(1 - KM(t)) / mean_i (1 - S_i(t))``; 1 is best.
 
     Args:
         time, event: ``[n]``.
         survival: ``S_i(t)``, ``[n]``.
         t: the time.
-        weights: ``[n]``, how often each patient counts; None for once.
+        weights: ``[n]``, how often each patient counts, or ``[R, n]``, then ``[R]`` values come back; None for once.
 
     Returns:
         the ratio; NaN, with the reason, where the Kaplan-Meier curve does not reach t or no event is predicted.
     """
     predicted = of_patients(survival, len(np.asarray(time)), "a predicted survival")
+    w = weights_of(weights, len(predicted))
     if why := missing(predicted, f"predicted survival at {t:g}"):
-        return undefined(why)
-    curve, w = kaplan_meier(time, event, weights), weights_of(weights, len(predicted))
+        return undefined(why) if w.ndim == 1 else np.full(len(w), np.nan)
+    if w.ndim > 1:
+        risks = 1 - w @ predicted / w.sum(1)
+        return ratio(1 - survival_of_draws(time, event, w, [t])[:, 0], risks)
+    curve = kaplan_meier(time, event, w)
     observed, expected = 1 - curve.at(t), 1 - float(np.average(predicted, weights=w))
     if np.isnan(observed):
         return undefined(f"follow-up ends at {curve.last:g}, before {t:g}")

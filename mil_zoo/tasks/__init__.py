@@ -5,5 +5,21 @@ A file of this package holds one task; its losses, which need torch, lie in ``lo
 
 from mil_zoo.tasks.base import TASKS, Task, create_task, register_task, task_of_config, task_settings
 from mil_zoo.tasks.classification import Classification
+from mil_zoo.tasks.multilabel import MultiLabel
+from mil_zoo.tasks.ordinal import Ordinal
+from mil_zoo.tasks.regression import Regression
+from mil_zoo.tasks.survival import Survival
 
-__all__ = ["TASKS", "Classification", "Task", "create_task", "register_task", "task_of_config", "task_settings"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "MultiLabel",
+    "Ordinal",
+    "Regression",
+    "Survival",
+    "Task",
+    "create_task",
+    "register_task",
+    "task_of_config",
+    "task_settings",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -39,6 +40,10 @@ class Task:
         tie: the criterion that decides between equal ones.
         figures: which of the figures that need a certain kind of prediction can be drawn: "roc", "pr", "calibration".
         tests: which of the paired tests that need a certain kind of prediction apply: "delong", "permutation".
+        shown: the metrics of the comparison table; empty for all. The others stand in a table of their own.
+        strata_are_classes: whether every part of a split must hold each of the strata.
+        of_patients: whether patients are scored and never slides, all of whose slides then state one target.
+        finishes: whether the task takes something from the trained model, see :meth:`finished`.
     """
 
     name: ClassVar[str] = ""
@@ -48,6 +53,10 @@ class Task:
     tie: ClassVar[str] = "loss"
     figures: ClassVar[tuple[str, ...]] = ()
     tests: ClassVar[tuple[str, ...]] = ()
+    shown: ClassVar[tuple[str, ...]] = ()
+    strata_are_classes: ClassVar[bool] = False
+    of_patients: ClassVar[bool] = False
+    finishes: ClassVar[bool] = False
 
     # What it is made of ---------------------------------------------------------------------------------------------
 
@@ -62,11 +71,16 @@ class Task:
             if settings:
                 raise InputError(f"task {cls.name} has no setting {next(iter(settings))!r}")
             return cls()
-        return from_mapping(cls, settings, f"task {cls.name}")
+        try:
+            return from_mapping(cls, _renamed(cls, settings, "loss", "criterion"), f"task {cls.name}")
+        except InputError as error:
+            raise InputError(str(error).replace("criterion", "loss")) from None
 
     def settings(self) -> dict[str, Any]:
         """The settings that :meth:`create` makes it from again, as plain values."""
-        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return _renamed(type(self), dataclasses.asdict(self), "criterion", "loss")
 
     @property
     def width(self) -> int:
@@ -74,11 +88,36 @@ class Task:
         raise _missing(self, "width")
 
     @property
+    def outputs(self) -> int:
+        """Number of outputs of the aggregator, of which logits are made: as many, unless ``biases`` are added."""
+        return self.width
+
+    @property
+    def biases(self) -> tuple[float, ...]:
+        """What is added to an only output, one a logit, before training changes it; empty for nothing."""
+        return ()
+
+    @property
     def prediction_columns(self) -> tuple[str, ...]:
         """Names of the columns of a prediction."""
         raise _missing(self, "prediction_columns")
 
     # Targets --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def columns(cls, settings: Mapping[str, Any], header: Sequence[str]) -> tuple[str, ...]:
+        """The columns of a label table that :meth:`targets` reads.
+
+        Args:
+            settings: as :meth:`create` takes them.
+            header: the columns that the table has.
+        """
+        return cls.target_columns
+
+    @classmethod
+    def excludes(cls, given: Mapping[str, Any]) -> Sequence[str]:
+        """Names of settings that hold no longer where others are given."""
+        return ()
 
     def targets(self, table: pd.DataFrame, where: str = "the label table") -> Floats:
         """The targets ``[n, T]`` that a label table states; a row of NaN has none and is left out by who reads it.
@@ -90,23 +129,57 @@ class Task:
         Raises:
             InputError: a column is missing, or a value is no number (the message names the slide).
         """
-        columns = []
-        for name in self.target_columns:
-            if name not in table:
-                near = did_you_mean(name, table.columns)
-                raise InputError(f"{where}: the column {name!r} of the task {self.name} is missing{near}")
-            values = pd.to_numeric(table[name], errors="coerce")
-            wrong = values.isna() & table[name].notna() | ~np.isfinite(values.fillna(0))
-            if wrong.any():
-                row = table[wrong].iloc[0]
-                raise InputError(f"{where}: slide {row['slide_id']!r} has {name} {row[name]!r}, which is no number")
-            columns.append(values.to_numpy(dtype=np.float64))
+        columns = [self.numbers(table, name, where) for name in self.columns(self.settings(), list(table.columns))]
         targets = np.stack(columns, axis=1)
         self.check(targets, list(table["slide_id"]), where)
         return targets
 
+    def numbers(self, table: pd.DataFrame, name: str, where: str) -> Floats:
+        """The column ``name`` of a label table as numbers ``[n]``, NaN where it is empty; errors as :meth:`targets`."""
+        if name not in table:
+            near = did_you_mean(name, table.columns)
+            raise InputError(f"{where}: the column {name!r} of the task {self.name} is missing{near}")
+        values = pd.to_numeric(table[name], errors="coerce")
+        wrong = values.isna() & table[name].notna() | ~np.isfinite(values.fillna(0))
+        if wrong.any():
+            row = table[wrong].iloc[0]
+            raise InputError(f"{where}: slide {row['slide_id']!r} has {name} {row[name]!r}, which is no number")
+        return np.asarray(values.to_numpy(dtype=np.float64))
+
     def check(self, targets: Floats, slide_ids: Sequence[str], where: str) -> None:
         """Raises an ``InputError`` that names the slide whose target cannot be; the base class takes any number."""
+
+    def stated(self, targets: Floats) -> NDArray[np.bool_]:
+        """Which rows of ``targets`` state one, ``[n]``; the others are left out. Here no number may be missing."""
+        return np.asarray(~np.isnan(targets).any(1))
+
+    def settled(self, header: Sequence[str]) -> Task:
+        """The task with what it can tell from the columns of a label table (a unit in the name of one)."""
+        return self
+
+    def of_cohort(self, targets: Floats) -> Task:
+        """The task with what it takes from all patients' targets ``[n, T]``, which no training may depend on.
+
+        Raises:
+            InputError: nothing can be learnt or scored with these targets.
+        """
+        return self
+
+    def refuses(self, other: Task) -> str:
+        """Why a model of this task cannot be tested on a dataset of another one, as a sentence; "" where it can."""
+        return ""
+
+    def facts(self, targets: Floats) -> list[str]:
+        """Sentences on the targets of all patients ``[n, T]`` that every table carries."""
+        return []
+
+    def fold_facts(self, targets: Sequence[Floats]) -> list[str]:
+        """Sentences on the test patients of the folds of a repetition, an array each, that every table carries.
+
+        Raises:
+            InputError: a fold cannot be scored.
+        """
+        return []
 
     def fit(self, targets: Floats) -> Task:
         """The task with what it takes from the training bags of a split (scales, bins); most take nothing.
@@ -120,7 +193,21 @@ class Task:
         """A stratum ``[n]``, from 0, of each bag, for folds, bootstraps and balanced sampling; here all are one."""
         return np.zeros(len(targets), dtype=np.int64)
 
+    def shares(self, targets: Floats) -> NDArray[np.int64]:
+        """What every part of a split gets its share of, 0 or 1 ``[n, S]``: here each bag is of its stratum."""
+        strata = self.strata(targets)
+        return (strata[:, None] == np.unique(strata)).astype(np.int64)
+
     # Training -------------------------------------------------------------------------------------------------------
+
+    @property
+    def risk_sets(self) -> bool:
+        """Whether the loss of a bag is about others of its step too: one bag a step then teaches nothing."""
+        return False
+
+    def informative(self, targets: Floats) -> bool:
+        """Whether a step over bags with ``targets`` ``[n, T]`` teaches anything; one that does not is left out."""
+        return True
 
     def loss(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of each bag ``[B]``, whose mean a step minimises.
@@ -138,6 +225,20 @@ class Task:
         They are what metrics are computed of, so they must tell apart what the logits do: float64 where they saturate.
         """
         raise _missing(self, "predict(logits)")
+
+    def finished(self, targets: Floats, logits: Floats) -> Task:
+        """The task with what it takes from the trained model's ``logits`` of the training bags (a baseline hazard).
+
+        Only a task with ``finishes`` is asked. Where patients are scored, these are of patients.
+        """
+        return self
+
+    def patient_logits(self, logits: Floats, rule: str) -> Floats:
+        """The logits ``[width]`` of a patient by those of the slides ``[n, width]``, by the rule "mean" or "max".
+
+        Only a task ``of_patients`` is asked.
+        """
+        raise _missing(self, "patient_logits(logits, rule)")
 
     def balanced_weights(self, targets: Floats) -> NDArray[np.float32]:
         """A weight ``[n]`` of each training bag, the inverse frequency of its stratum, with mean 1."""
@@ -239,6 +340,34 @@ def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
         return TASKS.register(name)(cls)
 
     return decorate
+
+
+def loss_by_name(cls: TaskClass) -> TaskClass:
+    """Class decorator of a dataclass with a field ``criterion``: the constructor calls it ``loss``, as users do.
+
+    ``loss`` itself is the method that computes it.
+    """
+    made: Callable[..., None] = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: Task, *args: Any, **settings: Any) -> None:
+        made(self, *args, **_renamed(cls, settings, "loss", "criterion"))
+
+    cls.__init__ = init  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def _renamed(cls: type, settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """The settings with ``criterion`` called ``loss``, or the other way, where the dataclass has that field."""
+    if "criterion" not in {field.name for field in dataclasses.fields(cls)}:
+        return dict(settings)
+    return {new if key == old else key: value for key, value in settings.items()}
+
+
+def quantile_strata(values: Floats, parts: int) -> NDArray[np.int64]:
+    """The part of each value ``[n]``, from 0, between the quantiles ``1/parts, 2/parts, ...`` of all of them."""
+    edges = np.quantile(values, np.arange(1, parts) / parts) if len(values) else values
+    return np.searchsorted(edges, values, side="right").astype(np.int64)
 
 
 def create_task(name: str = DEFAULT, settings: Mapping[str, Any] | None = None, classes: Sequence[str] = ()) -> Task:

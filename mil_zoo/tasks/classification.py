@@ -40,6 +40,7 @@ class Classification(Task):
     tie: ClassVar[str] = "loss"
     figures: ClassVar[tuple[str, ...]] = ("roc", "pr", "calibration")
     tests: ClassVar[tuple[str, ...]] = ("delong", "permutation")
+    strata_are_classes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mil_zoo.errors import InputError
 from mil_zoo.tasks import Task
@@ -25,6 +26,9 @@ class TrainingConfig:
             of the epochs.
         clip_norm: largest norm of the gradients of a step, which larger ones are scaled to; None for no limit.
         bags_per_step: bags packed into one optimiser step.
+        risk_set: with a loss that compares patients, where a step's come from: "batch" packs its bags in one pass,
+            "two_pass" gives the same at the memory of one bag, "memory:64" adds the last 64 patients as constants; see
+            ``mil_zoo.train.risk_sets``.
         sampling: "shuffled" shows every training slide once an epoch; "balanced" draws as many with replacement, every
             class as often as any other.
         select: validation score by which the checkpoint is chosen: a metric of the task in its direction, or "loss";
@@ -38,6 +42,8 @@ class TrainingConfig:
         labelled: share (at most 1) or number (above 1) of the training slides whose labels are used, see
             ``mil_zoo.data.splits.few_labels``; of the validation slides the same share.
         max_instances: random instances of each bag seen in a training step; None for all. Evaluation always sees all.
+        record: after which epochs the training slides are scored and their attention recorded, the points of figure 3:
+            every so many, the first and the last; "end" for the last alone, "off" for none. It changes no weight.
     """
 
     epochs: int = 100
@@ -48,6 +54,7 @@ class TrainingConfig:
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     clip_norm: float | None = None
     bags_per_step: int = 1
+    risk_set: str = "batch"
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     select: str = "auc"
     tie: str = "loss"
@@ -56,6 +63,7 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     max_instances: int | None = None
     labelled: float = 1.0
+    record: int | Literal["end", "off"] = 5
 
     def __post_init__(self) -> None:
         for name in ("epochs", "bags_per_step", "learning_rate", "clip_norm", "max_instances", "labelled"):
@@ -66,8 +74,16 @@ class TrainingConfig:
             raise InputError(f"training.weight_decay must be 0 or more and finite, not {self.weight_decay}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"training.betas must be two numbers of at least 0 and below 1, not {list(self.betas)}")
+        if isinstance(self.record, int) and self.record < 1:
+            raise InputError(f"training.record must be 1 or more epochs, 'end' or 'off', not {self.record}")
         if not 0 <= self.select_after < 1:
             raise InputError(f"training.select_after must be at least 0 and below 1, not {self.select_after}")
+
+    def records(self, epoch: int) -> bool:
+        """Whether the training slides are looked at after ``epoch`` (from 1)."""
+        if isinstance(self.record, str):
+            return self.record == "end" and epoch == self.epochs
+        return epoch in (1, self.epochs) or epoch % self.record == 0
 
     def check_criteria(self, task: Task) -> None:
         """Raises an ``InputError`` where the task has no criterion of the name that is selected by."""
@@ -75,6 +91,11 @@ class TrainingConfig:
             known = [*task.criteria, *(["last"] if key == "select" else [])]
             if value not in known:
                 raise InputError(f"training.{key} must be one of {', '.join(known)}, not {value!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain values; the way to a risk set only where it is not the usual one."""
+        fields = dataclasses.asdict(self) | {"betas": list(self.betas)}
+        return {name: value for name, value in fields.items() if (name, value) != ("risk_set", "batch")}
 
     def selection_rule(self, task: Task) -> str:
         """The rule in words, for tables."""

@@ -13,7 +13,9 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.prefetch import read_ahead
 from mil_zoo.train.device import batches_on
 
-PACK = 16_384  # instances scored together: enough to hide the overhead of a call, little beside one large slide
+# Packing copies, which takes longer than the call that it saves where bags have thousands of instances.
+PACK = 4096  # instances scored together
+ALONE = 1024  # instances of a bag that is not packed
 
 
 def mixed(precision: str, device: str) -> torch.autocast:
@@ -30,7 +32,8 @@ def predict(
 ) -> Iterator[tuple[Bag, AggregatorOutput, Tensor]]:
     """Scores whole bags in eval mode and without gradients. The aggregator's mode is restored.
 
-    Small bags are packed together, up to ``PACK`` instances; a bag gives the same answer alone.
+    Bags of fewer than ``ALONE`` instances that follow each other are packed, up to ``PACK`` together; a larger one is
+    scored alone and not copied. A bag gives the same answer either way.
 
     Args:
         aggregator: on ``device``.
@@ -47,9 +50,7 @@ def predict(
     aggregator.eval()
     try:
         reader = read_ahead(bags, graph=graph) if isinstance(bags, Sequence) else bags
-        # Packing copies: on a GPU, which large bags fill, only small ones are worth it.
-        together = PACK if torch.device(device).type == "cpu" else PACK // 8
-        for packed, batch in batches_on(device, _packs(reader, together), graph):
+        for packed, batch in batches_on(device, _packs(reader), graph):
             with torch.inference_mode(), mixed(precision, device):
                 output = aggregator(batch)
                 predictions = aggregator.predict(output.logits).cpu()
@@ -58,13 +59,16 @@ def predict(
         aggregator.train(was_training)
 
 
-def _packs(bags: Iterable[Bag], together: int) -> Iterator[list[Bag]]:
+def _packs(bags: Iterable[Bag]) -> Iterator[list[Bag]]:
     pack: list[Bag] = []
     for bag in bags:
-        if pack and sum(map(len, pack)) + len(bag) > together:
+        if pack and (len(bag) >= ALONE or sum(map(len, pack)) + len(bag) > PACK):
             yield pack
             pack = []
         pack.append(bag)
+        if len(bag) >= ALONE:
+            yield pack
+            pack = []
     if pack:
         yield pack
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import aggregator_options, create_aggregator
+from mil_zoo.aggregators.base import Aggregator, aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
+from mil_zoo.errors import InputError
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import fit
+from mil_zoo.train.loop import fit, of_patients
 from mil_zoo.train.predict import predict
 
 
@@ -38,6 +39,7 @@ class TrialContext:
         seed: of everything random; torch's own generator is seeded with it already.
         device: where to compute.
         on_epoch: to be called with the row of every finished epoch.
+        patient_rule: how the slides of a patient are combined; None where they are not.
         faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
         kept: what protocols keep for the next trials of this process, by the protocol's name.
     """
@@ -52,6 +54,7 @@ class TrialContext:
     seed: int
     device: str
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
+    patient_rule: str | None = None
     faithfulness: Sequence[int] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)
 
@@ -65,6 +68,7 @@ class TrialResult:
         predictions: for "val" and "test" each float ``[n, P]``, a column for each of the task's prediction columns, in
             the order of their bags.
         logits: of the same bags, each float ``[n, width]``; empty where there are none.
+        last: predictions of the "test" bags by the last epoch's weights, float ``[n, P]``; None where that was chosen.
         epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
@@ -79,19 +83,38 @@ class TrialResult:
     parameters: int
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
+    last: Tensor | None = None
     stages: Sequence[Mapping[str, Any]] = ()
 
 
 Protocol = Callable[..., TrialResult]
 PROTOCOLS: Registry[Protocol] = Registry("protocol", package="mil_zoo.ssl")
+_FAMILY: dict[str, str | None] = {}  # of each protocol, the only kind of task that it can do
 
 
-def register_protocol(name: str) -> Callable[[Protocol], Protocol]:
+def register_protocol(name: str, family: str | None = None) -> Callable[[Protocol], Protocol]:
     """Decorator: trials of the model called ``name`` run this function instead of :func:`supervised`.
 
     It is called as ``f(context, **options)``; its keyword parameters are the model's options.
+
+    Args:
+        name: of the model.
+        family: the only kind of task that it can do ("classification"); None for any.
     """
-    return PROTOCOLS.register(name)
+
+    def decorate(protocol: Protocol) -> Protocol:
+        _FAMILY[name] = family
+        return PROTOCOLS.register(name)(protocol)
+
+    return decorate
+
+
+def check_protocol(name: str, task: Task) -> None:
+    """Raises an ``InputError`` where the protocol cannot do the task."""
+    PROTOCOLS.get(name)
+    family = _FAMILY.get(name)
+    if family not in (None, task.family or task.name):
+        raise InputError(f"{name} does {family} alone, not {task.name}; leave it out of --models")
 
 
 def run_protocol(context: TrialContext) -> TrialResult:
@@ -115,6 +138,12 @@ def supervised(context: TrialContext) -> TrialResult:
     task = context.task.fit(as_bags(context.bags["train"]).targets)
     recorder = AttentionRecorder(task)
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
+    where = context.graph, context.device, context.training.precision
+    last: list[Tensor] = []
+
+    def test_last() -> None:
+        last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
+
     stages: list[dict[str, Any]] = []
     epochs = fit(
         aggregator,
@@ -124,14 +153,17 @@ def supervised(context: TrialContext) -> TrialResult:
         graph=context.graph,
         seed=context.seed,
         device=context.device,
+        patient_rule=context.patient_rule,
         after_epoch=recorder.record_training,
         on_epoch=context.on_epoch,
+        before_choice=test_last,
         on_stage=stages.append,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
+    if task.finishes:
+        task = aggregator.task = _finished(task, aggregator, context, where)
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
     logits: dict[str, list[Tensor]] = {"val": [], "test": []}
-    where = context.graph, context.device, context.training.precision
     for part, rows in found.items():
         for bag, output, prediction in predict(aggregator, context.bags[part], *where):
             rows.append(prediction)
@@ -153,4 +185,24 @@ def supervised(context: TrialContext) -> TrialResult:
     stacked = {part: torch.stack(rows) for part, rows in found.items()}
     parameters = sum(parameter.numel() for parameter in aggregator.parameters())
     of_parts = {part: torch.cat(rows) for part, rows in logits.items()}
-    return TrialResult(task, stacked, epochs, aggregator.state_dict(), parameters, recorder, of_parts, stages)
+    return TrialResult(
+        task=task,
+        predictions=stacked,
+        epochs=epochs,
+        weights=aggregator.state_dict(),
+        parameters=parameters,
+        recorder=recorder,
+        logits=of_parts,
+        stages=stages,
+        last=torch.stack(last) if last else None,
+    )
+
+
+def _finished(task: Task, aggregator: Aggregator, context: TrialContext, where: Any) -> Task:
+    """The task with what it takes from the trained aggregator's logits of the training bags, or of their patients."""
+    bags = context.bags["train"]
+    logits = torch.cat([aggregator.task_logits(output.logits) for _, output, _ in predict(aggregator, bags, *where)])
+    targets = as_bags(bags).targets
+    if task.of_patients and context.patient_rule in ("mean", "max"):
+        logits, targets = of_patients(task, logits, bags, context.patient_rule)
+    return task.finished(targets, logits.double().numpy())

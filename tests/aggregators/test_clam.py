@@ -98,6 +98,15 @@ def test_the_instance_loss_of_a_batch_is_the_mean_over_its_bags(name, num_classe
         assert (mine is None and slow is None) or (mine - (0 if slow is None else slow)).abs().max() < 1e-6
 
 
+def test_a_few_highest_of_many_are_those_of_a_sort():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 40, (500, 3), generator=generator).float()  # many are equal
+    scores[7, 2] = scores[300, 2] = torch.nan
+    for count in (1, 8, 60, 400):
+        rows = segment_topk(scores, torch.tensor([0, 500]), torch.tensor([count]), count)
+        assert torch.equal(rows, scores.argsort(dim=0, descending=True, stable=True)[:count])
+
+
 def test_segment_topk_sorts_each_bag_and_column_apart():
     scores = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 0.0], [9.0, 7.0], [0.0, 8.0], [4.0, 1.0]])
     rows = segment_topk(scores, torch.tensor([0, 3, 4, 6]), torch.tensor([2, 1, 0]))

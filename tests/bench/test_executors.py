@@ -177,10 +177,25 @@ def test_a_full_disk_of_a_process_is_one_sentence(bag_table, tmp_path, run_cli):
     assert run_cli(*command)[0] == 0  # the same command goes on once there is space
 
 
+def test_jobs_are_as_many_as_cores_and_memory_allow(bag_table, monkeypatch):
+    plan = small_plan(bag_table, folds=4)  # 8 trials of one thread
+
+    def fit(cores, mib, plan=plan):
+        monkeypatch.setattr(executors, "cores", lambda: cores)
+        monkeypatch.setattr(executors.memory, "available", lambda: mib)
+        return executors.jobs_that_fit(plan)
+
+    assert [fit(cores, None) for cores in (1, 2, 3, 16)] == [1, 2, 3, 4]
+    assert [fit(16, mib) for mib in (500.0, 2500.0, 1e6)] == [1, 2, 4]
+    assert fit(16, 1e6, small_plan(bag_table, folds=4, threads=8)) == 2
+    assert fit(16, 1e6, small_plan(bag_table, folds=2, models=["mean"], overrides={})) == 1
+
+
 def test_impossible_numbers(run_cli, bag_table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options, message in {
         ("--jobs", 0): "--jobs must be at least 1",
+        ("--jobs", "many"): "--jobs is a number of trials or auto, not 'many'",
         ("--threads", 0): "--threads must be at least 1",
         ("--jobs", 2, "--executor", "local"): "--executor local runs one trial at a time",
     }.items():
@@ -221,3 +236,16 @@ def test_what_ray_cannot_do_is_one_sentence(run_cli, bag_table):
         assert code == 2
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_a_trial_over_its_time_fails_and_the_next_one_runs(bag_table, tmp_path, run_cli):
+    plugin = tmp_path / "slow_one.py"
+    plugin.write_text(SLOW.replace('"slow"', '"slow_one"'))
+    load_plugin(plugin)
+    plan = small_plan(bag_table, models=["slow_one"], overrides={})
+    plan = dataclasses.replace(plan, drawn=dataclasses.replace(plan.drawn, splits=plan.splits[:2]))
+    rows = run_plan(plan, tmp_path / "run", executor=Processes(1, limit=1.0)).trials()
+    assert [row["status"] for row in rows] == ["failed"] * 2
+    assert rows[0]["reason"].startswith("it took longer than --time-limit, 0.0166667 minutes")
+    code, _, err = run_cli("bench", "--dataset", bag_table, "--models", "mean", "--time-limit", "-1")
+    assert (code, err) == (2, "mil-zoo: --time-limit must be positive and finite, not -1\n")

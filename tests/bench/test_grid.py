@@ -39,6 +39,9 @@ def test_values(text, values):
         ("x=a,b,...,c", "two numbers before and one after"),
         ("x=0,0.3,...,1", "steps of 0.3 from 0.3 never meet 1"),
         ("x=0,1,...,-3", "never meet"),
+        ("x=0,0.1,...,1e9", "more than 1000 values; take larger steps"),
+        ("x=1,2,...,inf", "stands between finite numbers"),
+        ("x=nan,1,...,2", "stands between finite numbers"),
     ],
 )
 def test_wrong_texts_are_refused(text, message):

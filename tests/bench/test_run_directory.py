@@ -151,3 +151,13 @@ def test_a_changed_file_is_found_when_it_is_read(tmp_path, name, how):
             (reads | {"attention.h5": again.attention})[name]("a-1")
     assert name in again.damage("a-1")
     assert again.damage("a-2") == ""
+
+
+def test_slides_may_be_called_na(tmp_path):
+    run = RunDirectory(tmp_path)
+    text = "slide_id,patient_id,split,prob_0\nNA,,test,0.5\nnull,None,test,nan\n007,NA,test,\n"
+    run.add_trial({"trial": "a-r0-f0-s0"}, lambda folder: (folder / "predictions.csv").write_text(text))
+    table = run.predictions("a-r0-f0-s0")
+    assert table["slide_id"].tolist() == ["NA", "null", "007"]
+    assert table["patient_id"].fillna("-").tolist() == ["-", "None", "NA"]
+    assert table["prob_0"].fillna(-1.0).tolist() == [0.5, -1.0, -1.0]

@@ -98,8 +98,9 @@ def test_a_digest_does_not_depend_on_where_the_slide_lies(tmp_path):
     assert samples_of(pack_patients(dataset.bags)) == samples_of(pack_patients(in_memory))
 
 
-def plan(path, **more):
-    return make_plan(read_suite(None, datasets=[str(path)], models=["mean"], folds=2, epochs=1, **more), str(path))
+def plan(path, verify=False, **more):
+    suite = read_suite(None, datasets=[str(path)], models=["mean"], folds=2, epochs=1, **more)
+    return make_plan(suite, str(path), verify=verify)
 
 
 def write_table(path, bags, labels=None):
@@ -138,3 +139,14 @@ def test_data_that_changed_since_a_run_began(tmp_path):
         with pytest.raises(InputError, match=rf"the data changed since this run began \(other {what}\)"):
             run_plan(plan(path), tmp_path / "run")
     assert len(run.trials()) == 2
+
+
+def test_a_row_between_those_sampled_is_noticed_where_all_are_asked_for(tmp_path):
+    bags = slides(8)
+    path = write_table(tmp_path / "a.npz", bags)
+    run_plan(plan(path, verify=True), tmp_path / "run")
+    bags[2].features[1] += 1
+    write_table(path, bags)
+    run_plan(plan(path), tmp_path / "run")  # sampled rows are the same
+    with pytest.raises(InputError, match=r"the data changed since this run began \(other all features\)"):
+        run_plan(plan(path, verify=True), tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -167,6 +168,18 @@ def test_h5_files_that_hold_something_else(tmp_path):
         read_bag(path)
 
 
+def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", data=FEATURES, compression="gzip", shuffle=True)
+    assert read_bag(tmp_path / "a.h5").features.tolist() == FEATURES.tolist()
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != 1)
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(
+        InputError, match=r"a.h5: features is compressed by a filter \(number 1\) .* pip install hdf5plugin"
+    ):
+        read_bag(tmp_path / "a.h5")
+
+
 def test_tensors_that_carry_more_than_numbers(tmp_path):
     features = torch.from_numpy(FEATURES)
     torch.save(features.clone().requires_grad_() * 1.0, tmp_path / "a.pt")
@@ -178,6 +191,22 @@ def test_tensors_that_carry_more_than_numbers(tmp_path):
         torch.save(odd, tmp_path / "b.pt")
         with pytest.raises(InputError, match=message):
             read_bag(tmp_path / "b.pt")
+
+
+def test_tensors_that_would_be_larger_than_their_file(tmp_path):
+    torch.save(torch.zeros(1).expand(10**6, 64).unsqueeze(0), tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a.pt declares a tensor \[1, 1000000, 64\] that holds one number many times"):
+        read_bag(tmp_path / "a.pt")
+    torch.save(torch.zeros(1000, 64), tmp_path / "b.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "b.pt") as whole,
+        zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in whole.infolist():
+            packed.writestr(member.filename, whole.read(member))
+    with pytest.raises(InputError, match=r"c.pt is not a readable tensor file \(it is compressed"):
+        read_bag(tmp_path / "c.pt")
+    assert len(read_bag(tmp_path / "b.pt")) == 1000
 
 
 @pytest.mark.parametrize("values", [[0, 255], [0, 2], [0.0, np.nan], [0, 0.5]])

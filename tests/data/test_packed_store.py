@@ -176,6 +176,27 @@ def test_damage_is_found(dataset, tmp_path, run_cli):
         PackedStore.open(tmp_path / "s")
 
 
+@pytest.mark.parametrize("name", ["store.json", "index.jsonl"])
+def test_a_letter_that_changed_is_found(dataset, tmp_path, name):
+    store = import_dataset(dataset, tmp_path / "s").path
+    whole = (store / name).read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole), size=60):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        (store / name).write_bytes(bytes(changed))
+        try:  # only another way of writing the same is let through
+            assert open_dataset(str(store)).card == dataset.card
+        except InputError as error:
+            assert name in str(error)  # noqa: PT017
+        else:
+            assert json.loads(bytes(changed)) == json.loads(whole)
+    for content in (b"", b"{}", b"[]", b"null", b"\xff\xfe", whole[: len(whole) // 2], b"[" * 100_000):
+        (store / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            open_dataset(str(store))
+
+
 def test_the_command(run_cli, slides, tmp_path, monkeypatch):
     out = tmp_path / "s"
     command = ("data", "import", slides, out, "--dtype", "bf16", "--graph", "window:2")

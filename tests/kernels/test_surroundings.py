@@ -41,22 +41,68 @@ def test_compiling_switched_off_leaves_the_reference():
     assert "NUMBA_DISABLE_JIT is set" in run(code, NUMBA_DISABLE_JIT="1").stdout
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x80\x04damaged"])
-def test_a_damaged_cache_costs_a_compilation(tmp_path, monkeypatch, damage):
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """A function to compile whose cache belongs in ``tmp_path``."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     numba.config.reload_config()
-    try:
-        source = tmp_path / "kernel.py"
-        source.write_text("def kernel(x):\n    return x + 1\n")
-        namespace: dict = {}
-        exec(compile(source.read_text(), str(source), "exec"), namespace)
-        for _ in range(2):
-            assert jit()(namespace["kernel"])(2) == 3
-            for file in tmp_path.rglob("*.nb[ic]"):
-                file.write_bytes(damage)
-    finally:
-        monkeypatch.undo()
-        numba.config.reload_config()
+    source = tmp_path / "kernel.py"
+    source.write_text("def kernel(x):\n    return x + 1\n")
+    namespace: dict = {}
+    exec(compile(source.read_text(), str(source), "exec"), namespace)
+    yield namespace["kernel"]
+    monkeypatch.undo()
+    numba.config.reload_config()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x80\x04damaged"])
+def test_a_damaged_cache_costs_a_compilation(tmp_path, kernel, damage):
+    for _ in range(2):
+        assert jit()(kernel)(2) == 3
+        for file in tmp_path.rglob("*.nb[ic]"):
+            file.write_bytes(damage)
+
+
+def test_a_full_disk_costs_the_cache(kernel, monkeypatch, caplog):
+    def full(self, *arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(numba.core.caching.FunctionCache, "save_overload", full)
+    assert jit()(kernel)(2) == 3
+    assert "compiled kernels cannot be kept in" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_no_place_to_write_costs_the_cache(kernel, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
+    numba.config.reload_config()
+    assert jit()(kernel)(2) == 3
+
+
+def test_a_threading_layer_that_is_not_there_is_one_line():
+    done = run(
+        "import mil_zoo.kernels._numba.threads, numba; print(numba.threading_layer())", NUMBA_THREADING_LAYER="tbb"
+    )
+    if "tbb" not in done.stdout:  # where it is installed it is used
+        assert "threading layer 'tbb' is not installed; another one is used" in done.stderr
+        assert done.stderr.count("mil-zoo") == 1
+
+
+def test_a_graphbolt_that_cannot_be_loaded_is_left_out(tmp_path):
+    """Under a backend of DGL that is not this one's, as its own environment variable may say."""
+    (tmp_path / "dgl" / "graphbolt").mkdir(parents=True)
+    version = torch.__version__.partition("+")[0]
+    (tmp_path / "dgl" / "graphbolt" / f"libgraphbolt_pytorch_{version}.so").write_bytes(b"built for something else")
+    (tmp_path / "dgl" / "graphbolt" / "__init__.py").write_text("raise FileNotFoundError('cannot load it')")
+    (tmp_path / "dgl" / "__init__.py").write_text(
+        "import os\nprint('backend', os.environ['DGLBACKEND'])\nimport dgl.graphbolt"
+    )
+    done = run(
+        "from mil_zoo.cli import main\nimport sys\nsys.argv = ['mil-zoo', 'doctor']\nmain()",
+        PYTHONPATH=str(tmp_path), DGLBACKEND="tensorflow", COLUMNS="200",
+    )  # fmt: skip
+    assert "backend pytorch" in done.stdout
+    assert " ".join(done.stdout.split()).count("dgl │ yes") == 1
 
 
 def test_prototypes_of_equal_scores_are_finite_in_half_precision():

@@ -252,3 +252,20 @@ def test_values_keep_their_note_when_copied():
         assert np.isnan(twin)
         assert note_of(twin) == "no event"
     assert pd.Series([value]).isna().all()
+
+
+def test_the_metric_of_the_guide_runs_as_it_stands(forget):
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = [part for part in text.split("```python\n")[1:] if "register_metric(" in part]
+    exec(block.partition("```")[0], {})
+    got = score(*ARGUMENTS, task="survival", **CONTEXT)
+    time, event = ARGUMENTS[:2]
+    assert got["early_events"] == pytest.approx(((event == 1) & (time < 12)).mean())
+    time, event, risk, _, own, hazard = ARGUMENTS
+    nowhere = np.full((80, 100), np.nan)
+    empty = score(time, event, risk, nowhere, own, hazard, task="survival", **CONTEXT | {"horizons": {}})
+    assert note_of(empty["early_events"]) == note_of(empty["auc_mean"]) == "no horizon"
+    assert note_of(empty["ibs"]) == note_of(empty["ibs_km"]) == "a span of time needs two times"
+    assert np.isfinite(empty["c_uno"])

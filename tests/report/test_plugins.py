@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from mil_zoo.report.load import Results
 
@@ -147,8 +148,7 @@ def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path):
         for fold, value in enumerate(part)
     ]
     run = write.run(rows, list(values), files, classes=[])
-    config = (run.path / "config.yaml").read_text()
-    (run.path / "config.yaml").write_text(config + "task: {name: counting}\n")
+    (run.path / "config.yaml").write_text(yaml.safe_dump(run.config | {"task": {"name": "counting"}}))
     (tmp_path / "counting.py").write_text(TASK)
     done = report(run, tmp_path / "counting.py")
     assert done.returncode == 0, done.stderr

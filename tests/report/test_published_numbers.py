@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import yaml
 
 from mil_zoo.report.across_runs.literature import published_numbers, published_table
 from mil_zoo.report.load import Results
@@ -16,9 +17,9 @@ def crchisto(write):
     """A run of gated ABMIL on crchisto."""
     rows = [write.row("abmil", fold, metrics=scores(value)) for fold, value in enumerate([0.8, 0.9, 1.0])]
     run = write.run(rows, ["abmil"], name="crchisto", warnings=["Folds share patients."])
-    text = (run.path / "config.yaml").read_text()
-    text = text.replace("  abmil:\n    training:", "  abmil:\n    options: {gated: true}\n    training:")
-    (run.path / "config.yaml").write_text(text)
+    config = run.config
+    config["model_settings"]["abmil"]["options"] = {"gated": True}
+    (run.path / "config.yaml").write_text(yaml.safe_dump(config))
     return run
 
 

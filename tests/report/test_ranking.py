@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.figure import Figure
 
 from mil_zoo import InputError
@@ -55,8 +56,9 @@ def test_runs_of_one_dataset_add_up(runs, tmp_path, write):
     assert "Left out, since a dataset has no score of them: max." in text
     with pytest.raises(InputError, match="is in two runs of one"):
         scores_by_dataset([*runs, runs[0]], "auc")
-    config = (more.path / "config.yaml").read_text()
-    (more.path / "config.yaml").write_text(config.replace("a1b2c3", "d4e5f6"))
+    config = more.run.config
+    config["split"]["hash"] = "d4e5f6"
+    (more.path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(InputError, match="split one differently"):
         scores_by_dataset([*runs, Results.load(more.path)], "auc")
 

@@ -315,3 +315,49 @@ def test_titles_are_the_dataset_s_name_and_can_be_given(write):
 def test_a_wide_table_is_scaled_to_the_text(write):
     write_tables(Results.load(run := write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"])))
     assert r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi" in read(run, "table.tex")
+
+
+def test_notes_say_a_short_budget_and_what_f1_is_of(write):
+    run = write.run([write.row("abmil"), write.row("mine")], ["abmil", "mine"])
+    config = run.config
+    config["model_settings"] = {model: {"training": {"epochs": 4}} for model in ("abmil", "mine")}
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    lines = notes(Results.load(run))
+    assert any(line.startswith("Short budget, in epochs of the model's own recipe: abmil 4 of 100. ") for line in lines)
+    assert any(line.startswith("F1 is of class 'tumour' (label 1); ") for line in lines)
+    assert "The validation slides choose nothing: they are neither trained on nor tested." not in lines
+    for model in config["model_settings"].values():
+        model["training"]["select"] = "last"
+    config["split"]["validation_fraction"] = None
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    lines = notes(Results.load(run))
+    assert "The validation slides choose nothing: they are neither trained on nor tested." in lines
+    assert any("validation slides as the split names them (no fraction is used), hash" in line for line in lines)
+
+
+def test_a_model_that_says_one_class_of_every_slide_is_called_collapsed(write):
+    def predictions(row, folder):
+        positive = [0.6, 0.9, 0.7] if row["fold"] else [0.2, 0.9, 0.7]
+        table = {"slide_id": ["a", "b", "c"], "patient_id": "", "split": "test", "label": [0, 1, 1]}
+        table |= {"prob_0": [1 - p for p in positive], "prob_1": positive}
+        pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
+
+    run = write.run([write.row("abmil", fold) for fold in range(3)], ["abmil"], predictions)
+    said = (
+        "Collapsed: abmil says 'tumour' of every test slide in 2 of 3 trials; its accuracy there is that class's share."
+    )
+    assert said in notes(Results.load(run))
+
+
+def test_the_last_epoch_stands_beside_the_chosen_one(write):
+    rows = folds(write, "abmil", [0.8, 0.9]) + folds(write, "mean", [0.6, 0.7])
+    rows[0] |= {"last_metrics": metrics(0.5, 0.4)}  # of epochs 5 the third was chosen
+    for row in rows[1:]:
+        row["selected_epoch"] = row["epochs"]
+    run = write.run(rows, ["abmil", "mean"])
+    write_tables(Results.load(run))
+    table = pd.read_csv(run.path / "last_epoch.csv").set_index("aggregator")
+    assert table.loc["abmil", ["chosen", "earliest", "latest"]].tolist() == [4, 3, 5]
+    assert table.loc["abmil", ["auc_chosen", "auc_last"]].tolist() == pytest.approx([0.9, (0.4 + 0.9) / 2])
+    assert table.loc["mean", "auc_chosen"] == table.loc["mean", "auc_last"]
+    assert "| abmil | 5 | 4 (3 to 5) |" in read(run, "last_epoch.md")

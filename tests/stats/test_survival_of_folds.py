@@ -19,6 +19,7 @@ from mil_zoo.stats import (
     concordance_pairs,
     corrected_t_test,
     cumulative_dynamic_auc,
+    estimate,
     external_difference,
     fit_clinical,
     follow_up,
@@ -320,3 +321,21 @@ def test_what_a_model_adds_to_the_covariates(published, real_data):
     assert scaled.chi2 == pytest.approx(adds.chi2)
     noise = np.random.default_rng(0).normal(size=len(rows))
     assert adds_to_clinical(arrays[0], arrays[1], known, noise, rows["fold"].to_numpy()).p > 0.05
+
+
+def test_the_interval_of_a_single_test_set(published):
+    """However often it was trained for: over the choice of patients, who are drawn once for all trainings."""
+    part = folds(published, "mcat", "blca")[0]
+    noise = np.random.default_rng(0).normal(0, 0.1, len(part.labels))
+    again = Scored((*part.arguments[:2], part.arguments[2] + noise), part.patients, part.labels)
+    values = [C(*one.arguments) for one in (part, again)]
+    found = estimate({0: values}, {0: [part, again]}, C, 300, 75)
+    drawn = bootstrap_patients([part, again], C)
+    assert (found.method, found.test_sets, found.n) == ("patients", 1, 2)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == (drawn.low, drawn.high)
+    parts = folds(published, "mcat", "blca")
+    over = estimate(
+        {i: [C(*one.arguments)] for i, one in enumerate(parts)}, {i: [p] for i, p in enumerate(parts)}, C, 4, 1
+    )
+    assert (over.method, over.test_sets) == ("corrected t", 5)

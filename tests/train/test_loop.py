@@ -46,6 +46,29 @@ def test_it_learns_and_reports_every_epoch():
     assert sum(row["selected"] for row in rows) == 1
 
 
+@pytest.mark.parametrize(
+    ("record", "epochs"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 3, 6, 7]), ("end", [7]), ("off", [])]
+)
+def test_training_slides_are_looked_at_when_asked_and_it_changes_nothing(record, epochs):
+    seen = []
+    torch.manual_seed(0)
+    aggregator = create_aggregator("clam_sb", in_dim=4)
+    config = TrainingConfig(epochs=7, record=record)
+    rows = fit(aggregator, TRAIN, VAL, config, after_epoch=lambda epoch, bag, *_: seen.append((epoch, bag.slide_id)))
+    assert seen == [(epoch, bag.slide_id) for epoch in epochs for bag in TRAIN]
+    assert [row["epoch"] for row in rows if not np.isnan(row["train_accuracy"])] == epochs
+    torch.manual_seed(0)
+    again = create_aggregator("clam_sb", in_dim=4)
+    unseen = fit(again, TRAIN, VAL, TrainingConfig(epochs=7, record="off"))
+    assert [row["val_loss"] for row in rows] == [row["val_loss"] for row in unseen]
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in aggregator.state_dict().items())
+
+
+def test_what_is_no_number_of_epochs_is_refused():
+    with pytest.raises(InputError, match=r"training.record must be 1 or more epochs, 'end' or 'off', not 0"):
+        TrainingConfig(record=0)
+
+
 @pytest.mark.parametrize("name", ["abmil", "srmil"])
 def test_the_same_seed_gives_the_same_bits(name):
     options = {"hidden": 8, "heads": 2} if name == "srmil" else {}

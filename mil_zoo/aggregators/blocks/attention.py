@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mil_zoo.aggregators.blocks.dropout import Dropout
+
 
 class Attention(nn.Module):
     """Scores instances by ``w^T tanh(V h)`` (Ilse et al. 2018, equation 8).
@@ -40,7 +42,7 @@ class GatedAttention(nn.Module):
         self.V = nn.Linear(in_dim, attention_dim)
         self.U = nn.Linear(in_dim, attention_dim)
         self.w = nn.Linear(attention_dim, branches)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         """``[N, in_dim]`` to attention logits ``[N, K]``."""

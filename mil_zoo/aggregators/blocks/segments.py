@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mil_zoo.kernels.devices import positions
+from mil_zoo.kernels.devices import positions, runs_ahead
 
 
 def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None = None) -> Tensor:
@@ -20,11 +20,19 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None =
     Returns:
         int64 ``[sum k, K]``, rows of ``scores``: the bags in order, highest score first (equal: the earlier row).
     """
-    order = scores.argsort(dim=0, descending=True, stable=True)
     if len(k) == 1 and total is not None:
-        return order[:total]
+        return torch.stack([_highest(column, total) for column in scores.unbind(1)], dim=1)
+    order = scores.argsort(dim=0, descending=True, stable=True)
     bag = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
     order = order.gather(0, bag[order].argsort(dim=0, stable=True))  # the bags apart again, each by falling score
     place = torch.arange(len(scores), device=scores.device) - offsets[bag]
     wanted = place < k[bag]
     return order[wanted] if total is None else order.index_select(0, positions(wanted, total))
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """The rows of the ``count`` highest of ``scores`` ``[N]``; few of many are not worth a sort of all."""
+    if not runs_ahead(scores.device) and 0 < 4 * count < len(scores):
+        rows = (~(scores < scores.topk(count).values[-1])).nonzero()[:, 0]  # the last's equals too, and NaN
+        return rows[scores[rows].argsort(descending=True, stable=True)[:count]]
+    return scores.argsort(descending=True, stable=True)[:count]

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import CSR, devices, graph_sum, segment_reduce
+from mil_zoo.kernels.checks import in_float32
 
 AHEAD = 64  # products of an exact solution where nobody may wait to see whether fewer do
 MOST = 1000  # where someone may
@@ -82,12 +83,17 @@ class Smooth(nn.Module):
 
     def forward(self, u: Tensor, adjacency: Adjacency) -> Tensor:
         """``[ΣN, F]`` to the same."""
-        q = u.new_full((), self.fixed) if self.fixed is not None else self.coef
-        if self.mode == "exact":
-            smooth = _Exact.apply(u, q, adjacency)
-        else:
-            smooth = _Approximate.apply(u, 1 / (1 + q), adjacency, self.steps)
+        q = self.coef if self.fixed is None else u.new_full((), self.fixed)
+        smooth = _smoothed(u, q, adjacency, self.steps if self.mode == "approx" else None)
         return smooth if adjacency.lonely is None else torch.where(adjacency.lonely, u, smooth)
+
+
+@in_float32
+def _smoothed(u: Tensor, q: Tensor, adjacency: Adjacency, steps: int | None) -> Tensor:
+    """Sm(U), by so many steps or, for None, exactly."""
+    if steps is None:
+        return _Exact.apply(u, q, adjacency)
+    return _Approximate.apply(u, 1 / (1 + q), adjacency, steps)
 
 
 class _Approximate(torch.autograd.Function):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
 from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.aggregators.srmil.readouts import READOUTS, Paths
@@ -98,7 +99,7 @@ class SRMIL(Aggregator):
             GATLayer(hidden, 1, in_dim, *drops, residual=False, norm=False, activation=None),
         )
         self.classifier = nn.Sequential(
-            nn.Linear(head_dim, head_hidden), nn.ReLU(), nn.Dropout(cls_drop), nn.Linear(head_hidden, num_classes)
+            nn.Linear(head_dim, head_hidden), nn.ReLU(), Dropout(cls_drop), nn.Linear(head_hidden, num_classes)
         )
         self.readout.add_parameters(self, head_hidden, feat_drop, attn_drop)
         # The authors' layers carry mask tokens that nothing reads, and both readouts whichever is on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +19,7 @@ COLUMNS = {
     "slide_id": ("slide_id", "slide", "ID", "bag_name", "filename", "slide_path", "slide_name", "image_id", "path"),
     "patient_id": ("patient_id", "case_id", "patient", "case", "pat_id"),
     "split": ("split", "official_split"),
+    "fold": ("fold",),
     "site": ("site", "tissue_source_site", "centre", "center"),
 }
 NEEDS = "it needs the columns slide_id and label, and may have patient_id (or case_id) and split"
@@ -38,28 +39,35 @@ def column_of(table: pd.DataFrame, names: Sequence[str]) -> str | None:
     return next((here[name.lower()] for name in names if name.lower() in here), None)
 
 
-def read_labels(path: Path, label_column: str = "label", target_columns: Sequence[str] = ("label",)) -> pd.DataFrame:
+def read_labels(
+    path: Path,
+    label_column: str = "label",
+    columns_of: Callable[[Sequence[str]], Sequence[str]] = lambda header: ("label",),
+    covariates: Sequence[str] = (),
+) -> pd.DataFrame:
     """Reads a csv (also ``.csv.gz``) of labels.
 
     Args:
         path: columns slide_id (see ``COLUMNS`` for its other names), the label, and optionally patient_id (or case_id,
-            patient) and split.
+            patient), split and fold.
         label_column: which column is the label; ``label`` where there is no such column.
-        target_columns: what the task reads: the label, or columns of these names.
+        columns_of: which columns the task reads, of those that the table has: the label, or others.
+        covariates: further columns to keep, each of which must be there.
 
     Returns:
-        Text columns ``slide_id``, those of the target and, where the file has them, ``patient_id``, ``split`` and
-        ``site``. Names are as they are written; ``1.0`` as a label is ``1``.
+        Text columns ``slide_id``, those of the target, the covariates and, where the file has them, ``patient_id``,
+        ``split``, ``fold`` and ``site``. Names are as they are written; ``1.0`` as a label is ``1``.
 
     Raises:
         InputError: the file is missing, not a csv, has no rows, lacks a column or a value, or has one twice.
     """
     table = read_csv(path)
     columns = {name: column_of(table, known) for name, known in COLUMNS.items()}
-    columns |= {name: column_of(table, [name]) for name in target_columns}
+    target_columns = columns_of([str(column) for column in table.columns])
+    columns |= {name: column_of(table, [name]) for name in (*target_columns, *covariates)}
     if "label" in target_columns:
         columns["label"] = column_of(table, [label_column, "label"])
-    for name in ("slide_id", *target_columns):
+    for name in ("slide_id", *target_columns, *covariates):
         column = columns[name]
         if column is None:
             wanted = label_column if name == "label" else name
@@ -76,8 +84,8 @@ def read_labels(path: Path, label_column: str = "label", target_columns: Sequenc
         labels[name] = dialects.decimal(labels[name])
     if "label" in target_columns:
         labels["label"] = labels["label"].str.replace(r"^([0-9]+)\.0+$", r"\1", regex=True)
-    if "split" in labels:
-        labels["split"] = labels["split"].where(~labels["split"].str.lower().isin(_NO_SPLIT), None)
+    for name in {"split", "fold"} & set(labels):
+        labels[name] = labels[name].where(~labels[name].str.lower().isin(_NO_SPLIT), None)
     return labels
 
 

@@ -53,7 +53,7 @@ class DSMIL(Layout):
             raise InputError(f"{path} is not a readable csv of features ({error}); write it again") from error
 
     def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These rows alone; the others are not parsed."""
+        """These rows alone; the others are not parsed where that can be told."""
         wanted, lines = set(places), []
         try:
             with path.open(encoding="utf-8") as file:
@@ -62,8 +62,8 @@ class DSMIL(Layout):
                     if place in wanted:
                         lines.append([float(value) for value in line.split(",")])
             return np.array(lines, dtype=np.float32)
-        except (OSError, ValueError, StopIteration) as error:
-            raise InputError(f"{path} is not a readable csv of features ({error}); write it again") from error
+        except (OSError, ValueError, StopIteration):
+            return super().rows(path, places)
 
     def read(self, path: Path) -> Bag:
         """The bag, without coordinates."""

@@ -19,7 +19,8 @@ from mil_zoo.errors import InputError
 def read_table(path: Path, positive_instance_class: int | None = None, single_label: int | None = None) -> list[Bag]:
     """Reads every bag of a table.
 
-    Arrays of the file: ``X`` float [n_inst, d]; ``bag_ptr`` int [n_bags + 1]; ``bag_label`` int [n_bags]; optional
+    Arrays of the file: ``X`` float [n_inst, d]; ``bag_ptr`` int [n_bags + 1]; ``bag_label`` int [n_bags], or
+    ``bag_labels`` [n_bags, T] where a bag has several labels (its target, then); optional
     ``bag_name`` [n_bags], ``patient_id`` [n_bags] (patients or any other groups), ``coords`` [n_inst, 2]
     (x, y), ``inst_label`` int [n_inst] (1 positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
 
@@ -35,10 +36,11 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
     arrays = load_arrays(path)
     if single_label is not None and "bag_labels" in arrays:
         arrays = _keep_single_labels(arrays, single_label)
+    several = arrays.get("bag_labels") if "bag_label" not in arrays else None
     for key in ("X", "bag_ptr", "bag_label"):
-        if key not in arrays:
+        if key not in arrays and (key != "bag_label" or several is None):
             raise InputError(f"{path}: the array {key!r} is missing; a bag table needs X, bag_ptr and bag_label")
-    features, pointer, labels = arrays["X"], arrays["bag_ptr"], arrays["bag_label"]
+    features, pointer = arrays["X"], arrays["bag_ptr"]
     if features.ndim != 2 or features.dtype.kind not in "biuf":
         raise InputError(f"{path}: X must be numbers [instances, dimensions], not {features.dtype} {features.shape}")
     if pointer.ndim != 1 or pointer.dtype.kind not in "iu" or len(pointer) < 2:
@@ -46,6 +48,9 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
             f"{path}: bag_ptr must be whole numbers [bags + 1], at least two, not {pointer.dtype} {list(pointer.shape)}"
         )
     num_bags = len(pointer) - 1
+    if several is not None and (several.ndim != 2 or len(several) != num_bags or several.dtype.kind not in "biuf"):
+        raise InputError(f"{path}: bag_labels must be numbers [{num_bags} bags, labels], not {several.shape}")
+    labels = arrays["bag_label"] if several is None else np.zeros(num_bags, dtype=np.int64)
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
         bag = int(np.searchsorted(pointer, row, side="right")) - 1
@@ -74,7 +79,8 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
         Bag(
             features=part(features.astype(np.float32, copy=False), i),
             coords=part(arrays.get("coords"), i),
-            label=int(labels[i]),
+            label=int(labels[i]) if several is None else None,
+            target=None if several is None else several[i].astype(np.float64),
             instance_labels=part(instance_labels, i),
             slide_id=str(names[i]),
             patient_id=None if per_bag["patient_id"] is None else str(per_bag["patient_id"][i]),

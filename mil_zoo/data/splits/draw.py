@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from mil_zoo.data.splits.balance import arrange, hold_out
 from mil_zoo.data.splits.split import Split, Words, check_known, check_seed, check_sizes, check_splits, patient_key
 from mil_zoo.errors import InputError
 
+Strata: TypeAlias = "Sequence[Hashable] | npt.NDArray[np.int64]"
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -25,21 +27,24 @@ class Cohort:
         ids: ``[n]`` slide ids, ascending.
         patients: ``[n]``.
         groups: ``[n]`` what no part divides: patients, or sites.
-        strata: ``[n]`` what every part holds its share of, numbered in the order in which they first appear.
+        shares: ``[n, S]`` 0 or 1: what every part holds its share of, in the order in which it first appears.
         classes: whether the strata are classes, of which every part needs some.
     """
 
     ids: npt.NDArray[Any]
     patients: npt.NDArray[Any]
     groups: npt.NDArray[Any]
-    strata: npt.NDArray[np.int64]
+    shares: npt.NDArray[np.int64]
     classes: bool
 
     @classmethod
-    def of(
-        cls, bags: Sequence[Bag], strata: Sequence[Hashable] | None = None, site_of: Mapping[str, str] | None = None
-    ) -> Cohort:
+    def of(cls, bags: Sequence[Bag], strata: Strata | None = None, site_of: Mapping[str, str] | None = None) -> Cohort:
         """The cohort of labelled bags.
+
+        Args:
+            bags: labelled bags.
+            strata: one a bag, or of each bag what it has of several, 0 or 1 ``[n, S]``; None for the labels.
+            site_of: site of each slide id, where parts must not divide sites.
 
         Raises:
             InputError: strata of another number of bags, an unknown site, or a patient of two sites.
@@ -50,20 +55,24 @@ class Cohort:
         ids = np.array([slide.slide_id for slide in slides], dtype=str)
         order = np.argsort(ids, kind="stable")
         patients = np.array([patient_key(slide) for slide in slides], dtype=str)
+        groups = patients if site_of is None else _site_column(patients, ids, site_of)
+        if isinstance(strata, np.ndarray) and strata.ndim == 2:
+            return cls(ids[order], patients[order], groups[order], strata[order].astype(np.int64), False)
         given = [slide.label for slide in slides] if strata is None else list(strata)
         number: dict[Hashable, int] = {}
         for i in order.tolist():
             number.setdefault(given[i], len(number))
         codes = np.array([number[value] for value in given], dtype=np.int64)
-        groups = patients if site_of is None else _site_column(patients, ids, site_of)
-        return cls(ids[order], patients[order], groups[order], codes[order], strata is None)
+        shares = (codes[order][:, None] == np.arange(len(number))).astype(np.int64)
+        return cls(ids[order], patients[order], groups[order], shares, strata is None)
 
     def counts(self, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Slides of each group and stratum among ``rows``, ``[G, S]``, and the group of each row, ``[rows]``."""
         groups, group_of = np.unique(self.groups[rows], return_inverse=True)
-        strata, stratum_of = np.unique(self.strata[rows], return_inverse=True)
-        counts = np.zeros((len(groups), len(strata)), dtype=np.int64)
-        np.add.at(counts, (group_of, stratum_of), 1)
+        here = self.shares[rows]
+        here = here[:, here.any(0)]
+        counts = np.zeros((len(groups), here.shape[1]), dtype=np.int64)
+        np.add.at(counts, group_of, here)
         return counts, group_of
 
     def divide(self, rows: npt.NDArray[Any], fraction: float, *seed: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -88,7 +97,7 @@ def kfold(
     validation_fraction: float = 0.15,
     seed: int = 0,
     site_of: Mapping[str, str] | None = None,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
 ) -> list[Split]:
     """Repeated k-fold cross-validation, stratified by label and grouped by patient, or by site.
 
@@ -106,8 +115,8 @@ def kfold(
         validation_fraction: wanted share of the training slides, in (0, 0.5].
         seed: of the shuffles, 0 or more.
         site_of: site of each slide id; None to group by patient alone.
-        strata: what every part holds its share of, one a bag (bins of survival time and event, for instance); None for
-            the classes, of which every part then needs some.
+        strata: what every part holds its share of, one a bag (bins of survival time and event, for instance), or 0 and
+            1 ``[n, S]`` where a bag is of several; None for the classes, of which every part then needs some.
 
     Raises:
         InputError: fewer bags, or fewer patients or sites of a class, than the folds need, or a patient of two sites.
@@ -152,7 +161,7 @@ def monte_carlo(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.15,
     seed: int = 0,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
 ) -> list[Split]:
     """Independent random divisions, stratified by label and grouped by patient; test parts of two draws overlap.
 
@@ -191,7 +200,7 @@ def train_elsewhere(
     repeats: int = 1,
     validation_fraction: float = 0.15,
     seed: int = 0,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
 ) -> list[Split]:
     """Trains and validates on the slides outside ``test_ids``, and tests on all of these.
 
@@ -219,7 +228,7 @@ def completed(
     validation_fraction: float = 0.15,
     seed: int = 0,
     allow_leaks: bool = False,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
     words: Words | None = None,
 ) -> list[Split]:
     """Published splits as they are, with a validation part drawn from the training patients where they have none.

@@ -86,6 +86,31 @@ def published_split(labels: pd.DataFrame, path: Path | str) -> list[Split]:
     return [split] if split.train and split.test else []
 
 
+def published_folds(labels: pd.DataFrame, path: Path | str) -> list[Split]:
+    """The folds in the column ``fold`` of a label table: each tests the slides that bear its number.
+
+    It trains on those of the other numbers; a slide without a number is in no part. Published folds of a training and a
+    "validation" part are meant so: what they validate on is tested here, and validation slides come from their training
+    part.
+
+    Raises:
+        InputError: a fold is no whole number, or there is only one.
+    """
+    known = labels.dropna(subset=["fold"])
+    odd = known[~known["fold"].str.fullmatch(r"\d+(\.0+)?")]
+    if len(odd):
+        row = odd.iloc[0]
+        raise InputError(f"{path}: slide {row['slide_id']!r} has fold {row['fold']!r}, not a whole number or nothing")
+    number = known["fold"].astype(float).astype(int)
+    folds = sorted(number.unique().tolist())
+    if len(folds) == 1:
+        raise InputError(f"{path}: the column fold holds one number only; name two folds or drop the column")
+    return [
+        Split(0, i, tuple(known["slide_id"][number != fold]), (), tuple(known["slide_id"][number == fold]))
+        for i, fold in enumerate(folds)
+    ]
+
+
 def splits_csv(splits: Sequence[Split], bags: Sequence[Bag]) -> str:
     """``splits.csv``: slide_id, patient_id, label, and a column a split with train, val, test, withheld or nothing."""
     slides = as_bags(bags).slides

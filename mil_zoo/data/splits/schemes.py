@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.data.labelled import Dataset
-from mil_zoo.data.splits.draw import completed, kfold, monte_carlo, train_elsewhere
+from mil_zoo.data.splits.draw import Strata, completed, kfold, monte_carlo, train_elsewhere
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
 from mil_zoo.data.splits.files import is_split_file, read_splits
 from mil_zoo.data.splits.split import Split, Words, check_seed, check_splits, leaks_of, patient_key, restricted
@@ -27,11 +27,13 @@ class DrawnSplits:
         splits: in the order of repeat and fold.
         kind: how they were made, in words.
         warnings: sentences that every table carries.
+        validated: whether every split came with validation slides of its own, so that none were drawn.
     """
 
     splits: list[Split]
     kind: str
     warnings: list[str]
+    validated: bool = False
 
 
 def draw_splits(
@@ -42,7 +44,7 @@ def draw_splits(
     validation_fraction: float = 0.15,
     seed: int = 0,
     allow_leaks: bool = False,
-    strata: Sequence[Hashable] | None = None,
+    strata: Strata | None = None,
 ) -> DrawnSplits:
     """Divides a dataset.
 
@@ -58,7 +60,7 @@ def draw_splits(
         validation_fraction: share of the training slides on which checkpoints are chosen.
         seed: of the shuffles.
         allow_leaks: run official splits and split files that share patients between train and test.
-        strata: what every part holds its share of, one a bag (a task's strata); None for the classes.
+        strata: what every part holds its share of (a task's shares), see ``kfold``; None for the classes.
 
     Raises:
         InputError: an unknown scheme, a dataset without what the scheme needs, or splits that leak.
@@ -91,7 +93,8 @@ def draw_splits(
         if dataset.partial:
             published = restricted(published, bags.slide_ids)
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
-        return DrawnSplits(splits, f"read from {Path(scheme).name}", said(splits, published))
+        kind = f"read from {Path(scheme).name}"
+        return DrawnSplits(splits, kind, said(splits, published), all(split.val for split in published))
     if name not in SCHEMES or (labelled != "") != (name == "low-label"):
         raise InputError(
             f"--split {scheme!r} is no way to split{did_you_mean(name, SCHEMES)} (low-label:50, or a file)"
@@ -107,8 +110,8 @@ def draw_splits(
         published = _first(dataset, repeats)
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
         kind = "published folds" if len(splits) > 1 else "official split"
-        drawn = DrawnSplits(splits, kind, said(splits, published))
-        return _thinned(drawn, bags, labelled, seed, allow_leaks)
+        drawn = DrawnSplits(splits, kind, said(splits, published), all(split.val for split in published))
+        return _thinned(drawn, bags, labelled, seed, allow_leaks, strata is None)
     unit = "patient" if all(slide.patient_id for slide in as_bags(bags).slides) else "slide (patients unknown)"
     if name == "site":
         if not dataset.site_of:
@@ -124,11 +127,17 @@ def draw_splits(
         splits = monte_carlo(bags, folds, 0.2, validation_fraction, seed, strata)
         return DrawnSplits(splits, f"stratified Monte-Carlo draws by {unit}, 20 % for test", said(splits))
     splits = kfold(bags, folds, repeats, validation_fraction, seed, strata=strata)
-    return _thinned(DrawnSplits(splits, f"stratified k-fold by {unit}", said(splits)), bags, labelled, seed)
+    drawn = DrawnSplits(splits, f"stratified k-fold by {unit}", said(splits))
+    return _thinned(drawn, bags, labelled, seed, False, strata is None)
 
 
 def low_label(
-    splits: Sequence[Split], bags: Sequence[Bag], labelled: float, seed: int = 0, allow_leaks: bool = False
+    splits: Sequence[Split],
+    bags: Sequence[Bag],
+    labelled: float,
+    seed: int = 0,
+    allow_leaks: bool = False,
+    classes: bool = True,
 ) -> list[Split]:
     """The same test parts with few training slides, stratified by class.
 
@@ -140,6 +149,7 @@ def low_label(
         labelled: a share of the training slides, in (0, 1], or their number, above 1.
         seed: of the choice; the parts of one seed are nested.
         allow_leaks: see :func:`mil_zoo.data.splits.draw.completed`.
+        classes: whether labels are classes, of which every part needs some.
 
     Raises:
         InputError: more slides than a training part holds.
@@ -156,7 +166,7 @@ def low_label(
         used = set(parts[0])
         withheld = tuple(slide for slide in split.train if slide not in used)
         thinned.append(replace(split, train=parts[0], val=parts[1], withheld=withheld))
-    check_splits(thinned, bags, allow_leaks)
+    check_splits(thinned, bags, allow_leaks, classes=classes)
     return thinned
 
 
@@ -170,7 +180,7 @@ def _first(dataset: Dataset, repeats: int) -> list[Split]:
 
 
 def _thinned(
-    drawn: DrawnSplits, bags: Sequence[Bag], labelled: str, seed: int, allow_leaks: bool = False
+    drawn: DrawnSplits, bags: Sequence[Bag], labelled: str, seed: int, allow_leaks: bool, classes: bool
 ) -> DrawnSplits:
     """The splits with as few training slides as "50" or "25%" says; as they are where it says nothing."""
     if not labelled:
@@ -182,7 +192,7 @@ def _thinned(
             f"--split low-label:{labelled}: write low-label:50 (training slides) or low-label:25% (of them)"
         ) from None
     kind = f"{drawn.kind}, {labelled} {'of the ' if labelled.endswith('%') else ''}training slides"
-    return DrawnSplits(low_label(drawn.splits, bags, share, seed, allow_leaks), kind, drawn.warnings)
+    return replace(drawn, splits=low_label(drawn.splits, bags, share, seed, allow_leaks, classes), kind=kind)
 
 
 def _leak_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:

@@ -40,6 +40,7 @@ def jit(parallel: bool = False, fastmath: frozenset[str] = frozenset({"contract"
         try:
             compiled = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
+            _say_once("no place to keep compiled kernels: every run compiles them again (set NUMBA_CACHE_DIR)")
             return numba.njit(**options)(function)
         # Numba notices a change in the function's own file, not in one of a function that it calls and has inlined.
         cached = compiled._cache._cache_file
@@ -56,7 +57,10 @@ def _forgive(cache: Any) -> None:
 
     def load_overload(signature: Any, context: Any) -> Any:
         try:
-            return load(signature, context)
+            found = load(signature, context)
+            if found is None:
+                _say_once("compiling kernels, once (about a minute)", logging.INFO)
+            return found
         except Exception as error:  # a pickle that is damaged can raise anything
             _say_once(f"a cached kernel cannot be read ({type(error).__name__}) and is compiled again")
             with contextlib.suppress(OSError):
@@ -75,8 +79,8 @@ def _forgive(cache: Any) -> None:
 
 
 @functools.cache
-def _say_once(sentence: str) -> None:
-    logging.getLogger("mil_zoo").warning("mil-zoo: %s", sentence)
+def _say_once(sentence: str, level: int = logging.WARNING) -> None:
+    logging.getLogger("mil_zoo").log(level, "mil-zoo: %s", sentence)
 
 
 def array(tensor: Tensor | None, like: Tensor, *empty: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
+from mil_zoo.files import write_text, writing
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.text import one_line
@@ -77,9 +78,10 @@ def write_published(runs: Sequence[Results], out: Path) -> list[Path]:
     tables = [_of_dataset(runs, str(dataset), numbers) for dataset, numbers in table.groupby("dataset", sort=False)]
     page = Document("published", "Published numbers", tables, [_NOTE], heading="Published numbers and ours")
     written = {"published.csv": Table.of(table).csv(), "published.md": page.markdown()}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in written.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in written.items():
+            write_text(out / name, text)
     return [out / name for name in written]
 
 

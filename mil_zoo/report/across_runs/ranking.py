@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mil_zoo.errors import InputError
+from mil_zoo.files import write_text, writing
 from mil_zoo.metrics import Metric
-from mil_zoo.report.figures.look import WIDTH, drawing
+from mil_zoo.report.figures.look import WIDTH, drawing, plain
 from mil_zoo.report.figures.registry import save
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Table
@@ -55,7 +56,11 @@ def dataset_names(runs: Sequence[Results]) -> dict[str, str]:
 
 
 def write_ranking(
-    runs: Sequence[Results], out: Path, metric: str | None = None, models: Sequence[str] | None = None
+    runs: Sequence[Results],
+    out: Path,
+    metric: str | None = None,
+    models: Sequence[str] | None = None,
+    title: str | None = None,
 ) -> list[Path]:
     """Writes ``ranking.csv|md|tex``, ``differences.csv`` and, of three aggregators, ``critical_difference.png``.
 
@@ -64,6 +69,7 @@ def write_ranking(
         out: folder to write into.
         metric: what ranks; None for the lead metric of the runs.
         models: aggregators to rank; None for all that every dataset has a score of.
+        title: of the figure and the caption; None for the metric and the number of datasets.
 
     Raises:
         InputError: runs of different tasks or without the metric, fewer than two datasets, fewer than two aggregators
@@ -83,18 +89,19 @@ def write_ranking(
     written = {
         "ranking.csv": Table.of(tidy.assign(mean_rank=tidy["aggregator"].map(ranks))).csv(),
         "ranking.md": shown.markdown(),
-        "ranking.tex": shown.latex(f"{by.title} and mean ranks"),
+        "ranking.tex": shown.latex(title or f"{by.title} and mean ranks"),
         "differences.csv": Table.of(_differences(table)).csv(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in written.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
     paths = [out / name for name in written]
-    if result is not None:
-        with drawing():
-            figure = diagram(result, list(table), f"{by.title} over {len(table)} datasets", lines[0])
-            save(figure, out / "critical_difference.png")
-        paths.append(out / "critical_difference.png")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in written.items():
+            write_text(out / name, text)
+        if result is not None:
+            with drawing():
+                figure = diagram(result, list(table), title or f"{by.title} over {len(table)} datasets", lines[0])
+                save(figure, out / "critical_difference.png")
+            paths.append(out / "critical_difference.png")
     return paths
 
 
@@ -156,7 +163,7 @@ def diagram(result: FriedmanNemenyi, labels: list[str], title: str, note: str) -
         y = 0.22 + 0.2 * row
         ends = result.ranks[group].min() - 0.04, result.ranks[group].max() + 0.04
         axes.hlines(y, *ends, color="#0173b2", linewidth=3.5, capstyle="round")
-    figure.suptitle(f"Mean ranks of {title}")
+    figure.suptitle(plain(f"Mean ranks of {title}"))
     figure.supxlabel(
         f"{note} Bars join aggregators whose mean ranks do not differ (Nemenyi, 5 %).", fontsize=7, wrap=True
     )

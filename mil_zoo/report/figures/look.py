@@ -134,6 +134,7 @@ def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
 
     Fewer than ``FEW`` trials are thin lines of their own instead of the band.
     """
+    table = table.dropna(subset=column)  # not every epoch is recorded
     by_epoch = table.groupby("epoch")[column]
     mean = by_epoch.mean()
     trials = table["trial"].nunique()

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.errors import InputError
-from mil_zoo.report.figures.look import WIDTH, drawing, title
+from mil_zoo.files import writing
+from mil_zoo.report.figures.look import WIDTH, drawing, level, plain, title
 from mil_zoo.report.figures.registry import register_figure, save
 from mil_zoo.report.load import Results
 
@@ -46,8 +47,8 @@ def draw_pretraining(folder: Path, what: str) -> Path:
         curve = pd.read_csv(folder / "curve.csv", index_col="epoch")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no curve.csv; pass the --out folder of a pretraining") from None
-    with drawing():
-        save(_figure(curve, what), folder / "curve.png")
+    with drawing(), writing(folder):
+        save(_figure(curve, plain(what)), folder / "curve.png")
     return folder / "curve.png"
 
 
@@ -58,6 +59,8 @@ def _figure(curve: pd.DataFrame, what: str) -> Figure:
     marker = "o" if len(curve) == 1 else None  # a single epoch has no line
     loss.plot(curve["loss"], color="C0", marker=marker)
     loss.set(title="NT-Xent loss", ylim=(0, None))
+    if "chance" in curve:
+        level(loss, float(curve["chance"].iloc[-1]), "chance")
     spread.plot(curve["spread"], color="C0", marker=marker, label="projections")
     looked = curve["embedding_spread"].dropna()
     spread.plot(looked, color="C1", marker=".", markersize=4, label="slide embeddings")
@@ -66,6 +69,8 @@ def _figure(curve: pd.DataFrame, what: str) -> Figure:
     for axes in rest:
         axes.plot(curve["knn_accuracy"].dropna(), color="C1", marker=".", markersize=4)
         axes.set(title="kNN accuracy of slide embeddings", ylim=(0, 1))
+        if "majority" in curve and curve["majority"].notna().any():
+            level(axes, float(curve["majority"].dropna().iloc[-1]), "majority class")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (loss, spread, *rest):
         axes.set(xlabel="epoch", xlim=(0, 1.02 * curve.index.max()))

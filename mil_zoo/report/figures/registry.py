@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mil_zoo.files import write_bytes
 from mil_zoo.registry import Registry
 from mil_zoo.report.figures.look import DPI, drawing
 from mil_zoo.report.load import Results
@@ -123,5 +124,5 @@ def save(figure: Figure, path: Path) -> bytes:
     picture = BytesIO()
     figure.savefig(picture, dpi=DPI, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture.getvalue())
+    write_bytes(path, picture.getvalue())
     return picture.getvalue()

@@ -23,12 +23,12 @@ from mil_zoo.report.tables.sentences import bounds
 )
 def draw(results: Results) -> dict[str, Figure]:
     """``metrics``: a panel a metric, a row an aggregator, a point a trial."""
-    if not trained(results) or not results.metrics:
+    if not trained(results) or not results.shown:
         return {}
     table, colours = score_table(results), colours_of(results)
     figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(table)), layout="constrained")
-    panels = figure.subplots(1, len(results.metrics), sharey=True, squeeze=False).ravel()
-    for axes, metric in zip(panels, results.metrics, strict=True):
+    panels = figure.subplots(1, len(results.shown), sharey=True, squeeze=False).ravel()
+    for axes, metric in zip(panels, results.shown, strict=True):
         for row, (label, trials) in enumerate(results.finished.items()):
             values = np.array([trial.metrics.get(metric.name) for trial in trials], dtype=float)
             offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))

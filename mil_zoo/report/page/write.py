@@ -13,11 +13,13 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 
+from mil_zoo.files import write_text
 from mil_zoo.report.figures import Drawing
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.maps import MAPS_MIB, slide_maps
 from mil_zoo.report.page.slides import slides_note, worst_first
 from mil_zoo.report.tables import Document, Table, documents
+from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.text import one_line, short
 
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
@@ -67,7 +69,7 @@ def write_page(
             title=f"{', '.join(results.groups)} on {results.dataset_title}",
             version=results.config.version,
             facts=_facts(results),
-            warnings=[*results.config.dataset.warnings, *_failures(results)],
+            warnings=[*results.config.dataset.warnings, *collapsed(results), *_failures(results)],
             parts=_parts(documents(results), drawings),
             models=list(results.groups),
             slides=[(slide, maps.place.get(slide.slide_id)) for slide in slides],
@@ -83,7 +85,7 @@ def write_page(
         )
     )
     path = results.path / "report.html"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
     return path
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
+from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
 from mil_zoo.report.tables.scores import (
     COSTS,
     MEASURED,
     all_levels,
+    further_scores,
     score_table,
     shown_costs,
     shown_scores,
@@ -20,6 +25,7 @@ from mil_zoo.report.tables.scores import (
 )
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.variants import variant_table
 
@@ -55,8 +61,10 @@ def numbers(results: Results) -> dict[str, Table]:
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
+        "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
+        "undefined": _notes_of_trials(results),
     }
     return {name: Table.of(frame) for name, frame in frames.items() if len(frame)}
 
@@ -64,7 +72,8 @@ def numbers(results: Results) -> dict[str, Table]:
 def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
-    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; with attention
+    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; where a
+    checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention
     ``diagnostics.csv`` and ``skew.csv|md``; with a grid ``ablation.csv``, and ``learning_curve.csv|md`` where it varies
     the number of labels; ``encoders.csv|md`` where several sets of features are compared.
 
@@ -81,15 +90,31 @@ def write_tables(results: Results) -> list[Path]:
         if name == "table":
             written["table.tex"] = texts[name].tables[0].latex(f"Test metrics on {results.dataset_title}")
     for name, text in written.items():
-        (results.path / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(results.path / name, text)
     return [results.path / name for name in written]
+
+
+def _notes_of_trials(results: Results) -> pd.DataFrame:
+    """trial, metric, value (empty where undefined) and the note on it."""
+    rows = [
+        (trial.trial, name, trial.metrics.get(name), note)
+        for trial in results.trials
+        for name, note in trial.notes.items()
+    ]
+    return pd.DataFrame(rows, columns=["trial", "metric", "value", "note"])
 
 
 def _documents(results: Results) -> list[Document]:
     below = [*notes(results), *bold_note(results)]
     made = [Document("table", "Comparison", [shown_scores(results, best(results), below)])]
+    if results.task.family == "survival" and any(results.finished.values()):
+        made.append(survival_document(results))
+    if (further := further_scores(results)) is not None:
+        made.append(Document("scores", "Further scores", [further]))
     if len(comparisons(results)):
-        made.append(shown_comparisons(results))
+        made.append(shown_comparisons(results, results.control))
+    if len(last_epoch_table(results)):
+        made.append(shown_last_epochs(results))
     if len(skew_table(results)):
         made.append(shown_skew(results, notes(results)))
     if results.config.dataset.several_encoders:

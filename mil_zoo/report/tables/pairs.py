@@ -14,7 +14,7 @@ from mil_zoo.report.load import Results, mean_sizes, values_by_split
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import p_value
+from mil_zoo.report.tables.text import count, p_value
 from mil_zoo.stats import (
     EXCHANGED,
     PairedT,
@@ -140,18 +140,34 @@ def _best_table(results: Results) -> Table:
 
 
 def _control_table(results: Results, control: str) -> Table:
-    rows = []
-    for metric in results.headline:
+    rows, words = [], []
+    for metric, of in itertools.product(results.headline, (control, control + PATIENTS)):
         found = []
         for row in comparisons(results).to_dict("records"):
-            if row["metric"] == metric.name and control in (row["a"], row["b"]):
-                found.append(row if row["b"] == control else _turned(row))
-        for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
-            rows.append([metric.title, row["a"], _difference(row), *_decision(row, float(p))])
+            if row["metric"] == metric.name and of in (row["a"], row["b"]):
+                found.append(row if row["b"] == of else _turned(row))
+        adjusted = holm([row["p"] for row in found]).tolist()
+        for row, p in zip(found, adjusted, strict=True):
+            rows.append([metric.title, row["a"], _difference(row), *_decision(row, p)])
+        if found:
+            words.append(_in_words(metric, of, found, adjusted))
     note = f"Two-sided p of the difference from {control}, adjusted by Holm over these comparisons of a metric alone."
-    return Table(
-        ["Metric", "Aggregator", "Difference [95 %]", "p (test)", "Adjusted p"], rows, [note], f"Against {control}"
-    )
+    header = ["Metric", "Aggregator", "Difference [95 %]", "p (test)", "Adjusted p"]
+    return Table(header, rows, [*words, note], f"Against {control}")
+
+
+def _in_words(metric: Metric, control: str, rows: list[dict[Any, Any]], adjusted: list[float]) -> str:
+    """What the comparisons with the control say of a metric."""
+    better: list[str] = []
+    worse: list[str] = []
+    for row, p in zip(rows, adjusted, strict=True):
+        if _decides(row) and p < LEVEL:
+            (better if (row["difference"] > 0) == metric.higher_is_better else worse).append(row["a"])
+    undecided = len(rows) - len(better) - len(worse)
+    parts = [f"{', '.join(which)} {word}" for which, word in ((better, "better"), (worse, "worse")) if which]
+    if undecided:
+        parts.append(f"{undecided} of {count(len(rows), 'aggregator')} cannot be told from it")
+    return f"{metric.title}, against {control}: {'; '.join(parts)}."
 
 
 _NOTES = [
@@ -212,7 +228,7 @@ def _compared(results: Results) -> list[Metric]:
 
 def _comparisons(results: Results) -> pd.DataFrame:
     labels = [label for label, trials in results.finished.items() if trials]
-    rule = results.config.dataset.patient_rule
+    rule = results.patient_rule
     rows = []
     for patient_rule in [None, rule] if rule in ("mean", "max") else [None]:
         for metric in _compared(results):

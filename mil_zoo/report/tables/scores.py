@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
+from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS, without_encoder
 from mil_zoo.report.tables.sentences import notes
@@ -66,7 +67,7 @@ def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str
         "Aggregator",
         *encoder,
         *validated,
-        *(metric.title for metric in results.metrics),
+        *(metric.title for metric in results.shown),
         "Trials",
         COSTS["parameters"],
     ]
@@ -102,7 +103,7 @@ _COST_NOTE = (
 
 def terminal_scores(results: Results) -> Table:
     """The comparison table for the terminal; 80 columns hold four metrics."""
-    titles = [metric.title.replace(" ", "\n") for metric in results.metrics]
+    titles = [metric.title.replace(" ", "\n") for metric in results.shown]
     rows = []
     for row in all_levels(results).to_dict("records"):
         trials, (parameters, seconds, memory) = _trials_cell(row), _cost_cells(row)
@@ -134,7 +135,7 @@ def _mean(values: list[float | None]) -> float:
 
 
 def _patients(results: Results) -> pd.DataFrame:
-    rule = results.config.dataset.patient_rule
+    rule = results.patient_rule
     if rule not in ("mean", "max"):  # packed: the bags are patients
         return pd.DataFrame()
     return pd.DataFrame([_row(results, label, rule) for label in results.groups])
@@ -179,16 +180,29 @@ def _costs(ok: list[Trial]) -> dict[str, float]:
 
 def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[str]]) -> list[Cell]:
     fullest = max((row[f"{metric.name}_n"] for metric in results.metrics), default=0)
-    cells = []
-    for metric in results.metrics:
-        mean, sd, n = (row[f"{metric.name}_{part}"] for part in ("mean", "sd", "n"))
-        low, high = (np.clip(row[f"{metric.name}_{part}"], *metric.bounds) for part in ("low", "high"))
-        below = [] if np.isnan(low) else [f"[{low:.2f}, {high:.2f}]"]
-        if 0 < n < fullest:
-            below.append(f"(n = {n})")
-        marked = row["aggregator"] in bold.get(metric.name, ())
-        cells.append(Cell("-" if n == 0 else f"{mean:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked))
-    return cells
+    return [_metric_cell(row, metric, fullest, bold) for metric in results.shown]
+
+
+def _metric_cell(row: dict[Any, Any], metric: Metric, fullest: int, bold: Mapping[str, set[str]]) -> Cell:
+    mean, sd, n = (row[f"{metric.name}_{part}"] for part in ("mean", "sd", "n"))
+    low, high = (np.clip(row[f"{metric.name}_{part}"], *metric.bounds) for part in ("low", "high"))
+    below = [] if np.isnan(low) else [f"[{low:.2f}, {high:.2f}]"]
+    if 0 < n < fullest:
+        below.append(f"(n = {n})")
+    marked = row["aggregator"] in bold.get(metric.name, ())
+    return Cell("-" if n == 0 else f"{mean:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked)
+
+
+def further_scores(results: Results) -> Table | None:
+    """The metrics that the comparison table leaves out, a row each; None where it leaves none out."""
+    names = {metric.name for metric in results.shown}
+    further = [metric for metric in results.metrics if metric.name not in names]
+    rows = all_levels(results).to_dict("records")
+    if not further or not rows:
+        return None
+    fullest = max(row[f"{metric.name}_n"] for row in rows for metric in results.metrics)
+    cells = [[metric.title, *(_metric_cell(row, metric, fullest, {}) for row in rows)] for metric in further]
+    return Table(["Metric", *(row["aggregator"] for row in rows)], cells)
 
 
 def _validation_cell(row: dict[Any, Any]) -> Cell:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mil_zoo.config import read_shipped, shipped_names
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.text import count, sentence
 
@@ -21,6 +22,9 @@ _PATIENTS = {
     "{bags} slides).",
     "max": "Rows (patients): a patient's prediction is the largest of its slides' {what} ({patients} patients, "
     "{bags} slides).",
+    "mean of_patients": "Every number is of patients ({patients}): hazards are the mean of their "
+    "slides' ({bags} slides).",
+    "max of_patients": "Every number is of patients ({patients}): each as the slide of highest risk ({bags} slides).",
     "packed": "All slides of a patient are one bag: every number is of patients ({patients}).",
 }
 
@@ -39,21 +43,29 @@ def _data(results: Results) -> list[str]:
     if dataset.patient_rule:
         what = "probabilities" if results.config.dataset.classes else "predictions"
         counts = {"patients": f"{dataset.patients:,}", "bags": f"{dataset.bags:,}"}
-        lines.append(_PATIENTS[dataset.patient_rule].format(what=what, **counts))
+        scored = " of_patients" * (results.task.of_patients and dataset.patient_rule != "packed")
+        lines.append(_PATIENTS[dataset.patient_rule + scored].format(what=what, **counts))
     return lines
 
 
 def _protocol(results: Results) -> list[str]:
     config = results.config
     split = config.split
+    validation = f"validation fraction {split.validation_fraction}"
+    if split.validation_fraction is None:
+        validation = "validation slides as the split names them (no fraction is used)"
     lines = [
-        f"Split: {split.kind}, {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}, "
-        f"validation fraction {split.validation_fraction}, hash {split.hash}; seeds "
-        f"{', '.join(map(str, config.seeds))}."
+        f"Split: {split.kind}, {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}, {validation}, "
+        f"hash {split.hash}; seeds {', '.join(map(str, config.seeds))}."
     ]
     training = {label: model.training for label, model in config.model_settings.items()}
     budgets = _by_model({label: of["epochs"] for label, of in training.items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
+    if short := [f"{model} {epochs} of {whole}" for model, epochs, whole in _short_budgets(budgets)]:
+        lines.append(
+            f"Short budget, in epochs of the model's own recipe: {', '.join(short)}. Scores are of this budget, not of "
+            "what the models can do."
+        )
     lowered = _by_model({label: of.get("precision", "float32") for label, of in training.items()})
     if low := [model for model, precision in lowered.items() if precision != "float32"]:
         lines.append(f"Matrix products in bfloat16: {', '.join(low)}.")
@@ -67,8 +79,24 @@ def _protocol(results: Results) -> list[str]:
     for model, rule in _by_model(config.selection).items():
         models_of[sentence(rule)].append(model)
     if len(models_of) == 1:
-        return lines + [f"Selection: {rule}" for rule in models_of]
-    return lines + [f"Selection ({', '.join(models)}): {rule}" for rule, models in models_of.items()]
+        lines += [f"Selection: {rule}" for rule in models_of]
+    else:
+        lines += [f"Selection ({', '.join(models)}): {rule}" for rule, models in models_of.items()]
+    if training and all(of.get("select") == "last" for of in training.values()):
+        lines.append("The validation slides choose nothing: they are neither trained on nor tested.")
+    return lines
+
+
+def _short_budgets(budgets: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Model, epochs and its recipe's epochs where the budget is less than half of these."""
+    shipped = shipped_names("aggregators")
+    found = []
+    for label, epochs in budgets.items():
+        name = label.partition("@")[0]
+        recipe = read_shipped("aggregators", name).get("training", {}).get("epochs") if name in shipped else None
+        if recipe is not None and epochs < recipe / 2:
+            found.append((label, epochs, recipe))
+    return found
 
 
 def _outcome(results: Results) -> list[str]:
@@ -79,6 +107,7 @@ def _outcome(results: Results) -> list[str]:
         _interval_note(results),
         f"Trials: {ok} of {len(trials)} finished{unfinished}; mil-zoo {results.config.version}.",
     ]
+    lines += [*_positive_class(results), *collapsed(results)]
     for label, group in results.groups.items():
         reasons = defaultdict(list)
         for trial in group:
@@ -88,11 +117,61 @@ def _outcome(results: Results) -> list[str]:
             f"Failed: {label}, {len(names)} of {count(len(group), 'trial')} ({', '.join(names)}): {reason}"
             for reason, names in reasons.items()
         ]
+    lines += _undefined(results)
     if results.unknown_metrics:
         lines.append(
             f"Not shown, since nothing registers it now: {', '.join(results.unknown_metrics)} (pass --plugin the file "
             "that does)."
         )
+    return lines
+
+
+def _undefined(results: Results) -> list[str]:
+    """What is undefined in how many trials, and why; and what must be known of values, as constant predictions."""
+    trials: dict[str, set[str]] = defaultdict(set)
+    metrics: dict[str, dict[str, None]] = defaultdict(dict)
+    titles = {metric.name: metric.title for metric in results.metrics}
+    for trial in results.trials:
+        for name, note in trial.notes.items():
+            what = "Undefined" if trial.metrics.get(name) is None else f"Note, {trial.label}"
+            trials[f"{what}: {note}"].add(trial.trial)
+            metrics[f"{what}: {note}"][titles.get(name, name)] = None
+    return [
+        f"{text} ({', '.join(metrics[text])}; {len(found)} of {count(len(results.trials), 'trial')}; undefined.csv)."
+        for text, found in trials.items()
+    ]
+
+
+def _positive_class(results: Results) -> list[str]:
+    """Of which class the metrics are that are of one."""
+    classes = results.config.dataset.classes
+    if "f1" not in {metric.name for metric in results.metrics} or len(classes) < 2:
+        return []
+    if len(classes) == 2:
+        return [f"F1 is of class {classes[1]!r} (label 1); a slide is called so above a probability of 0.5."]
+    return ["AUC and F1 are means over the classes, each against the rest."]
+
+
+def collapsed(results: Results) -> list[str]:
+    """A sentence on each model that says one class of every test slide of a trial, where these are of several."""
+    return results.once(_collapsed)
+
+
+def _collapsed(results: Results) -> list[str]:
+    classes, lines = results.config.dataset.classes, []
+    for label, trials in results.finished.items():
+        said: list[int] = []
+        number = 0
+        for part in (results.test_sets(label) if trials else {}).values():
+            if len(np.unique(part.labels)) > 1:
+                number += len(part.probabilities)
+                said += [int(seed.argmax(1)[0]) for seed in part.probabilities if np.ptp(seed.argmax(1)) == 0]
+        if said:
+            names = " or ".join(repr(classes[c]) if c < len(classes) else str(c) for c in sorted(set(said)))
+            lines.append(
+                f"Collapsed: {label} says {names} of every test slide in {len(said)} of {count(number, 'trial')}; "
+                "its accuracy there is that class's share."
+            )
     return lines
 
 

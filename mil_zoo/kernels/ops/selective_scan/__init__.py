@@ -83,6 +83,7 @@ def selective_scan(
     rows, channels = u.shape
     check_tensor("A", A, (channels, None), like=u)
     states = A.shape[1]
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]
     expected = {"delta": (delta, (rows, channels)), "B": (B, (rows, states)), "C": (C, (rows, states))}
     expected |= {"D": (D, (channels,)), "z": (z, (rows, channels)), "delta_bias": (delta_bias, (channels,))}
     for name, (tensor, shape) in expected.items():

@@ -1,0 +1,132 @@
+"""What survival tables and figures are made from: the test patients of each fold, and the task fitted there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mil_zoo.bench.results import Trial
+from mil_zoo.report.load import Results
+from mil_zoo.stats import Clinical, Covariates, RiskGroups, Scored, fit_clinical, read_covariates, risk_groups
+from mil_zoo.tasks import Survival
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """The test patients of one trial.
+
+    Attributes:
+        trial: whose.
+        task: as it was fitted to the training patients.
+        rows: ``predictions.csv`` of the patients.
+    """
+
+    trial: Trial
+    task: Survival
+    rows: pd.DataFrame
+
+    @cached_property
+    def arguments(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """Time, event, risk and what else metrics take."""
+        return self.task.arguments(*self.task.read(self.rows))
+
+    @property
+    def patients(self) -> list[str]:
+        """Their names."""
+        known = self.rows["patient_id"].fillna("").astype(str)
+        return known.where(known != "", self.rows["slide_id"]).tolist()
+
+    @cached_property
+    def scored(self) -> Scored:
+        """As the statistics take them."""
+        events = self.arguments[1].astype(np.int64)
+        return Scored(self.arguments, np.array(self.patients, dtype=str), events, self.task.context())
+
+
+def folds_of(results: Results, label: str) -> list[Fold]:
+    """The folds of the first repetition of an ``aggregator[@grid]``, of its first seed."""
+    return results.once(_folds, label)
+
+
+def groups_of(results: Results, label: str) -> RiskGroups | None:
+    """Its patients below and above the median risk of each fold's training patients; None without folds."""
+    parts = folds_of(results, label)
+    if not parts or any(part.task.median_risk is None for part in parts):
+        return None
+    time, event, risk = ([part.arguments[i] for part in parts] for i in range(3))
+    return risk_groups(time, event, risk, [float(part.task.median_risk or 0) for part in parts])
+
+
+@dataclass(frozen=True, eq=False)
+class ClinicalFolds:
+    """The clinical model on the same folds.
+
+    Attributes:
+        scored: its test patients of each fold.
+        models: its fits.
+        covariates: of the test patients of each fold.
+    """
+
+    scored: list[Scored]
+    models: list[Clinical]
+    covariates: list[Covariates]
+
+
+def clinical_folds(results: Results) -> ClinicalFolds | str:
+    """Cox regression on the covariates that the card names, on the folds of the first model; else why there is none."""
+    return results.once(_clinical)
+
+
+def _folds(results: Results, label: str) -> list[Fold]:
+    trials = [trial for trial in results.finished.get(label, []) if trial.repeat == 0]
+    first = min((trial.seed for trial in trials), default=0)
+    parts = []
+    for trial in trials:
+        task = results.task_of(trial)
+        if trial.seed == first and isinstance(task, Survival):
+            parts.append(Fold(trial, task, results.scored_rows(trial)))
+    return parts
+
+
+def _clinical(results: Results) -> ClinicalFolds | str:
+    file = results.path / "covariates.csv"
+    if not file.exists():
+        return "the card names no covariates"
+    parts = next((found for label in results.finished if (found := folds_of(results, label))), [])
+    table = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("patient_id", drop=False)
+    outcome = {}
+    for part in parts:
+        for patient, time, event in zip(part.patients, *part.arguments[:2], strict=True):
+            outcome[patient] = time, event
+    splits = pd.read_csv(results.path / "splits.csv", dtype=str, keep_default_na=False)
+    own = splits["patient_id"].where(splits["patient_id"] != "", splits["slide_id"])
+    every = read_covariates(table, [name for name in table.columns if name != "patient_id"])
+    place = {patient: i for i, patient in enumerate(table.index)}
+
+    def of(patients: list[str]) -> Covariates:
+        return Covariates(every.names, every.matrix[[place[patient] for patient in patients]])
+
+    scored, models, covariates = [], [], []
+    for part in parts:
+        column = f"r{part.trial.repeat}-f{part.trial.fold}"
+        train = list(dict.fromkeys(own[splits[column] == "train"]))
+        unknown = [patient for patient in train if patient not in outcome]
+        if unknown:
+            return (
+                f"outcomes of {len(unknown)} training patients stand in no test part, so that the clinical model "
+                "cannot be fitted from this run"
+            )
+        time, event = np.array([outcome[patient] for patient in train]).T
+        model = fit_clinical(time, event, of(train))
+        here = of(part.patients)
+        arguments = (*part.arguments[:2], model.risk(here))
+        scored.append(Scored(arguments, part.scored.patients, part.scored.labels, part.scored.context))
+        models.append(model)
+        covariates.append(here)
+    return ClinicalFolds(scored, models, covariates)
