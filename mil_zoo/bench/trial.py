@@ -28,6 +28,7 @@ from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.kernels.backends import set_threads
 from mil_zoo.noted import note_of
 from mil_zoo.registry import load_plugin
 from mil_zoo.tasks import Task, task_settings
@@ -345,11 +346,11 @@ def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> R
 def trial_threads(number: int) -> Iterator[None]:
     """Sets how many CPU threads torch and the kernels use."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)  # the Numba kernels follow torch
+    set_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        set_threads(before)
 
 
 @contextlib.contextmanager

@@ -42,12 +42,19 @@ _FORKED = (
     "with 'spawn'"
 )
 _forked_from_numba = False
+_forked = False
+
+
+def set_threads(number: int) -> None:
+    """Sets how many CPU threads torch and the kernels use; a forked child keeps one, as it would wait for others."""
+    torch.set_num_threads(1 if _forked else number)  # the Numba kernels follow torch
 
 
 def _after_fork() -> None:
     # A team of OpenMP threads does not survive a fork: a child that asks for one waits for ever. With one thread torch
     # asks for none, and ``auto`` leaves the kernels of numba out.
-    global _forked_from_numba
+    global _forked, _forked_from_numba
+    _forked = True
     _forked_from_numba = _forked_from_numba or "mil_zoo.kernels._numba.threads" in sys.modules
     _reason.cache_clear()
     torch.set_num_threads(1)
