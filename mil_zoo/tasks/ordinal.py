@@ -46,6 +46,7 @@ class Ordinal(Task):
     target_columns: ClassVar[tuple[str, ...]] = ("label",)
     select: ClassVar[str] = "qwk"
     tie: ClassVar[str] = "loss"
+    figures: ClassVar[tuple[str, ...]] = ("confusion",)
     strata_are_classes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

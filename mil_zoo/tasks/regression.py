@@ -45,6 +45,7 @@ class Regression(Task):
     target_columns: ClassVar[tuple[str, ...]] = ("target",)
     select: ClassVar[str] = "rmse"
     tie: ClassVar[str] = "loss"
+    figures: ClassVar[tuple[str, ...]] = ("agreement",)
 
     @classmethod
     def columns(cls, settings: Mapping[str, Any], header: Sequence[str]) -> tuple[str, ...]:

@@ -105,6 +105,6 @@ def _of_classes(results: Results, rows: pd.DataFrame) -> dict[str, object]:
 
 
 def _of_values(results: Results, rows: pd.DataFrame) -> dict[str, object]:
-    targets = rows[list(results.task.target_columns)].astype(str)
+    targets = rows[list(results.task.target_columns)].astype(object).fillna("?").astype(str)
     value = rows[results.task.prediction_columns[0]].astype(float).to_numpy()
     return {"truth": targets.agg(", ".join, axis=1).to_numpy(), "value": value, "wrong": False, "loss": 0.0}

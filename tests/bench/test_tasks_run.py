@@ -1,0 +1,153 @@
+"""Survival, ordinal, multi-label and regression from a label table to tables, figures, page and predictions."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.suite import Suite
+from mil_zoo.data.source import DatasetSource
+from mil_zoo.survival import concordance
+from mil_zoo.tasks import task_of_config
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Bags whose positive instances hasten the event; ten patients have two slides, three lack an outcome."""
+    rng, folder, n = np.random.default_rng(0), tmp_path_factory.mktemp("cohort"), 70
+    sizes, amount = rng.integers(8, 16, n), rng.uniform(0, 1, n)
+    patient = np.array([f"P{i:02d}" for i in range(n)])
+    for i in range(0, 20, 2):
+        patient[i + 1], amount[i + 1] = patient[i], amount[i]
+    features = [
+        rng.normal(size=(s, 5)) + 3 * (np.arange(s) < a * s)[:, None] for s, a in zip(sizes, amount, strict=True)
+    ]
+    names = np.array([f"slide_{i:02d}" for i in range(n)])
+    np.savez(
+        folder / "bags.npz",
+        X=np.concatenate(features).astype(np.float32),
+        bag_ptr=np.concatenate([[0], sizes.cumsum()]),
+        bag_label=np.zeros(n, int),
+        bag_name=names,
+    )
+    death, lost = rng.exponential(40 * np.exp(2 - 4 * amount)), rng.uniform(20, 120, n)
+    for i in range(0, 20, 2):
+        death[i + 1], lost[i + 1] = death[i], lost[i]
+    table = pd.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": patient,
+            "os_months": np.minimum(death, lost).round(2),
+            "censorship": (death > lost).astype(int),
+            "score": (20 * amount).round(2),
+            "label": np.digitize(amount, [0.3, 0.6]),
+            "wide": (amount > 0.5).astype(int),
+            "deep": (amount > 0.7).astype(int),
+        },
+        dtype=object,
+    )
+    table.loc[[60, 61], "os_months"] = None
+    table.loc[62, "censorship"] = None
+    table.loc[63, "wide"] = None
+    table.to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+BUDGET = ("--models", "mean", "--folds", 2, "--epochs", 2, "--set", "learning_rate=0.01")
+OUTCOME = ("--time", "os_months", "--censorship", "censorship")
+
+
+def bench(run_cli, cohort, out, *arguments):
+    where = ("--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv")
+    code, shown, err = run_cli("bench", *where, *BUDGET, *arguments, "--out", out)
+    assert code == 0, err
+    return shown
+
+
+def trials(out):
+    return [json.loads(line) for line in (out / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("task", ["survival", "survival_cox", "survival_rank"])
+@pytest.mark.parametrize("rule", ["packed", "mean"])
+def test_survival(cohort, tmp_path, run_cli, task, rule):
+    out = tmp_path / "run"
+    shown = bench(run_cli, cohort, out, "--task", task, *OUTCOME, "--patients", rule)
+    assert "patients had the event" in shown
+    excluded = pd.read_csv(out / "excluded.csv")
+    assert excluded["slide_id"].tolist() == ["slide_60", "slide_61", "slide_62"]
+    assert excluded["reason"].tolist() == ["no os_months", "no os_months", "no censorship"]
+    for trial in trials(out):
+        folder = out / "trials" / trial["trial"]
+        rows = pd.read_csv(folder / ("predictions.csv" if rule == "packed" else "patients.csv"))
+        assert rows.columns[:6].tolist() == ["slide_id", "patient_id", "split", "time_months", "event", "risk"]
+        assert rows["patient_id"].is_unique
+        test = rows[rows["split"] == "test"]
+        assert trial["metrics"]["c_index"] == pytest.approx(
+            concordance(test["time_months"], test["event"], test["risk"])
+        )
+        fitted = task_of_config(json.loads((folder / "task.json").read_text(encoding="utf-8")))
+        assert len(fitted.horizons) >= 2
+        assert fitted.median_risk is not None
+        survival = test[[name for name in test if name.startswith("surv_")]].to_numpy()
+        assert survival.shape[1] == (0 if task == "survival_rank" else len(fitted.horizons))
+        assert (np.diff(survival, axis=1)[~np.isnan(np.diff(survival, axis=1))] <= 0).all()
+    table = (out / "survival.md").read_text(encoding="utf-8")
+    assert "C, pooled" in table
+    assert "Log-rank p" in table
+    assert (out / "figures" / "kaplan_meier.png").exists()
+    assert "Kaplan" in (out / "report.html").read_text(encoding="utf-8") or task == "survival_rank"
+    code, _, err = run_cli("predict", "--run", out, "--model", "mean", cohort / "bags.npz", "--out", tmp_path / "new")
+    assert code == 0, err
+    predicted = pd.read_csv(tmp_path / "new" / "probabilities.csv")
+    assert len(predicted) == 70
+    assert predicted["predicted"].str.startswith("risk ").all()
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "figure"),
+    [
+        ("regression:column=score,unit=points", ["target", "predicted"], "agreement.png"),
+        ("ordinal:num_classes=3", ["label", "prob_0", "prob_1", "prob_2", "predicted", "expected"], "confusion.png"),
+        ("ordinal:num_classes=3,loss=coral", ["label", "prob_0", "prob_1", "prob_2", "predicted"], "confusion.png"),
+        ("multilabel:names=[wide,deep]", ["label_wide", "label_deep", "prob_wide", "prob_deep"], "metrics.png"),
+    ],
+)
+def test_other_tasks(cohort, tmp_path, run_cli, task, columns, figure):
+    out = tmp_path / "run"
+    bench(run_cli, cohort, out, "--task", task)
+    for trial in trials(out):
+        rows = pd.read_csv(out / "trials" / trial["trial"] / "predictions.csv")
+        assert rows.columns[3 : 3 + len(columns)].tolist() == columns
+        assert None not in trial["metrics"].values()
+    assert (out / "figures" / figure).exists()
+    code, _, err = run_cli("predict", "--run", out, "--model", "mean", cohort / "bags.npz", "--out", tmp_path / "new")
+    assert code == 0, err
+
+
+def test_bins_and_baseline_know_nothing_of_test_patients(cohort):
+    """Poison: other outcomes of the test patients change neither bins nor censoring curve of the fold."""
+    settings = {"name": "survival", "time": "os_months", "censorship": "censorship"}
+    source = DatasetSource(str(cohort / "bags.npz"), labels=cohort / "labels.csv")
+    plan = make_plan(Suite(datasets=["x"], models=["mean"], folds=2, task=settings), source)
+    split, bags, task = plan.splits[0], plan.dataset.bags, plan.dataset.task
+    fitted = task.fit(bags.select(split.train).targets)
+    tested = set(split.test)
+    poisoned = [slide.changed(target=(999.0, 1.0)) if slide.slide_id in tested else slide for slide in bags.slides]
+    again = task.fit(type(bags)(poisoned).select(split.train).targets)
+    assert again == fitted
+    assert len(fitted.edges) == 3
+
+
+def test_slides_of_a_patient_that_differ_are_refused(cohort, tmp_path, run_cli):
+    table = pd.read_csv(cohort / "labels.csv", dtype=str, keep_default_na=False)
+    table.loc[1, "os_months"] = "77"
+    table.to_csv(tmp_path / "torn.csv", index=False)
+    where = ("--dataset", cohort / "bags.npz", "--labels", tmp_path / "torn.csv")
+    code, _, err = run_cli("bench", *where, *OUTCOME, *BUDGET, "--out", tmp_path / "run")
+    assert code == 2
+    assert "patient 'P00' has time_months" in err
+    assert "'slide_01'" in err
+    assert "time_months 77" in err
