@@ -39,8 +39,13 @@ def real_data() -> Path:
 
 
 @pytest.fixture
-def run_cli(monkeypatch, capsys):
-    """Runs the command line in this process: ``code, out, err = run_cli("bench", ...)``."""
+def run_cli(monkeypatch, capsys, request):
+    """Runs the command line in this process: ``code, out, err = run_cli("bench", ...)``.
+
+    Figures take longer than small trials: they are drawn in tests that are marked ``figures``.
+    """
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr("mil_zoo.report.figures.draw_figures", lambda results: [])
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["mil-zoo", *map(str, arguments)])

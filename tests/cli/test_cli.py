@@ -95,6 +95,7 @@ def test_the_readme_lists_the_zoo_as_it_is():
     assert table in readme, "replace the README's table of the zoo by what `mil-zoo models --markdown` prints"
 
 
+@pytest.mark.figures
 def test_bench_and_report(run_cli, bag_table, tmp_path):
     out_dir = tmp_path / "run"
     code, out, err = run_cli(
@@ -109,7 +110,13 @@ def test_bench_and_report(run_cli, bag_table, tmp_path):
     drawn = [path for path in out_dir.glob("*.*") if path.suffix in (".csv", ".md", ".tex") and path.stem != "splits"]
     before = {path: path.read_bytes() for path in drawn}
     tables = {"table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "comparisons.csv", "comparisons.md"}
-    assert {path.name for path in before} == tables | {"diagnostics.csv", "skew.csv", "skew.md"}
+    assert {path.name for path in before} == tables | {
+        "diagnostics.csv",
+        "last_epoch.csv",
+        "last_epoch.md",
+        "skew.csv",
+        "skew.md",
+    }
     for path in before:
         path.unlink()
     code, _, _ = run_cli("report", out_dir)

@@ -57,6 +57,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.figures
 def test_a_task_runs_from_its_table_to_the_page(cells, tmp_path, run_cli):
     plugin, out = ("--plugin", COUNTING), tmp_path / "run"
     where = ("--dataset", cells / "cells.npz", "--labels", cells / "counts.csv", "--task", "counting:unit=nuclei")
