@@ -158,7 +158,7 @@ class DGRMIL(Aggregator):
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum."""
-        return one_vs_rest_logits(self, super().task_logits(logits))
+        return one_vs_rest_logits(self, logits)
 
     def _score(self, batch: BagBatch) -> tuple[AggregatorOutput, Tensor, Tensor]:
         """The output, the embedded instances ``[ΣN, W]`` and the embedded global vectors ``[K, W]``."""

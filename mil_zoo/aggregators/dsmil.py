@@ -105,8 +105,7 @@ class DSMIL(Aggregator):
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum (``probability``)."""
-        logits = super().task_logits(logits)
-        return logits if self.probability == "softmax" else one_vs_rest_logits(self, logits)
+        return super().task_logits(logits) if self.probability == "softmax" else one_vs_rest_logits(self, logits)
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""

@@ -26,9 +26,10 @@ def one_vs_rest_loss(aggregator: Aggregator, logits: Tensor, batch: BagBatch) ->
 def one_vs_rest_logits(aggregator: Aggregator, logits: Tensor) -> Tensor:
     """Log-sigmoids ``[B, C]`` of ``logits``, whose softmax are the sigmoids over their sum.
 
-    Two logits that are trained to be x and -x have a softmax of sigmoid(2 x), which is too sure of itself.
+    Two logits that are trained to be x and -x have a softmax of sigmoid(2 x), which is too sure of itself. For tasks
+    without classes they are what every aggregator's are.
     """
-    return F.logsigmoid(logits.double()) if _has_classes(aggregator) else logits
+    return F.logsigmoid(logits.double()) if _has_classes(aggregator) else Aggregator.task_logits(aggregator, logits)
 
 
 def _has_classes(aggregator: Aggregator) -> bool:
