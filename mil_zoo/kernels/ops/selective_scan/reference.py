@@ -13,12 +13,13 @@ def forward(inputs, softplus, offsets):
     u, delta, A, B, C, D, z, delta_bias = inputs
     dt = delta if delta_bias is None else delta + delta_bias
     dt = F.softplus(dt) if softplus else dt
+    steps = list(zip(dt.unbind(), (dt * u).unbind(), B.unbind(), C.unbind(), strict=True))
     rows, last = [], []
     for start, end in pairwise(offsets.tolist()):
         h = torch.zeros_like(A)
-        for t in range(start, end):
-            h = (dt[t, :, None] * A).exp() * h + (dt[t] * u[t])[:, None] * B[t]
-            rows.append(h @ C[t])
+        for dt_t, x_t, B_t, C_t in steps[start:end]:
+            h = (dt_t[:, None] * A).exp() * h + x_t[:, None] * B_t
+            rows.append(h @ C_t)
         last.append(h.detach())
     y = torch.stack(rows)
     y = y if D is None else y + D * u
