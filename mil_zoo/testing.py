@@ -95,7 +95,7 @@ def losses_of_a_batch_are_the_mean_over_its_bags(cls: type[Aggregator], options:
         return
     alone = [losses_and_gradients([bag]) for bag in bags]
     for name, value in together.items():
-        mean = sum(one.get(name, torch.zeros_like(value)) for one in alone) / 3
+        mean = torch.stack([one.get(name, torch.zeros_like(value)) for one in alone]).sum(0) / 3
         if mean.abs().max() > 1e-7:  # else it vanishes (the bias before a softmax), up to rounding
             _same(value, mean, name)
 
