@@ -14,7 +14,7 @@ CONFIGURATIONS = [(name, SMALLER.get(name, {})) for name in AGGREGATORS.names()]
     ("mean", {"embed_dim": 16}),
     ("mambamil", {"embed_dim": 16, "mixer": "bimamba", "order": "hilbert"}),
     ("s4mil", {"embed_dim": 16, "order": "raster"}),
-    ("ibmil", {"baseline": "dsmil", "confounder": torch.randn(4, DIM), "learn_confounder": True}),
+    ("ibmil", {"baseline": "dsmil", "confounder": torch.eye(4, DIM), "learn_confounder": True}),
     ("ibmil", {"baseline": "transmil", "embed_dim": 16, "num_confounders": 3, "merge": "sub"}),
     ("mhim", {"embed_dim": 16, "version": 2, "class_scores": True}),
     ("mhim", {"embed_dim": 16, "baseline": "transmil", "version": 2, "merge_ratio": 0.5}),
