@@ -184,9 +184,10 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
 def told_by_columns(contents: Contents, place: Place, source: DatasetSource) -> DataCard:
     """The card, for survival where nothing says what is predicted and the label table holds times and events alone."""
     card = contents.card
-    if card.task or card.classes or (contents.features is None and source.labels is None):
+    table = place.folder / "labels.csv" if source.labels is None else source.labels
+    if card.task or card.classes or (source.labels is None and (contents.features is None or not table.exists())):
         return card
-    header = [str(column) for column in read_csv(source.labels or find_labels(place.folder)).columns]
+    header = [str(column) for column in read_csv(table).columns]
     if column_of(pd.DataFrame(columns=header), [card.label_column, "label"]) or not Survival.recognises(header):
         return card
     return card.with_task({"name": "survival"})

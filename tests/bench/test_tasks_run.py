@@ -72,6 +72,7 @@ def trials(out):
 
 @pytest.mark.parametrize("task", ["survival", "survival_cox", "survival_rank"])
 @pytest.mark.parametrize("rule", ["packed", "mean"])
+@pytest.mark.figures
 def test_survival(cohort, tmp_path, run_cli, task, rule):
     out = tmp_path / "run"
     shown = bench(run_cli, cohort, out, "--task", task, *OUTCOME, "--patients", rule)
@@ -115,6 +116,7 @@ def test_survival(cohort, tmp_path, run_cli, task, rule):
         ("multilabel:names=[wide,deep]", ["label_wide", "label_deep", "prob_wide", "prob_deep"], "metrics.png"),
     ],
 )
+@pytest.mark.figures
 def test_other_tasks(cohort, tmp_path, run_cli, task, columns, figure):
     out = tmp_path / "run"
     bench(run_cli, cohort, out, "--task", task)

@@ -96,7 +96,7 @@ def _forward(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    part, item, here, _, start, end, longest = row_block(starts, ends, rows, count, PARTS, BLOCK_R)
+    part, item, here, _row, start, end, longest = row_block(starts, ends, rows, count, PARTS, BLOCK_R)
     column = part * BLOCK_F + tl.arange(0, BLOCK_F)
     slope = tl.load(t).to(tl.float32)
     top = tl.full([BLOCK_R, BLOCK_F], LOWEST, tl.float32)
@@ -104,7 +104,7 @@ def _forward(
     acc = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
     done = longest * 0
     while done < longest:
-        _, there, j = edge_block(indices, start, end, done, BLOCK_E)
+        _edge, there, j = edge_block(indices, start, end, done, BLOCK_E)
         tile = tile_of_edges(x, j, 0, there, column, 1, F)
         score = tl.where(there[:, :, None], slope * tile, -float("inf"))
         new = tl.maximum(top, tl.max(score, 1))
@@ -151,7 +151,7 @@ def _backward(
     spread = tl.zeros([BLOCK_R], tl.float32)
     done = longest * 0
     while done < longest:
-        _, there, i = edge_block(indices, start, end, done, BLOCK_E)
+        _edge, there, i = edge_block(indices, start, end, done, BLOCK_E)
         weight = tl.exp(slope * own - tile_of_edges(lse, i, 0, there, column, 1, F))
         inside = there[:, :, None] & (column < F)[None, None, :]
         flow = tl.where(inside, tile_of_edges(grad, i, 0, there, column, 1, F) * weight, 0.0)

@@ -89,7 +89,7 @@ def _neighbour_sum(
     BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    part, item, here, _, start, end, longest = row_block(starts, ends, rows, count, PARTS, BLOCK_R)
+    part, item, here, _row, start, end, longest = row_block(starts, ends, rows, count, PARTS, BLOCK_R)
     column = part * BLOCK_F + tl.arange(0, BLOCK_F)
     acc = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
     done = longest * 0
