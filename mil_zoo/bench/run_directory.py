@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
+from packaging.version import Version
 
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
@@ -23,6 +24,8 @@ from mil_zoo.files import refuse_link, write_text
 
 SHOWN = 5  # differences between two runs that a message lists
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
+# Digits that say the same number again: since 3.1 pandas reads no others, and warns of the word.
+_EXACT: dict[str, Any] = {} if Version(pd.__version__) >= Version("3.1") else {"float_precision": "round_trip"}
 _NAMES = ("slide_id", "patient_id")  # text, also where it is NA, null, None or 007
 
 
@@ -244,7 +247,7 @@ class RunDirectory:
             header = content.partition(b"\n")[0].decode().split(",")
             table: pd.DataFrame = pd.read_csv(
                 io.BytesIO(content),
-                float_precision="round_trip",
+                **_EXACT,
                 dtype={column: str for column in _NAMES if column in header},
                 keep_default_na=False,
                 na_values={column: [""] if column in _NAMES else ["", "nan"] for column in header},
