@@ -52,9 +52,7 @@ def draw_curves(results: Results) -> dict[str, Figure]:
         axes.legend(loc="lower left", frameon=False)
     for axes in panels[::columns]:
         axes.set_ylabel("without the event")
-    note = (
-        f"x: {unit}; under it patients at risk, low risk above high risk. Curves end where fewer than 10 are at risk."
-    )
+    note = f"x: {unit}; under it patients at risk, low above high risk; curves end below 10 of both together."
     below(figure, [], note, 1)
     figure.suptitle(title(results, "Predicted risk groups", int(14 * figure.get_figwidth())))
     return {"kaplan_meier": figure}
