@@ -193,10 +193,10 @@ Start the same command with the same --out again to continue an interrupted run.
     "--jobs",
     callback=_jobs,
     envvar="MIL_ZOO_JOBS",
-    default="auto",
-    show_default="auto, what cores and memory allow",
+    default="1",
+    show_default=True,
     show_envvar=True,
-    help="Trials at a time, each in a process of its own; 1 runs them in this process.",
+    help="Trials at a time, each in a process of its own; 1: in this process; auto: what cores and memory allow.",
 )
 @click.option(
     "--time-limit",
