@@ -24,7 +24,7 @@ COLUMNS = ("name", "paper", "year", "parameters", "graph", "eval", "training ste
 
 @click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n  mil-zoo models --measure here.csv")
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the README's is made so).")
+@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the site's is made so).")
 @click.option(
     "--measure",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -67,7 +67,7 @@ def _measure(names: list[str], path: Path, threads: int, plugins: tuple[Path, ..
         cost.write_costs(costs.values(), path)
 
 
-def _row(about: Description, cost: Cost | None) -> tuple[str, ...]:
+def row_of(about: Description, cost: Cost | None) -> tuple[str, ...]:
     from mil_zoo.bench.cost import count_parameters
 
     parameters = count_parameters(about.name) if cost is None else cost.parameters
@@ -88,7 +88,7 @@ def _measured(cost: Cost | None) -> tuple[str, str]:
     return cell(cost.eval_ms, cost.eval_mib), cell(cost.train_ms, cost.train_mib)
 
 
-def _conditions(costs: dict[str, Cost]) -> str:
+def conditions(costs: dict[str, Cost]) -> str:
     from mil_zoo.bench.cost import FEATURES, INSTANCES
 
     dates: dict[str, list[str]] = {}
@@ -106,22 +106,22 @@ def _conditions(costs: dict[str, Cost]) -> str:
 def _print_markdown(described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
     click.echo(f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---:|---|")
     for key, about in described.items():
-        _, title, *cells = _row(about, costs.get(key))
+        _, title, *cells = row_of(about, costs.get(key))
         link = f"[{title}]({about.paper['url']})" if about.paper else ""
         click.echo(f"| {' | '.join([f'`{key}`', link, *cells])} |")
-    click.echo(f"\n({_conditions(costs)})")
+    click.echo(f"\n({conditions(costs)})")
 
 
 def _print_table(console: Console, described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Aggregators", caption=_conditions(costs), caption_justify="left")
+    table = Table(title="Aggregators", caption=conditions(costs), caption_justify="left")
     for column in COLUMNS:
         right = column in ("year", "parameters", "eval", "training step")
         table.add_column(column, justify="right" if right else "left", no_wrap=column in ("name", "parameters"))
     for key, about in described.items():
-        table.add_row(*map(escape, _row(about, costs.get(key))))
+        table.add_row(*map(escape, row_of(about, costs.get(key))))
     console.print(table)
     console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
 
@@ -130,8 +130,8 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     from rich.markup import escape
 
     name = about.name
-    description, arguments = _split_docstring(about.docstring)
-    _, title, year, parameters, graph, evaluation, step, _ = _row(about, cost)
+    description, arguments = split_docstring(about.docstring)
+    _, title, year, parameters, graph, evaluation, step, _ = row_of(about, cost)
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -143,7 +143,7 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     say(re.sub(r"(?m)^(Source|Deviations):", r"[bold]\1:[/]", escape(description)))
     say(f"\n[bold]Cost:[/] {parameters} parameters, graph {graph}. Eval {evaluation}; training step {step}.")
     if cost is not None:
-        say(f"({_conditions({name: cost})})")
+        say(f"({conditions({name: cost})})")
     say()
     _print_options(console, about, arguments)
     _print_training(console, name)
@@ -190,7 +190,7 @@ def _recipe(name: str) -> dict[str, Any]:
     return read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
 
 
-def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
+def split_docstring(text: str) -> tuple[str, dict[str, str]]:
     """A Google docstring as its description, in plain text, and what it says of each argument."""
     text = text.replace("``", "").replace("::\n", ":\n")
     description, _, rest = text.partition("\nArgs:\n")
