@@ -1,5 +1,6 @@
 # mil-zoo: the package, OpenSlide, and its kernels compiled. Build: docker build -t mil-zoo .
-# For a GPU, start from an image of PyTorch with CUDA instead: --build-arg BASE=... --build-arg TORCH=torch
+# For a GPU, name an image that holds a CUDA build of PyTorch: --build-arg BASE=...
+ARG BASE=python:3.12-slim
 FROM ${BASE}
 
 ENV PYTHONUNBUFFERED=1 \

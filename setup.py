@@ -37,6 +37,7 @@ class ReproducibleSdist(sdist):
         return str(path)
 
 
+os.umask(0o022)  # a wheel keeps the modes of the files that its build makes
 setup(
     packages=[*find_packages(include=["mil_zoo", "mil_zoo.*"]), "mil_zoo._configs", "mil_zoo._data_cards"],
     package_dir={"mil_zoo._configs": "configs", "mil_zoo._data_cards": "data_cards"},
