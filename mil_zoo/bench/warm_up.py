@@ -1,4 +1,4 @@
-"""A first step that is not measured: kernels are compiled and libraries loaded before a trial's time and memory count."""
+"""A first step that is not measured: kernels are compiled and libraries loaded before time and memory count."""
 
 from __future__ import annotations
 

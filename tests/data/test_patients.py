@@ -143,7 +143,8 @@ def test_a_bench_on_packed_patients(folder):
     for prediction in predictor(open_dataset(folder).bags):
         assert prediction.trained_on == trained[prediction.bag.slide_id]
     for prediction in predictor(packed.bags):
-        assert prediction.trained_on == any(trained[name] for name in trained if name.startswith(prediction.bag.slide_id))
+        patient = prediction.bag.slide_id
+        assert prediction.trained_on == any(trained[name] for name in trained if name.startswith(patient))
 
 
 def test_train_on_one_and_test_on_the_other(folder):
