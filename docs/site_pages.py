@@ -14,7 +14,7 @@ import pandas as pd
 
 from mil_zoo.aggregators.catalogue import Description, describe_aggregators
 from mil_zoo.bench.cost import Cost, count_parameters, read_costs
-from mil_zoo.cli.models import COLUMNS, conditions, row_of, split_docstring
+from mil_zoo.cli.models import COLUMNS, conditions, families, row_of, split_docstring
 from mil_zoo.config import read_shipped_text, read_yaml, shipped_names
 from mil_zoo.data.card import list_cards, read_card
 
@@ -54,17 +54,22 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def zoo_index(described: Mapping[str, Description], costs: Mapping[str, Cost]) -> str:
     """The list of the zoo, as ``mil-zoo models`` prints it, with a link to each page."""
-    rows = []
-    for name, about in described.items():
-        _, title, *cells = row_of(about, costs.get(name))
-        rows.append([f"[`{name}`]({name}.md)", f"[{title}]({about.paper['url']})" if about.paper else "", *cells])
+    parts = []
+    for family, members in families(described).items():
+        rows = []
+        for about in members:
+            _, title, *cells = row_of(about, costs.get(about.name))
+            paper = f"[{title}]({about.paper['url']})" if about.paper else ""
+            rows.append([f"[`{about.name}`]({about.name}.md)", paper, *cells])
+        parts.append(f"## {family.capitalize()}\n\n{table(COLUMNS, rows)}")
+    tables = "\n".join(parts)
     entries = "\n".join(described)
     return f"""# Zoo
 
 mil-zoo holds {len(described)} aggregators. Each page tells what one computes, where it departs from its paper, how it
 is trained, how near it comes to its authors' code, and what it costs. `mil-zoo models NAME` prints the same.
 
-{table(COLUMNS, rows)}
+{tables}
 {conditions(dict(costs))}
 
 ```{{toctree}}
@@ -147,12 +152,17 @@ def documented(about: Description) -> str:
 def cost_text(name: str, about: Description, cost: Cost | None) -> str:
     """What one prediction and one step cost, and where it was measured."""
     parameters = count_parameters(name) if cost is None else cost.parameters
-    *_, evaluation, step, _ = row_of(about, cost)
+    _, _, _, _, needs, evaluation, step, *_ = row_of(about, cost)
     where = conditions({name: cost}) if cost is not None else ""
     return (
-        f"It has {parameters:,} parameters and needs {f'the graph `{about.graph}`' if about.graph else 'no graph'}. "
-        f"A prediction: {evaluation}. A training step: {step}.\n\n{where}"
+        f"It has {parameters:,} parameters. It is of the family *{about.family}* and needs: {needs}. "
+        f"A prediction costs {measured(evaluation)}, a training step {measured(step)}.\n\n{where}"
     )
+
+
+def measured(cell: str) -> str:
+    """A cell of the zoo's table in a sentence."""
+    return "what nobody measured yet" if cell == "-" else cell
 
 
 def read_parity(described: Mapping[str, Description]) -> pd.DataFrame:
