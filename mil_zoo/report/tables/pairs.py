@@ -40,7 +40,8 @@ def comparisons(results: Results) -> pd.DataFrame:
 
     Columns: ``metric``, ``a``, ``b`` (with " (patients)" where patients are scored), ``splits`` (different test sets),
     their means, ``difference`` (a - b) and its 95 % interval (``low``, ``high``); two-sided p of the corrected
-    resampled t-test over test sets, of the permutation test over patients and of DeLong's test by patient (AUC);
+    resampled t-test over test sets, of the permutation test over patients (of a single test set, where it can decide)
+    and of DeLong's test by patient (AUC);
     ``test``, the one that decides here (corrected t over several test sets; on a single one DeLong, permutation, or the
     jackknife over patients), its ``p``, ``p_worse`` (one-sided, small where a is worse), ``p_holm`` (adjusted over all
     pairs of the metric), ``detectable`` (the difference that the deciding test finds with a power of 80 % where the
@@ -264,12 +265,13 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
     same = bool(left) and all(_alike(left[key], right[key]) for key in left)
     sets = [*left.values()], [*right.values()]
-    exchanged = same and "permutation" in results.task.tests and metric.name in EXCHANGED
+    single = same and len(pairs) <= 1  # over several test sets the corrected t decides, and all draws were for nothing
+    exchanged = single and "permutation" in results.task.tests and metric.name in EXCHANGED
     row["p_permutation"] = permutation_test(*sets, metric.name) if exchanged else np.nan
     complete = same and all(len(np.unique(part.labels)) == part.probabilities.shape[2] for part in sets[0])
     areas = delong_test(*sets) if complete and metric.name == "auc" and "delong" in results.task.tests else None
     row["p_delong"] = np.nan if areas is None else areas.p
-    if len(pairs) > 1 or not same:
+    if not single:
         found, df, row["test"] = over_sets, float(len(pairs) - 1), "corrected t" if len(pairs) > 1 else ""
     else:
         found, df, row["test"] = patient_test(*sets, metric), np.inf, "jackknife"
