@@ -33,6 +33,7 @@ from mil_zoo.report.tables.scores import (
 )
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
 from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.variance import shown_variances, variance_table
@@ -70,6 +71,7 @@ def numbers(results: Results) -> dict[str, Table]:
         "equivalence": equivalence_table(results),
         "baseline": baseline_table(results),
         "variance": variance_table(results),
+        "subgroups": subgroup_table(results),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
@@ -132,6 +134,8 @@ def _documents(results: Results) -> list[Document]:
         compared = shown_comparisons(results, results.control)
         more = [table for table in (shown_equivalences(results), shown_baselines(results)) if table is not None]
         made.append(dataclasses.replace(compared, tables=[*compared.tables, *more]))
+    if len(subgroup_table(results)):
+        made.append(shown_subgroups(results))
     if len(variance_table(results)):
         made.append(shown_variances(results))
     if len(last_epoch_table(results)):
