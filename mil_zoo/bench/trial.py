@@ -22,6 +22,7 @@ from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
+from mil_zoo.bench.warm_up import warm_up
 from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
@@ -95,6 +96,7 @@ class Worker:
     def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
         self._datasets = {} if source is None or dataset is None else {source: dataset}
         self._kept: dict[str, Any] = {}  # what protocols keep for the next trials
+        self._warm: set[tuple[str, DatasetSource]] = set()  # whose kernels are compiled in this process
         self._last: tuple[DatasetSource, Split, int | None] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
@@ -118,8 +120,13 @@ class Worker:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
-            with trial_threads(job.suite.threads), _peak_memory() as peak:
-                result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
+            context = _context(job, dataset, bags, on_epoch, self._kept)
+            with trial_threads(job.suite.threads):
+                if (kind := (job.trial.model.label, job.source)) not in self._warm:
+                    self._warm.add(kind)
+                    warm_up(context)
+                with _peak_memory() as peak:
+                    result = run_protocol(context)
             predictions = _predictions(bags, result)
             patients = _patients(bags, result, dataset.patient_rule)
             scored = predictions if patients is None else patients

@@ -21,6 +21,7 @@ _COMMANDS = {
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
     "embed": ("embed", "Embed slides with a pretrained encoder."),
     "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),
+    "rescore": ("rescore", "Score published predictions again; name what cannot be right."),
     "published": ("published", "Set published numbers beside those of runs."),
     "models": ("models", "List the aggregators, or tell all about one."),
     "datasets": ("lists", "List the datasets that have a card."),
