@@ -3,15 +3,15 @@
 A slide is tissue on a patch grid, a smooth mixture of tissue types, a stain of its own and, when positive, lesions;
 both classes hold artefacts and benign look-alikes. Sizes and counts follow CAMELYON16. The slides are 56 times smaller,
 their lesions are not: of a slide's area of lesions, counted in patches, the square root is kept, as of their number. So
-the smallest lesions keep their patches (5.5 stay about 5) and the largest still fit into a slide. Where areas are divided
-by 56 as the slides are (`HARD`, the card ``demo_hard``), a third of the positive slides hold three positive patches or
-fewer, and even patches classified with their true labels tell slides apart with an AUC of .82 to .86 only.
+the smallest lesions keep their patches (5.5 stay about 5) and the largest still fit into a slide. Where areas are
+divided by 56 as the slides are (`HARD`, the card ``demo_hard``), a third of the positive slides hold three positive
+patches or fewer, and even a classifier of patches by their true labels tells slides apart with an AUC of .82 only.
 
 The numbers in `DemoParameters` come from the facts named beside them and from judgement. No aggregator was trained
-while they were chosen. Three checks of difficulty were, on folds by patient: logistic regression of the mean feature of a
-slide must reach .55 to .9 AUC, logistic regression of single patches by their instance labels .85 to .99, and the
-highest score of it in a slide .9 to .98. About 13 settings were tried for the first two; for the third the rule above was
-the first and the only one. Scores on these slides show that code works, not how good an aggregator is.
+while they were chosen. Three checks of difficulty were, on folds by patient: logistic regression of the mean feature of
+a slide must reach .55 to .9 AUC, logistic regression of single patches by their instance labels .85 to .99, and the
+highest score of it in a slide .9 to .98. About 13 settings were tried for the first two; for the third the rule above
+was the first and the only one. Scores on these slides show that code works, not how good an aggregator is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WORLD, _SLIDE, _PAIR, _PATIENT, _PATIENT_BLOCK = range(5)
 
 @dataclass(frozen=True)
 class DemoParameters:
-    """Every number of the simulation. Areas are in patches of the real slides (256 level-0 px), before they are scaled."""
+    """Every number of the simulation. Areas are in patches of the real slides (256 level-0 px), not yet scaled."""
 
     # CAMELYON16 facts: tissue of normal slides; area, lesions per slide and their correlation in tumour_001..110.
     patch_size_px: float = 256.0  # the grid step of those facts
