@@ -149,6 +149,10 @@ class RunDirectory:
         """Where the files of a running trial are written; ``add_trial`` gives them their final place."""
         return self.path / "trials" / f".{trial}.partial"
 
+    def unfinished(self, trial: str) -> Path:
+        """Where the unfinished training of a trial lies, for the next start to continue."""
+        return self.path / "trials" / f".{trial}.unfinished"
+
     def add_trial(self, row: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Stores a finished trial: its files first, under their final name only when complete, then its row.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ from mil_zoo.kernels.backends import set_threads
 from mil_zoo.noted import note_of
 from mil_zoo.registry import load_plugin
 from mil_zoo.tasks import Task, task_settings
+from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.device import default_device
-from mil_zoo.train.loop import of_patients
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
+from mil_zoo.train.steps import of_patients
 
 TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
 STAGES = "stages.json"  # what a model learned before its training, and from which slides, where it does
@@ -52,6 +54,7 @@ class Job:
         folder: where its files go.
         suite: whose settings of all trials apply (threads, shuffled labels, faithfulness).
         plugins: files to import first.
+        place: where its unfinished training lies, for the next attempt to continue; None for nowhere.
     """
 
     trial: TrialPlan
@@ -59,6 +62,7 @@ class Job:
     folder: Path
     suite: Suite
     plugins: tuple[Path, ...] = ()
+    place: CheckpointPlace | None = None
 
     def outcome(self, **more: Any) -> Trial:
         """What came of the trial: what is known before it runs, and ``more``."""
@@ -142,6 +146,8 @@ class Worker:
             (empty_folder(job.folder) / TRACEBACK).write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
             )
+            if job.place is not None:  # continued it would fail again
+                shutil.rmtree(job.place.folder, ignore_errors=True)
             return job.failed(_reason(error, job.plugins))
         _write(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
         return outcome
@@ -228,6 +234,7 @@ def _context(
         patient_rule=dataset.patient_rule,
         faithfulness=job.suite.faithfulness,
         kept=kept,
+        place=job.place,
     )
 
 

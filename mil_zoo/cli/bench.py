@@ -66,6 +66,7 @@ class BenchOptions:
     threads: int | None
     jobs: int | None
     time_limit: float | None
+    checkpoint_minutes: float
     executor: str | None
     address: str | None
     trial_cpus: float | None
@@ -205,6 +206,13 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Of a trial, which fails when it takes longer; trials then run in processes of their own.",
 )
 @click.option(
+    "--checkpoint-minutes",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Between two checkpoints within an epoch of a trial; one that is killed continues from the last.",
+)
+@click.option(
     "--executor",
     type=click.Choice(EXECUTORS),
     help="Where trials run; the tables do not depend on it.  [default: processes for several --jobs, else local]",
@@ -234,6 +242,8 @@ def bench(options: BenchOptions) -> int:
         from mil_zoo.cli.report import show
         from mil_zoo.report import figures, page, tables  # noqa: F401  what the end needs is tried before hours of training
 
+    if not 0 <= options.checkpoint_minutes < float("inf"):
+        raise InputError(f"--checkpoint-minutes must be 0 or more and finite, not {options.checkpoint_minutes:g}")
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
@@ -250,7 +260,8 @@ def bench(options: BenchOptions) -> int:
     _check_control(options.control, plans)
     failures = 0
     for plan, folder in zip(plans, folders, strict=True):
-        trials = run_with_progress(plan, folder, console, _executor(options, plan))
+        executor = _executor(options, plan)
+        trials = run_with_progress(plan, folder, console, executor, 60 * options.checkpoint_minutes)
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
             console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)

@@ -116,7 +116,9 @@ def _saved(folder: Path, trials: list[Trial]) -> Iterator[None]:
         raise not_written(folder, error, then) from error
 
 
-def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executor | None) -> list[Trial]:
+def run_with_progress(
+    plan: Plan, out: Path, console: Console, executor: Executor | None, checkpoint_seconds: float
+) -> list[Trial]:
     """Runs a plan into ``out`` and gives what came of each of its trials.
 
     A terminal shows a bar a model; a log gets a line a trial.
@@ -181,6 +183,7 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
                     plan,
                     out,
                     executor=executor,
+                    checkpoint_seconds=checkpoint_seconds,
                     on_trial=on_trial,
                     on_epoch=on_epoch,
                     on_result=on_result,

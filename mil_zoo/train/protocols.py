@@ -18,9 +18,11 @@ from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.errors import InputError
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Task
+from mil_zoo.train.checkpoint import Checkpoint, CheckpointPlace
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import fit, of_patients
+from mil_zoo.train.loop import fit
 from mil_zoo.train.predict import predict
+from mil_zoo.train.steps import of_patients
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,16 @@ class TrialContext:
         training: optimiser, schedule, budget, selection rule.
         in_dim: feature dimension D.
         task: what is predicted; a protocol fits it to its training bags before it makes a model.
-        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training. Besides,
-            "unlabelled": every slide whose patient is not tested, to be used without its label.
+        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training, and where a
+            configuration is only judged on "val" it is not there at all. Besides, "unlabelled": every slide whose
+            patient is not tested, to be used without its label.
         seed: of everything random; torch's own generator is seeded with it already.
         device: where to compute.
         on_epoch: to be called with the row of every finished epoch.
         patient_rule: how the slides of a patient are combined; None where they are not.
         faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
         kept: what protocols keep for the next trials of this process, by the protocol's name.
+        place: where a training that is killed finds what it needs to continue; None for nowhere.
     """
 
     name: str
@@ -57,6 +61,7 @@ class TrialContext:
     patient_rule: str | None = None
     faithfulness: Sequence[int] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)
+    place: CheckpointPlace | None = None
 
 
 @dataclass
@@ -65,8 +70,8 @@ class TrialResult:
 
     Attributes:
         task: the task as it was fitted to the training bags.
-        predictions: for "val" and "test" each float ``[n, P]``, a column for each of the task's prediction columns, in
-            the order of their bags.
+        predictions: for "val" and "test" (where it is there) each float ``[n, P]``, a column for each of the task's
+            prediction columns, in the order of their bags.
         logits: of the same bags, each float ``[n, width]``; empty where there are none.
         last: predictions of the "test" bags by the last epoch's weights, float ``[n, P]``; None where that was chosen.
         epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
@@ -140,11 +145,19 @@ def supervised(context: TrialContext) -> TrialResult:
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
     where = context.graph, context.device, context.training.precision
     last: list[Tensor] = []
+    parts = [part for part in ("val", "test") if part in context.bags]
 
     def test_last() -> None:
-        last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
+        if "test" in parts:
+            last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
 
     stages: list[dict[str, Any]] = []
+
+    def restore(state: tuple[Any, Any]) -> None:
+        recorder.restore(state[0])
+        stages[:] = state[1]
+
+    checkpoint = Checkpoint(context.place, (lambda: (recorder.state(), stages), restore))
     epochs = fit(
         aggregator,
         context.bags["train"],
@@ -158,12 +171,13 @@ def supervised(context: TrialContext) -> TrialResult:
         on_epoch=context.on_epoch,
         before_choice=test_last,
         on_stage=stages.append,
+        checkpoint=checkpoint,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     if task.finishes:
         task = aggregator.task = _finished(task, aggregator, context, where)
-    found: dict[str, list[Tensor]] = {"val": [], "test": []}
-    logits: dict[str, list[Tensor]] = {"val": [], "test": []}
+    found: dict[str, list[Tensor]] = {part: [] for part in parts}
+    logits: dict[str, list[Tensor]] = {part: [] for part in parts}
     for part, rows in found.items():
         for bag, output, prediction in predict(aggregator, context.bags[part], *where):
             rows.append(prediction)
