@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
+from mil_zoo.bench.tuning import Training, Tuned, tune
 from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
@@ -41,6 +43,8 @@ from mil_zoo.train.steps import of_patients
 TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
 STAGES = "stages.json"  # what a model learned before its training, and from which slides, where it does
 TRACEBACK = "traceback.txt"  # of a failed trial
+EMBEDDINGS = "embeddings.npy"  # of the test slides, in the order of predictions.csv
+TUNING = "tuning.csv"  # of a tuned trial: its configurations
 Parts = dict[str, Bags]
 
 
@@ -122,11 +126,17 @@ class Worker:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
+            tuned = None
             with trial_threads(job.suite.threads), _peak_memory() as peak:
-                result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
+                if job.suite.tune is None:
+                    result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
+                else:
+                    tuned = self._tuned(job, dataset, bags, on_epoch)
+                    result = tuned.result
             predictions = _predictions(bags, result)
             patients = _patients(bags, result, dataset.patient_rule)
             scored = predictions if patients is None else patients
+            spent, tested = [epoch["seconds"] for epoch in result.epochs], len(bags["test"])
             outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
@@ -140,6 +150,9 @@ class Worker:
                 parameters=result.parameters,
                 seconds_per_epoch=_seconds_per_epoch(result.epochs),
                 peak_mem_mib=None if np.isnan(peak.mib) else peak.mib,
+                settings={} if tuned is None else tuned.settings,
+                training_seconds=sum(spent) if tuned is None else tuned.seconds,
+                inference_ms=None if result.inference_seconds is None else 1000 * result.inference_seconds / tested,
             )
             weights = _weights(result.weights)
         except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
@@ -150,7 +163,31 @@ class Worker:
                 shutil.rmtree(job.place.folder, ignore_errors=True)
             return job.failed(_reason(error, job.plugins))
         _write(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
+        if result.embeddings is not None and job.suite.embeddings:
+            np.save(job.folder / EMBEDDINGS, _halved(result.embeddings), allow_pickle=False)
+        if tuned is not None:
+            pd.DataFrame(tuned.rows).to_csv(job.folder / TUNING, index=False, lineterminator="\n")
         return outcome
+
+    def _tuned(self, job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], None]) -> Tuned:
+        def train(training: Training) -> TrialResult:
+            def told(row: Row) -> None:
+                on_epoch(row | {"training": training.number})
+
+            trial = dataclasses.replace(job.trial, model=training.model)
+            one = dataclasses.replace(job, trial=trial, place=training.place)
+            return run_protocol(_context(one, dataset, dict(training.bags), told, self._kept))
+
+        def score(parts: Mapping[str, Bags], result: TrialResult, part: str) -> dict[str, float | None]:
+            predictions = _predictions(dict(parts), result)
+            patients = _patients(dict(parts), result, dataset.patient_rule)
+            return _score(result.task, predictions if patients is None else patients, part)
+
+        with contextlib.ExitStack() as stack:
+            place = job.place
+            if place is None:
+                place = CheckpointPlace(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mil-zoo-"))))
+            return tune(job.trial, job.suite, dataset.task, bags, place, train, score)
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
         if job.source not in self._datasets:
@@ -294,6 +331,12 @@ def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
         owned[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
         seen.add(value.untyped_storage().data_ptr())
     return save(owned)
+
+
+def _halved(embeddings: torch.Tensor) -> npt.NDArray[Any]:
+    """In float16; as they are where one of them is too large for it."""
+    values = embeddings.detach().float().numpy()
+    return values.astype(np.float16) if np.abs(values).max(initial=0) <= np.finfo(np.float16).max else values
 
 
 def _write(

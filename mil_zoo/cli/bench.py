@@ -58,6 +58,10 @@ class BenchOptions:
     epochs: int | None
     settings: tuple[str, ...]
     grid: tuple[str, ...]
+    tune: int | None
+    inner_folds: int | None
+    sampler: str | None
+    embeddings: bool | None
     class_weights: str | None
     select: str | None
     max_instances: int | None
@@ -101,6 +105,7 @@ Examples:
   mil-zoo bench --dataset features_dir --labels labels.csv --time os_days --event os_event
   mil-zoo bench --dataset features_dir --labels labels.csv --task ordinal:loss=coral
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
+  mil-zoo bench --models srmil,abmil --tune 20
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
   mil-zoo bench --models srmil,abmil,mean --control mean --select last
@@ -174,6 +179,17 @@ Start the same command with the same --out again to continue an interrupted run.
     multiple=True,
     metavar="KEY=A,B,...,Z",
     help="Try each value: srmil.mask_rate=0,0.1,...,0.9. Several grids multiply.",
+)
+@click.option(
+    "--tune",
+    type=int,
+    metavar="N",
+    help="Try N configurations of every aggregator inside the training part of each trial, its recipe first.",
+)
+@click.option("--inner-folds", type=int, metavar="K", help="Judge them on K folds of it, not on the validation part.")
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), help="What proposes them.  [default: tpe]")
+@click.option(
+    "--embeddings/--no-embeddings", default=None, help="Keep the embeddings of the test slides.  [default: keep them]"
 )
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
 @click.option(

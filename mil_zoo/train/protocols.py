@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit
 from mil_zoo.train.predict import predict
 from mil_zoo.train.steps import of_patients
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class TrialResult:
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
         recorder: the attention that was recorded; empty or None for a model without attention.
+        embeddings: of the "test" bags, float ``[n, E]``; None where there are none.
+        inference_seconds: that the predictions of the "test" bags were waited for; None where nobody measured.
         stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
     """
 
@@ -89,6 +94,8 @@ class TrialResult:
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+    embeddings: Tensor | None = None
+    inference_seconds: float | None = None
     stages: Sequence[Mapping[str, Any]] = ()
 
 
@@ -178,12 +185,15 @@ def supervised(context: TrialContext) -> TrialResult:
         task = aggregator.task = _finished(task, aggregator, context, where)
     found: dict[str, list[Tensor]] = {part: [] for part in parts}
     logits: dict[str, list[Tensor]] = {part: [] for part in parts}
+    watch = _Watch()
+    embeddings: list[Tensor] = []
     for part, rows in found.items():
-        for bag, output, prediction in predict(aggregator, context.bags[part], *where):
+        for bag, output, prediction in watch.timed(part, predict(aggregator, context.bags[part], *where)):
             rows.append(prediction)
             logits[part].append(output.logits)
             if part != "test":
                 continue
+            embeddings.append(output.embedding)
             recorder.record_test(selected, bag, output, prediction)
             if context.faithfulness and output.attention is not None:
                 shown = task.shown_output(prediction.numpy())
@@ -209,7 +219,26 @@ def supervised(context: TrialContext) -> TrialResult:
         logits=of_parts,
         stages=stages,
         last=torch.stack(last) if last else None,
+        embeddings=torch.cat(embeddings) if embeddings else None,
+        inference_seconds=watch.seconds.get("test"),
     )
+
+
+class _Watch:
+    """How long an iterator is waited for, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items."""
+        while True:
+            start = time.perf_counter()
+            item = next(items, None)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if item is None:
+                return
+            yield item
 
 
 def _finished(task: Task, aggregator: Aggregator, context: TrialContext, where: Any) -> Task:

@@ -50,7 +50,13 @@ def test_every_trial_leaves_its_row_and_files(finished):
         row, folder = rows[trial.id], run.path / "trials" / trial.id
         assert row["status"] == "ok"
         names = {path.name for path in folder.iterdir()}
-        expected = {"predictions.csv", "epochs.csv", "weights.safetensors", "standardiser.safetensors"}
+        expected = {
+            "predictions.csv",
+            "epochs.csv",
+            "weights.safetensors",
+            "standardiser.safetensors",
+            "embeddings.npy",
+        }
         assert names == (expected if trial.model.name == "mean" else expected | {"skew.csv", "attention.h5"})
         predictions = run.predictions(trial.id)
         test = predictions[predictions["split"] == "test"]

@@ -8,18 +8,17 @@ import pandas as pd
 
 from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
 from mil_zoo.report.tables.scores import (
-    COSTS,
     MEASURED,
     all_levels,
     further_scores,
     score_table,
-    shown_costs,
     shown_scores,
     terminal_scores,
 )
@@ -27,6 +26,7 @@ from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
 from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, shown_tuning
 from mil_zoo.report.tables.variants import variant_table
 
 __all__ = [
@@ -56,7 +56,7 @@ def numbers(results: Results) -> dict[str, Table]:
     scores = score_table(results)
     frames = {
         "table": all_levels(results).drop(columns=MEASURED),
-        "cost": scores[["aggregator", *COSTS]],
+        "cost": cost_table(results),
         "comparisons": comparisons(results),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
@@ -64,6 +64,8 @@ def numbers(results: Results) -> dict[str, Table]:
         "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
+        "tuning": configuration_table(results),
+        "budget": budget_table(results),
         "undefined": _notes_of_trials(results),
     }
     return {name: Table.of(frame) for name, frame in frames.items() if len(frame)}
@@ -75,7 +77,8 @@ def write_tables(results: Results) -> list[Path]:
     ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; where a
     checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention
     ``diagnostics.csv`` and ``skew.csv|md``; with a grid ``ablation.csv``, and ``learning_curve.csv|md`` where it varies
-    the number of labels; ``encoders.csv|md`` where several sets of features are compared.
+    the number of labels; ``encoders.csv|md`` where several sets of features are compared; ``tuning.csv|md`` and
+    ``budget.csv`` of a tuned run.
 
     Returns:
         The files written.
@@ -113,6 +116,8 @@ def _documents(results: Results) -> list[Document]:
         made.append(Document("scores", "Further scores", [further]))
     if len(comparisons(results)):
         made.append(shown_comparisons(results, results.control))
+    if len(configuration_table(results)):
+        made.append(shown_tuning(results))
     if len(last_epoch_table(results)):
         made.append(shown_last_epochs(results))
     if len(skew_table(results)):
