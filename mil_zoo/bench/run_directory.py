@@ -183,6 +183,10 @@ class RunDirectory:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
         return self._csv(trial, "epochs.csv")
 
+    def tuning(self, trial: str) -> pd.DataFrame:
+        """The configurations of a tuned trial, see ``mil_zoo.bench.tuning``."""
+        return self._csv(trial, "tuning.csv")
+
     def skew(self, trial: str) -> pd.DataFrame:
         """epoch, slide_id, split, name, value of a trial; empty for an aggregator without attention."""
         name = "skew.csv"

@@ -211,7 +211,7 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_earlier_one():
         ({"search": {"embed_dim": [4, 4]}}, r"two or more different values"),
         ({"search": {"learning_rate": {"low": 1.0, "high": 0.1}}}, r"learning_rate: low must be below high"),
         ({"search": {"learning_rate": {"low": 0.0, "high": 1.0, "log": True}}}, r"begins above 0, not at 0"),
-        ({"search": {"learning_rate": {"lo": 0.0, "high": 1.0}}}, r"unknown key 'lo'"),
+        ({"search": {"learning_rate": {"lo": 0.0, "high": 1.0}}}, r"the key 'low' is missing"),
         ({"inner_folds": 1}, r"--inner-folds must be at least 2, not 1"),
         ({"tune": None, "inner_folds": 3}, r"--inner-folds judges configurations; add --tune N"),
         (

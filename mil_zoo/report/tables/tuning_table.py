@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from math import comb
 from typing import Any
@@ -147,10 +146,11 @@ def _configurations(results: Results) -> pd.DataFrame:
 def _of_trial(results: Results, trial: Trial) -> pd.DataFrame:
     if "tuning.csv" not in trial.files:
         return pd.DataFrame()
-    rows = pd.read_csv(io.BytesIO(results.run.read(trial.trial, "tuning.csv")), float_precision="round_trip")
+    rows = results.run.tuning(trial.trial)
+    reasons = rows["reason"].astype(object).where(rows["reason"].notna(), "")
     place = {"trial": trial.trial, "aggregator": trial.label}
     place |= {"repeat": trial.repeat, "fold": trial.fold, "seed": trial.seed}
-    return pd.concat([pd.DataFrame([place] * len(rows)), rows.fillna({"reason": ""})], axis=1)
+    return pd.concat([pd.DataFrame([place] * len(rows)), rows.assign(reason=reasons)], axis=1)
 
 
 def _budgets(results: Results) -> pd.DataFrame:
