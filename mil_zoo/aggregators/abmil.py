@@ -52,11 +52,13 @@ class ABMIL(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "attention"
     paper = Paper(
         "Attention-based Deep Multiple Instance Learning",
         2018,
         "https://arxiv.org/abs/1802.04712",
         "https://github.com/AMLab-Amsterdam/AttentionDeepMIL",
+        licence="MIT",
     )
     published_renames = (
         (r"^attention\.0\.", "attention.V."),

@@ -31,12 +31,14 @@ class Paper:
         year: of publication.
         url: of the paper.
         code: the authors' repository, or None.
+        licence: of that repository, in SPDX's short form; None where it states none. No line of it is copied here.
     """
 
     title: str
     year: int
     url: str
     code: str | None = None
+    licence: str | None = None
 
 
 @dataclass
@@ -106,6 +108,8 @@ class Aggregator(nn.Module):
     A subclass implements ``forward``; one whose paper trains with more than cross-entropy overrides ``losses``.
 
     Class attributes:
+        family: how it sees a bag, for lists: pooling, attention, transformer, state space or spatial.
+        needs_coords: whether every bag needs coordinates although no graph is built of them.
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
@@ -123,6 +127,8 @@ class Aggregator(nn.Module):
         progress: where the training stands; the trainer sets it before every step.
     """
 
+    family: ClassVar[str] = "other"
+    needs_coords: ClassVar[bool] = False
     graph: ClassVar[str | None] = None
     paper: ClassVar[Paper | None] = None
     permutation_invariant: ClassVar[bool] = True

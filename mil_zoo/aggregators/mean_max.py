@@ -38,6 +38,7 @@ class MeanPooling(_Pooling):
         embed_dim: width of an instance-wise Linear + ReLU before the pooling, or None for no such layer.
     """
 
+    family = "pooling"
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
     reduce = "mean"
 
@@ -55,5 +56,6 @@ class MaxPooling(_Pooling):
         embed_dim: width of an instance-wise Linear + ReLU before the pooling, or None for no such layer.
     """
 
+    family = "pooling"
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
     reduce = "max"

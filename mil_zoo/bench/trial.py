@@ -25,6 +25,7 @@ from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
 from mil_zoo.bench.tuning import Training, Tuned, tune
+from mil_zoo.bench.warm_up import warm_up
 from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
@@ -103,6 +104,7 @@ class Worker:
     def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
         self._datasets = {} if source is None or dataset is None else {source: dataset}
         self._kept: dict[str, Any] = {}  # what protocols keep for the next trials
+        self._warm: set[tuple[str, DatasetSource]] = set()  # whose kernels are compiled in this process
         self._last: tuple[DatasetSource, Split, int | None] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
@@ -126,13 +128,17 @@ class Worker:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
-            tuned = None
-            with trial_threads(job.suite.threads), _peak_memory() as peak:
-                if job.suite.tune is None:
-                    result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
-                else:
-                    tuned = self._tuned(job, dataset, bags, on_epoch)
-                    result = tuned.result
+            context, tuned = _context(job, dataset, bags, on_epoch, self._kept), None
+            with trial_threads(job.suite.threads):
+                if (kind := (job.trial.model.label, job.source)) not in self._warm:
+                    self._warm.add(kind)
+                    warm_up(context)
+                with _peak_memory() as peak:
+                    if job.suite.tune is None:
+                        result = run_protocol(context)
+                    else:
+                        tuned = self._tuned(job, dataset, bags, on_epoch)
+                        result = tuned.result
             predictions = _predictions(bags, result)
             patients = _patients(bags, result, dataset.patient_rule)
             scored = predictions if patients is None else patients

@@ -68,6 +68,8 @@ def numbers(results: Results) -> dict[str, Table]:
         "budget": budget_table(results),
         "undefined": _notes_of_trials(results),
     }
+    if results.config.dataset.kind == "predictions":
+        del frames["cost"]
     return {name: Table.of(frame) for name, frame in frames.items() if len(frame)}
 
 
@@ -126,4 +128,6 @@ def _documents(results: Results) -> list[Document]:
         made.append(shown_encoders(score_table(results), results.metrics, notes(results)))
     if len(label_budget_table(results)):
         made.append(shown_label_budgets(results))
+    if results.config.dataset.kind == "predictions":  # nothing was trained
+        return made
     return [*made, Document("cost", "Costs", [shown_costs(results)])]

@@ -255,7 +255,7 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         "p_corrected_t": over_sets.p,
     }
     left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
-    same = bool(left) and all(left[key].probabilities.shape == right[key].probabilities.shape for key in left)
+    same = bool(left) and all(_alike(left[key], right[key]) for key in left)
     sets = [*left.values()], [*right.values()]
     exchanged = same and "permutation" in results.task.tests and metric.name in EXCHANGED
     row["p_permutation"] = permutation_test(*sets, metric.name) if exchanged else np.nan
@@ -278,6 +278,15 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
     row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
     return row
+
+
+def _alike(a: TestSet, b: TestSet) -> bool:
+    """Whether two models predicted the same slides, with the same labels."""
+    return bool(
+        a.probabilities.shape == b.probabilities.shape
+        and (a.labels == b.labels).all()
+        and (a.patients == b.patients).all()
+    )
 
 
 def _by_test_set(results: Results, metric: str, a: str, b: str, rule: str | None) -> dict[Any, tuple[float, float]]:

@@ -16,6 +16,7 @@ _KINDS = {
     "real": "real slides",
     "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
     "table": "bags from a feature table, not slides",
+    "predictions": "predictions from files, scored again; nothing was trained here",
 }
 _PATIENTS = {
     "mean": "Rows (patients): a patient's prediction is the mean of its slides' {what} ({patients} patients, "
@@ -51,6 +52,9 @@ def _data(results: Results) -> list[str]:
 def _protocol(results: Results) -> list[str]:
     config = results.config
     split = config.split
+    if config.dataset.kind == "predictions":
+        counts = f"{count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}, {count(len(config.seeds), 'seed')}"
+        return [f"Test sets: {split.kind}, {counts}. How models were trained and chosen, the files do not say."]
     validation = f"validation fraction {split.validation_fraction}"
     if split.validation_fraction is None:
         validation = "validation slides as the split names them (no fraction is used)"
