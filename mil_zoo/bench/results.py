@@ -239,6 +239,8 @@ class Trial:
         settings: the configuration that was chosen, where one was searched for; {} for the recipe.
         training_seconds: that all trainings of the trial took, of every configuration; None in runs of before.
         inference_ms: a test slide, reading it included; None in runs of before.
+        energy_j: joules that the trial took, of all configurations, by the counters of the processors; None where they
+            cannot be read, or several trials ran at a time.
         peak_mem_mib: memory that the trial took at most, above what the process held; None where that is not known.
         files: SHA-256 of each file of its folder, by name; {} of a failed trial.
     """
@@ -269,6 +271,7 @@ class Trial:
     settings: dict[str, Any] = field(default_factory=dict)
     training_seconds: float | None = None
     inference_ms: float | None = None
+    energy_j: float | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod

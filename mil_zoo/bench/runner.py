@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from mil_zoo.bench.executors import Executor, InProcess
@@ -69,7 +70,8 @@ def run_plan(
                 on_result(done[trial.id])
             else:
                 folder, place = run.staging(trial.id).resolve(), CheckpointPlace(unfinished, checkpoint_seconds)
-                jobs.append(Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files), place))
+                job = Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files), place)
+                jobs.append(replace(job, alone=isinstance(executor, InProcess)))
         with closing(executor.run(jobs, on_trial, on_epoch)) as outcomes:
             for outcome in outcomes:
                 run.add_trial(outcome.to_row())

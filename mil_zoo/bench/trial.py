@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save
 
 from mil_zoo.bench import memory
+from mil_zoo.bench.energy import Energy, energy
 from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
@@ -60,6 +61,7 @@ class Job:
         suite: whose settings of all trials apply (threads, shuffled labels, faithfulness).
         plugins: files to import first.
         place: where its unfinished training lies, for the next attempt to continue; None for nowhere.
+        alone: whether no other trial of the run uses the processors meanwhile, so that their energy is its own.
     """
 
     trial: TrialPlan
@@ -68,6 +70,7 @@ class Job:
     suite: Suite
     plugins: tuple[Path, ...] = ()
     place: CheckpointPlace | None = None
+    alone: bool = False
 
     def outcome(self, **more: Any) -> Trial:
         """What came of the trial: what is known before it runs, and ``more``."""
@@ -133,7 +136,7 @@ class Worker:
                 if (kind := (job.trial.model.label, job.source)) not in self._warm:
                     self._warm.add(kind)
                     warm_up(context)
-                with _peak_memory() as peak:
+                with _peak_memory() as peak, energy() if job.alone else contextlib.nullcontext(Energy()) as used:
                     if job.suite.tune is None:
                         result = run_protocol(context)
                     else:
@@ -160,6 +163,7 @@ class Worker:
                 training_seconds=sum(spent) if tuned is None else tuned.seconds,
                 inference_ms=None if result.inference_seconds is None else 1000 * result.inference_seconds / tested,
             )
+            outcome = dataclasses.replace(outcome, energy_j=used.joules)
             weights = _weights(result.weights)
         except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
             (empty_folder(job.folder) / TRACEBACK).write_text(

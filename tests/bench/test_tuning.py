@@ -12,6 +12,7 @@ import torch
 from mil_zoo import InputError
 from mil_zoo.aggregators.base import list_aggregators
 from mil_zoo.aggregators.mean_max import MeanPooling
+from mil_zoo.bench.executors import Processes
 from mil_zoo.bench.plan import make_plan, plan_models
 from mil_zoo.bench.predictor import Predictor
 from mil_zoo.bench.runner import run_plan
@@ -161,6 +162,16 @@ def test_a_configuration_that_fails_is_a_row_with_its_reason(bag_table, tmp_path
     assert (found["reason"][failed] == "ValueError: too wide").all()
     assert found["validation"][failed].isna().all()
     assert run.trials()[0]["settings"]["embed_dim"] == 8
+
+
+def test_processes_choose_the_same(tuned, tmp_path):
+    plan, run = tuned
+    plan = replace(plan, models=plan.models[:1])
+    elsewhere = run_plan(plan, tmp_path, executor=Processes(1))
+    (trial,) = plan.trials
+    for name in ("predictions.csv", "weights.safetensors", "embeddings.npy"):
+        assert run.read(trial.id, name) == elsewhere.read(trial.id, name), name
+    pd.testing.assert_frame_equal(configurations(run, trial.id), configurations(elsewhere, trial.id))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])

@@ -18,6 +18,7 @@ _COLUMNS = {
     "configurations": "Configurations",
     "training_seconds": "Training (s / trial)",
     "inference_ms": "Inference (ms / slide)",
+    "energy_j": "Energy (kJ / trial)",
     "peak_mem_mib": "Peak memory (MiB)",
 }
 
@@ -27,21 +28,30 @@ def cost_table(results: Results) -> pd.DataFrame:
 
     Columns: ``aggregator``; ``parameters``; ``epochs`` that were run (mean over trials, of ``budget`` at most);
     ``seconds_per_epoch`` (median); ``configurations`` tried a trial; ``training_seconds`` a trial, all configurations
-    together (median); ``inference_ms`` a test slide (median), reading it included; ``peak_mem_mib`` (largest).
+    together (median); ``inference_ms`` a test slide (median), reading it included; ``energy_j`` a trial (median), where
+    it could be measured; ``peak_mem_mib`` (largest).
     """
     return results.once(_costs)
 
 
 def shown_costs(results: Results) -> Table:
     """The same as it is read."""
-    rows = []
-    for row in cost_table(results).to_dict("records"):
-        epochs = "-" if np.isnan(row["epochs"]) else f"{row['epochs']:.0f} of {row['budget']:.0f}"
-        parameters = "-" if np.isnan(row["parameters"]) else f"{row['parameters']:,.0f}"
-        others = [short(row[name]) for name in ("seconds_per_epoch", "training_seconds", "inference_ms")]
-        others.insert(1, f"{row['configurations']:.0f}")
-        rows.append([row["aggregator"], parameters, epochs, *others, short(row["peak_mem_mib"])])
-    return Table(["Aggregator", *_COLUMNS.values()], rows, [_NOTE])
+    table = cost_table(results)
+    columns = {name: title for name, title in _COLUMNS.items() if name != "energy_j" or table[name].notna().any()}
+    rows = [[row["aggregator"], *(_cell(name, row) for name in columns)] for row in table.to_dict("records")]
+    notes = [_NOTE, *[_ENERGY] * ("energy_j" in columns)]
+    return Table(["Aggregator", *columns.values()], rows, notes)
+
+
+def _cell(name: str, row: dict[Any, Any]) -> str:
+    value = row[name]
+    if np.isnan(value):
+        return "-"
+    if name == "epochs":
+        return f"{value:.0f}" if np.isnan(row["budget"]) else f"{value:.0f} of {row['budget']:.0f}"
+    if name == "energy_j":
+        return short(value / 1000)
+    return f"{value:,.0f}" if name in ("parameters", "configurations") else short(value)
 
 
 _NOTE = (
@@ -49,6 +59,11 @@ _NOTE = (
     "trial (all its configurations) and of the prediction of a test slide, largest memory. Epochs run: mean over "
     "trials, where a recipe's patience may end one before its budget. These numbers differ between runs and so stand "
     "in no other table; mil-zoo models compares models on one machine."
+)
+
+_ENERGY = (
+    "Energy: what the counters of processors and GPUs counted (RAPL, NVML) while one trial ran at a time, whatever "
+    "else the machine did."
 )
 
 
@@ -69,6 +84,7 @@ def _costs(results: Results) -> pd.DataFrame:
                 "configurations": 1 if tuning is None else tuning.configurations,
                 "training_seconds": costs["training_seconds"].median(),
                 "inference_ms": costs["inference_ms"].median(),
+                "energy_j": costs["energy_j"].median(),
                 "peak_mem_mib": costs["peak_mem_mib"].max(),
             }
         )
