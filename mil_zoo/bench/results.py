@@ -142,6 +142,7 @@ class RunConfig:
         permute_labels: whether training labels were shuffled.
         threads: CPU threads of a trial.
         faithfulness: numbers of instances removed and kept; None where nothing was.
+        explain: explainers that scored the instances of the test slides; None for none.
         grid: what was varied; None without a grid.
         tuning: how configurations were chosen; None where every aggregator has its recipe.
         plugins: files that were imported for what they register, and their SHA-256; None without any.
@@ -160,6 +161,7 @@ class RunConfig:
     permute_labels: bool = False
     threads: int = 1
     faithfulness: list[int] | None = None
+    explain: list[str] | None = None
     grid: dict[str, Any] | None = None
     tuning: TuningFacts | None = None
     plugins: dict[str, str] | None = None
@@ -197,7 +199,7 @@ class RunConfig:
         settings["model_settings"] = {
             label: _without(model, ["search"]) for label, model in settings["model_settings"].items()
         }
-        return _without(settings, ["task", "faithfulness", "grid", "tuning", "plugins", "versions"])
+        return _without(settings, ["task", "faithfulness", "explain", "grid", "tuning", "plugins", "versions"])
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""

@@ -58,7 +58,7 @@ class Job:
         trial: model, split and seed.
         source: how to open the dataset.
         folder: where its files go.
-        suite: whose settings of all trials apply (threads, shuffled labels, faithfulness).
+        suite: whose settings of all trials apply (threads, shuffled labels, explanations).
         plugins: files to import first.
         place: where its unfinished training lies, for the next attempt to continue; None for nowhere.
         alone: whether no other trial of the run uses the processors meanwhile, so that their energy is its own.
@@ -185,7 +185,9 @@ class Worker:
                 on_epoch(row | {"training": training.number})
 
             trial = dataclasses.replace(job.trial, model=training.model)
-            one = dataclasses.replace(job, trial=trial, place=training.place)
+            asked = {} if training.chosen else {"faithfulness": [], "explain": []}
+            suite = dataclasses.replace(job.suite, **asked)  # type: ignore[arg-type]
+            one = dataclasses.replace(job, trial=trial, place=training.place, suite=suite)
             return run_protocol(_context(one, dataset, dict(training.bags), told, self._kept))
 
         def score(parts: Mapping[str, Bags], result: TrialResult, part: str) -> dict[str, float | None]:
@@ -280,6 +282,7 @@ def _context(
         on_epoch=on_epoch,
         patient_rule=dataset.patient_rule,
         faithfulness=job.suite.faithfulness,
+        explain=job.suite.explain,
         kept=kept,
         place=job.place,
     )
@@ -368,6 +371,8 @@ def _write(
         (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
     if result.recorder is not None:
         result.recorder.write(folder)
+    if result.explanations is not None:
+        result.explanations.write(folder)
     (folder / "weights.safetensors").write_bytes(weights)
     if standardiser is not None:
         content = save({"mean": standardiser.mean, "scale": standardiser.scale})

@@ -38,12 +38,14 @@ class Training:
         bags: of its parts; without "test" while configurations are judged.
         place: of its checkpoint.
         number: of the training within the trial, from 0.
+        chosen: whether it is the trial's own, of which attention is explained.
     """
 
     model: ModelPlan
     bags: Parts
     place: CheckpointPlace
     number: int
+    chosen: bool = False
 
 
 Train = Callable[[Training], TrialResult]
@@ -150,7 +152,8 @@ def tune(
         if not one.reason:
             with contextlib.suppress(Exception) if i != best else contextlib.nullcontext():
                 configured = model.configured(one.settings)
-                result = train(Training(configured, bags, of(i, "test" if inner else 0), number * len(folds) + i))
+                place_of = of(i, "test" if inner else 0)
+                result = train(Training(configured, bags, place_of, number * len(folds) + i, chosen=i == best))
                 tested = score(bags, result, "test")[criterion]
                 seconds += sum(row["seconds"] for row in result.epochs) if inner else 0.0
                 chosen = (configured, result) if i == best else chosen

@@ -66,6 +66,7 @@ class BenchOptions:
     select: str | None
     max_instances: int | None
     faithfulness: list[int] | None
+    explain: list[str] | None
     permute_labels: bool | None
     threads: int | None
     jobs: int | None
@@ -78,6 +79,8 @@ class BenchOptions:
     dry_run: bool
     verify: bool
     control: str | None
+    by: list[str] | None
+    groups: Path | None
     title: str | None
     out: Path | None
     plugin: tuple[Path, ...]
@@ -204,6 +207,13 @@ Start the same command with the same --out again to continue an interrupted run.
     metavar="K,...",
     help="Predict test slides again without, and with only, their K most attended instances.",
 )
+@click.option(
+    "--explain",
+    callback=comma_list(),
+    metavar="NAME,...",
+    help="Score the instances of test slides by these explainers, and judge them: attention, gradient, "
+    "integrated_gradients, integrated_gradients_mean, occlusion, random. Takes some hundred predictions a slide.",
+)
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
 @click.option(
@@ -239,6 +249,14 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
 @click.option("--verify", is_flag=True, help="Digest all features, not sampled rows, to notice any later change.")
 @click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
+@click.option(
+    "--by", callback=comma_list(), metavar="COLUMN,...", help="Score groups of patients: site, sex, stage ..."
+)
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path),
+    help="csv of these columns, by slide_id or patient_id.  [default: --labels]",
+)
 @click.option("--title", help="Of tables, figures and page.  [default: the dataset's own, else the file's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
@@ -274,10 +292,13 @@ def bench(options: BenchOptions) -> int:
             show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console)
         return 0
     _check_control(options.control, plans)
+    groups = [_groups(options, plan) for plan in plans]  # before hours of training
     failures = 0
-    for plan, folder in zip(plans, folders, strict=True):
+    for plan, folder, of_plan in zip(plans, folders, groups, strict=True):
         executor = _executor(options, plan)
         trials = run_with_progress(plan, folder, console, executor, 60 * options.checkpoint_minutes)
+        if of_plan is not None:
+            (folder / "groups.csv").write_text(of_plan, encoding="utf-8")
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
             console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
@@ -286,6 +307,23 @@ def bench(options: BenchOptions) -> int:
         failures += len(failed)
         show(folder, console, control=options.control)
     return 1 if failures else 0
+
+
+def _groups(options: BenchOptions, plan: Plan) -> str | None:
+    """``groups.csv``: the groups of the plan's slides; None without ``--by``."""
+    from mil_zoo.data.labels.groups import read_groups
+
+    if not options.by:
+        if options.groups is not None:
+            raise InputError("--groups is the table of --by; name its columns there")
+        return None
+    slides = [(slide.slide_id, slide.patient_id or "") for slide in plan.dataset.bags.slides]
+    known: dict[str, dict[str, str]] = {"site": dict(plan.dataset.site_of)} if plan.dataset.site_of else {}
+    if (covariates := plan.dataset.covariates) is not None:
+        of = covariates.set_index("patient_id")
+        known |= {str(name): {str(who): str(value) for who, value in of[name].dropna().items()} for name in of}
+    table = read_groups(options.by, slides, options.groups or options.labels, known)
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def _check_control(control: str | None, plans: Sequence[Plan]) -> None:

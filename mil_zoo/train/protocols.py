@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, aggregator_options, create_aggregator
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
+from mil_zoo.diagnostics.explanations import Explanations, Question
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.errors import InputError
@@ -47,6 +48,7 @@ class TrialContext:
         on_epoch: to be called with the row of every finished epoch.
         patient_rule: how the slides of a patient are combined; None where they are not.
         faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
+        explain: explainers that score the instances of every test slide.
         kept: what protocols keep for the next trials of this process, by the protocol's name.
         place: where a training that is killed finds what it needs to continue; None for nowhere.
     """
@@ -63,6 +65,7 @@ class TrialContext:
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     patient_rule: str | None = None
     faithfulness: Sequence[int] = ()
+    explain: Sequence[str] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)
     place: CheckpointPlace | None = None
 
@@ -84,6 +87,7 @@ class TrialResult:
         embeddings: of the "test" bags, float ``[n, E]``; None where there are none.
         inference_seconds: that the predictions of the "test" bags were waited for; None where nobody measured.
         stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
+        explanations: of the test slides; None where none were asked for.
     """
 
     task: Task
@@ -97,6 +101,7 @@ class TrialResult:
     embeddings: Tensor | None = None
     inference_seconds: float | None = None
     stages: Sequence[Mapping[str, Any]] = ()
+    explanations: Explanations | None = None
 
 
 Protocol = Callable[..., TrialResult]
@@ -187,6 +192,7 @@ def supervised(context: TrialContext) -> TrialResult:
     logits: dict[str, list[Tensor]] = {part: [] for part in parts}
     watch = _Watch()
     embeddings: list[Tensor] = []
+    explanations = Explanations() if context.explain else None
     for part, rows in found.items():
         for bag, output, prediction in watch.timed(part, predict(aggregator, context.bags[part], *where)):
             rows.append(prediction)
@@ -195,6 +201,8 @@ def supervised(context: TrialContext) -> TrialResult:
                 continue
             embeddings.append(output.embedding)
             recorder.record_test(selected, bag, output, prediction)
+            if explanations is not None:
+                explanations.add(_question(aggregator, bag, output, prediction, context), context.explain)
             if context.faithfulness and output.attention is not None:
                 shown = task.shown_output(prediction.numpy())
                 numbers = faithfulness(
@@ -218,6 +226,7 @@ def supervised(context: TrialContext) -> TrialResult:
         recorder=recorder,
         logits=of_parts,
         stages=stages,
+        explanations=explanations,
         last=torch.stack(last) if last else None,
         embeddings=torch.cat(embeddings) if embeddings else None,
         inference_seconds=watch.seconds.get("test"),
@@ -239,6 +248,23 @@ class _Watch:
             if item is None:
                 return
             yield item
+
+
+def _question(
+    aggregator: Aggregator, bag: Bag, output: AggregatorOutput, prediction: Tensor, context: TrialContext
+) -> Question:
+    where = context.graph, context.device, context.training.precision
+    return Question(
+        bag=bag,
+        aggregator=aggregator.eval(),
+        output=output,
+        prediction=prediction,
+        shown=aggregator.task.shown_output(prediction.numpy()),
+        graph=context.graph,
+        device=context.device,
+        outputs=lambda bags: [(out, p) for _, out, p in predict(aggregator, bags, *where)],
+        seed=context.seed,
+    )
 
 
 def _finished(task: Task, aggregator: Aggregator, context: TrialContext, where: Any) -> Task:
