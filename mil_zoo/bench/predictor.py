@@ -75,14 +75,15 @@ class Predictor:
         self.members: list[Fitted] = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task
-            aggregator = create_aggregator(name, self.in_dim, task=task, **settings.options).to(device)
+            options = {key: each.settings.get(key, value) for key, value in settings.options.items()}
+            aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(device)
             standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
             known = parts.get(f"r{each.repeat}-f{each.fold}", {})
             self.members.append(
                 Fitted(
                     aggregator=aggregator,
                     name=name,
-                    options=dict(settings.options),
+                    options=options,
                     graph=settings.graph,
                     precision=str(settings.training.get("precision", "float32")),
                     standardiser=standardiser,
@@ -108,13 +109,14 @@ class Predictor:
 def _facts(config: RunConfig, model: str, trial: Trial, parts: dict[str, tuple[str, ...]]) -> Facts:
     """What a model card says of a trial."""
     features = trial.features or config.dataset.features
+    training = config.model_settings[model].training
     return Facts(
         data=config.dataset.title,
         simulated=config.dataset.simulated,
         features=features if isinstance(features, str) else None,
         train=parts.get("train", ()),
         val=parts.get("val", ()),
-        training=config.model_settings[model].training,
+        training={key: trial.settings.get(key, value) for key, value in training.items()},
         selection=config.selection[model],
         val_scores=trial.val_metrics,
         test_scores=trial.metrics,

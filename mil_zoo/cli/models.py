@@ -36,7 +36,7 @@ COLUMNS = (
 
 @click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n  mil-zoo models --measure here.csv")
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the README's is made so).")
+@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the site's is made so).")
 @click.option(
     "--measure",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -79,7 +79,7 @@ def _measure(names: list[str], path: Path, threads: int, plugins: tuple[Path, ..
         cost.write_costs(costs.values(), path)
 
 
-def _row(about: Description, cost: Cost | None) -> tuple[str, ...]:
+def row_of(about: Description, cost: Cost | None) -> tuple[str, ...]:
     from mil_zoo.bench.cost import count_parameters
     from mil_zoo.bench.evidence import read_evidence
 
@@ -99,7 +99,7 @@ def _needs(about: Description) -> str:
     return ", ".join(graph + coords + stages) or "features"
 
 
-def _families(described: Mapping[str, Description]) -> dict[str, list[Description]]:
+def families(described: Mapping[str, Description]) -> dict[str, list[Description]]:
     """The aggregators by family, in the order of the lists; a plugin's own families come last."""
     found = {about.family for about in described.values()}
     order = [*FAMILIES, *sorted(found - set(FAMILIES))]
@@ -120,7 +120,7 @@ def _measured(cost: Cost | None) -> tuple[str, str]:
     return cell(cost.eval_ms, cost.eval_mib), cell(cost.train_ms, cost.train_mib)
 
 
-def _conditions(costs: dict[str, Cost]) -> str:
+def conditions(costs: dict[str, Cost]) -> str:
     from mil_zoo.bench.cost import FEATURES, INSTANCES
     from mil_zoo.bench.evidence import PARITY, SCORE
 
@@ -138,15 +138,15 @@ def _conditions(costs: dict[str, Cost]) -> str:
 
 
 def _print_markdown(described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
-    for family, members in _families(described).items():
+    for family, members in families(described).items():
         click.echo(f"**{family.capitalize()}**\n")
         click.echo(f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---:|---|---:|---:|")
         for about in members:
-            _, title, *cells = _row(about, costs.get(about.name))
+            _, title, *cells = row_of(about, costs.get(about.name))
             link = f"[{title}]({about.paper['url']})" if about.paper else ""
             click.echo(f"| {' | '.join([f'`{about.name}`', link, *cells])} |")
         click.echo()
-    click.echo(f"({_conditions(costs)})")
+    click.echo(f"({conditions(costs)})")
 
 
 def _print_table(console: Console, described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
@@ -155,14 +155,14 @@ def _print_table(console: Console, described: Mapping[str, Description], costs: 
     from rich.table import Table
 
     table = Table(title="Aggregators", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.caption, table.caption_justify = _conditions(costs), "left"
+    table.caption, table.caption_justify = conditions(costs), "left"
     shown = ("name", "parameters", "needs", "eval ms", "step ms", "parity", "AUC")
     for column in shown:
         table.add_column(column, justify="left" if column in ("name", "needs") else "right", no_wrap=True)
-    for family, members in _families(described).items():
+    for family, members in families(described).items():
         table.add_row(f"[bold]{escape(family)}[/]")
         for about in members:
-            name, _, _, parameters, needs, evaluation, step, _, *found = _row(about, costs.get(about.name))
+            name, _, _, parameters, needs, evaluation, step, _, *found = row_of(about, costs.get(about.name))
             times = (cell.partition(" ms")[0] for cell in (evaluation, step))
             table.add_row(*map(escape, (name, parameters, needs, *times, *found)))
     console.print(table)
@@ -173,8 +173,8 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     from rich.markup import escape
 
     name = about.name
-    description, arguments = _split_docstring(about.docstring)
-    _, title, year, parameters, needs, evaluation, step, code, parity, auc = _row(about, cost)
+    description, arguments = split_docstring(about.docstring)
+    _, title, year, parameters, needs, evaluation, step, code, parity, auc = row_of(about, cost)
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -187,7 +187,7 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     say(f"\n[bold]Family:[/] {escape(about.family)}. [bold]Needs:[/] {escape(needs)}.")
     say(f"[bold]Cost:[/] {parameters} parameters. Eval {evaluation}; training step {step}. Parity {parity}, AUC {auc}.")
     if cost is not None:
-        say(f"({_conditions({name: cost})})")
+        say(f"({conditions({name: cost})})")
     say()
     _print_options(console, about, arguments)
     _print_training(console, name)
@@ -234,7 +234,7 @@ def _recipe(name: str) -> dict[str, Any]:
     return read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
 
 
-def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
+def split_docstring(text: str) -> tuple[str, dict[str, str]]:
     """A Google docstring as its description, in plain text, and what it says of each argument."""
     text = text.replace("``", "").replace("::\n", ":\n")
     description, _, rest = text.partition("\nArgs:\n")
