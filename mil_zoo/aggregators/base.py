@@ -159,6 +159,13 @@ class Aggregator(nn.Module):
         """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
         return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
 
+    def without_each(self, batch: BagBatch) -> Tensor | None:
+        """Logits ``[N, C]`` of the one bag of ``batch`` without each of its N instances in turn, in eval mode.
+
+        Where an aggregator is linear enough to tell them all from one pass it overrides this; None where it is not.
+        """
+        return None
+
     def prepare(self, preparation: Preparation) -> None:
         """Learns what the training starts from, where a paper has a stage before it; the trainer calls it once."""
 

@@ -27,6 +27,7 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
+from mil_zoo.diagnostics.explanations import EXPLAINERS
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
@@ -195,6 +196,7 @@ class Plan:
             permute_labels=suite.permute_labels,
             threads=suite.threads,
             faithfulness=suite.faithfulness or None,
+            explain=suite.explain or None,
             grid=suite.grid or None,
             plugins={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in self.plugins} or None,
             versions=package_versions(),
@@ -404,6 +406,8 @@ def _check_suite(suite: Suite) -> None:
         raise InputError(f"validation_fraction must be above 0 and below 1, not {suite.validation_fraction}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
+    for name in suite.explain:
+        EXPLAINERS.get(name)
     if suite.threads < 1:
         raise InputError(f"--threads must be at least 1, not {suite.threads}")
     if suite.title is not None and len(suite.datasets) > 1:

@@ -123,6 +123,7 @@ class RunConfig:
         permute_labels: whether training labels were shuffled.
         threads: CPU threads of a trial.
         faithfulness: numbers of instances removed and kept; None where nothing was.
+        explain: explainers that scored the instances of the test slides; None for none.
         grid: what was varied; None without a grid.
         plugins: files that were imported for what they register, and their SHA-256; None without any.
         versions: of the packages that numbers depend on, by name; None in runs of before they were kept.
@@ -140,6 +141,7 @@ class RunConfig:
     permute_labels: bool = False
     threads: int = 1
     faithfulness: list[int] | None = None
+    explain: list[str] | None = None
     grid: dict[str, Any] | None = None
     plugins: dict[str, str] | None = None
     versions: dict[str, str] | None = None
@@ -173,7 +175,7 @@ class RunConfig:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)
         settings["split"] = _without(settings["split"], ["file"])
-        return _without(settings, ["task", "faithfulness", "grid", "plugins", "versions"])
+        return _without(settings, ["task", "faithfulness", "explain", "grid", "plugins", "versions"])
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""

@@ -31,6 +31,7 @@ class Suite:
         validation_fraction: share of the training slides on which checkpoints are chosen.
         split_seed: of the shuffles into folds.
         faithfulness: numbers k of most attended instances to remove from, and alone to keep of, every test slide.
+        explain: explainers that score the instances of every test slide, see ``mil_zoo.diagnostics.explanations``.
         permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
         threads: CPU threads of a trial. Sums split among more threads differ in their last bits, so this belongs to
             the plan, and the number of trials that run at a time does not.
@@ -53,6 +54,7 @@ class Suite:
     validation_fraction: float = 0.15
     split_seed: int = 0
     faithfulness: list[int] = field(default_factory=list)
+    explain: list[str] = field(default_factory=list)
     permute_labels: bool = False
     threads: int = 1
     title: str | None = None

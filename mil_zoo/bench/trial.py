@@ -51,7 +51,7 @@ class Job:
         trial: model, split and seed.
         source: how to open the dataset.
         folder: where its files go.
-        suite: whose settings of all trials apply (threads, shuffled labels, faithfulness).
+        suite: whose settings of all trials apply (threads, shuffled labels, explanations).
         plugins: files to import first.
     """
 
@@ -234,6 +234,7 @@ def _context(
         on_epoch=on_epoch,
         patient_rule=dataset.patient_rule,
         faithfulness=job.suite.faithfulness,
+        explain=job.suite.explain,
         kept=kept,
     )
 
@@ -315,6 +316,8 @@ def _write(
         (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
     if result.recorder is not None:
         result.recorder.write(folder)
+    if result.explanations is not None:
+        result.explanations.write(folder)
     (folder / "weights.safetensors").write_bytes(weights)
     if standardiser is not None:
         content = save({"mean": standardiser.mean, "scale": standardiser.scale})

@@ -62,6 +62,7 @@ class BenchOptions:
     select: str | None
     max_instances: int | None
     faithfulness: list[int] | None
+    explain: list[str] | None
     permute_labels: bool | None
     threads: int | None
     jobs: int | None
@@ -186,6 +187,13 @@ Start the same command with the same --out again to continue an interrupted run.
     callback=comma_list(int),
     metavar="K,...",
     help="Predict test slides again without, and with only, their K most attended instances.",
+)
+@click.option(
+    "--explain",
+    callback=comma_list(),
+    metavar="NAME,...",
+    help="Score the instances of test slides by these explainers, and judge them: attention, gradient, "
+    "integrated_gradients, integrated_gradients_mean, occlusion, random. Takes some hundred predictions a slide.",
 )
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, aggregator_options, create_aggregator
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
+from mil_zoo.diagnostics.explanations import Explanations, Question
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.errors import InputError
@@ -41,6 +42,7 @@ class TrialContext:
         on_epoch: to be called with the row of every finished epoch.
         patient_rule: how the slides of a patient are combined; None where they are not.
         faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
+        explain: explainers that score the instances of every test slide.
         kept: what protocols keep for the next trials of this process, by the protocol's name.
     """
 
@@ -56,6 +58,7 @@ class TrialContext:
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     patient_rule: str | None = None
     faithfulness: Sequence[int] = ()
+    explain: Sequence[str] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)
 
 
@@ -74,6 +77,7 @@ class TrialResult:
         parameters: how many numbers were trained.
         recorder: the attention that was recorded; empty or None for a model without attention.
         stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
+        explanations: of the test slides; None where none were asked for.
     """
 
     task: Task
@@ -85,6 +89,7 @@ class TrialResult:
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
     stages: Sequence[Mapping[str, Any]] = ()
+    explanations: Explanations | None = None
 
 
 Protocol = Callable[..., TrialResult]
@@ -164,6 +169,7 @@ def supervised(context: TrialContext) -> TrialResult:
         task = aggregator.task = _finished(task, aggregator, context, where)
     found: dict[str, list[Tensor]] = {"val": [], "test": []}
     logits: dict[str, list[Tensor]] = {"val": [], "test": []}
+    explanations = Explanations() if context.explain else None
     for part, rows in found.items():
         for bag, output, prediction in predict(aggregator, context.bags[part], *where):
             rows.append(prediction)
@@ -171,6 +177,8 @@ def supervised(context: TrialContext) -> TrialResult:
             if part != "test":
                 continue
             recorder.record_test(selected, bag, output, prediction)
+            if explanations is not None:
+                explanations.add(_question(aggregator, bag, output, prediction, context), context.explain)
             if context.faithfulness and output.attention is not None:
                 shown = task.shown_output(prediction.numpy())
                 numbers = faithfulness(
@@ -194,7 +202,25 @@ def supervised(context: TrialContext) -> TrialResult:
         recorder=recorder,
         logits=of_parts,
         stages=stages,
+        explanations=explanations,
         last=torch.stack(last) if last else None,
+    )
+
+
+def _question(
+    aggregator: Aggregator, bag: Bag, output: AggregatorOutput, prediction: Tensor, context: TrialContext
+) -> Question:
+    where = context.graph, context.device, context.training.precision
+    return Question(
+        bag=bag,
+        aggregator=aggregator.eval(),
+        output=output,
+        prediction=prediction,
+        shown=aggregator.task.shown_output(prediction.numpy()),
+        graph=context.graph,
+        device=context.device,
+        outputs=lambda bags: [(out, p) for _, out, p in predict(aggregator, bags, *where)],
+        seed=context.seed,
     )
 
 

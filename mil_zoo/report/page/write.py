@@ -130,7 +130,7 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
         name: {"documents": [], "figures": []} for name in ("scores", "attention", "costs")
     }
     for document in made:
-        of = parts[{"skew": "attention", "cost": "costs"}.get(document.name, "scores")]
+        of = parts[{"skew": "attention", "explanations": "attention", "cost": "costs"}.get(document.name, "scores")]
         tables: list[dict[str, Any]] = []
         for i, table in enumerate(document.tables):
             below = [*table.notes, *(document.notes if i == len(document.tables) - 1 else [])]

@@ -10,6 +10,7 @@ from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
+from mil_zoo.report.tables.explanations_table import explanations_table, shown_explanations
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
@@ -61,6 +62,7 @@ def numbers(results: Results) -> dict[str, Table]:
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
+        "explanations": explanations_table(results),
         "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
@@ -75,9 +77,10 @@ def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
     ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; where a
-    checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention
-    ``diagnostics.csv`` and ``skew.csv|md``; with a grid ``ablation.csv``, and ``learning_curve.csv|md`` where it varies
-    the number of labels; ``encoders.csv|md`` where several sets of features are compared.
+    checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
+    ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
+    ``learning_curve.csv|md`` where it varies the number of labels; ``encoders.csv|md`` where several sets of features
+    are compared.
 
     Returns:
         The files written.
@@ -119,6 +122,8 @@ def _documents(results: Results) -> list[Document]:
         made.append(shown_last_epochs(results))
     if len(skew_table(results)):
         made.append(shown_skew(results, notes(results)))
+    if len(explanations_table(results)):
+        made.append(shown_explanations(results))
     if results.config.dataset.several_encoders:
         made.append(shown_encoders(score_table(results), results.metrics, notes(results)))
     if len(label_budget_table(results)):
