@@ -19,6 +19,7 @@ from mil_zoo import InputError
 from mil_zoo.report.figures import draw_figures
 from mil_zoo.report.load import Results
 from mil_zoo.report.page import write_page
+from mil_zoo.report.tables import score_table
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -236,7 +237,7 @@ def test_scores_come_before_attention_and_sentences_once(make_run):
     results = Results.load(run)
     drawings = draw_figures(results, ["figure3", "skew", "metrics", "roc", "calibration"])
     text = write_page(results, drawings).read_text(encoding="utf-8")
-    places = [text.index(f'alt="{name}') for name in ("metrics", "roc", "calibration", "figure3", "skew")]
+    places = [text.index(f'alt="{name}"') for name in ("metrics", "roc", "calibration", "figure3", "skew")]
     assert places == sorted(places)
     assert places[2] < text.index('id="attention"') < places[3]
     assert text.count("Labels of 3 slides are disputed.") == 1

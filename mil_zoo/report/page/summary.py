@@ -17,12 +17,9 @@ from mil_zoo.report.tables.text import count, inside, short
 
 def findings(results: Results, slides: Sequence[Slide]) -> list[str]:
     """What the run found, the most important first; [] for a run without a finished trial."""
-    metric = next((one for one in results.headline if one.name == results.task.select), None)
-    if metric is None:
-        metric = next(iter(results.headline), None)
     found: list[str] = []
-    if metric is not None and any(results.finished.values()):
-        found += [*_score(results, metric), *_difference(results, metric)]
+    if results.metrics and any(results.finished.values()):
+        found += [*_score(results, results.lead), *_difference(results, results.lead)]
     return [*found, *_attention(results), *_alignment(results), *_worst(slides)]
 
 
