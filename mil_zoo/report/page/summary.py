@@ -53,7 +53,8 @@ def _difference(results: Results, metric: Metric) -> list[str]:
         return []
     members = best(results).get(metric.name)
     if members is None:
-        return [note.partition(" A difference from the best")[0] for note in bold_note(results)]
+        notes = (note.removeprefix("Nothing is bold: ") for note in bold_note(results))
+        return [note[:1].upper() + note[1:] for note in notes]
     out = [label for label, trials in results.finished.items() if trials and label not in members]
     return [
         f"By {inside(metric.title)}, {_list(sorted(members))} can be the best; {_list(out)} cannot "
