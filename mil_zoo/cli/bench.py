@@ -58,6 +58,10 @@ class BenchOptions:
     epochs: int | None
     settings: tuple[str, ...]
     grid: tuple[str, ...]
+    tune: int | None
+    inner_folds: int | None
+    sampler: str | None
+    embeddings: bool | None
     class_weights: str | None
     select: str | None
     max_instances: int | None
@@ -67,6 +71,7 @@ class BenchOptions:
     threads: int | None
     jobs: int | None
     time_limit: float | None
+    checkpoint_minutes: float
     executor: str | None
     address: str | None
     trial_cpus: float | None
@@ -103,6 +108,7 @@ Examples:
   mil-zoo bench --dataset features_dir --labels labels.csv --time os_days --event os_event
   mil-zoo bench --dataset features_dir --labels labels.csv --task ordinal:loss=coral
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
+  mil-zoo bench --models srmil,abmil --tune 20
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
   mil-zoo bench --models srmil,abmil,mean --control mean --select last
@@ -177,6 +183,17 @@ Start the same command with the same --out again to continue an interrupted run.
     metavar="KEY=A,B,...,Z",
     help="Try each value: srmil.mask_rate=0,0.1,...,0.9. Several grids multiply.",
 )
+@click.option(
+    "--tune",
+    type=int,
+    metavar="N",
+    help="Try N configurations of every aggregator inside the training part of each trial, its recipe first.",
+)
+@click.option("--inner-folds", type=int, metavar="K", help="Judge them on K folds of it, not on the validation part.")
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), help="What proposes them.  [default: tpe]")
+@click.option(
+    "--embeddings/--no-embeddings", default=None, help="Keep the embeddings of the test slides.  [default: keep them]"
+)
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
 @click.option(
     "--select",
@@ -213,6 +230,13 @@ Start the same command with the same --out again to continue an interrupted run.
     type=float,
     metavar="MINUTES",
     help="Of a trial, which fails when it takes longer; trials then run in processes of their own.",
+)
+@click.option(
+    "--checkpoint-minutes",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Between two checkpoints within an epoch of a trial; one that is killed continues from the last.",
 )
 @click.option(
     "--executor",
@@ -252,6 +276,8 @@ def bench(options: BenchOptions) -> int:
         from mil_zoo.cli.report import show
         from mil_zoo.report import figures, page, tables  # noqa: F401  what the end needs is tried before hours of training
 
+    if not 0 <= options.checkpoint_minutes < float("inf"):
+        raise InputError(f"--checkpoint-minutes must be 0 or more and finite, not {options.checkpoint_minutes:g}")
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
@@ -269,7 +295,8 @@ def bench(options: BenchOptions) -> int:
     groups = [_groups(options, plan) for plan in plans]  # before hours of training
     failures = 0
     for plan, folder, of_plan in zip(plans, folders, groups, strict=True):
-        trials = run_with_progress(plan, folder, console, _executor(options, plan))
+        executor = _executor(options, plan)
+        trials = run_with_progress(plan, folder, console, executor, 60 * options.checkpoint_minutes)
         if of_plan is not None:
             (folder / "groups.csv").write_text(of_plan, encoding="utf-8")
         failed = [trial for trial in trials if not trial.ok]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.explanations_table import explanations_table, shown_explanations
@@ -24,12 +25,10 @@ from mil_zoo.report.tables.practical import (
 )
 from mil_zoo.report.tables.reporting import reporting_sheet
 from mil_zoo.report.tables.scores import (
-    COSTS,
     MEASURED,
     all_levels,
     further_scores,
     score_table,
-    shown_costs,
     shown_scores,
     terminal_scores,
 )
@@ -38,6 +37,7 @@ from mil_zoo.report.tables.skew_table import shown_skew, skew_table
 from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
 from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, shown_tuning
 from mil_zoo.report.tables.variance import shown_variances, variance_table
 from mil_zoo.report.tables.variants import variant_table
 
@@ -68,7 +68,7 @@ def numbers(results: Results) -> dict[str, Table]:
     scores = score_table(results)
     frames = {
         "table": all_levels(results).drop(columns=MEASURED),
-        "cost": scores[["aggregator", *COSTS]],
+        "cost": cost_table(results),
         "comparisons": comparisons(results),
         "equivalence": equivalence_table(results),
         "baseline": baseline_table(results),
@@ -82,6 +82,8 @@ def numbers(results: Results) -> dict[str, Table]:
         "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
+        "tuning": configuration_table(results),
+        "budget": budget_table(results),
         "undefined": _notes_of_trials(results),
     }
     if results.config.dataset.kind == "predictions":
@@ -97,7 +99,7 @@ def write_tables(results: Results) -> list[Path]:
     checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
     ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
     ``learning_curve.csv|md`` where it varies the number of labels; ``encoders.csv|md`` where several sets of features
-    are compared.
+    are compared; ``tuning.csv|md`` and ``budget.csv`` of a tuned run.
 
     Returns:
         The files written.
@@ -143,6 +145,8 @@ def _documents(results: Results) -> list[Document]:
         made.append(shown_subgroups(results))
     if len(variance_table(results)):
         made.append(shown_variances(results))
+    if len(configuration_table(results)):
+        made.append(shown_tuning(results))
     if len(last_epoch_table(results)):
         made.append(shown_last_epochs(results))
     if len(skew_table(results)):
