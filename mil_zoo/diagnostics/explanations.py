@@ -276,7 +276,11 @@ class Explanations:
         self._scores.append((question.bag, scores))
 
     def write(self, folder: Path) -> None:
-        """Writes ``explanations.csv`` (a row a number) and ``explanations.h5`` (an array a slide and explainer)."""
+        """Writes ``explanations.csv`` (a row a number) and ``explanations.h5`` (a group a slide).
+
+        A group holds ``scores/<explainer>`` ``[N]``, ``coords`` ``[N, 2]`` and ``instance_labels`` ``[N]`` where they
+        are known, and the attributes ``slide_id``, ``label`` (-1: unknown) and ``patch_size`` (NaN: unknown).
+        """
         with open(folder / "explanations.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["slide_id", "explainer", "name", "value"])
@@ -284,8 +288,18 @@ class Explanations:
         with h5py.File(folder / "explanations.h5", "w") as file:
             for bag, scores in self._scores:
                 group = file.create_group(quote(bag.slide_id, safe=""))
-                for name, values in scores.items():
-                    group.create_dataset(name, data=values.astype(np.float32), compression="gzip", shuffle=True)
+                group.attrs["slide_id"] = bag.slide_id
+                group.attrs["label"] = -1 if bag.label is None else bag.label
+                group.attrs["patch_size"] = np.nan if bag.patch_size is None else float(bag.patch_size)
+                arrays: dict[str, npt.NDArray[Any]] = {
+                    f"scores/{name}": values.astype(np.float32) for name, values in scores.items()
+                }
+                if bag.coords is not None:
+                    arrays["coords"] = bag.coords.numpy().astype(np.float32)
+                if bag.instance_labels is not None:
+                    arrays["instance_labels"] = bag.instance_labels.numpy().astype(np.int8)
+                for name, values in arrays.items():
+                    group.create_dataset(name, data=values, compression="gzip", shuffle=True)
 
 
 def _without(bag: Bag, rows: npt.NDArray[np.int64]) -> Bag:

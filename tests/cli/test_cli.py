@@ -104,7 +104,9 @@ def test_bench_and_report(run_cli, bag_table, tmp_path):
     before = {path: path.read_bytes() for path in drawn}
     tables = {"table.csv", "table.md", "table.tex", "cost.csv", "cost.md", "comparisons.csv", "comparisons.md"}
     assert {path.name for path in before} == tables | {
+        "baseline.csv",
         "diagnostics.csv",
+        "equivalence.csv",
         "last_epoch.csv",
         "last_epoch.md",
         "skew.csv",

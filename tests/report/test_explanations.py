@@ -36,7 +36,7 @@ def test_a_trial_keeps_scores_and_numbers_of_every_test_slide(run):
         tested = run.predictions(trial.trial).query("split == 'test'")["slide_id"]
         assert set(rows["slide_id"]) == set(tested)
         with h5py.File(run.path_of(trial.trial, "explanations.h5")) as file:
-            assert all(set(file[slide]) == offered for slide in tested)
+            assert all(set(file[slide]["scores"]) == offered for slide in tested)
 
 
 def test_the_table_is_the_mean_over_patients_with_their_interval(run):
@@ -65,16 +65,16 @@ def test_it_is_said_where_attention_stands(run):
 
 @pytest.mark.figures
 def test_the_figure_has_a_panel_an_aggregator_and_explainer(run):
-    (drawing,) = draw_figures(Results.load(run), ["explanations"])
-    assert drawing.path.name == "explanations.png"
-    assert drawing.path.stat().st_size > 5_000
+    drawings = draw_figures(Results.load(run), ["explanations", "explanation_maps"])
+    assert [drawing.path.name for drawing in drawings] == ["explanations.png", "explanation-maps.png"]
+    assert all(len(drawing.png) > 5_000 for drawing in drawings)
 
 
 def test_without_explainers_there_is_nothing(bag_table, tmp_path):
     run = run_plan(plan_of(bag_table, models=["mean"], epochs=1), tmp_path)
     results = Results.load(run)
     assert len(explanations_table(results)) == 0
-    assert draw_figures(results, ["explanations"]) == []
+    assert draw_figures(results, ["explanations", "explanation_maps"]) == []
     assert "explain" not in results.config.settings()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,12 @@ from mil_zoo.report.tables.explanations_table import explanations_table, shown_e
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
+from mil_zoo.report.tables.practical import (
+    baseline_table,
+    equivalence_table,
+    shown_baselines,
+    shown_equivalences,
+)
 from mil_zoo.report.tables.scores import (
     COSTS,
     MEASURED,
@@ -28,6 +35,7 @@ from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
 from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.variance import shown_variances, variance_table
 from mil_zoo.report.tables.variants import variant_table
 
 __all__ = [
@@ -59,6 +67,9 @@ def numbers(results: Results) -> dict[str, Table]:
         "table": all_levels(results).drop(columns=MEASURED),
         "cost": scores[["aggregator", *COSTS]],
         "comparisons": comparisons(results),
+        "equivalence": equivalence_table(results),
+        "baseline": baseline_table(results),
+        "variance": variance_table(results),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
@@ -76,7 +87,8 @@ def numbers(results: Results) -> dict[str, Table]:
 def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
-    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; where a
+    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``,
+    ``equivalence.csv`` and ``baseline.csv``; with several seeds on several splits ``variance.csv|md``; where a
     checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
     ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
     ``learning_curve.csv|md`` where it varies the number of labels; ``encoders.csv|md`` where several sets of features
@@ -117,7 +129,11 @@ def _documents(results: Results) -> list[Document]:
     if (further := further_scores(results)) is not None:
         made.append(Document("scores", "Further scores", [further]))
     if len(comparisons(results)):
-        made.append(shown_comparisons(results, results.control))
+        compared = shown_comparisons(results, results.control)
+        more = [table for table in (shown_equivalences(results), shown_baselines(results)) if table is not None]
+        made.append(dataclasses.replace(compared, tables=[*compared.tables, *more]))
+    if len(variance_table(results)):
+        made.append(shown_variances(results))
     if len(last_epoch_table(results)):
         made.append(shown_last_epochs(results))
     if len(skew_table(results)):

@@ -14,7 +14,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.text import short
 
-FILE = "explanations.csv"
+FILE, STORE = "explanations.csv", "explanations.h5"
 COLUMNS = ["aggregator", "patient_id", "slide_id", "explainer", "name", "value"]
 TITLES = {
     "attention": "Attention",

@@ -47,6 +47,11 @@ def comparisons(results: Results) -> pd.DataFrame:
     pairs of the metric), ``detectable`` (the difference that the deciding test finds with a power of 80 % where the
     level is shared by k - 1 comparisons) and ``reason`` (why p is missing).
     """
+    return tested(results)[[*_COLUMNS, *_TESTS, *_DECIDED]]
+
+
+def tested(results: Results) -> pd.DataFrame:
+    """As :func:`comparisons`, with ``se`` and ``df`` of the deciding test: standard error and degrees of freedom."""
     return results.once(_comparisons)
 
 
@@ -73,7 +78,7 @@ def chances(results: Results, metric: Metric, patients: bool = False) -> tuple[l
     place = {label: i for i, label in enumerate(labels)}
     worse = np.full((len(labels), len(labels)), np.nan)
     for row in comparisons(results).to_dict("records"):
-        if row["metric"] == metric.name and row["a"] in place and row["b"] in place and _decides(row):
+        if row["metric"] == metric.name and row["a"] in place and row["b"] in place and decides(row):
             i, j = place[row["a"]], place[row["b"]]
             p = row["p_worse"] if metric.higher_is_better else 1 - row["p_worse"]
             worse[i, j], worse[j, i] = p, 1 - p
@@ -146,7 +151,7 @@ def _control_table(results: Results, control: str) -> Table:
         found = []
         for row in comparisons(results).to_dict("records"):
             if row["metric"] == metric.name and of in (row["a"], row["b"]):
-                found.append(row if row["b"] == of else _turned(row))
+                found.append(row if row["b"] == of else turned(row))
         adjusted = holm([row["p"] for row in found]).tolist()
         for row, p in zip(found, adjusted, strict=True):
             rows.append([metric.title, row["a"], _difference(row), *_decision(row, p)])
@@ -162,7 +167,7 @@ def _in_words(metric: Metric, control: str, rows: list[dict[Any, Any]], adjusted
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(rows, adjusted, strict=True):
-        if _decides(row) and p < LEVEL:
+        if decides(row) and p < LEVEL:
             (better if (row["difference"] > 0) == metric.higher_is_better else worse).append(row["a"])
     undecided = len(rows) - len(better) - len(worse)
     parts = [f"{', '.join(which)} {word}" for which, word in ((better, "better"), (worse, "worse")) if which]
@@ -202,14 +207,16 @@ def _difference(row: Mapping[Any, Any]) -> Cell:
 
 def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:
     tested = Cell(p_value(row["p"]), below=(f"({row['test']})",)) if row["test"] else "-"
-    return [tested, p_value(adjusted) if _decides(row) else "-"]
+    return [tested, p_value(adjusted) if decides(row) else "-"]
 
 
-def _decides(row: Mapping[Any, Any]) -> bool:
+def decides(row: Mapping[Any, Any]) -> bool:
+    """Whether a comparison has a single test set, or enough of them."""
     return bool(row["splits"] == 1 or row["splits"] >= ENOUGH)
 
 
-def _turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A comparison of b with a."""
     return dict(row) | {
         "a": row["b"],
         "b": row["a"],
@@ -239,7 +246,7 @@ def _comparisons(results: Results) -> pd.DataFrame:
             for row, adjusted in zip(of_metric, holm([row["p"] for row in of_metric]), strict=True):
                 row["p_holm"] = float(adjusted)
             rows += of_metric
-    return pd.DataFrame(rows, columns=[*_COLUMNS, *_TESTS, *_DECIDED])
+    return pd.DataFrame(rows, columns=[*_COLUMNS, *_TESTS, *_DECIDED, "se", "df"])
 
 
 def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None, k: int) -> dict[str, Any]:
@@ -278,6 +285,7 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     elif row["test"] == "jackknife" and exchanged:
         p, lower = row["p_permutation"], row["difference"] < 0
         row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
+    row |= {"se": se, "df": df}
     row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
     return row
 
