@@ -123,7 +123,8 @@ class Predictor:
         self._members = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task
-            aggregator = create_aggregator(name, self.in_dim, task=task, **settings.options).to(self._device)
+            options = {key: each.settings.get(key, value) for key, value in settings.options.items()}
+            aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(self._device)
             standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
             column = f"r{each.repeat}-f{each.fold}"
             self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))

@@ -35,5 +35,6 @@ def warm_up(context: TrialContext) -> None:
                 bags=dict.fromkeys(context.bags, few),
                 on_epoch=lambda row: None,
                 kept={},
+                place=None,
             )
         )

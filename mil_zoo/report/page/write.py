@@ -18,6 +18,7 @@ from mil_zoo.report.figures import Drawing
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.maps import MAPS_MIB, slide_maps
 from mil_zoo.report.page.slides import slides_note, worst_first
+from mil_zoo.report.page.summary import findings
 from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.text import one_line, short
@@ -46,9 +47,10 @@ def write_page(
 ) -> Path:
     """Writes ``report.html`` into the run directory.
 
-    It holds every table (they sort, and copy as LaTeX and csv), every figure, each test slide with the predictions of
-    all models, worst errors first, zoomable attention maps of the first of them, warnings, trials and settings. It
-    loads nothing, and names that hold markup are text.
+    It begins with what was found, a sentence each, and holds every table (they sort, and copy as LaTeX and csv), every
+    figure, each test slide with the predictions of all models, worst errors first, zoomable attention maps of the first
+    of them, two models beside each other where wanted, warnings, trials and settings. It loads nothing, and names that
+    hold markup are text.
 
     Args:
         results: of the run.
@@ -70,6 +72,7 @@ def write_page(
             title=f"{', '.join(results.groups)} on {results.dataset_title}",
             version=results.config.version,
             facts=_facts(results),
+            findings=findings(results, slides),
             warnings=[*results.config.dataset.warnings, *collapsed(results), *_failures(results)],
             parts=_parts(documents(results), drawings),
             models=list(results.groups),

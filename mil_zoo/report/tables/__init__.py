@@ -9,6 +9,7 @@ import pandas as pd
 
 from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.explanations_table import explanations_table, shown_explanations
@@ -22,19 +23,19 @@ from mil_zoo.report.tables.practical import (
     shown_equivalences,
 )
 from mil_zoo.report.tables.scores import (
-    COSTS,
     MEASURED,
     all_levels,
     further_scores,
     score_table,
-    shown_costs,
     shown_scores,
     terminal_scores,
 )
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
 from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, shown_tuning
 from mil_zoo.report.tables.variance import shown_variances, variance_table
 from mil_zoo.report.tables.variants import variant_table
 
@@ -65,11 +66,12 @@ def numbers(results: Results) -> dict[str, Table]:
     scores = score_table(results)
     frames = {
         "table": all_levels(results).drop(columns=MEASURED),
-        "cost": scores[["aggregator", *COSTS]],
+        "cost": cost_table(results),
         "comparisons": comparisons(results),
         "equivalence": equivalence_table(results),
         "baseline": baseline_table(results),
         "variance": variance_table(results),
+        "subgroups": subgroup_table(results),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
@@ -77,6 +79,8 @@ def numbers(results: Results) -> dict[str, Table]:
         "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
+        "tuning": configuration_table(results),
+        "budget": budget_table(results),
         "undefined": _notes_of_trials(results),
     }
     if results.config.dataset.kind == "predictions":
@@ -92,7 +96,7 @@ def write_tables(results: Results) -> list[Path]:
     checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
     ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
     ``learning_curve.csv|md`` where it varies the number of labels; ``encoders.csv|md`` where several sets of features
-    are compared.
+    are compared; ``tuning.csv|md`` and ``budget.csv`` of a tuned run.
 
     Returns:
         The files written.
@@ -132,8 +136,12 @@ def _documents(results: Results) -> list[Document]:
         compared = shown_comparisons(results, results.control)
         more = [table for table in (shown_equivalences(results), shown_baselines(results)) if table is not None]
         made.append(dataclasses.replace(compared, tables=[*compared.tables, *more]))
+    if len(subgroup_table(results)):
+        made.append(shown_subgroups(results))
     if len(variance_table(results)):
         made.append(shown_variances(results))
+    if len(configuration_table(results)):
+        made.append(shown_tuning(results))
     if len(last_epoch_table(results)):
         made.append(shown_last_epochs(results))
     if len(skew_table(results)):
