@@ -382,7 +382,8 @@ def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFram
 
 def _test_predictions(results: Results, trial: str) -> pd.DataFrame:
     rows = results.predictions(results.trials[results._place[trial]])
-    return rows[rows["split"] == "test"].sort_values("slide_id")
+    tested = np.flatnonzero(rows["split"].to_numpy() == "test")
+    return rows.iloc[tested[np.argsort(rows["slide_id"].to_numpy(dtype=object)[tested], kind="stable")]]
 
 
 def _skews(results: Results, number: int) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:

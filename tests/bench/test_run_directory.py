@@ -182,5 +182,5 @@ def test_tables_read_together_are_those_read_alone(tmp_path):
     for trial, table in together.items():
         pd.testing.assert_frame_equal(table, run.predictions(trial), check_index_type=False)
     (tmp_path / "trials" / "decimal" / "predictions.csv").write_text(contents["whole"])
-    with pytest.raises(InputError, match="decimal/predictions.csv was changed after the trial wrote it"):
+    with pytest.raises(InputError, match=r"decimal/predictions\.csv was changed after the trial wrote it"):
         run.tables(list(contents), "predictions.csv")
