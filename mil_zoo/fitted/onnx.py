@@ -78,6 +78,9 @@ def export_onnx(fitted: Fitted, path: Path | str, tolerance: float = 1e-5) -> Pa
 class _OneBag(nn.Module):
     """The aggregator as a function of the features, and perhaps the coordinates, of one bag."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, fitted: Fitted) -> None:
         super().__init__()
         self.aggregator: Aggregator = fitted.aggregator
