@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 WORKERS ?= auto
 
-.PHONY: bench test check benchmark benchmark-gpu parity clean
+.PHONY: bench test check docs dist benchmark benchmark-gpu parity clean
 
 # Each stamp says what is installed in .venv; installing is done again only when the package's metadata change.
 # An unfit Python, or an installation that fails, leaves no half-made .venv behind.
@@ -24,6 +24,10 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 
 $(VENV)/.installed-benchmark: $(VENV)/.installed-test
 	$(PIP) --editable ".[test,benchmark]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-run
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 # Compares SRMIL and ABMIL on the simulated demo slides and says where tables and figures are.
@@ -42,6 +46,15 @@ check: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_wheel.py
 
+# The site, in docs/_build/html. Any warning fails it, and so does a page that would load something from a network.
+docs: $(VENV)/.installed-docs
+	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/check_offline.py docs/_build/html
+
+# Wheel and sdist in dist/, built twice: the same bytes each time, or it fails.
+dist: $(VENV)/.installed-test
+	$(BIN)/python tests/check_reproducible.py dist
+
 # Speed and memory of kernels, graphs and steps: a table and plots under benchmarks/results/<cpu|gpu>-<machine>/.
 benchmark: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/run.py
@@ -55,4 +68,4 @@ parity: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest tests/aggregators --parity benchmarks/results/parity.md
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

@@ -3,8 +3,9 @@
     python benchmarks/statistics_check.py [--replicates 400] [--out benchmarks/results]
 
 Small test sets (20 slides), CAMELYON16's 129, patients of four slides, test parts that overlap, repeats, one test set
-trained for five times. Two aggregators of equal quality are compared (type-I error, 5 % promised), and intervals are
-held against the value in a population of 100 000 (coverage, 95 % promised). Writes ``statistics.md`` and its figure.
+trained for five times; bands of ROC and precision-recall curves at fixed places; survival times with a third censored.
+Two aggregators of equal quality are compared (type-I error, 5 % promised), and intervals are held against the value in
+a population of 100 000 (coverage, 95 % promised). Writes ``statistics.md`` and its figure.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from scipy import stats as scipy_stats
 
 from mil_zoo.metrics import find_metric
 from mil_zoo.stats import (
+    Scored,
     TestSet,
     bootstrap,
+    bootstrap_difference,
+    bootstrap_patients,
+    concordance,
     corrected_t_test,
     could_be_best,
     delong_test,
     estimate,
     friedman_nemenyi,
+    hazard_ratio,
+    kaplan_meier,
+    logrank,
+    mean_curve,
     patient_interval,
     patient_test,
     permutation_test,
@@ -48,6 +57,9 @@ RESAMPLED = {  # folds, repeats, whether test parts are drawn anew each time
     "5 x 5 folds": (5, 5, False),
     "10 Monte-Carlo draws": (10, 1, True),
 }
+PLACES = {"roc": (0.1, 0.2, 0.5), "pr": (0.3, 0.5, 0.8)}  # false-positive rates, and recalls
+SEEDS = {"type_one": 0, "coverage": 1, "curve_coverage": 2, "survival_coverage": 3, "survival_type_one": 4}
+FOLLOWED = (40, 150)  # patients of a survival test set
 
 
 def cohort(rng: np.random.Generator, patients: int, per: int, shift: float, models: int = 2):
@@ -188,6 +200,89 @@ def coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str, str, 
     return rows
 
 
+def curve_coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str, str, float]]:
+    """Rows of a curve's band at a place, design, share that hold the population's curve there."""
+    rows = []
+    for design, (patients, per, shift, parts) in DESIGNS.items():
+        noisy = None if parts is None else (1.0, 1)
+        ((population,),) = test_sets(rng, *cohort(rng, 100_000 // per, per, shift, models=1), noisy)
+        middle = len(population.labels) // 2
+        halves = [_slides(population, half) for half in (slice(middle), slice(middle, None))]  # two: nothing is drawn
+        whole = {kind: mean_curve(halves, kind, 1, 1) for kind in PLACES}
+        inside: dict[str, list[bool]] = {}
+        for _ in range(replicates):
+            (sets,) = test_sets(rng, *cohort(rng, patients, per, shift, models=1), parts)
+            n_test = len(sets[0].labels)
+            for kind, places in PLACES.items():
+                found = mean_curve(sets, kind, max(patients * per - n_test, n_test), n_test)
+                for place in places:
+                    i = int(np.argmin(np.abs(found.x - place)))
+                    name = f"band of the {kind.upper()} curve at {place:g}"
+                    inside.setdefault(name, []).append(found.low[i] <= whole[kind].y[i] <= found.high[i])
+        rows += [(name, design, float(np.mean(values))) for name, values in inside.items()]
+    return rows
+
+
+def _slides(part: TestSet, rows: slice) -> TestSet:
+    return TestSet(part.labels[rows], part.probabilities[:, rows], part.patients[rows])
+
+
+def followed(rng: np.random.Generator, n: int, models: int = 1):
+    """Times, events and risks ``[models, n]`` of equal quality; a third of the patients is censored."""
+    hazard = rng.normal(size=n)
+    time, censored = rng.exponential(np.exp(-hazard)), rng.exponential(2.2 * np.ones(n))
+    risk = hazard + rng.normal(size=(models, n))
+    return np.minimum(time, censored), (time <= censored).astype(np.int64), risk
+
+
+def scored(time, event, risk) -> Scored:
+    """One test set of survival predictions, a row a patient."""
+    return Scored((time, event, risk), np.arange(len(time)).astype(str), event)
+
+
+def survival_coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str, str, float]]:
+    """Rows of a survival interval, design, share that hold the population's value."""
+    time, event, (risk,) = followed(rng, 100_000)
+    everybody = kaplan_meier(time, event)
+    middle = everybody.median
+    few = slice(0, 20_000)
+    truth = {
+        "C-index, bootstrap over patients": float(concordance(time[few], event[few], risk[few])),
+        "hazard ratio of risk groups": hazard_ratio(time, event, risk > 0).value,
+        "Kaplan-Meier band at the median": float(everybody.at(middle)),
+    }
+    rows = []
+    for n in FOLLOWED:
+        inside: dict[str, list[bool]] = {name: [] for name in truth}
+        for _ in range(replicates):
+            time, event, (risk,) = followed(rng, n)
+            drawn = bootstrap_patients([scored(time, event, risk)], replicates=500)
+            ratio = hazard_ratio(time, event, risk > 0)
+            found = [(drawn.low, drawn.high), (ratio.low, ratio.high), kaplan_meier(time, event).band(middle)]
+            for (name, value), (low, high) in zip(truth.items(), found, strict=True):
+                inside[name].append(bool(low <= value <= high))
+        rows += [(name, f"{n} patients, a third censored", float(np.mean(values))) for name, values in inside.items()]
+    return rows
+
+
+def survival_type_one(rng: np.random.Generator, replicates: int) -> list[tuple[str, str, float]]:
+    """Rows of a survival test, design, share of p < .05 between equals."""
+    rows = []
+    for n in FOLLOWED:
+        p: dict[str, list[float]] = {}
+        for _ in range(replicates):
+            time, event, risks = followed(rng, n, models=2)
+            group = rng.random(n) < 0.5
+            p.setdefault("log-rank of two groups", []).append(logrank(time, event, group).p)
+            p.setdefault("Cox regression, one group", []).append(hazard_ratio(time, event, group).p)
+            a, b = (scored(time, event, risk) for risk in risks)
+            p.setdefault("difference of two C-indices, bootstrap", []).append(
+                bootstrap_difference([a], [b], replicates=500).p
+            )
+        rows += [(test, f"{n} patients, a third censored", rejected(values)) for test, values in p.items()]
+    return rows
+
+
 def rejected(p: Sequence[float]) -> float:
     """Share below .05; no p rejects nothing."""
     return float(np.mean(np.nan_to_num(np.asarray(p, dtype=float), nan=1.0) < 0.05))
@@ -218,8 +313,11 @@ def main() -> None:
     given = parser.parse_args()
     start = time.perf_counter()
     rows: list[tuple[str, str, str, float]] = []
-    for seed, (kind, simulate) in enumerate((("type-I error", type_one), ("coverage", coverage))):
-        rows += [(kind, *row) for row in simulate(np.random.default_rng(seed), given.replicates)]
+    simulations = (type_one, survival_type_one), (coverage, curve_coverage, survival_coverage)
+    for kind, of_kind in zip(("type-I error", "coverage"), simulations, strict=True):
+        for simulate in of_kind:
+            seed = SEEDS[simulate.__name__]  # each its own, so that one can be run alone
+            rows += [(kind, *row) for row in simulate(np.random.default_rng(seed), given.replicates)]
     error = 1.96 * np.sqrt(0.05 * 0.95 / given.replicates)
     lines = [
         "# Type-I error and coverage of what the tables show\n",

@@ -1,10 +1,17 @@
 """What the Makefile and the interpreter see of the package before anything of it runs."""
 
+import configparser
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from fit_python import unfit
+
+import mil_zoo
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 12), (3, 14)])
@@ -30,3 +37,11 @@ def test_help_loads_nothing_heavy():
     assert done.returncode == 0
     for name in ("torch", "numpy", "pandas", "dgl", "numba", "matplotlib", "pydantic"):
         assert f"'{name}'" not in done.stdout, name
+
+
+def test_the_version_stands_in_one_place():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    assert parser["metadata"]["version"] == "attr: mil_zoo.__version__"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == mil_zoo.__version__

@@ -52,11 +52,13 @@ class ABMIL(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "attention"
     paper = Paper(
         "Attention-based Deep Multiple Instance Learning",
         2018,
         "https://arxiv.org/abs/1802.04712",
         "https://github.com/AMLab-Amsterdam/AttentionDeepMIL",
+        licence="MIT",
     )
     published_renames = (
         (r"^attention\.0\.", "attention.V."),
@@ -115,6 +117,18 @@ class ABMIL(Aggregator):
         pooled, attention = segment_attention_pool(scores, h, batch.offsets)
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0]), h
+
+    def without_each(self, batch: BagBatch) -> Tensor | None:
+        """See ``Aggregator.without_each``: the pooled features without instance i are
+        ``(sum_j a_j h_j - a_i h_i) / (1 - a_i)``.
+        """
+        output, h = self._score(batch)
+        a = output.attention[:, None].double()
+        pooled = (output.embedding.double() - a * h.double()) / (1 - a)
+        for row in (a[:, 0] >= 0.5).nonzero()[:, 0]:  # 1 - a_i would lose its digits
+            others = output.attention_logits.double().index_fill(0, row, -torch.inf).softmax(0)
+            pooled[row] = others @ h.double()
+        return self.classifier(pooled.to(h.dtype))
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes "loss"; with a regulariser also "cross_entropy" and "negative_entropy" or "instance"."""

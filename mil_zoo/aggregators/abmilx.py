@@ -74,6 +74,7 @@ class ABMILX(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "attention"
     paper = Paper(
         "Revisiting End-to-End Learning with Slide-level Supervision in Computational Pathology",
         2025,

@@ -44,11 +44,13 @@ class ACMIL(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "attention"
     paper = Paper(
         "Attention-Challenging Multiple Instance Learning for Whole Slide Image Classification",
         2024,
         "https://arxiv.org/abs/2311.07125",
         "https://github.com/dazhangyu123/ACMIL",
+        licence="MIT",
     )
     published_renames = (
         (r"^dimreduction\.fc1\.", "embed.0."),

@@ -101,12 +101,14 @@ class AttriMIL(Aggregator):
     """
 
     graph = "window:1"
+    family = "spatial"
     paper = Paper(
         "AttriMIL: Revisiting attention-based multiple instance learning for whole-slide pathological image "
         "classification from a perspective of instance attributes",
         2025,
         "https://arxiv.org/abs/2404.00351",
         "https://github.com/MedCAI/AttriMIL",
+        licence="Apache-2.0",
     )
     published_renames = (
         (r"^attention_nets\.(\d+)\.attention_a\.0\.", r"attentions.\1.V."),

@@ -31,12 +31,14 @@ class Paper:
         year: of publication.
         url: of the paper.
         code: the authors' repository, or None.
+        licence: of that repository, in SPDX's short form; None where it states none. No line of it is copied here.
     """
 
     title: str
     year: int
     url: str
     code: str | None = None
+    licence: str | None = None
 
 
 @dataclass
@@ -106,6 +108,8 @@ class Aggregator(nn.Module):
     A subclass implements ``forward``; one whose paper trains with more than cross-entropy overrides ``losses``.
 
     Class attributes:
+        family: how it sees a bag, for lists: pooling, attention, transformer, state space or spatial.
+        needs_coords: whether every bag needs coordinates although no graph is built of them.
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
@@ -123,6 +127,8 @@ class Aggregator(nn.Module):
         progress: where the training stands; the trainer sets it before every step.
     """
 
+    family: ClassVar[str] = "other"
+    needs_coords: ClassVar[bool] = False
     graph: ClassVar[str | None] = None
     paper: ClassVar[Paper | None] = None
     permutation_invariant: ClassVar[bool] = True
@@ -152,6 +158,13 @@ class Aggregator(nn.Module):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Training losses of a batch with targets, each a scalar, the mean over bags; ``"loss"`` is the total."""
         return {"loss": self.bag_loss(self(batch).logits, batch.targets, batch.weights)}
+
+    def without_each(self, batch: BagBatch) -> Tensor | None:
+        """Logits ``[N, C]`` of the one bag of ``batch`` without each of its N instances in turn, in eval mode.
+
+        Where an aggregator is linear enough to tell them all from one pass it overrides this; None where it is not.
+        """
+        return None
 
     def prepare(self, preparation: Preparation) -> None:
         """Learns what the training starts from, where a paper has a stage before it; the trainer calls it once."""

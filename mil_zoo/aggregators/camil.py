@@ -102,6 +102,8 @@ class CAMIL(Aggregator):
             graph.
     """
 
+    family = "spatial"
+    needs_coords = True
     paper = Paper(
         "CAMIL: Context-Aware Multiple Instance Learning for Cancer Detection and Subtyping in Whole Slide Images",
         2024,

@@ -12,7 +12,7 @@ from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import ENTRY_POINT_GROUP
 from mil_zoo.source_index import NotLiteral, Registered, registered_in
 
-PAPER_FIELDS = ("title", "year", "url", "code")
+PAPER_FIELDS = ("title", "year", "url", "code", "licence")
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,21 @@ class Description:
         name: registry key.
         docstring: of its class.
         options: of its constructor and their defaults (``inspect.Parameter.empty`` where there is none).
+        family: pooling, attention, transformer, state space, spatial, or other.
         graph: the graph spec that it needs, or None.
-        paper: title, year, url and code of its ``Paper``; empty without one.
+        needs_coords: whether it needs coordinates besides.
+        has_stages: whether it learns something before its training.
+        paper: title, year, url, code and licence of its ``Paper``; empty without one.
         loads_published: whether the weights of the authors' own implementation load.
     """
 
     name: str
     docstring: str
     options: dict[str, Any]
+    family: str
     graph: str | None
+    needs_coords: bool
+    has_stages: bool
     paper: Mapping[str, Any]
     loads_published: bool
 
@@ -56,14 +62,17 @@ def describe_aggregators(with_plugins: bool = False) -> dict[str, Description]:
 
 def describe_classes() -> dict[str, Description]:
     """Describes all aggregators by asking the registered classes."""
-    from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+    from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, aggregator_options
 
     return {
         name: Description(
             name=name,
             docstring=inspect.getdoc(cls) or "",
             options=aggregator_options(name),
+            family=cls.family,
             graph=cls.graph,
+            needs_coords=cls.needs_coords,
+            has_stages=cls.prepare is not Aggregator.prepare,
             paper={field: getattr(cls.paper, field) for field in PAPER_FIELDS} if cls.paper else {},
             loads_published=cls.loads_published(),
         )
@@ -90,7 +99,10 @@ def _from_source(entry: Registered) -> Description:
         name=entry.name,
         docstring=entry.docstring,
         options={key: value for key, value in entry.parameters.items() if key not in ("in_dim", "num_classes", "task")},
+        family=entry.attribute("family") or "other",
         graph=entry.attribute("graph"),
+        needs_coords=bool(entry.attribute("needs_coords")),
+        has_stages=entry.overrides("prepare", base="Aggregator"),
         paper=paper if stated else {},
         loads_published=bool(stated) and paper["code"] is not None,
     )

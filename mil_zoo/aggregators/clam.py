@@ -19,11 +19,13 @@ from mil_zoo.tasks import Classification, Task
 
 class _CLAM(Aggregator):
     multi_branch: ClassVar[bool]
+    family = "attention"
     paper = Paper(
         "Data-efficient and weakly supervised computational pathology on whole-slide images",
         2021,
         "https://arxiv.org/abs/2004.09666",
         "https://github.com/mahmoodlab/CLAM",
+        licence="GPL-3.0",
     )
     published_renames = (
         (r"^attention_net\.0\.", "embed.0."),

@@ -53,12 +53,14 @@ class DeepGraphConv(Aggregator):
     """
 
     graph = "feature_knn:8"
+    family = "spatial"
     paper = Paper(
         "Whole Slide Images are 2D Point Clouds: Context-Aware Survival Prediction using Patch-based Graph "
         "Convolutional Networks",
         2021,
         "https://arxiv.org/abs/2107.13048",
         "https://github.com/mahmoodlab/Patch-GCN",
+        licence="GPL-3.0",
     )
     published_renames = (
         (r"^conv1\.", "convolutions.0."),

@@ -62,12 +62,14 @@ class DGRMIL(Aggregator):
         InputError: an option outside its range; or, in training, global vectors that no longer differ.
     """
 
+    family = "transformer"
     paper = Paper(
         "DGR-MIL: Exploring Diverse Global Representation in Multiple Instance Learning for Whole Slide Image "
         "Classification",
         2024,
         "https://arxiv.org/abs/2407.03575",
         "https://github.com/ChongQingNoSubway/DGR-MIL",
+        licence="MIT",
     )
     permutation_invariant = False
     published_renames = (

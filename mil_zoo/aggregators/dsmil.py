@@ -50,12 +50,14 @@ class DSMIL(Aggregator):
         InputError: ``probability`` is neither.
     """
 
+    family = "attention"
     paper = Paper(
         "Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with Self-supervised "
         "Contrastive Learning",
         2021,
         "https://arxiv.org/abs/2011.08939",
         "https://github.com/binli123/dsmil-wsi",
+        licence="MIT",
     )
     published_renames = (
         (r"^i_classifier\.fc\.(0\.)?", "instance_classifier."),

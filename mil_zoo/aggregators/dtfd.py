@@ -86,12 +86,14 @@ class DTFD(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "attention"
     paper = Paper(
         "DTFD-MIL: Double-Tier Feature Distillation Multiple Instance Learning for Histopathology Whole Slide Image "
         "Classification",
         2022,
         "https://arxiv.org/abs/2203.12081",
         "https://github.com/hrzhang1123/DTFD-MIL",
+        licence="MIT",
     )
     permutation_invariant = False  # evaluation deals instances into pseudo-bags in their order
     published_renames = (

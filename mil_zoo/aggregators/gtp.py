@@ -90,11 +90,13 @@ class GTP(Aggregator):
     """
 
     graph = "window:1"
+    family = "spatial"
     paper = Paper(
         "A Graph-Transformer for Whole Slide Image Classification",
         2022,
         "https://arxiv.org/abs/2205.09671",
         "https://github.com/vkola-lab/tmi2022",
+        licence="MIT",
     )
     published_renames = (
         (r"^conv1\.bn_layer\.", "convolution.norm."),

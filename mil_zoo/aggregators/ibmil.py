@@ -139,6 +139,7 @@ class IBMIL(Aggregator):
         InputError: an option outside its range, or fewer training bags than confounders.
     """
 
+    family = "attention"
     paper = Paper(
         "Interventional Bag Multi-Instance Learning On Whole-Slide Pathological Images",
         2023,

@@ -166,6 +166,7 @@ class ILRA(Aggregator):
         InputError: ``embed_dim`` is not a multiple of ``num_heads``, or ``topk`` is not positive.
     """
 
+    family = "transformer"
     paper = Paper(
         "Exploring Low-Rank Property in Multiple Instance Learning for Whole Slide Image Classification",
         2023,

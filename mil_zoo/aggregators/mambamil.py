@@ -183,11 +183,13 @@ class MambaMIL(Aggregator):
         InputError: an option outside its range, or bags without coordinates where ``order`` needs them.
     """
 
+    family = "state space"
     paper = Paper(
         "MambaMIL: Enhancing Long Sequence Modeling with Sequence Reordering in Computational Pathology",
         2024,
         "https://arxiv.org/abs/2403.06800",
         "https://github.com/isyangshu/MambaMIL",
+        licence="MIT",
     )
     permutation_invariant = False
     published_renames = (

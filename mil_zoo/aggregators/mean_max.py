@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import feature_layer
@@ -38,8 +38,14 @@ class MeanPooling(_Pooling):
         embed_dim: width of an instance-wise Linear + ReLU before the pooling, or None for no such layer.
     """
 
+    family = "pooling"
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
     reduce = "mean"
+
+    def without_each(self, batch: BagBatch) -> Tensor | None:
+        """See ``Aggregator.without_each``: the mean without instance i is ``(N mean - h_i) / (N - 1)``."""
+        h = self.embed(batch.features)
+        return self.classifier((h.sum(0) - h) / (len(h) - 1))
 
 
 @register_aggregator("max")
@@ -55,5 +61,6 @@ class MaxPooling(_Pooling):
         embed_dim: width of an instance-wise Linear + ReLU before the pooling, or None for no such layer.
     """
 
+    family = "pooling"
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
     reduce = "max"

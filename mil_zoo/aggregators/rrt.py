@@ -173,6 +173,7 @@ class RRT(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "transformer"
     paper = Paper(
         "Feature Re-Embedding: Towards Foundation Model-Level Performance in Computational Pathology",
         2024,

@@ -132,6 +132,7 @@ class S4MIL(Aggregator):
         InputError: an option outside its range, or bags without coordinates where ``order`` needs them.
     """
 
+    family = "state space"
     paper = Paper(
         "Structured State Space Models for Multiple Instance Learning in Digital Pathology",
         2023,

@@ -106,11 +106,13 @@ class SmABMIL(Aggregator):
     """
 
     graph = "window:1"
+    family = "spatial"
     paper = Paper(
         "Sm: enhanced localization in Multiple Instance Learning for medical imaging classification",
         2024,
         "https://arxiv.org/abs/2410.03276",
         "https://github.com/Franblueee/torchmil",
+        licence="Apache-2.0",
     )
     published_renames = ((r"\.sm\.sm\.coef$", ".smooth.coef"), (r"^last_layer\.", "classifier."))
 
@@ -198,11 +200,13 @@ class SmTransformer(Aggregator):
     """
 
     graph = "window:1"
+    family = "spatial"
     paper = Paper(
         "Sm: enhanced localization in Multiple Instance Learning for medical imaging classification",
         2024,
         "https://arxiv.org/abs/2410.03276",
         "https://github.com/Franblueee/torchmil",
+        licence="Apache-2.0",
     )
     published_renames = (
         (r"\.sm\.sm\.coef$", ".smooth.coef"),

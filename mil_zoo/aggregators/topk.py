@@ -38,6 +38,7 @@ class TopKPooling(Aggregator):
         InputError: ``k`` is not positive.
     """
 
+    family = "pooling"
     paper = Paper(
         "Multiple Instance Learning for Soft Bags via Top Instances",
         2015,

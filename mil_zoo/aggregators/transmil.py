@@ -170,11 +170,13 @@ class TransMIL(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "transformer"
     paper = Paper(
         "TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide Image Classification",
         2021,
         "https://arxiv.org/abs/2106.00908",
         "https://github.com/szc19990412/TransMIL",
+        licence="GPL-3.0",
     )
     permutation_invariant = False
     published_renames = (

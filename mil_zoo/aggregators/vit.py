@@ -192,12 +192,14 @@ class ViT(Aggregator):
         InputError: an option outside its range, or bags without coordinates with ``alibi``.
     """
 
+    family = "transformer"
     paper = Paper(
         "From whole-slide image to biomarker prediction: end-to-end weakly supervised deep learning in computational "
         "pathology",
         2024,
         "https://arxiv.org/abs/2312.10944",
         "https://github.com/KatherLab/STAMP",
+        licence="MIT",
     )
     published_renames = (
         (r"^project_features\.0\.", "embed."),

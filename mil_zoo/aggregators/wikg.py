@@ -52,6 +52,7 @@ class WiKG(Aggregator):
         InputError: ``topk`` is not positive.
     """
 
+    family = "spatial"
     paper = Paper(
         "Dynamic Graph Representation with Knowledge-aware Attention for Histopathology Whole Slide Image Analysis",
         2024,

@@ -70,6 +70,7 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
                 epochs = model.training.epochs
                 recorded = sum(map(model.training.records, range(1, epochs + 1))) * n_train * evaluation
                 seconds = epochs * (n_train * step + n_val * evaluation) + recorded
+                seconds, recorded = seconds * plan.suite.trainings, recorded * plan.suite.trainings
                 found = dataclasses.replace(found, seconds=seconds, recording=recorded / seconds)
             except Exception as error:  # the trials would fail so too, and each say why
                 found = dataclasses.replace(found, reason=f"{type(error).__name__}: {error}")

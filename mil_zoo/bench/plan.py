@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,9 @@ from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
 from mil_zoo.bench.grid import points
 from mil_zoo.bench.opening import open_judged
-from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts
+from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts, TuningFacts
+from mil_zoo.bench.search import check_budget
+from mil_zoo.bench.space import Dimension, declared_space
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.labelled import Dataset
@@ -27,6 +30,7 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
+from mil_zoo.diagnostics.explanations import EXPLAINERS
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.tasks import Classification, Task, task_settings
 from mil_zoo.train.config import TrainingConfig
@@ -54,6 +58,7 @@ class ModelPlan:
         training: optimiser, schedule, budget, selection rule.
         grid: the variant's name, "" without a grid.
         features: which set of features it reads; None for the dataset's only one.
+        space: what it is tuned over; empty where it is not.
     """
 
     name: str
@@ -62,11 +67,25 @@ class ModelPlan:
     training: TrainingConfig
     grid: str = ""
     features: str | None = None
+    space: tuple[Dimension, ...] = ()
 
     @property
     def label(self) -> str:
         """``<aggregator>[@grid]``."""
         return f"{self.name}@{self.grid}" if self.grid else self.name
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What it has of its space as it is."""
+        fields = vars(self.training) | self.options
+        return {dimension.name: fields.get(dimension.name) for dimension in self.space}
+
+    def configured(self, settings: Mapping[str, Any]) -> ModelPlan:
+        """The model with other options and training settings; an ``InputError`` where a value is refused."""
+        own = {key: value for key, value in settings.items() if key in self.options}
+        training = {key: value for key, value in settings.items() if key not in own}
+        changed = dataclasses.replace(self.training, **training)
+        return dataclasses.replace(self, options=self.options | own, training=changed)
 
 
 @dataclass(frozen=True)
@@ -186,6 +205,7 @@ class Plan:
                     options=dict(model.options),
                     graph=model.graph,
                     training=model.training.settings(),
+                    search={dimension.name: dimension.settings() for dimension in model.space},
                 )
                 for model in self.models
             },
@@ -195,9 +215,20 @@ class Plan:
             permute_labels=suite.permute_labels,
             threads=suite.threads,
             faithfulness=suite.faithfulness or None,
+            explain=suite.explain or None,
             grid=suite.grid or None,
+            tuning=self._tuning(),
             plugins={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in self.plugins} or None,
             versions=package_versions(),
+        )
+
+    def _tuning(self) -> TuningFacts | None:
+        suite = self.suite
+        if suite.tune is None:
+            return None
+        version = importlib.metadata.version("optuna")
+        return TuningFacts(
+            configurations=suite.tune, sampler=suite.sampler, inner_folds=suite.inner_folds, optuna=version
         )
 
     def settings(self) -> dict[str, Any]:
@@ -360,7 +391,12 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
     config = from_mapping(TrainingConfig, training, f"training of {name}")
     config.check_criteria(task)
     check_risk_sets(task, config.bags_per_step, config.risk_set)
-    return ModelPlan(name, options, graph, config, grid)
+    model = ModelPlan(name, options, graph, config, grid)
+    if suite.tune is None:
+        return model
+    model = dataclasses.replace(model, space=declared_space(name, suite.search, _known(name) - {"graph"}))
+    check_budget(suite.tune, model.space, name, model.recipe)
+    return model
 
 
 def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -404,23 +440,46 @@ def _check_suite(suite: Suite) -> None:
         raise InputError(f"validation_fraction must be above 0 and below 1, not {suite.validation_fraction}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
+    for name in suite.explain:
+        EXPLAINERS.get(name)
     if suite.threads < 1:
         raise InputError(f"--threads must be at least 1, not {suite.threads}")
     if suite.title is not None and len(suite.datasets) > 1:
         raise InputError("--title names one dataset; leave it out, or run the datasets one by one")
     for name in suite.models:
         model_options(name)  # an unknown name is told
+    _check_tuning(suite)
     _check_targets(suite)
 
 
+def _check_tuning(suite: Suite) -> None:
+    if suite.tune is None:
+        if suite.inner_folds is not None:
+            raise InputError("--inner-folds judges configurations; add --tune N, or leave it out")
+        return
+    if suite.tune < 2:
+        raise InputError(
+            f"--tune {suite.tune} chooses among nothing: ask for 2 configurations or more, or leave it out for the "
+            "authors' recipe"
+        )
+    if suite.grid:
+        raise InputError(
+            f"--tune searches where --grid tries every value ({', '.join(suite.grid)}): leave one of them out"
+        )
+    if suite.inner_folds is not None and suite.inner_folds < 2:
+        raise InputError(f"--inner-folds must be at least 2, not {suite.inner_folds}")
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("--tune needs Optuna: pip install 'mil-zoo[tune]'")
+
+
 def _check_targets(suite: Suite) -> None:
-    for flag, keys in (("--set", suite.overrides), ("--grid", suite.grid)):
+    for flag, keys in (("--set", suite.overrides), ("--grid", suite.grid), ("search", suite.search)):
         for key in keys:
             model, _, option = key.rpartition(".")
             if model and model not in suite.models:
                 raise InputError(f"{flag} {key}: {model!r} is not among the models{did_you_mean(model, suite.models)}")
             known = {"graph"}.union(*map(_known, suite.models))
-            if not model and option not in known and not isinstance(keys[key], Mapping):
+            if not model and option not in known and (flag == "search" or not isinstance(keys[key], Mapping)):
                 raise InputError(
                     f"{flag} {key}: no aggregator has an option {option!r}{did_you_mean(option, sorted(known))}"
                 )

@@ -41,8 +41,8 @@ class Prediction:
         words: the prediction in words, of classes the name of the most probable one.
         attention: float64 ``[N]``, of the predicted class where there is one for each, the mean over members (it sums
             to 1); None for an aggregator without attention.
-        trained_on: how many members had the slide among their training or validation slides: such a prediction says
-            nothing of new slides.
+        trained_on: how many members had the slide, or the patient who is called so, among their training or validation
+            slides: such a prediction says nothing of new slides.
     """
 
     bag: Bag
@@ -119,11 +119,12 @@ class Predictor:
         self._graph = settings.graph
         self._device = device or default_device()
         self._precision = str(settings.training.get("precision", "float32"))
-        seen = _seen(run, config.split.file)
+        seen = _seen(run, config.split.file, packed=config.dataset.patient_rule == "packed")
         self._members = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task
-            aggregator = create_aggregator(name, self.in_dim, task=task, **settings.options).to(self._device)
+            options = {key: each.settings.get(key, value) for key, value in settings.options.items()}
+            aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(self._device)
             standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
             column = f"r{each.repeat}-f{each.fold}"
             self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))
@@ -167,8 +168,8 @@ def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
     return task_of_config(json.loads(run.read(trial.trial, TASK))) if TASK in trial.files else None
 
 
-def _seen(run: RunDirectory, digest: str | None) -> dict[str, frozenset[str]]:
-    """For each column of the run's ``splits.csv`` the slides that are not in its test part."""
+def _seen(run: RunDirectory, digest: str | None, packed: bool) -> dict[str, frozenset[str]]:
+    """For each column of the run's ``splits.csv`` the slides that were trained or chosen on; of patients, both."""
     path = run.path / "splits.csv"
     try:
         content = path.read_bytes()
@@ -179,8 +180,9 @@ def _seen(run: RunDirectory, digest: str | None) -> dict[str, frozenset[str]]:
         raise InputError(
             f"{path} was changed or is missing ({error}); start the bench with --out {run.path} again, which writes it"
         ) from error
+    names = ["slide_id", "patient_id"] if packed else ["slide_id"]
     return {
-        str(column): frozenset(table["slide_id"][table[column].isin(["train", "val"])])
+        str(column): frozenset(table[names][table[column].isin(["train", "val"])].to_numpy().ravel().tolist())
         for column in table.columns
         if column not in ("slide_id", "patient_id", "label")
     }

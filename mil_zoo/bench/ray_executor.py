@@ -26,6 +26,7 @@ class OnRay:
 
     A task whose process or node is lost is tried again, ``ATTEMPTS`` times in all. The files of a trial come back
     through Ray; data and plugins are read where the task runs, under the same paths, by the same version of mil-zoo.
+    One that is started anew continues from its checkpoint where the run directory is there too.
 
     Args:
         address: ``host:port`` or ``ray://host:port`` of a cluster, or "auto"; None starts one on this machine.
@@ -134,8 +135,10 @@ def _worker() -> Worker:
 def _run(job: Job) -> tuple[Trial, dict[str, bytes]]:
     """The task: what came of a trial, and its files."""
     with tempfile.TemporaryDirectory(prefix="mil-zoo-") as temporary:
-        folder = Path(temporary) / "trial"
-        trial = _worker().run(dataclasses.replace(job, folder=folder))
+        folder, place = Path(temporary) / "trial", job.place
+        if place is not None and not place.folder.parent.is_dir():  # the run directory lies on another machine's disk
+            place = dataclasses.replace(place, folder=Path(temporary) / "unfinished")
+        trial = _worker().run(dataclasses.replace(job, folder=folder, place=place))
         files = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
     return trial, files
 

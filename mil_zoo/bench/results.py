@@ -99,11 +99,30 @@ class ModelSettings:
         options: of its constructor.
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection; the fields of ``mil_zoo.train.config.TrainingConfig``.
+        search: what it was tuned over, a range or values of every setting; {} where it was not.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     graph: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningFacts:
+    """How every aggregator was tuned, inside the training part of each trial.
+
+    Attributes:
+        configurations: that were tried, the recipe among them.
+        sampler: "tpe" or "random".
+        inner_folds: that they were judged on; None for the validation slides.
+        optuna: version of what proposed them.
+    """
+
+    configurations: int
+    sampler: str
+    inner_folds: int | None = None
+    optuna: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +142,9 @@ class RunConfig:
         permute_labels: whether training labels were shuffled.
         threads: CPU threads of a trial.
         faithfulness: numbers of instances removed and kept; None where nothing was.
+        explain: explainers that scored the instances of the test slides; None for none.
         grid: what was varied; None without a grid.
+        tuning: how configurations were chosen; None where every aggregator has its recipe.
         plugins: files that were imported for what they register, and their SHA-256; None without any.
         versions: of the packages that numbers depend on, by name; None in runs of before they were kept.
     """
@@ -140,7 +161,9 @@ class RunConfig:
     permute_labels: bool = False
     threads: int = 1
     faithfulness: list[int] | None = None
+    explain: list[str] | None = None
     grid: dict[str, Any] | None = None
+    tuning: TuningFacts | None = None
     plugins: dict[str, str] | None = None
     versions: dict[str, str] | None = None
 
@@ -173,7 +196,10 @@ class RunConfig:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)
         settings["split"] = _without(settings["split"], ["file"])
-        return _without(settings, ["task", "faithfulness", "grid", "plugins", "versions"])
+        settings["model_settings"] = {
+            label: _without(model, ["search"]) for label, model in settings["model_settings"].items()
+        }
+        return _without(settings, ["task", "faithfulness", "explain", "grid", "tuning", "plugins", "versions"])
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
@@ -212,6 +238,11 @@ class Trial:
         selected_epoch: the one whose checkpoint was tested.
         parameters: trained numbers.
         seconds_per_epoch: mean over epochs.
+        settings: the configuration that was chosen, where one was searched for; {} for the recipe.
+        training_seconds: that all trainings of the trial took, of every configuration; None in runs of before.
+        inference_ms: a test slide, reading it included; None in runs of before.
+        energy_j: joules that the trial took, of all configurations, by the counters of the processors; None where they
+            cannot be read, or several trials ran at a time.
         peak_mem_mib: memory that the trial took at most, above what the process held; None where that is not known.
         files: SHA-256 of each file of its folder, by name; {} of a failed trial.
     """
@@ -239,6 +270,10 @@ class Trial:
     parameters: int | None = None
     seconds_per_epoch: float | None = None
     peak_mem_mib: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    training_seconds: float | None = None
+    inference_ms: float | None = None
+    energy_j: float | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -149,6 +149,10 @@ class RunDirectory:
         """Where the files of a running trial are written; ``add_trial`` gives them their final place."""
         return self.path / "trials" / f".{trial}.partial"
 
+    def unfinished(self, trial: str) -> Path:
+        """Where the unfinished training of a trial lies, for the next start to continue."""
+        return self.path / "trials" / f".{trial}.unfinished"
+
     def add_trial(self, row: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Stores a finished trial: its files first, under their final name only when complete, then its row.
 
@@ -178,6 +182,10 @@ class RunDirectory:
     def epochs(self, trial: str) -> pd.DataFrame:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
         return self._csv(trial, "epochs.csv")
+
+    def tuning(self, trial: str) -> pd.DataFrame:
+        """The configurations of a tuned trial, see ``mil_zoo.bench.tuning``."""
+        return self._csv(trial, "tuning.csv")
 
     def skew(self, trial: str) -> pd.DataFrame:
         """epoch, slide_id, split, name, value of a trial; empty for an aggregator without attention."""

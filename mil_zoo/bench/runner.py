@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from mil_zoo.bench.executors import Executor, InProcess
@@ -14,6 +16,7 @@ from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job
 from mil_zoo.registry import PLUGINS
+from mil_zoo.train.checkpoint import CheckpointPlace
 
 
 def run_plan(
@@ -21,6 +24,7 @@ def run_plan(
     out: Path,
     *,
     executor: Executor | None = None,
+    checkpoint_seconds: float = CheckpointPlace.seconds,
     on_trial: Callable[[TrialPlan], None] = lambda trial: None,
     on_epoch: Callable[[TrialPlan, Row], None] = lambda trial, row: None,
     on_result: Callable[[Trial], None] = lambda trial: None,
@@ -28,12 +32,16 @@ def run_plan(
 ) -> RunDirectory:
     """Runs every trial that ``out`` does not hold yet. A trial that fails is a row with its reason; the others go on.
 
+    A trial that was killed, or that ``--time-limit`` ended, continues from its last checkpoint and leaves the same
+    files.
+
     The tables that come of it do not depend on the executor.
 
     Args:
         plan: what to run.
         out: the run directory; one of the same settings is continued.
         executor: where the trials run; None for one after the other in this process.
+        checkpoint_seconds: between two checkpoints of a training, see ``mil_zoo.train.checkpoint.CheckpointPlace``.
         on_trial: called as each trial that has to run starts.
         on_epoch: called after each of its epochs with the row of ``epochs.csv``.
         on_result: called with what came of each trial, first those that were there already.
@@ -56,14 +64,19 @@ def run_plan(
         done = {trial.trial: trial for trial in rows if trial.ok and not _damaged(run, trial, on_damage)}
         jobs = []
         for trial in plan.trials:
+            unfinished = run.unfinished(trial.id).resolve()
             if trial.id in done:
+                shutil.rmtree(unfinished, ignore_errors=True)
                 on_result(done[trial.id])
             else:
-                folder = run.staging(trial.id).resolve()
-                jobs.append(Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files)))
+                folder, place = run.staging(trial.id).resolve(), CheckpointPlace(unfinished, checkpoint_seconds)
+                job = Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files), place)
+                jobs.append(replace(job, alone=isinstance(executor, InProcess)))
         with closing(executor.run(jobs, on_trial, on_epoch)) as outcomes:
             for outcome in outcomes:
                 run.add_trial(outcome.to_row())
+                if outcome.ok:
+                    shutil.rmtree(run.unfinished(outcome.trial), ignore_errors=True)
                 on_result(outcome)
     return run
 

@@ -31,11 +31,19 @@ class Suite:
         validation_fraction: share of the training slides on which checkpoints are chosen.
         split_seed: of the shuffles into folds.
         faithfulness: numbers k of most attended instances to remove from, and alone to keep of, every test slide.
+        explain: explainers that score the instances of every test slide, see ``mil_zoo.diagnostics.explanations``.
         permute_labels: train on shuffled labels: a leak detector, whose test AUC must be near 0.5.
         threads: CPU threads of a trial. Sums split among more threads differ in their last bits, so this belongs to
             the plan, and the number of trials that run at a time does not.
         overrides: "model.key" or "key" (for all models) to value.
         title: what tables and figures call the dataset; None for its own.
+        embeddings: keep the embeddings of the test slides.
+        tune: how many configurations of each aggregator are tried inside the training part of each trial, the first of
+            which is the recipe; None trains the recipe alone.
+        inner_folds: folds of a trial's training and validation slides together on which configurations are judged; None
+            for its validation slides.
+        sampler: what proposes configurations: "tpe" or "random".
+        search: "model.key" or "key" to ranges that replace those of the aggregators' YAML, see ``bench.space``.
         grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
     """
 
@@ -53,11 +61,24 @@ class Suite:
     validation_fraction: float = 0.15
     split_seed: int = 0
     faithfulness: list[int] = field(default_factory=list)
+    explain: list[str] = field(default_factory=list)
     permute_labels: bool = False
     threads: int = 1
     title: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
+    embeddings: bool = True
+    tune: int | None = None
+    inner_folds: int | None = None
+    sampler: Literal["tpe", "random"] = "tpe"
+    search: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trainings(self) -> int:
+        """How many times a trial trains."""
+        if self.tune is None:
+            return 1
+        return self.tune if self.inner_folds is None else self.tune * (self.inner_folds + 1)
 
 
 def read_suite(name: str | None = None, **given: Any) -> Suite:
@@ -82,9 +103,9 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
         mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
     changed = {key: value for key, value in given.items() if value is not None}
     models = changed.get("models", mapping.get("models", []))
-    shipped, grid = (
+    shipped, grid, search = (
         {key: value for key, value in mapping.get(part, {}).items() if "." not in key or key.split(".")[0] in models}
-        for part in ("overrides", "grid")
+        for part in ("overrides", "grid", "search")
     )
     if "epochs" in changed:  # what was asked for now goes before what the suite says of single models
         shipped = {key: value for key, value in shipped.items() if key.rpartition(".")[2] != "epochs"}
@@ -94,6 +115,7 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
             raise InputError(f"{key} is in --set and in --grid; choose one")
     # A setting made now goes before a grid of the suite, and a grid of now before the suite's setting.
     grid = {**{key: values for key, values in grid.items() if key not in overrides}, **grids}
+    changed["search"] = {**search, **changed.get("search", {})}
     return from_mapping(Suite, {**mapping, **changed, "overrides": {**shipped, **overrides}, "grid": grid}, where)
 
 

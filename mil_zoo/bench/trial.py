@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ import torch
 from safetensors.torch import save
 
 from mil_zoo.bench import memory
+from mil_zoo.bench.energy import Energy, energy
 from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
+from mil_zoo.bench.tuning import Training, Tuned, tune
+from mil_zoo.bench.warm_up import warm_up
 from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
@@ -32,13 +37,16 @@ from mil_zoo.kernels.backends import set_threads
 from mil_zoo.noted import note_of
 from mil_zoo.registry import load_plugin
 from mil_zoo.tasks import Task, task_settings
+from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.device import default_device
-from mil_zoo.train.loop import of_patients
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
+from mil_zoo.train.steps import of_patients
 
 TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
 STAGES = "stages.json"  # what a model learned before its training, and from which slides, where it does
 TRACEBACK = "traceback.txt"  # of a failed trial
+EMBEDDINGS = "embeddings.npy"  # of the test slides, in the order of predictions.csv
+TUNING = "tuning.csv"  # of a tuned trial: its configurations
 Parts = dict[str, Bags]
 
 
@@ -50,8 +58,10 @@ class Job:
         trial: model, split and seed.
         source: how to open the dataset.
         folder: where its files go.
-        suite: whose settings of all trials apply (threads, shuffled labels, faithfulness).
+        suite: whose settings of all trials apply (threads, shuffled labels, explanations).
         plugins: files to import first.
+        place: where its unfinished training lies, for the next attempt to continue; None for nowhere.
+        alone: whether no other trial of the run uses the processors meanwhile, so that their energy is its own.
     """
 
     trial: TrialPlan
@@ -59,6 +69,8 @@ class Job:
     folder: Path
     suite: Suite
     plugins: tuple[Path, ...] = ()
+    place: CheckpointPlace | None = None
+    alone: bool = False
 
     def outcome(self, **more: Any) -> Trial:
         """What came of the trial: what is known before it runs, and ``more``."""
@@ -95,6 +107,7 @@ class Worker:
     def __init__(self, source: DatasetSource | None = None, dataset: Dataset | None = None) -> None:
         self._datasets = {} if source is None or dataset is None else {source: dataset}
         self._kept: dict[str, Any] = {}  # what protocols keep for the next trials
+        self._warm: set[tuple[str, DatasetSource]] = set()  # whose kernels are compiled in this process
         self._last: tuple[DatasetSource, Split, int | None] | None = None
         self._bags: tuple[Parts, Standardiser | None] | None = None
 
@@ -118,11 +131,21 @@ class Worker:
                 load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
-            with trial_threads(job.suite.threads), _peak_memory() as peak:
-                result = run_protocol(_context(job, dataset, bags, on_epoch, self._kept))
+            context, tuned = _context(job, dataset, bags, on_epoch, self._kept), None
+            with trial_threads(job.suite.threads):
+                if (kind := (job.trial.model.label, job.source)) not in self._warm:
+                    self._warm.add(kind)
+                    warm_up(context)
+                with _peak_memory() as peak, energy() if job.alone else contextlib.nullcontext(Energy()) as used:
+                    if job.suite.tune is None:
+                        result = run_protocol(context)
+                    else:
+                        tuned = self._tuned(job, dataset, bags, on_epoch)
+                        result = tuned.result
             predictions = _predictions(bags, result)
             patients = _patients(bags, result, dataset.patient_rule)
             scored = predictions if patients is None else patients
+            spent, tested = [epoch["seconds"] for epoch in result.epochs], len(bags["test"])
             outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
@@ -136,15 +159,47 @@ class Worker:
                 parameters=result.parameters,
                 seconds_per_epoch=_seconds_per_epoch(result.epochs),
                 peak_mem_mib=None if np.isnan(peak.mib) else peak.mib,
+                settings={} if tuned is None else tuned.settings,
+                training_seconds=sum(spent) if tuned is None else tuned.seconds,
+                inference_ms=None if result.inference_seconds is None else 1000 * result.inference_seconds / tested,
             )
+            outcome = dataclasses.replace(outcome, energy_j=used.joules)
             weights = _weights(result.weights)
         except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
             (empty_folder(job.folder) / TRACEBACK).write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
             )
+            if job.place is not None:  # continued it would fail again
+                shutil.rmtree(job.place.folder, ignore_errors=True)
             return job.failed(_reason(error, job.plugins))
         _write(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
+        if result.embeddings is not None and job.suite.embeddings:
+            np.save(job.folder / EMBEDDINGS, _halved(result.embeddings), allow_pickle=False)
+        if tuned is not None:
+            pd.DataFrame(tuned.rows).to_csv(job.folder / TUNING, index=False, lineterminator="\n")
         return outcome
+
+    def _tuned(self, job: Job, dataset: Dataset, bags: Parts, on_epoch: Callable[[Row], None]) -> Tuned:
+        def train(training: Training) -> TrialResult:
+            def told(row: Row) -> None:
+                on_epoch(row | {"training": training.number})
+
+            trial = dataclasses.replace(job.trial, model=training.model)
+            asked = {} if training.chosen else {"faithfulness": [], "explain": []}
+            suite = dataclasses.replace(job.suite, **asked)  # type: ignore[arg-type]
+            one = dataclasses.replace(job, trial=trial, place=training.place, suite=suite)
+            return run_protocol(_context(one, dataset, dict(training.bags), told, self._kept))
+
+        def score(parts: Mapping[str, Bags], result: TrialResult, part: str) -> dict[str, float | None]:
+            predictions = _predictions(dict(parts), result)
+            patients = _patients(dict(parts), result, dataset.patient_rule)
+            return _score(result.task, predictions if patients is None else patients, part)
+
+        with contextlib.ExitStack() as stack:
+            place = job.place
+            if place is None:
+                place = CheckpointPlace(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mil-zoo-"))))
+            return tune(job.trial, job.suite, dataset.task, bags, place, train, score)
 
     def _open(self, job: Job) -> tuple[Dataset, tuple[Parts, Standardiser | None]]:
         if job.source not in self._datasets:
@@ -227,7 +282,9 @@ def _context(
         on_epoch=on_epoch,
         patient_rule=dataset.patient_rule,
         faithfulness=job.suite.faithfulness,
+        explain=job.suite.explain,
         kept=kept,
+        place=job.place,
     )
 
 
@@ -289,6 +346,12 @@ def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
     return save(owned)
 
 
+def _halved(embeddings: torch.Tensor) -> npt.NDArray[Any]:
+    """In float16; as they are where one of them is too large for it."""
+    values = embeddings.detach().float().numpy()
+    return values.astype(np.float16) if np.abs(values).max(initial=0) <= np.finfo(np.float16).max else values
+
+
 def _write(
     folder: Path,
     predictions: pd.DataFrame,
@@ -308,6 +371,8 @@ def _write(
         (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
     if result.recorder is not None:
         result.recorder.write(folder)
+    if result.explanations is not None:
+        result.explanations.write(folder)
     (folder / "weights.safetensors").write_bytes(weights)
     if standardiser is not None:
         content = save({"mean": standardiser.mean, "scale": standardiser.scale})

@@ -21,11 +21,13 @@ _COMMANDS = {
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
     "embed": ("embed", "Embed slides with a pretrained encoder."),
     "probe": ("probe", "Classify slide embeddings with a linear probe over splits."),
+    "rescore": ("rescore", "Score published predictions again; name what cannot be right."),
     "published": ("published", "Set published numbers beside those of runs."),
     "models": ("models", "List the aggregators, or tell all about one."),
     "datasets": ("lists", "List the datasets that have a card."),
     "graphs": ("lists", "List the patch-graph builders."),
-    "doctor": ("doctor", "Say what works on this machine, and why not."),
+    "doctor": ("doctor", "Say what works on this machine, what is missing, and how to mend it."),
+    "warm-up": ("warm_up", "Compile the kernels ahead, so that no first run waits for them."),
 }
 
 
@@ -38,7 +40,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"mil_zoo.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
+        module = importlib.import_module(f"mil_zoo.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

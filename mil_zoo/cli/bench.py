@@ -58,14 +58,20 @@ class BenchOptions:
     epochs: int | None
     settings: tuple[str, ...]
     grid: tuple[str, ...]
+    tune: int | None
+    inner_folds: int | None
+    sampler: str | None
+    embeddings: bool | None
     class_weights: str | None
     select: str | None
     max_instances: int | None
     faithfulness: list[int] | None
+    explain: list[str] | None
     permute_labels: bool | None
     threads: int | None
     jobs: int | None
     time_limit: float | None
+    checkpoint_minutes: float
     executor: str | None
     address: str | None
     trial_cpus: float | None
@@ -73,6 +79,8 @@ class BenchOptions:
     dry_run: bool
     verify: bool
     control: str | None
+    by: list[str] | None
+    groups: Path | None
     title: str | None
     out: Path | None
     plugin: tuple[Path, ...]
@@ -100,6 +108,7 @@ Examples:
   mil-zoo bench --dataset features_dir --labels labels.csv --time os_days --event os_event
   mil-zoo bench --dataset features_dir --labels labels.csv --task ordinal:loss=coral
   mil-zoo bench --models srmil --grid srmil.mask_rate=0,0.1,...,0.9
+  mil-zoo bench --models srmil,abmil --tune 20
   mil-zoo bench --models abmil,mymil --plugin my_mil.py --set mymil.width=64
   mil-zoo bench --models srmil,abmil --jobs 8 --dry-run
   mil-zoo bench --models srmil,abmil,mean --control mean --select last
@@ -174,6 +183,17 @@ Start the same command with the same --out again to continue an interrupted run.
     metavar="KEY=A,B,...,Z",
     help="Try each value: srmil.mask_rate=0,0.1,...,0.9. Several grids multiply.",
 )
+@click.option(
+    "--tune",
+    type=int,
+    metavar="N",
+    help="Try N configurations of every aggregator inside the training part of each trial, its recipe first.",
+)
+@click.option("--inner-folds", type=int, metavar="K", help="Judge them on K folds of it, not on the validation part.")
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), help="What proposes them.  [default: tpe]")
+@click.option(
+    "--embeddings/--no-embeddings", default=None, help="Keep the embeddings of the test slides.  [default: keep them]"
+)
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh the loss by class frequency.")
 @click.option(
     "--select",
@@ -186,6 +206,13 @@ Start the same command with the same --out again to continue an interrupted run.
     callback=comma_list(int),
     metavar="K,...",
     help="Predict test slides again without, and with only, their K most attended instances.",
+)
+@click.option(
+    "--explain",
+    callback=comma_list(),
+    metavar="NAME,...",
+    help="Score the instances of test slides by these explainers, and judge them: attention, gradient, "
+    "integrated_gradients, integrated_gradients_mean, occlusion, random. Takes some hundred predictions a slide.",
 )
 @click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
@@ -205,6 +232,13 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Of a trial, which fails when it takes longer; trials then run in processes of their own.",
 )
 @click.option(
+    "--checkpoint-minutes",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Between two checkpoints within an epoch of a trial; one that is killed continues from the last.",
+)
+@click.option(
     "--executor",
     type=click.Choice(EXECUTORS),
     help="Where trials run; the tables do not depend on it.  [default: processes for several --jobs, else local]",
@@ -215,6 +249,14 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option("--dry-run", is_flag=True, help="List the trials and estimate their time from a few steps; run none.")
 @click.option("--verify", is_flag=True, help="Digest all features, not sampled rows, to notice any later change.")
 @click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
+@click.option(
+    "--by", callback=comma_list(), metavar="COLUMN,...", help="Score groups of patients: site, sex, stage ..."
+)
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path),
+    help="csv of these columns, by slide_id or patient_id.  [default: --labels]",
+)
 @click.option("--title", help="Of tables, figures and page.  [default: the dataset's own, else the file's name]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<suite>-<time>]")
 @plugin_option
@@ -234,6 +276,8 @@ def bench(options: BenchOptions) -> int:
         from mil_zoo.cli.report import show
         from mil_zoo.report import figures, page, tables  # noqa: F401  what the end needs is tried before hours of training
 
+    if not 0 <= options.checkpoint_minutes < float("inf"):
+        raise InputError(f"--checkpoint-minutes must be 0 or more and finite, not {options.checkpoint_minutes:g}")
     suite = _suite(options)
     with console.status("Opening the data"):  # all of it first: a mistake in the last dataset costs no training
         sources = [_source(options, suite, name) for name in suite.datasets]
@@ -248,9 +292,13 @@ def bench(options: BenchOptions) -> int:
             show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console)
         return 0
     _check_control(options.control, plans)
+    groups = [_groups(options, plan) for plan in plans]  # before hours of training
     failures = 0
-    for plan, folder in zip(plans, folders, strict=True):
-        trials = run_with_progress(plan, folder, console, _executor(options, plan))
+    for plan, folder, of_plan in zip(plans, folders, groups, strict=True):
+        executor = _executor(options, plan)
+        trials = run_with_progress(plan, folder, console, executor, 60 * options.checkpoint_minutes)
+        if of_plan is not None:
+            (folder / "groups.csv").write_text(of_plan, encoding="utf-8")
         failed = [trial for trial in trials if not trial.ok]
         for trial in failed:
             console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
@@ -259,6 +307,23 @@ def bench(options: BenchOptions) -> int:
         failures += len(failed)
         show(folder, console, control=options.control)
     return 1 if failures else 0
+
+
+def _groups(options: BenchOptions, plan: Plan) -> str | None:
+    """``groups.csv``: the groups of the plan's slides; None without ``--by``."""
+    from mil_zoo.data.labels.groups import read_groups
+
+    if not options.by:
+        if options.groups is not None:
+            raise InputError("--groups is the table of --by; name its columns there")
+        return None
+    slides = [(slide.slide_id, slide.patient_id or "") for slide in plan.dataset.bags.slides]
+    known: dict[str, dict[str, str]] = {"site": dict(plan.dataset.site_of)} if plan.dataset.site_of else {}
+    if (covariates := plan.dataset.covariates) is not None:
+        of = covariates.set_index("patient_id")
+        known |= {str(name): {str(who): str(value) for who, value in of[name].dropna().items()} for name in of}
+    table = read_groups(options.by, slides, options.groups or options.labels, known)
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def _check_control(control: str | None, plans: Sequence[Plan]) -> None:

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+NVIDIA = Path("/dev/nvidia0")
 
 
 @click.command()
-def doctor() -> None:
-    """Say which versions are installed, what hardware is seen, and which kernel backends run here, or why not."""
+def doctor() -> int:
+    """Say what works on this machine, what is missing, and the one command that mends it.
+
+    Exit code 1: something that mil-zoo needs is missing.
+    """
+    from mil_zoo.cli.requirements import OPTIONAL, command, missing
+
+    needed = [one for one in missing() if one.name not in OPTIONAL]
+    lacks = {one.name for one in needed}
+    if not lacks & {"torch", "numpy", "rich"}:  # without these there is nothing to look at the machine with
+        _show_machine()
+    if needed:
+        click.echo("\nMissing, and needed:")
+        for one in needed:
+            click.echo(f"  {one}")
+        click.echo(f"Mend it with:\n  {command(needed)}")
+    else:
+        click.echo("\nNothing that mil-zoo needs is missing.")
+    _say_what_else()
+    return 1 if needed else 0
+
+
+def _say_what_else() -> None:
+    """Prints what is optional and missing, each with the command that adds it."""
+    from mil_zoo.cli.requirements import EXTRAS, OPTIONAL, command, missing
+
+    for one in missing():
+        if one.name in OPTIONAL:
+            click.echo(f"\nOptional: {one}; {OPTIONAL[one.name]}. Add it with:\n  {command([one])}")
+    for extra, purpose in EXTRAS.items():
+        if lacking := missing(extra):
+            click.echo(f"\nOptional, for {purpose}: {', '.join(map(str, lacking))}. Add it with:\n  {command(lacking)}")
+
+
+def _show_machine() -> None:
+    """Prints the tables of versions, hardware and kernel backends."""
     import importlib.metadata
     import os
     import platform
@@ -40,3 +78,8 @@ def doctor() -> None:
     for name, reason in backend_status().items():
         backends.add_row(name, "yes" if reason is None else f"no: {reason}", ", ".join(ops_of(name)))
     console.print(backends)
+    if NVIDIA.exists() and not gpus:
+        click.echo(
+            "\nThis machine has an NVIDIA device that torch does not see: install a CUDA build of torch that fits its "
+            "driver (pytorch.org tells the command)."
+        )

@@ -19,12 +19,24 @@ if TYPE_CHECKING:
     from mil_zoo.aggregators.catalogue import Description
     from mil_zoo.bench.cost import Cost
 
-COLUMNS = ("name", "paper", "year", "parameters", "graph", "eval", "training step", "official weights")
+FAMILIES = ("pooling", "attention", "spatial", "transformer", "state space", "other")  # in the order of the lists
+COLUMNS = (
+    "name",
+    "paper",
+    "year",
+    "parameters",
+    "needs",
+    "eval",
+    "training step",
+    "authors' code",
+    "parity",
+    "AUC",
+)
 
 
 @click.command(epilog="\b\nExamples:\n  mil-zoo models\n  mil-zoo models srmil\n  mil-zoo models --measure here.csv")
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the README's is made so).")
+@click.option("--markdown", is_flag=True, help="Print the list as a Markdown table (the site's is made so).")
 @click.option(
     "--measure",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -67,29 +79,50 @@ def _measure(names: list[str], path: Path, threads: int, plugins: tuple[Path, ..
         cost.write_costs(costs.values(), path)
 
 
-def _row(about: Description, cost: Cost | None) -> tuple[str, ...]:
+def row_of(about: Description, cost: Cost | None) -> tuple[str, ...]:
     from mil_zoo.bench.cost import count_parameters
+    from mil_zoo.bench.evidence import read_evidence
 
     parameters = count_parameters(about.name) if cost is None else cost.parameters
     title, year = (about.paper["title"], str(about.paper["year"])) if about.paper else ("", "")
-    weights = "load" if about.loads_published else "none"
-    return (about.name, title, year, f"{parameters:,}", about.graph or "none", *_measured(cost), weights)
+    code = (about.paper["licence"] or "no licence stated") if about.paper.get("code") else "none"
+    evidence = read_evidence().get(about.name)
+    parity = "-" if evidence is None or evidence.parity_error is None else f"{evidence.parity_error:.0e}"
+    auc = "-" if evidence is None or evidence.auc is None else f"{evidence.auc:.3f}"
+    return (about.name, title, year, f"{parameters:,}", _needs(about), *_measured(cost), code, parity, auc)
+
+
+def _needs(about: Description) -> str:
+    graph = (about.graph,) if about.graph else ()
+    coords = ("coordinates",) if about.needs_coords else ()
+    stages = ("two stages",) if about.has_stages else ()
+    return ", ".join(graph + coords + stages) or "features"
+
+
+def families(described: Mapping[str, Description]) -> dict[str, list[Description]]:
+    """The aggregators by family, in the order of the lists; a plugin's own families come last."""
+    found = {about.family for about in described.values()}
+    order = [*FAMILIES, *sorted(found - set(FAMILIES))]
+    return {
+        family: [about for about in described.values() if about.family == family] for family in order if family in found
+    }
 
 
 def _measured(cost: Cost | None) -> tuple[str, str]:
     if cost is None:
-        return "not measured", "not measured"
+        return "-", "-"
 
     def cell(ms: float | None, mib: float | None) -> str:
         if ms is None or mib is None:
-            return "not measured"
+            return "-"
         return f"{ms:,.0f} ms, {f'{mib:,.0f}' if mib >= 1 else '< 1'} MiB"
 
     return cell(cost.eval_ms, cost.eval_mib), cell(cost.train_ms, cost.train_mib)
 
 
-def _conditions(costs: dict[str, Cost]) -> str:
+def conditions(costs: dict[str, Cost]) -> str:
     from mil_zoo.bench.cost import FEATURES, INSTANCES
+    from mil_zoo.bench.evidence import PARITY, SCORE
 
     dates: dict[str, list[str]] = {}
     for cost in costs.values():
@@ -99,29 +132,39 @@ def _conditions(costs: dict[str, Cost]) -> str:
     return (
         f"Models as mil-zoo bench trains them, {FEATURES} features, two classes. Median time, and peak memory above "
         f"weights, optimiser state, bag and graph, for one bag of {INSTANCES:,} instances: a prediction, and a "
-        f"training step with its update. {'Measured on ' + '; '.join(machines) + '.' if machines else ''}"
-    ).strip()
+        f"training step with its update. {'Measured on ' + '; '.join(machines) + '. ' if machines else ''}"
+        f"The authors' code is compared with and never copied; its weights load. Parity: {PARITY} AUC: {SCORE}"
+    )
 
 
 def _print_markdown(described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
-    click.echo(f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---:|---|")
-    for key, about in described.items():
-        _, title, *cells = _row(about, costs.get(key))
-        link = f"[{title}]({about.paper['url']})" if about.paper else ""
-        click.echo(f"| {' | '.join([f'`{key}`', link, *cells])} |")
-    click.echo(f"\n({_conditions(costs)})")
+    for family, members in families(described).items():
+        click.echo(f"**{family.capitalize()}**\n")
+        click.echo(f"| {' | '.join(COLUMNS)} |\n|---|---|---|---:|---|---:|---:|---|---:|---:|")
+        for about in members:
+            _, title, *cells = row_of(about, costs.get(about.name))
+            link = f"[{title}]({about.paper['url']})" if about.paper else ""
+            click.echo(f"| {' | '.join([f'`{about.name}`', link, *cells])} |")
+        click.echo()
+    click.echo(f"({conditions(costs)})")
 
 
 def _print_table(console: Console, described: Mapping[str, Description], costs: dict[str, Cost]) -> None:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Aggregators", caption=_conditions(costs), caption_justify="left")
-    for column in COLUMNS:
-        right = column in ("year", "parameters", "eval", "training step")
-        table.add_column(column, justify="right" if right else "left", no_wrap=column in ("name", "parameters"))
-    for key, about in described.items():
-        table.add_row(*map(escape, _row(about, costs.get(key))))
+    table = Table(title="Aggregators", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = conditions(costs), "left"
+    shown = ("name", "parameters", "needs", "eval ms", "step ms", "parity", "AUC")
+    for column in shown:
+        table.add_column(column, justify="left" if column in ("name", "needs") else "right", no_wrap=True)
+    for family, members in families(described).items():
+        table.add_row(f"[bold]{escape(family)}[/]")
+        for about in members:
+            name, _, _, parameters, needs, evaluation, step, _, *found = row_of(about, costs.get(about.name))
+            times = (cell.partition(" ms")[0] for cell in (evaluation, step))
+            table.add_row(*map(escape, (name, parameters, needs, *times, *found)))
     console.print(table)
     console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
 
@@ -130,20 +173,21 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     from rich.markup import escape
 
     name = about.name
-    description, arguments = _split_docstring(about.docstring)
-    _, title, year, parameters, graph, evaluation, step, _ = _row(about, cost)
+    description, arguments = split_docstring(about.docstring)
+    _, title, year, parameters, needs, evaluation, step, code, parity, auc = row_of(about, cost)
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     say(f"[bold]{name}[/]  {escape(title)}{', ' + year if year else ''}")
     if about.paper:
-        say("  ".join(filter(None, (about.paper["url"], about.paper["code"]))))
+        say("  ".join(filter(None, (about.paper["url"], about.paper["code"]))) + f"  (licence: {code})")
     say()
     say(re.sub(r"(?m)^(Source|Deviations):", r"[bold]\1:[/]", escape(description)))
-    say(f"\n[bold]Cost:[/] {parameters} parameters, graph {graph}. Eval {evaluation}; training step {step}.")
+    say(f"\n[bold]Family:[/] {escape(about.family)}. [bold]Needs:[/] {escape(needs)}.")
+    say(f"[bold]Cost:[/] {parameters} parameters. Eval {evaluation}; training step {step}. Parity {parity}, AUC {auc}.")
     if cost is not None:
-        say(f"({_conditions({name: cost})})")
+        say(f"({conditions({name: cost})})")
     say()
     _print_options(console, about, arguments)
     _print_training(console, name)
@@ -190,7 +234,7 @@ def _recipe(name: str) -> dict[str, Any]:
     return read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
 
 
-def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
+def split_docstring(text: str) -> tuple[str, dict[str, str]]:
     """A Google docstring as its description, in plain text, and what it says of each argument."""
     text = text.replace("``", "").replace("::\n", ":\n")
     description, _, rest = text.partition("\nArgs:\n")

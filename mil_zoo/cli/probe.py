@@ -15,6 +15,7 @@ from mil_zoo.files import write_text, writing
     epilog="""\b
 Examples:
   mil-zoo probe embeddings --labels labels.csv                        # own splits: full, 25 %, 100, 50 slides
+  mil-zoo probe runs/mine/trials/abmil-r0-f0-s0 --labels sites.csv    # the test slides of a trial
   mil-zoo probe TCGA_encoded_t5e1000 --labels lung.csv --splits splitdirs/lung
   mil-zoo probe embeddings --splits gigassl_lung_splits.npz           # labels and published splits in one file
 """

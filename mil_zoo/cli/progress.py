@@ -116,7 +116,9 @@ def _saved(folder: Path, trials: list[Trial]) -> Iterator[None]:
         raise not_written(folder, error, then) from error
 
 
-def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executor | None) -> list[Trial]:
+def run_with_progress(
+    plan: Plan, out: Path, console: Console, executor: Executor | None, checkpoint_seconds: float
+) -> list[Trial]:
     """Runs a plan into ``out`` and gives what came of each of its trials.
 
     A terminal shows a bar a model; a log gets a line a trial.
@@ -150,9 +152,10 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         # SRMIL's epochs take many times ABMIL's, so what is left is told for each model and not for the sum of epochs.
         bars, epochs = {}, {}
+        trainings = plan.suite.trainings
         for model in plan.models:
             epochs[model.label] = {trial.id: 0 for trial in plan.trials if trial.model is model}
-            total = len(epochs[model.label]) * model.training.epochs
+            total = len(epochs[model.label]) * model.training.epochs * trainings
             bars[model.label] = progress.add_task(escape(model.label), total=total)
 
         def reached(label: str, trial: str, epoch: int) -> None:
@@ -160,9 +163,10 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
             progress.update(bars[label], completed=sum(epochs[label].values()))
 
         def on_epoch(trial: TrialPlan, row: Row) -> None:
-            reached(trial.model.label, trial.id, row["epoch"])
+            before = row.get("training", 0) * trial.model.training.epochs
+            reached(trial.model.label, trial.id, before + row["epoch"])
 
-        budgets = {model.label: model.training.epochs for model in plan.models}
+        budgets = {model.label: model.training.epochs * trainings for model in plan.models}
 
         def on_result(trial: Trial) -> None:
             trials.append(trial)
@@ -181,6 +185,7 @@ def run_with_progress(plan: Plan, out: Path, console: Console, executor: Executo
                     plan,
                     out,
                     executor=executor,
+                    checkpoint_seconds=checkpoint_seconds,
                     on_trial=on_trial,
                     on_epoch=on_epoch,
                     on_result=on_result,

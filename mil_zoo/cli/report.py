@@ -10,7 +10,8 @@ import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.cli.progress import working
-from mil_zoo.files import writing
+from mil_zoo.errors import InputError
+from mil_zoo.files import write_text, writing
 
 
 @click.command(
@@ -19,6 +20,7 @@ Examples:
   mil-zoo report runs/demo-20260102-030405
   mil-zoo report runs/mine --slides tumor_001,normal_017
   mil-zoo report runs/mine --control abmil --title "Hospital A"
+  mil-zoo report runs/mine --by site,sex --groups patients.csv
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
@@ -36,6 +38,14 @@ Examples:
 )
 @click.option("--slides", callback=comma_list(), help="Test slides of the attention maps.  [default: two typical ones]")
 @click.option("--control", metavar="MODEL", help="Compare the others with this one: k - 1 tests instead of all pairs.")
+@click.option(
+    "--by", callback=comma_list(), metavar="COLUMN,...", help="Score groups of patients: site, sex, stage ..."
+)
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path),
+    help="csv of these columns, by slide_id or patient_id.  [default: what the run knows]",
+)
 @click.option("--title", help="Of the dataset, in headings and captions.  [default: its own]")
 @plugin_option
 def report(
@@ -44,6 +54,8 @@ def report(
     maps_mib: float,
     slides: list[str] | None,
     control: str | None,
+    by: list[str] | None,
+    groups: Path | None,
     title: str | None,
     plugin: tuple[Path, ...],
 ) -> None:
@@ -54,6 +66,10 @@ def report(
     """
     from rich.console import Console
 
+    if by:
+        write_groups(run, by, groups)
+    elif groups is not None:
+        raise InputError("--groups is the table of --by; name its columns there")
     show(
         run,
         Console(),
@@ -63,6 +79,27 @@ def report(
         title=title,
         control=control,
     )
+
+
+def write_groups(run: Path, by: Sequence[str], groups: Path | None) -> None:
+    """Keeps the groups of a run's slides in its ``groups.csv``, which every later report shows too."""
+    import pandas as pd
+
+    from mil_zoo.data.labels.groups import read_groups
+    from mil_zoo.report.subgroups import FILE
+
+    path = run / "splits.csv"
+    if not path.exists():
+        raise InputError(f"{run} has no splits.csv, which says whose its slides are; pass the --out folder of a bench")
+    slides = pd.read_csv(path, dtype=str, keep_default_na=False)
+    known: dict[str, dict[str, str]] = {}
+    if (covariates := run / "covariates.csv").exists():
+        table = pd.read_csv(covariates, dtype=str, keep_default_na=False).set_index("patient_id")
+        known = {str(name): {str(who): str(value) for who, value in table[name].items()} for name in table}
+    names = list(zip(slides["slide_id"], slides["patient_id"], strict=True))
+    made = read_groups(by, names, groups, known)
+    with writing(run):
+        write_text(run / FILE, made.to_csv(index=False, lineterminator="\n"))
 
 
 def show(

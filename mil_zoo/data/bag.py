@@ -35,6 +35,7 @@ class Bag:
         unit: of the coordinates: "px" (level-0 pixels), "um" (micrometres) or "tile" (columns and rows of a grid).
         layout: the layout that the bag was read from; empty for one that was made otherwise.
         geometry: where ``patch_size`` comes from, in words.
+        is_part: whether it holds some instances of a slide only (:meth:`subset`): these need not touch in a graph.
         graphs: the graphs built so far, by spec. They belong to this bag: one that is made from it begins without any,
             and :meth:`changed` alone takes along those that still hold.
 
@@ -53,6 +54,7 @@ class Bag:
     unit: Literal["px", "um", "tile"] = "px"
     layout: str = ""
     geometry: str = ""
+    is_part: bool = False
     graphs: MutableMapping[str, CSR] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +109,8 @@ class Bag:
                 csr = build_csr(self.coords, spec, patch_size=self.patch_size, features=self.features)
             except InputError as error:
                 raise InputError(f"slide {self.slide_id!r}: {error}") from error
-            if len(self) > 1 and self.coords is not None and csr.num_edges == len(self):  # self-loops only
+            alone = csr.num_edges == len(self)  # self-loops only
+            if alone and len(self) > 1 and self.coords is not None and not self.is_part:
                 raise InputError(
                     f"slide {self.slide_id!r}: no patch has a neighbour in the graph {spec!r}; patch_size "
                     f"({self.patch_size} {self.unit}, {self.geometry or 'as given'}) is not the step of these "
@@ -137,6 +140,7 @@ class Bag:
             features=self.features[rows],
             coords=take(self.coords),
             instance_labels=take(self.instance_labels),
+            is_part=True,
         )
 
     def with_features(self, features: Tensor) -> Bag:

@@ -57,6 +57,10 @@ class Slide(ABC):
     def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
         """Feature rows at ``places`` (ascending), float32 ``[len(places), D]``, without reading the others."""
 
+    def names(self) -> tuple[str, ...]:
+        """The ids of the slides that are in the bag: its own, or those of a patient."""
+        return (self.slide_id,)
+
     def instance_labels(self, bag: Bag) -> Tensor | None:
         """Labels of the patches that do not lie with the features: int64 ``[N]``, or None."""
         return None
@@ -72,9 +76,10 @@ class Slide(ABC):
 
 @dataclass(frozen=True, eq=False)
 class MemorySlide(Slide):
-    """A bag that is in memory already."""
+    """A bag that is in memory already; of a patient, ``packed`` are the ids of the slides in it."""
 
     bag: Bag
+    packed: tuple[str, ...] = ()
     on_disk: ClassVar[bool] = False
 
     @property
@@ -101,6 +106,10 @@ class MemorySlide(Slide):
         """The bag itself."""
         return self.bag
 
+    def names(self) -> tuple[str, ...]:
+        """See :class:`Slide`."""
+        return self.packed or super().names()
+
     def shape(self) -> tuple[int, int]:
         """``(N, D)``."""
         return len(self.bag), int(self.bag.features.shape[1])
@@ -114,12 +123,12 @@ class MemorySlide(Slide):
         """The same slide with another ``label``, ``target`` or ``patient_id``; its graphs are kept."""
         if all(getattr(self, name) == value for name, value in fields.items()):
             return self
-        return MemorySlide(self.bag.changed(**fields))
+        return replace(self, bag=self.bag.changed(**fields))
 
     def annotated(self, labeller: InstanceLabeller) -> MemorySlide:
         """The same slide with the instance labels that a labeller gives it, now."""
         labels = labeller(self.bag)
-        return self if labels is None else MemorySlide(self.bag.changed(instance_labels=labels))
+        return self if labels is None else replace(self, bag=self.bag.changed(instance_labels=labels))
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     repeated = sorted(slide for slide, count in Counter(slide_ids).items() if count > 1)
     if repeated:
         add("error", f"dataset {card.name!r}: slides occur more than once; keep one of each", repeated)
-    odd = [slide for slide in slide_ids if not slide.strip(" .") or not slide.isprintable()]
+    odd = [slide for slide in slide_ids if not slide.strip(" .\t") or not slide.replace("\t", " ").isprintable()]
     if odd:
         remedy = "names are printable text, and more than blanks and points"
         add("error", f"dataset {card.name!r}: slides cannot be called so; {remedy}", map(repr, odd))

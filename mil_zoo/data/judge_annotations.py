@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from mil_zoo.data.labels.annotations import Annotations, InstanceLabeller, read_
 from mil_zoo.data.labels.names import both_sides
 from mil_zoo.data.patients import PatientSlides
 from mil_zoo.errors import InputError
+
+_LAID = 3  # slides whose patches tell, before anything is trained, whether annotations are of their level
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,18 @@ def look_at(slide_id: str, labeller: InstanceLabeller, bag: Bag | None = None) -
 
 
 def look_at_all(bags: Bags) -> list[Looked]:
-    """What the annotations of all slides hold that have some; no features are read."""
-    labellers = [(slide.slide_id, slide.labeller) for slide in _one_by_one(bags) if isinstance(slide, SlideFile)]
-    return [look_at(name, labeller) for name, labeller in labellers if labeller is not None and labeller.path]
+    """What the annotations of all slides hold that have some; the first with lesions are laid over their patches."""
+    looked, laid = [], 0
+    for slide in _one_by_one(bags):
+        if not isinstance(slide, SlideFile) or slide.labeller is None or not slide.labeller.path:
+            continue
+        found = look_at(slide.slide_id, slide.labeller)
+        if laid < _LAID and found.annotations is not None and found.annotations.positives and not found.problem:
+            laid += 1
+            with suppress(InputError):  # features that cannot be read are told where features are looked at
+                found = look_at(slide.slide_id, slide.labeller, slide.read())
+        looked.append(found)
+    return looked
 
 
 def judge_annotations(looked: Iterable[Looked], lesion_free: Iterable[str]) -> list[Finding]:
@@ -76,8 +88,10 @@ def judge_annotations(looked: Iterable[Looked], lesion_free: Iterable[str]) -> l
         findings.append(Finding("warning", text, names, f"Of {len(names)} slides the {text}: {shown}"))
     beside = [each.slide_id for each in read if each.positive == 0 and each.annotations and each.annotations.positives]
     if beside:
-        text = "lesions are annotated and none makes a patch positive; are they of another level (annotation_scale in "
-        findings.append(Finding("warning", text + "a card.yaml), unit or slide?", tuple(beside)))
+        text = "lesions are annotated and none makes a patch positive"
+        remedy = "are they of another level (annotation_scale in a card.yaml), unit or slide?"
+        shown = ", ".join(beside[:3]) + (", ..." if len(beside) > 3 else ".")
+        findings.append(Finding("warning", f"{text}; {remedy}", tuple(beside), f"In slides {text}: {shown}"))
     return findings
 
 

@@ -29,6 +29,10 @@ class PatientSlides(Slide):
     target: tuple[float, ...] | None
     members: tuple[Slide, ...]
 
+    def names(self) -> tuple[str, ...]:
+        """See :class:`Slide`."""
+        return tuple(slide.slide_id for slide in self.members)
+
     def read(self) -> Bag:
         """All slides in one bag, with their instance labels."""
         return merged(list(Bags(self.members)), self.slide_id, self.label)
@@ -86,7 +90,8 @@ def pack_patients(bags: Sequence[Bag]) -> Bags:
 def _packed(patient: str, slides: Sequence[Slide]) -> Slide:
     if any(slide.on_disk for slide in slides):
         return PatientSlides(patient, slides[0].label, patient, slides[0].target, tuple(slides))
-    return MemorySlide(merged([slide.read() for slide in slides], patient, slides[0].label))
+    bag = merged([slide.read() for slide in slides], patient, slides[0].label)
+    return MemorySlide(bag, tuple(slide.slide_id for slide in slides))
 
 
 def pack_splits(splits: Sequence[Split], bags: Sequence[Bag]) -> list[Split]:

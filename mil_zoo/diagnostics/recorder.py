@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -67,6 +67,14 @@ class AttentionRecorder:
     def record_numbers(self, epoch: int, bag: Bag, numbers: Mapping[str, float]) -> None:
         """Adds further numbers of a test slide."""
         self._add(epoch, bag, "test", numbers)
+
+    def state(self) -> list[list[Any]]:
+        """The numbers so far; no attention maps, which are of test slides."""
+        return [[*row[:4], float(row[4])] for row in self._rows]
+
+    def restore(self, state: Iterable[Sequence[Any]]) -> None:
+        """Takes up what :meth:`state` gave."""
+        self._rows = [(epoch, slide, split, name, value) for epoch, slide, split, name, value in state]
 
     def write(self, folder: Path) -> None:
         """Writes ``skew.csv`` (one row a number) and ``attention.h5`` (one group a test slide) into ``folder``.

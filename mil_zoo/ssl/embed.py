@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -75,6 +76,8 @@ def write_embeddings(folder: Path, embeddings: npt.ArrayLike, slide_ids: Sequenc
 def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Reads ``embeddings.npy`` and ``ids.npy``, ours or the authors', without pickle.
 
+    The folder may be that of a trial, whose ``predictions.csv`` names the test slides.
+
     Returns:
         float32 ``[n, E]`` and the slide ids.
 
@@ -84,6 +87,9 @@ def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
     arrays = []
     for name in ("embeddings", "ids"):
         path = folder / f"{name}.npy"
+        if name == "ids" and not path.exists() and (folder / "predictions.csv").exists():
+            arrays.append(np.array(_tested(folder / "predictions.csv"), dtype=str))
+            continue
         if not path.exists():
             raise InputError(f"{path}: no such file; a folder of embeddings holds embeddings.npy and ids.npy")
         arrays.append(np.array(load_npy(path)))
@@ -103,3 +109,12 @@ def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
             "is not finite; embed it again"
         )
     return embeddings.astype(np.float32), names
+
+
+def _tested(path: Path) -> list[str]:
+    """The test slides that a trial's ``predictions.csv`` names, in its order."""
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return rows.loc[rows["split"] == "test", "slide_id"].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} does not name the slides of embeddings.npy ({error})") from error

@@ -26,7 +26,7 @@ from mil_zoo.ssl.embed import embed_slides
 from mil_zoo.ssl.model import Contrast, SlideEncoder, spread
 from mil_zoo.ssl.probe import knn_accuracy
 from mil_zoo.ssl.views import ViewSource, draw_views
-from mil_zoo.train.loop import Diverged
+from mil_zoo.train.steps import Diverged
 
 Row = dict[str, Any]
 MONITORED = 10  # how often embeddings are looked at during a pretraining

@@ -21,6 +21,7 @@ from mil_zoo.ssl.pretrain import Row, pretrain
 from mil_zoo.ssl.probe import LinearProbe
 from mil_zoo.ssl.views import BagSource
 from mil_zoo.tasks import Classification
+from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.protocols import TrialContext, TrialResult, register_protocol
 
 
@@ -90,13 +91,18 @@ def gigassl(
 
     train = context.bags["train"]
     probe = LinearProbe(len(task.prediction_columns)).fit(embedded(train), np.array(as_bags(train).labels))
-    probabilities = {part: torch.from_numpy(probe.predict(embedded(context.bags[part]))) for part in ("val", "test")}
+    probabilities = {
+        part: torch.from_numpy(probe.predict(embedded(context.bags[part])))
+        for part in ("val", "test")
+        if part in context.bags
+    }
     weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     weights |= {f"probe.{name}": torch.from_numpy(value) for name, value in probe.arrays().items()}
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     parameters += sum(probe.arrays()[name].size for name in ("coefficients", "intercepts"))
     epochs = [row | {"selected": int(row is rows[-1])} for row in rows]
-    return TrialResult(task, probabilities, epochs, weights, parameters)
+    tested = torch.from_numpy(embedded(context.bags["test"])) if "test" in context.bags else None
+    return TrialResult(task, probabilities, epochs, weights, parameters, embeddings=tested)
 
 
 class LastPretraining:
@@ -108,13 +114,22 @@ class LastPretraining:
 
     def get(self, context: TrialContext, config: PretrainConfig) -> tuple[SlideEncoder, list[Row], dict[str, Tensor]]:
         """Encoder, its curve, and the embeddings of all slides, tested ones too, by slide id."""
-        pool, test = context.bags["unlabelled"], context.bags["test"]
-        ids = [slide_id for part in (pool, test) for slide_id in as_bags(part).slide_ids]
+        pool = context.bags["unlabelled"]
+        parts = [pool, *[context.bags[part] for part in ("test",) if part in context.bags]]
+        ids = [slide_id for part in parts for slide_id in as_bags(part).slide_ids]
         first = hashlib.sha256(pool[0].features.float().numpy().tobytes()).hexdigest()
         key = (ids, first, dataclasses.asdict(config), context.device)
         if self._kept is None or key != self._key:
             self._kept = None  # not two at a time
-            encoder, rows = pretrain(BagSource(pool), context.in_dim, config, device=context.device)
-            found = torch.cat([embed_slides(encoder, BagSource(part), device=context.device) for part in (pool, test)])
+            place = context.place
+            encoder, rows = pretrain(
+                BagSource(pool),
+                context.in_dim,
+                config,
+                device=context.device,
+                folder=None if place is None else place.folder / "pretraining",
+                checkpoint_seconds=CheckpointPlace.seconds if place is None else place.seconds,
+            )
+            found = torch.cat([embed_slides(encoder, BagSource(part), device=context.device) for part in parts])
             self._key, self._kept = key, (encoder, rows, dict(zip(ids, found, strict=True)))
         return self._kept

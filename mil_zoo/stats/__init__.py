@@ -8,6 +8,7 @@ Which question each answers, where models are compared on slides of one dataset:
   ``delong_test``, ``permutation_test``
 - which of them, for a table of one run: ``estimate`` (the interval that the design supports)
 - what may be said of all of them together: ``could_be_best``, ``holm``, ``detectable_difference``
+- whether two are practically equal: ``correlated_t`` (Bayesian), and what results vary by: ``variance_components``
 
 and over several datasets: ``friedman_nemenyi``, ``wilcoxon_test`` (Demšar).
 
@@ -23,6 +24,7 @@ counted as if they were several patients.
 
 from mil_zoo.stats.calibration import Calibration, brier_score, calibration
 from mil_zoo.stats.clinical import Clinical, Covariates, adds_to_clinical, fit_clinical, read_covariates
+from mil_zoo.stats.components import Components, variance_components
 from mil_zoo.stats.curves import Curve, mean_curve
 from mil_zoo.stats.decisions import Best, area_error, could_be_best, design_error, detectable_difference, holm
 from mil_zoo.stats.drawn import (
@@ -33,6 +35,7 @@ from mil_zoo.stats.drawn import (
     external_difference,
     pooled_concordance,
 )
+from mil_zoo.stats.equivalence import ROPE, Equivalence, correlated_t, posterior_of_difference
 from mil_zoo.stats.intervals import Estimate, Interval, Summary, estimate, patient_interval, summarise
 from mil_zoo.stats.paired import (
     EXCHANGED,
@@ -44,6 +47,7 @@ from mil_zoo.stats.paired import (
     permutation_test,
     wilcoxon_test,
 )
+from mil_zoo.stats.possible import possible_positives, possible_sizes
 from mil_zoo.stats.ranks import FriedmanNemenyi, friedman_nemenyi
 from mil_zoo.stats.resampling import TestSet, bootstrap, distinct_test_sets
 from mil_zoo.stats.risk_groups import RiskGroups, risk_groups
@@ -83,17 +87,20 @@ from mil_zoo.survival import (
 
 __all__ = [
     "EXCHANGED",
+    "ROPE",
     "Baseline",
     "Best",
     "Calibration",
     "CalibrationGroups",
     "Clinical",
+    "Components",
     "Covariates",
     "Cox",
     "Curve",
     "DCalibration",
     "DeLong",
     "Drawn",
+    "Equivalence",
     "Estimate",
     "FriedmanNemenyi",
     "HazardRatio",
@@ -124,6 +131,7 @@ __all__ = [
     "concordance_ipcw",
     "concordance_pairs",
     "corrected_t_test",
+    "correlated_t",
     "could_be_best",
     "cox",
     "cox_log_likelihood",
@@ -151,9 +159,13 @@ __all__ = [
     "patient_test",
     "permutation_test",
     "pooled_concordance",
+    "possible_positives",
+    "possible_sizes",
+    "posterior_of_difference",
     "read_covariates",
     "risk_groups",
     "summarise",
     "time_bins",
+    "variance_components",
     "wilcoxon_test",
 ]

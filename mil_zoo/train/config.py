@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,9 @@ class TrainingConfig:
         select: validation score by which the checkpoint is chosen: a metric of the task in its direction, or "loss";
             "last" chooses nothing and keeps the last epoch.
         tie: validation score that decides between equal ones; then the earlier epoch wins.
+        patience: epochs in a row without a better value of ``select`` after which the training ends, so that ``epochs``
+            is an upper bound; None trains them all. With ``select`` "last" nothing ends it.
+        patience_after: epochs before which it does not end so.
         select_after: share of the epochs that must have passed before a checkpoint may be chosen, in [0, 1).
         class_weights: "balanced" weighs the loss of a slide by the inverse frequency of its class among the training
             slides (mean weight 1).
@@ -58,6 +62,8 @@ class TrainingConfig:
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     select: str = "auc"
     tie: str = "loss"
+    patience: int | None = None
+    patience_after: int = 0
     select_after: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -66,7 +72,7 @@ class TrainingConfig:
     record: int | Literal["end", "off"] = 5
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "bags_per_step", "learning_rate", "clip_norm", "max_instances", "labelled"):
+        for name in ("epochs", "bags_per_step", "learning_rate", "clip_norm", "max_instances", "labelled", "patience"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"training.{name} must be positive and finite, not {value}")
@@ -76,14 +82,28 @@ class TrainingConfig:
             raise InputError(f"training.betas must be two numbers of at least 0 and below 1, not {list(self.betas)}")
         if isinstance(self.record, int) and self.record < 1:
             raise InputError(f"training.record must be 1 or more epochs, 'end' or 'off', not {self.record}")
+        if self.patience_after < 0:
+            raise InputError(f"training.patience_after must be 0 or more epochs, not {self.patience_after}")
         if not 0 <= self.select_after < 1:
             raise InputError(f"training.select_after must be at least 0 and below 1, not {self.select_after}")
 
-    def records(self, epoch: int) -> bool:
-        """Whether the training slides are looked at after ``epoch`` (from 1)."""
+    def records(self, epoch: int, last: bool = False) -> bool:
+        """Whether the training slides are looked at after ``epoch`` (from 1), which may be the last before its time."""
+        last = last or epoch == self.epochs
         if isinstance(self.record, str):
-            return self.record == "end" and epoch == self.epochs
-        return epoch in (1, self.epochs) or epoch % self.record == 0
+            return self.record == "end" and last
+        return last or epoch == 1 or epoch % self.record == 0
+
+    def out_of_patience(self, values: Sequence[float], epoch: int) -> bool:
+        """Whether the training ends after ``epoch``.
+
+        Args:
+            values: of ``select`` after each epoch, the higher the better, ``-inf`` where it is undefined.
+            epoch: from 1.
+        """
+        if self.patience is None or epoch <= self.patience_after or math.isinf(max(values)):
+            return False
+        return epoch - 1 - values.index(max(values)) >= self.patience
 
     def check_criteria(self, task: Task) -> None:
         """Raises an ``InputError`` where the task has no criterion of the name that is selected by."""
@@ -93,9 +113,10 @@ class TrainingConfig:
                 raise InputError(f"training.{key} must be one of {', '.join(known)}, not {value!r}")
 
     def settings(self) -> dict[str, Any]:
-        """The fields as plain values; the way to a risk set only where it is not the usual one."""
+        """The fields as plain values; the way to a risk set and an early end only where they are not the usual ones."""
         fields = dataclasses.asdict(self) | {"betas": list(self.betas)}
-        return {name: value for name, value in fields.items() if (name, value) != ("risk_set", "batch")}
+        usual = {"risk_set": "batch", "patience": None, "patience_after": 0}
+        return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
 
     def selection_rule(self, task: Task) -> str:
         """The rule in words, for tables."""
@@ -103,4 +124,8 @@ class TrainingConfig:
             return "the last epoch; nothing is chosen on validation slides"
         after = f" after {self.select_after:.0%} of the epochs" if self.select_after else ""
         direction = "highest" if task.higher_is_better(self.select) else "lowest"
-        return f"{direction} validation {self.select}{after} (ties: {self.tie}, then the earlier epoch)"
+        end = ""
+        if self.patience is not None:
+            earliest = f", not before epoch {self.patience_after + 1}" if self.patience_after else ""
+            end = f"; training ends after {self.patience} epochs without a better one{earliest}"
+        return f"{direction} validation {self.select}{after} (ties: {self.tie}, then the earlier epoch){end}"

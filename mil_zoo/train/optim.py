@@ -42,6 +42,18 @@ class LookaheadRAdam(torch.optim.RAdam):
                 parameter.copy_(slow)
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """RAdam's state, the number of steps and the slow weights."""
+        return {**super().state_dict(), "count": self.count, "slow": self.slow}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a state."""
+        state = dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.count, slow = state.pop("count"), state.pop("slow")
+        self.slow = [each.to(p.device) for each, p in zip(slow, parameters, strict=False)]
+        super().load_state_dict(state)
+
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimiser that ``config`` names, over ``parameters``; TransMIL's decays no vectors (biases, norms)."""

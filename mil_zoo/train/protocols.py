@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, aggregator_options, create_aggregator
+from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
+from mil_zoo.diagnostics.explanations import Explanations, Question
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
 from mil_zoo.errors import InputError
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Task
+from mil_zoo.train.checkpoint import Checkpoint, CheckpointPlace
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import fit, of_patients
+from mil_zoo.train.loop import fit
 from mil_zoo.train.predict import predict
+from mil_zoo.train.steps import of_patients
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,17 @@ class TrialContext:
         training: optimiser, schedule, budget, selection rule.
         in_dim: feature dimension D.
         task: what is predicted; a protocol fits it to its training bags before it makes a model.
-        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training. Besides,
-            "unlabelled": every slide whose patient is not tested, to be used without its label.
+        bags: the slides of the parts "train", "val" and "test"; nothing of "test" may reach the training, and where a
+            configuration is only judged on "val" it is not there at all. Besides, "unlabelled": every slide whose
+            patient is not tested, to be used without its label.
         seed: of everything random; torch's own generator is seeded with it already.
         device: where to compute.
         on_epoch: to be called with the row of every finished epoch.
         patient_rule: how the slides of a patient are combined; None where they are not.
         faithfulness: numbers of most attended instances to remove from, and alone to keep of, every test slide.
+        explain: explainers that score the instances of every test slide.
         kept: what protocols keep for the next trials of this process, by the protocol's name.
+        place: where a training that is killed finds what it needs to continue; None for nowhere.
     """
 
     name: str
@@ -56,7 +65,9 @@ class TrialContext:
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     patient_rule: str | None = None
     faithfulness: Sequence[int] = ()
+    explain: Sequence[str] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)
+    place: CheckpointPlace | None = None
 
 
 @dataclass
@@ -65,15 +76,18 @@ class TrialResult:
 
     Attributes:
         task: the task as it was fitted to the training bags.
-        predictions: for "val" and "test" each float ``[n, P]``, a column for each of the task's prediction columns, in
-            the order of their bags.
+        predictions: for "val" and "test" (where it is there) each float ``[n, P]``, a column for each of the task's
+            prediction columns, in the order of their bags.
         logits: of the same bags, each float ``[n, width]``; empty where there are none.
         last: predictions of the "test" bags by the last epoch's weights, float ``[n, P]``; None where that was chosen.
         epochs: rows of ``epochs.csv``; each has "epoch" (from 1), "seconds" and "selected", which is 1 in one row.
         weights: the ``state_dict`` behind the predictions.
         parameters: how many numbers were trained.
         recorder: the attention that was recorded; empty or None for a model without attention.
+        embeddings: of the "test" bags, float ``[n, E]``; None where there are none.
+        inference_seconds: that the predictions of the "test" bags were waited for; None where nobody measured.
         stages: what was learned before the training, and from which slides (see ``fit``); empty for most models.
+        explanations: of the test slides; None where none were asked for.
     """
 
     task: Task
@@ -84,7 +98,10 @@ class TrialResult:
     recorder: AttentionRecorder | None = None
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+    embeddings: Tensor | None = None
+    inference_seconds: float | None = None
     stages: Sequence[Mapping[str, Any]] = ()
+    explanations: Explanations | None = None
 
 
 Protocol = Callable[..., TrialResult]
@@ -140,11 +157,19 @@ def supervised(context: TrialContext) -> TrialResult:
     aggregator = create_aggregator(context.name, context.in_dim, task=task, **context.options)
     where = context.graph, context.device, context.training.precision
     last: list[Tensor] = []
+    parts = [part for part in ("val", "test") if part in context.bags]
 
     def test_last() -> None:
-        last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
+        if "test" in parts:
+            last.extend(prediction for _, _, prediction in predict(aggregator, context.bags["test"], *where))
 
     stages: list[dict[str, Any]] = []
+
+    def restore(state: tuple[Any, Any]) -> None:
+        recorder.restore(state[0])
+        stages[:] = state[1]
+
+    checkpoint = Checkpoint(context.place, (lambda: (recorder.state(), stages), restore))
     epochs = fit(
         aggregator,
         context.bags["train"],
@@ -158,19 +183,26 @@ def supervised(context: TrialContext) -> TrialResult:
         on_epoch=context.on_epoch,
         before_choice=test_last,
         on_stage=stages.append,
+        checkpoint=checkpoint,
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     if task.finishes:
         task = aggregator.task = _finished(task, aggregator, context, where)
-    found: dict[str, list[Tensor]] = {"val": [], "test": []}
-    logits: dict[str, list[Tensor]] = {"val": [], "test": []}
+    found: dict[str, list[Tensor]] = {part: [] for part in parts}
+    logits: dict[str, list[Tensor]] = {part: [] for part in parts}
+    watch = _Watch()
+    embeddings: list[Tensor] = []
+    explanations = Explanations() if context.explain else None
     for part, rows in found.items():
-        for bag, output, prediction in predict(aggregator, context.bags[part], *where):
+        for bag, output, prediction in watch.timed(part, predict(aggregator, context.bags[part], *where)):
             rows.append(prediction)
             logits[part].append(output.logits)
             if part != "test":
                 continue
+            embeddings.append(output.embedding)
             recorder.record_test(selected, bag, output, prediction)
+            if explanations is not None:
+                explanations.add(_question(aggregator, bag, output, prediction, context), context.explain)
             if context.faithfulness and output.attention is not None:
                 shown = task.shown_output(prediction.numpy())
                 numbers = faithfulness(
@@ -194,7 +226,44 @@ def supervised(context: TrialContext) -> TrialResult:
         recorder=recorder,
         logits=of_parts,
         stages=stages,
+        explanations=explanations,
         last=torch.stack(last) if last else None,
+        embeddings=torch.cat(embeddings) if embeddings else None,
+        inference_seconds=watch.seconds.get("test"),
+    )
+
+
+class _Watch:
+    """How long an iterator is waited for, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items."""
+        while True:
+            start = time.perf_counter()
+            item = next(items, None)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if item is None:
+                return
+            yield item
+
+
+def _question(
+    aggregator: Aggregator, bag: Bag, output: AggregatorOutput, prediction: Tensor, context: TrialContext
+) -> Question:
+    where = context.graph, context.device, context.training.precision
+    return Question(
+        bag=bag,
+        aggregator=aggregator.eval(),
+        output=output,
+        prediction=prediction,
+        shown=aggregator.task.shown_output(prediction.numpy()),
+        graph=context.graph,
+        device=context.device,
+        outputs=lambda bags: [(out, p) for _, out, p in predict(aggregator, bags, *where)],
+        seed=context.seed,
     )
 
 

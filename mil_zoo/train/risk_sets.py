@@ -120,6 +120,16 @@ class Memory:
         """Forgets all, as at the start of an epoch."""
         self._kept: dict[int, deque[tuple[Tensor, Tensor]]] = {}
 
+    def state(self) -> list[Any]:
+        """What is remembered, of every loss the logits and targets."""
+        return [[number, *map(list, zip(*kept, strict=True))] for number, kept in self._kept.items() if kept]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Remembers what :meth:`state` gave."""
+        self._kept = {
+            number: deque(zip(logits, targets, strict=True), maxlen=self._size) for number, logits, targets in state
+        }
+
     def targets(self) -> NDArray[np.float64]:
         """The targets ``[m, T]`` that are remembered for the first loss."""
         kept = self._kept.get(0, ())

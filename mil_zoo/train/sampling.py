@@ -27,6 +27,10 @@ def epoch_order(strata: Ints, sampling: str, draws: np.random.Generator) -> Ints
 
 def subsample(bag: Bag, max_instances: int, draws: np.random.Generator) -> Bag:
     """The bag with ``max_instances`` random instances at most, in their order."""
-    if len(bag) <= max_instances:
-        return bag
-    return bag.subset(torch.from_numpy(np.sort(draws.choice(len(bag), max_instances, replace=False))))
+    rows = draw_instances(len(bag), max_instances, draws)
+    return bag if rows is None else bag.subset(torch.from_numpy(rows))
+
+
+def draw_instances(n: int, max_instances: int, draws: np.random.Generator) -> Ints | None:
+    """Which of ``n`` instances a step sees, ascending; None for all."""
+    return None if n <= max_instances else np.sort(draws.choice(n, max_instances, replace=False))

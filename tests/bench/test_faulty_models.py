@@ -103,3 +103,11 @@ def test_a_log_has_a_line_a_trial_and_says_what_is_done_while_figures_are_drawn(
     _, out, _ = run_cli(*command)
     assert "3 of 4 trials lie there already" in out
     assert out.count(" of 4 trials, about ") == 1
+
+
+def test_what_a_model_loads_once_is_not_measured(run_cli, bag_table, tmp_path):
+    load = "Mine.table = getattr(Mine, 'table', None) or [1] * 2**25"  # 256 MiB, at the first use in a process
+    code, _, _ = bench(run_cli, bag_table, tmp_path / "run", write_plugin(tmp_path, "loads_once", "pass", load))
+    assert code == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
+    assert [row["peak_mem_mib"] < 100 for row in rows] == [True] * 4

@@ -50,7 +50,13 @@ def test_every_trial_leaves_its_row_and_files(finished):
         row, folder = rows[trial.id], run.path / "trials" / trial.id
         assert row["status"] == "ok"
         names = {path.name for path in folder.iterdir()}
-        expected = {"predictions.csv", "epochs.csv", "weights.safetensors", "standardiser.safetensors"}
+        expected = {
+            "predictions.csv",
+            "epochs.csv",
+            "weights.safetensors",
+            "standardiser.safetensors",
+            "embeddings.npy",
+        }
         assert names == (expected if trial.model.name == "mean" else expected | {"skew.csv", "attention.h5"})
         predictions = run.predictions(trial.id)
         test = predictions[predictions["split"] == "test"]
@@ -187,7 +193,7 @@ plan = make_plan(suite, table)
 def attempt(folder, seconds=None):
     child = os.fork()
     if child == 0:
-        write_tables(Results.load(run_plan(plan, Path(folder))))
+        write_tables(Results.load(run_plan(plan, Path(folder), checkpoint_seconds=0.0)))
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)
@@ -224,8 +230,9 @@ def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bytes(bag_table,
         "table.csv",
         "skew.csv",
         *(f"trials/{path.parent.name}/{path.name}" for path in whole.glob("trials/*/*.csv")),
+        *(f"trials/{path.parent.name}/{path.name}" for path in whole.glob("trials/*/weights.safetensors")),
     ]
-    assert len(names) == 2 + 2 * 18 + 12  # predictions and epochs of 18 trials, skew of the 12 with attention
+    assert len(names) == 2 + 3 * 18 + 12  # predictions, epochs and weights of 18 trials, skew of the 12 with attention
     for name in names:
         if not name.endswith("epochs.csv"):  # these hold measured seconds
             assert (whole / name).read_bytes() == (tmp_path / killed / name).read_bytes(), name

@@ -90,6 +90,10 @@ def test_annotations_of_another_level(folder):
     (found,) = findings(folder)
     assert found[0] == "warning"
     assert found[1].startswith("lesions are annotated and none makes a patch positive; are they of another level")
+    warned = plan(
+        folder
+    ).dataset.card.warnings  # a bench looks at the patches of the first slides, and its tables say so
+    assert "In slides lesions are annotated and none makes a patch positive: s1, s3, s5." in warned
     assert found[2] == ("s1", "s3", "s5", "s7")
     (folder / "card.yaml").write_text("annotation_scale: 4\n")
     assert findings(folder) == []

@@ -6,9 +6,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from layouts import GRID, write_clam, write_trident
 
-from mil_zoo import InputError
+from mil_zoo import Bag, InputError
 from mil_zoo.data import graph_cache, open_dataset
 from mil_zoo.data import open as open_module
 from mil_zoo.data.card import DataCard
@@ -158,3 +159,11 @@ def test_a_folder_may_bring_its_own_card(folder):
     (folder / "card.yaml").write_text("titel: Mine\n")
     with pytest.raises(InputError, match=r"card.yaml: unknown key 'titel'; did you mean 'title'"):
         open_dataset("mine", root=folder)
+
+
+def test_instances_of_a_slide_need_not_touch():
+    coords = torch.tensor([[x, y] for x in range(4) for y in range(4)]) * 256.0
+    bag = Bag(features=torch.ones(16, 3), coords=coords, patch_size=256, slide_id="s")
+    apart = bag.subset(torch.tensor([0, 15]))  # the corners: what is left of a slide, not a wrong patch size
+    assert apart.graph("window:1").num_edges == 2
+    assert apart.changed(label=1).graph("window:2").num_edges == 2

@@ -7,12 +7,13 @@ import torch
 from helpers import make_bag
 from layouts import write_clam
 
-from mil_zoo import Bag, InputError
+from mil_zoo import Bag, InputError, Predictor
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.data import DatasetSource, open_dataset
 from mil_zoo.data.patients import merged, pack_patients, pack_splits, settle_rule
+from mil_zoo.data.splits.schemes import draw_splits
 from mil_zoo.data.splits.split import Split
 from mil_zoo.metrics import patient_predictions, score
 from mil_zoo.report.load import Results
@@ -130,6 +131,20 @@ def test_a_bench_on_packed_patients(folder):
     assert list(predictions["slide_id"]) == list(predictions["patient_id"])
     assert list(pd.read_csv(run.path / "table.csv")["aggregator"]) == ["srmil"]
     assert "every number is of patients (15)" in text
+    # The file of splits names slides: it can be used again, and prediction knows which of them were trained on.
+    splits = pd.read_csv(run.path / "splits.csv")
+    assert list(splits["slide_id"]) == open_dataset(folder).bags.slide_ids
+    packed = open_dataset(folder, patients="packed")
+    again = draw_splits(packed, str(run.path / "splits.csv")).splits
+    assert [len(split.test) for split in again] == [5, 5, 5]
+    assert again[0].test == tuple(dict.fromkeys(splits[splits["r0-f0"] == "test"]["patient_id"]))
+    trained = dict(zip(splits["slide_id"], splits["r0-f0"] != "test", strict=True))
+    predictor = Predictor(run, "srmil", "srmil-r0-f0-s0")
+    for prediction in predictor(open_dataset(folder).bags):
+        assert prediction.trained_on == trained[prediction.bag.slide_id]
+    for prediction in predictor(packed.bags):
+        patient = prediction.bag.slide_id
+        assert prediction.trained_on == any(trained[name] for name in trained if name.startswith(patient))
 
 
 def test_train_on_one_and_test_on_the_other(folder):

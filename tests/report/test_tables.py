@@ -159,6 +159,7 @@ def test_the_same_results_give_the_same_bytes(make_run):
     run = make_run(models=("abmil", "srmil", "mean"))
     first = {path.name: path.read_bytes() for path in write_tables(Results.load(run))}
     tables = {"table.csv", "cost.csv", "cost.md", "table.md", "table.tex", "comparisons.csv", "comparisons.md"}
+    tables |= {"equivalence.csv", "baseline.csv"}
     assert set(first) == tables | {"diagnostics.csv", "skew.csv", "skew.md"}
     rows = (run.path / "trials.jsonl").read_text().splitlines()
     (run.path / "trials.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
@@ -171,7 +172,8 @@ def test_csv_holds_the_numbers(make_run):
     table, measured = score_table(Results.load(run)), ["seconds_per_epoch", "peak_mem_mib"]
     scores, cost = (pd.read_csv(run.path / name) for name in ("table.csv", "cost.csv"))
     pd.testing.assert_frame_equal(scores, table.drop(columns=measured), check_dtype=False)
-    pd.testing.assert_frame_equal(cost, table[["aggregator", "parameters", *measured]], check_dtype=False)
+    shared = ["aggregator", "parameters", *measured]
+    pd.testing.assert_frame_equal(cost[shared], table[shared], check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "skew.csv"), skew_table(Results.load(run)), check_dtype=False)
 
 
@@ -282,7 +284,7 @@ def test_costs_stand_in_a_table_of_their_own(write):
     for name in ("table.csv", "table.md", "table.tex", "comparisons.md"):
         if (first.path / name).exists():
             assert read(first, name) == read(second, name)
-    assert "| abmil | 1,234,567 | 99 | 999 |" in read(second, "cost.md")
+    assert "| abmil | 1,234,567 | 5 of 40 | 99 | 1 | - | - | 999 |" in read(second, "cost.md")
 
 
 def test_a_grid_shows_validation_beside_test_and_marks_its_choice(write):

@@ -16,7 +16,7 @@ from mil_zoo.ssl.embed import embed_slides
 from mil_zoo.ssl.model import SlideEncoder, spread
 from mil_zoo.ssl.pretrain import Monitor, learning_rate, pretrain
 from mil_zoo.ssl.views import AugmentationStore, BagSource, write_augmentations
-from mil_zoo.train.loop import Diverged
+from mil_zoo.train.steps import Diverged
 
 SMALL = {
     "out_dim": 16,

@@ -13,10 +13,11 @@ from mil_zoo.metrics import registry
 from mil_zoo.tasks import Classification, Task
 from mil_zoo.train import predict as prediction
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.loop import Diverged, fit
+from mil_zoo.train.loop import fit
 from mil_zoo.train.optim import LookaheadRAdam, make_optimizer
 from mil_zoo.train.predict import predict
 from mil_zoo.train.sampling import epoch_order, subsample
+from mil_zoo.train.steps import Diverged
 
 
 def shifted(n, label, seed):

@@ -83,6 +83,7 @@ class MHIM(Aggregator):
         InputError: an option outside its range.
     """
 
+    family = "attention"
     paper = Paper(
         "Multiple Instance Learning Framework with Masked Hard Instance Mining for Whole Slide Image Classification",
         2023,

@@ -61,6 +61,7 @@ class SRMIL(Aggregator):
     """
 
     graph = "window:2"
+    family = "spatial"
     paper = Paper(
         "Exploiting Label-Independent Regularization from Spatial Dependencies for Whole Slide Image Analysis",
         2026,

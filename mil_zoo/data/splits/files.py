@@ -112,18 +112,22 @@ def published_folds(labels: pd.DataFrame, path: Path | str) -> list[Split]:
 
 
 def splits_csv(splits: Sequence[Split], bags: Sequence[Bag]) -> str:
-    """``splits.csv``: slide_id, patient_id, label, and a column a split with train, val, test, withheld or nothing."""
-    slides = as_bags(bags).slides
+    """``splits.csv``: slide_id, patient_id, label, and a column a split with train, val, test, withheld or nothing.
+
+    It has a row a slide, also where the slides of a patient are one bag.
+    """
+    rows = [(slide, name) for slide in as_bags(bags).slides for name in slide.names()]
+    bag_of = pd.Series([slide.slide_id for slide, _ in rows], dtype=object)
     table = pd.DataFrame(
         {
-            "slide_id": [slide.slide_id for slide in slides],
-            "patient_id": [slide.patient_id or "" for slide in slides],
-            "label": [slide.label for slide in slides],
+            "slide_id": [name for _, name in rows],
+            "patient_id": [slide.patient_id or "" for slide, _ in rows],
+            "label": [slide.label for slide, _ in rows],
         }
     )
     columns = {}
     for split in splits:
         part_of = {slide: part for part in ("train", "val", "test", "withheld") for slide in getattr(split, part)}
-        columns[f"r{split.repeat}-f{split.fold}"] = table["slide_id"].map(part_of)
+        columns[f"r{split.repeat}-f{split.fold}"] = bag_of.map(part_of)
     text: str = pd.concat([table, pd.DataFrame(columns)], axis=1).to_csv(index=False, lineterminator="\n")
     return text

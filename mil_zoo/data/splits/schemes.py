@@ -89,7 +89,7 @@ def draw_splits(
         words = Words(
             Path(scheme).name, dataset.card.classes, "put slides of it there, or draw splits by leaving out --split"
         )
-        published = read_splits(scheme, {slide.slide_id: patient_key(slide) for slide in as_bags(bags).slides})
+        published = _of_bags(scheme, bags)
         if dataset.partial:
             published = restricted(published, bags.slide_ids)
         splits = completed(published, bags, validation_fraction, seed, allow_leaks, strata, words)
@@ -129,6 +129,17 @@ def draw_splits(
     splits = kfold(bags, folds, repeats, validation_fraction, seed, strata=strata)
     drawn = DrawnSplits(splits, f"stratified k-fold by {unit}", said(splits))
     return _thinned(drawn, bags, labelled, seed, False, strata is None)
+
+
+def _of_bags(path: str, bags: Sequence[Bag]) -> list[Split]:
+    """The splits of a file, which names slides or patients, by bag: the slides of a patient may be one."""
+    slides = as_bags(bags).slides
+    bag_of = {name: slide.slide_id for slide in slides for name in (*slide.names(), slide.slide_id)}
+    patient_of = {name: patient_key(slide) for slide in slides for name in (*slide.names(), slide.slide_id)}
+    return [
+        split.mapped(lambda part: tuple(dict.fromkeys(bag_of.get(name, name) for name in part)))
+        for split in read_splits(path, patient_of)
+    ]
 
 
 def low_label(

@@ -26,7 +26,9 @@ def draw(results: Results) -> dict[str, Figure]:
     if not trained(results) or not results.shown:
         return {}
     table, colours = score_table(results), colours_of(results)
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(table)), layout="constrained")
+    names = [wrapped(label) for label in table["aggregator"]]
+    row_height = max(0.3, 0.06 + 0.13 * max(name.count("\n") + 1 for name in names))
+    figure = Figure(figsize=(WIDTH, 1.2 + row_height * len(table)), layout="constrained")
     panels = figure.subplots(1, len(results.shown), sharey=True, squeeze=False).ravel()
     for axes, metric in zip(panels, results.shown, strict=True):
         for row, (label, trials) in enumerate(results.finished.items()):
@@ -43,7 +45,7 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.set_xlim(max(left, lowest - 0.02), min(right, highest + 0.02))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
-    axes.set_yticks(range(len(table)), [wrapped(label) for label in table["aggregator"]])
+    axes.set_yticks(range(len(table)), names)
     axes.set_ylim(len(table) - 0.5, -0.5)
     figure.suptitle(title(results, "Test metrics"))
     several = table["splits"].max() > 1

@@ -22,6 +22,7 @@ from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.text import one_line, short
 
+_FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
 _TRIALS = {
     "trial": "Trial",
@@ -89,9 +90,29 @@ def write_page(
     return path
 
 
+def write_documents(path: Path, title: str, made: Sequence[Document], links: Sequence[tuple[str, str]] = ()) -> Path:
+    """Writes tables alone as a page, which loads nothing either.
+
+    Args:
+        path: the file.
+        title: its heading.
+        made: the tables.
+        links: names and addresses of further pages.
+
+    Returns:
+        The file written.
+    """
+    from mil_zoo import __version__
+
+    template = _environment().get_template("documents.html")
+    part = _parts(made, ())["scores"]
+    write_text(path, template.render(title=title, version=__version__, part=part, links=links, meta={"maps": []}))
+    return path
+
+
 def _environment() -> jinja2.Environment:
     files = resources.files("mil_zoo.report") / "page"
-    sources = {name: (files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
+    sources = {name: (files / name).read_text(encoding="utf-8") for name in _FILES}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(sources), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -109,7 +130,7 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
         name: {"documents": [], "figures": []} for name in ("scores", "attention", "costs")
     }
     for document in made:
-        of = parts[{"skew": "attention", "cost": "costs"}.get(document.name, "scores")]
+        of = parts[{"skew": "attention", "explanations": "attention", "cost": "costs"}.get(document.name, "scores")]
         tables: list[dict[str, Any]] = []
         for i, table in enumerate(document.tables):
             below = [*table.notes, *(document.notes if i == len(document.tables) - 1 else [])]

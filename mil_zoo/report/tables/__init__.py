@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
 
 from mil_zoo.files import write_text
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
+from mil_zoo.report.tables.explanations_table import explanations_table, shown_explanations
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
+from mil_zoo.report.tables.practical import (
+    baseline_table,
+    equivalence_table,
+    shown_baselines,
+    shown_equivalences,
+)
 from mil_zoo.report.tables.scores import (
-    COSTS,
     MEASURED,
     all_levels,
     further_scores,
     score_table,
-    shown_costs,
     shown_scores,
     terminal_scores,
 )
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
+from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
 from mil_zoo.report.tables.survival_table import survival_document
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, shown_tuning
+from mil_zoo.report.tables.variance import shown_variances, variance_table
 from mil_zoo.report.tables.variants import variant_table
 
 __all__ = [
@@ -56,26 +66,37 @@ def numbers(results: Results) -> dict[str, Table]:
     scores = score_table(results)
     frames = {
         "table": all_levels(results).drop(columns=MEASURED),
-        "cost": scores[["aggregator", *COSTS]],
+        "cost": cost_table(results),
         "comparisons": comparisons(results),
+        "equivalence": equivalence_table(results),
+        "baseline": baseline_table(results),
+        "variance": variance_table(results),
+        "subgroups": subgroup_table(results),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
+        "explanations": explanations_table(results),
         "last_epoch": last_epoch_table(results),
         "ablation": variant_table(results),
         "learning_curve": label_budget_table(results),
+        "tuning": configuration_table(results),
+        "budget": budget_table(results),
         "undefined": _notes_of_trials(results),
     }
+    if results.config.dataset.kind == "predictions":
+        del frames["cost"]
     return {name: Table.of(frame) for name, frame in frames.items() if len(frame)}
 
 
 def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
-    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``; where a
-    checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention
-    ``diagnostics.csv`` and ``skew.csv|md``; with a grid ``ablation.csv``, and ``learning_curve.csv|md`` where it varies
-    the number of labels; ``encoders.csv|md`` where several sets of features are compared.
+    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``,
+    ``equivalence.csv`` and ``baseline.csv``; with several seeds on several splits ``variance.csv|md``; where a
+    checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
+    ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
+    ``learning_curve.csv|md`` where it varies the number of labels; ``encoders.csv|md`` where several sets of features
+    are compared; ``tuning.csv|md`` and ``budget.csv`` of a tuned run.
 
     Returns:
         The files written.
@@ -112,13 +133,25 @@ def _documents(results: Results) -> list[Document]:
     if (further := further_scores(results)) is not None:
         made.append(Document("scores", "Further scores", [further]))
     if len(comparisons(results)):
-        made.append(shown_comparisons(results, results.control))
+        compared = shown_comparisons(results, results.control)
+        more = [table for table in (shown_equivalences(results), shown_baselines(results)) if table is not None]
+        made.append(dataclasses.replace(compared, tables=[*compared.tables, *more]))
+    if len(subgroup_table(results)):
+        made.append(shown_subgroups(results))
+    if len(variance_table(results)):
+        made.append(shown_variances(results))
+    if len(configuration_table(results)):
+        made.append(shown_tuning(results))
     if len(last_epoch_table(results)):
         made.append(shown_last_epochs(results))
     if len(skew_table(results)):
         made.append(shown_skew(results, notes(results)))
+    if len(explanations_table(results)):
+        made.append(shown_explanations(results))
     if results.config.dataset.several_encoders:
         made.append(shown_encoders(score_table(results), results.metrics, notes(results)))
     if len(label_budget_table(results)):
         made.append(shown_label_budgets(results))
+    if results.config.dataset.kind == "predictions":  # nothing was trained
+        return made
     return [*made, Document("cost", "Costs", [shown_costs(results)])]

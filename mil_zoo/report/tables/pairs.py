@@ -40,12 +40,18 @@ def comparisons(results: Results) -> pd.DataFrame:
 
     Columns: ``metric``, ``a``, ``b`` (with " (patients)" where patients are scored), ``splits`` (different test sets),
     their means, ``difference`` (a - b) and its 95 % interval (``low``, ``high``); two-sided p of the corrected
-    resampled t-test over test sets, of the permutation test over patients and of DeLong's test by patient (AUC);
+    resampled t-test over test sets, of the permutation test over patients (of a single test set, where it can decide)
+    and of DeLong's test by patient (AUC);
     ``test``, the one that decides here (corrected t over several test sets; on a single one DeLong, permutation, or the
     jackknife over patients), its ``p``, ``p_worse`` (one-sided, small where a is worse), ``p_holm`` (adjusted over all
     pairs of the metric), ``detectable`` (the difference that the deciding test finds with a power of 80 % where the
     level is shared by k - 1 comparisons) and ``reason`` (why p is missing).
     """
+    return tested(results)[[*_COLUMNS, *_TESTS, *_DECIDED]]
+
+
+def tested(results: Results) -> pd.DataFrame:
+    """As :func:`comparisons`, with ``se`` and ``df`` of the deciding test: standard error and degrees of freedom."""
     return results.once(_comparisons)
 
 
@@ -72,7 +78,7 @@ def chances(results: Results, metric: Metric, patients: bool = False) -> tuple[l
     place = {label: i for i, label in enumerate(labels)}
     worse = np.full((len(labels), len(labels)), np.nan)
     for row in comparisons(results).to_dict("records"):
-        if row["metric"] == metric.name and row["a"] in place and row["b"] in place and _decides(row):
+        if row["metric"] == metric.name and row["a"] in place and row["b"] in place and decides(row):
             i, j = place[row["a"]], place[row["b"]]
             p = row["p_worse"] if metric.higher_is_better else 1 - row["p_worse"]
             worse[i, j], worse[j, i] = p, 1 - p
@@ -145,7 +151,7 @@ def _control_table(results: Results, control: str) -> Table:
         found = []
         for row in comparisons(results).to_dict("records"):
             if row["metric"] == metric.name and of in (row["a"], row["b"]):
-                found.append(row if row["b"] == of else _turned(row))
+                found.append(row if row["b"] == of else turned(row))
         adjusted = holm([row["p"] for row in found]).tolist()
         for row, p in zip(found, adjusted, strict=True):
             rows.append([metric.title, row["a"], _difference(row), *_decision(row, p)])
@@ -161,7 +167,7 @@ def _in_words(metric: Metric, control: str, rows: list[dict[Any, Any]], adjusted
     better: list[str] = []
     worse: list[str] = []
     for row, p in zip(rows, adjusted, strict=True):
-        if _decides(row) and p < LEVEL:
+        if decides(row) and p < LEVEL:
             (better if (row["difference"] > 0) == metric.higher_is_better else worse).append(row["a"])
     undecided = len(rows) - len(better) - len(worse)
     parts = [f"{', '.join(which)} {word}" for which, word in ((better, "better"), (worse, "worse")) if which]
@@ -201,14 +207,16 @@ def _difference(row: Mapping[Any, Any]) -> Cell:
 
 def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:
     tested = Cell(p_value(row["p"]), below=(f"({row['test']})",)) if row["test"] else "-"
-    return [tested, p_value(adjusted) if _decides(row) else "-"]
+    return [tested, p_value(adjusted) if decides(row) else "-"]
 
 
-def _decides(row: Mapping[Any, Any]) -> bool:
+def decides(row: Mapping[Any, Any]) -> bool:
+    """Whether a comparison has a single test set, or enough of them."""
     return bool(row["splits"] == 1 or row["splits"] >= ENOUGH)
 
 
-def _turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A comparison of b with a."""
     return dict(row) | {
         "a": row["b"],
         "b": row["a"],
@@ -238,7 +246,7 @@ def _comparisons(results: Results) -> pd.DataFrame:
             for row, adjusted in zip(of_metric, holm([row["p"] for row in of_metric]), strict=True):
                 row["p_holm"] = float(adjusted)
             rows += of_metric
-    return pd.DataFrame(rows, columns=[*_COLUMNS, *_TESTS, *_DECIDED])
+    return pd.DataFrame(rows, columns=[*_COLUMNS, *_TESTS, *_DECIDED, "se", "df"])
 
 
 def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None, k: int) -> dict[str, Any]:
@@ -255,14 +263,15 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         "p_corrected_t": over_sets.p,
     }
     left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
-    same = bool(left) and all(left[key].probabilities.shape == right[key].probabilities.shape for key in left)
+    same = bool(left) and all(_alike(left[key], right[key]) for key in left)
     sets = [*left.values()], [*right.values()]
-    exchanged = same and "permutation" in results.task.tests and metric.name in EXCHANGED
+    single = same and len(pairs) <= 1  # over several test sets the corrected t decides, and all draws were for nothing
+    exchanged = single and "permutation" in results.task.tests and metric.name in EXCHANGED
     row["p_permutation"] = permutation_test(*sets, metric.name) if exchanged else np.nan
     complete = same and all(len(np.unique(part.labels)) == part.probabilities.shape[2] for part in sets[0])
     areas = delong_test(*sets) if complete and metric.name == "auc" and "delong" in results.task.tests else None
     row["p_delong"] = np.nan if areas is None else areas.p
-    if len(pairs) > 1 or not same:
+    if not single:
         found, df, row["test"] = over_sets, float(len(pairs) - 1), "corrected t" if len(pairs) > 1 else ""
     else:
         found, df, row["test"] = patient_test(*sets, metric), np.inf, "jackknife"
@@ -276,8 +285,18 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     elif row["test"] == "jackknife" and exchanged:
         p, lower = row["p_permutation"], row["difference"] < 0
         row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
+    row |= {"se": se, "df": df}
     row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
     return row
+
+
+def _alike(a: TestSet, b: TestSet) -> bool:
+    """Whether two models predicted the same slides, with the same labels."""
+    return bool(
+        a.probabilities.shape == b.probabilities.shape
+        and (a.labels == b.labels).all()
+        and (a.patients == b.patients).all()
+    )
 
 
 def _by_test_set(results: Results, metric: str, a: str, b: str, rule: str | None) -> dict[Any, tuple[float, float]]:

@@ -87,20 +87,6 @@ _CHOSEN = (
 )
 
 
-def shown_costs(results: Results) -> Table:
-    """What training costs, measured: it differs from machine to machine and from run to run."""
-    rows = []
-    for row in score_table(results).to_dict("records"):
-        rows.append([row["aggregator"], *_cost_cells(row)])
-    return Table(["Aggregator", *COSTS.values()], rows, [_COST_NOTE])
-
-
-_COST_NOTE = (
-    "Measured while the trials ran, on whatever machine ran them: median seconds of an epoch, largest memory. These "
-    "numbers differ between runs and so stand in no other table; mil-zoo models compares models on one machine."
-)
-
-
 def terminal_scores(results: Results) -> Table:
     """The comparison table for the terminal; 80 columns hold four metrics."""
     titles = [metric.title.replace(" ", "\n") for metric in results.shown]

@@ -16,6 +16,7 @@ _KINDS = {
     "real": "real slides",
     "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
     "table": "bags from a feature table, not slides",
+    "predictions": "predictions from files, scored again; nothing was trained here",
 }
 _PATIENTS = {
     "mean": "Rows (patients): a patient's prediction is the mean of its slides' {what} ({patients} patients, "
@@ -51,6 +52,9 @@ def _data(results: Results) -> list[str]:
 def _protocol(results: Results) -> list[str]:
     config = results.config
     split = config.split
+    if config.dataset.kind == "predictions":
+        counts = f"{count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}, {count(len(config.seeds), 'seed')}"
+        return [f"Test sets: {split.kind}, {counts}. How models were trained and chosen, the files do not say."]
     validation = f"validation fraction {split.validation_fraction}"
     if split.validation_fraction is None:
         validation = "validation slides as the split names them (no fraction is used)"
@@ -75,6 +79,7 @@ def _protocol(results: Results) -> list[str]:
     limits = _by_model({label: of.get("max_instances") for label, of in training.items()})
     if few := [f"{model} {limit}" for model, limit in limits.items() if limit is not None]:
         lines.append(f"Random instances of a bag in a training step, at most: {', '.join(few)}.")
+    lines.append(_settings(results))
     models_of = defaultdict(list)
     for model, rule in _by_model(config.selection).items():
         models_of[sentence(rule)].append(model)
@@ -85,6 +90,18 @@ def _protocol(results: Results) -> list[str]:
     if training and all(of.get("select") == "last" for of in training.values()):
         lines.append("The validation slides choose nothing: they are neither trained on nor tested.")
     return lines
+
+
+def _settings(results: Results) -> str:
+    """Whether settings were searched for."""
+    tuning = results.config.tuning
+    if tuning is None:
+        return "Settings: authors' recipe (configs/aggregators), with what the suite or --set changes; none was tuned."
+    judged = f"{tuning.inner_folds} inner folds" if tuning.inner_folds else "its validation slides"
+    return (
+        f"Settings: every aggregator tuned, N = {tuning.configurations} configurations, its recipe first, inside the "
+        f"training part of each trial on {judged} ({tuning.sampler}, Optuna {tuning.optuna})."
+    )
 
 
 def _short_budgets(budgets: Mapping[str, int]) -> list[tuple[str, int, int]]:
@@ -107,7 +124,7 @@ def _outcome(results: Results) -> list[str]:
         _interval_note(results),
         f"Trials: {ok} of {len(trials)} finished{unfinished}; mil-zoo {results.config.version}.",
     ]
-    lines += [*_positive_class(results), *collapsed(results)]
+    lines += [*_ended_early(results), *_positive_class(results), *collapsed(results)]
     for label, group in results.groups.items():
         reasons = defaultdict(list)
         for trial in group:
@@ -124,6 +141,20 @@ def _outcome(results: Results) -> list[str]:
             "that does)."
         )
     return lines
+
+
+def _ended_early(results: Results) -> list[str]:
+    """Whose training ended before its budget, by its recipe's patience, and after how many epochs."""
+    found = []
+    for label, trials in results.finished.items():
+        settings = results.config.model_settings.get(label)
+        epochs = [trial.epochs for trial in trials if trial.epochs is not None]
+        if settings is None or settings.training.get("patience") is None or not epochs:
+            continue
+        budget = settings.training["epochs"]
+        if min(epochs) < budget:
+            found.append(f"{label} after {np.mean(epochs):.0f} ({min(epochs)} to {max(epochs)}) of {budget}")
+    return [f"Training ended early, in epochs (mean over trials, range): {', '.join(found)}."] if found else []
 
 
 def _undefined(results: Results) -> list[str]:

@@ -1,0 +1,272 @@
+"""Prediction files of other people as one table, whatever their columns are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_zoo.data.formats.npy import load_arrays
+from mil_zoo.data.labels.dialects import read_csv
+from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.tasks import Task, create_task
+
+# What tools and papers call these columns, in upper and lower case alike.
+NAMES = {
+    "model": ("model", "method", "aggregator"),
+    "fold": ("fold",),
+    "repeat": ("repeat",),
+    "seed": ("seed",),
+    "slide_id": ("slide_id", "slide", "image_id", "filename"),
+    "patient_id": ("patient_id", "case_id", "patient", "case", "pat_id"),
+    "split": ("split",),
+    "label": ("label", "y", "y_true", "target"),
+    "score": ("score", "probability", "prob", "y_score"),
+    "risk": ("risk", "risk_score"),
+    "value": ("value",),
+    "metric": ("metric",),
+}
+_PROBABILITY = re.compile(r"(?:prob|p|probability)_(\d+)")
+_TEST, _TRAINED = ("", "test"), ("train", "training", "val", "valid", "validation")
+_NEEDS = "it needs patient_id or slide_id, model, fold, and label with score or prob_0 ..., or time, event and risk"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns are called, and what the options say of them.
+
+    Attributes:
+        renamed: our name -> the file's.
+        by: columns that tell groups apart, each of which is scored for itself.
+        outcome: settings of the survival task: time, event, censorship, unit, event_values, event_as_named.
+        logits: whether scores are log-odds.
+    """
+
+    renamed: Mapping[str, str]
+    by: tuple[str, ...] = ()
+    outcome: Mapping[str, Any] | None = None
+    logits: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The rows of all files, as :func:`read_predictions` makes them.
+
+    Attributes:
+        rows: ``model``, the grouping columns, ``repeat``, ``fold`` (text), ``seed``, ``slide_id`` (of a table of
+            patients the patient), ``patient_id`` ("" where unknown), ``split`` ("train" or "test"), ``filled`` (whether
+            anybody wrote the row: not all of it is zero), the columns of the target and the prediction.
+        task: what is predicted.
+        of_slides: whether a row is a slide.
+    """
+
+    rows: pd.DataFrame
+    task: Task
+    of_slides: bool
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the target's columns."""
+        return list(self.task.target_columns)
+
+    @property
+    def predicted(self) -> list[str]:
+        """Names of the prediction's columns."""
+        return list(self.task.prediction_columns)
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """``["risk=hazard"]`` as ``{"risk": "hazard"}``.
+
+    Raises:
+        InputError: a pair is not ``OURS=THEIRS``, or ours is no name that is read.
+    """
+    renamed = {}
+    for pair in pairs:
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if not equals or not theirs:
+            raise InputError(f"--columns {pair!r}: write OURS=THEIRS, as risk=predicted_hazard")
+        if ours not in NAMES and not _PROBABILITY.fullmatch(ours):
+            raise InputError(f"--columns {pair!r}: no column {ours!r} is read{did_you_mean(ours, [*NAMES, 'prob_0'])}")
+        renamed[ours] = theirs
+    return renamed
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A csv (also ``.csv.gz``) or npz as a table of text; an array ``[n, C]`` of an npz is C columns ``<name>_0`` ....
+
+    Raises:
+        InputError: the file cannot be read, or its arrays have different lengths.
+    """
+    if path.suffix != ".npz":
+        return read_csv(path, _NEEDS)
+    columns: dict[str, Any] = {}
+    for name, array in load_arrays(path).items():
+        if array.ndim not in (1, 2):
+            raise InputError(f"{path}: {name} has {array.ndim} dimensions; predictions are [n] or [n, C]")
+        parts = {name: array} if array.ndim == 1 else {f"{name}_{i}": array[:, i] for i in range(array.shape[1])}
+        columns |= {key: [_text(value) for value in part.tolist()] for key, part in parts.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"{path}: the arrays have different lengths ({lengths}); a row is a patient or slide")
+    return pd.DataFrame(columns, dtype=object)
+
+
+def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
+    """The table with our names for the columns that have other ones.
+
+    Raises:
+        InputError: a column that the options name is missing.
+    """
+    header = [str(name) for name in table.columns]
+    for name in columns.renamed.values():
+        if name not in header:
+            raise InputError(f"{path}: --columns names {name!r}, which is missing{did_you_mean(name, header)}")
+    names = {theirs: ours for ours, theirs in columns.renamed.items()}
+    lower = {name.lower(): name for name in reversed(header)}
+    taken = set(names.values())
+    for ours, known in NAMES.items():
+        found = next((lower[name] for name in known if name in lower and lower[name] not in names), None)
+        if ours not in taken and found is not None and found not in columns.by:
+            names[found] = ours
+    for name in header:
+        if name not in names and (match := _PROBABILITY.fullmatch(name.lower())):
+            names[name] = f"prob_{match[1]}"
+    return table.rename(columns=names)
+
+
+def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
+    """All files as one table; a file without a column ``model`` is of the model that its name says.
+
+    Raises:
+        InputError: a file cannot be read, lacks a column, or a value is no number; the message names file and row.
+    """
+    tables = []
+    for path in paths:
+        table = canonical(read_table(path), columns, path)
+        if not {"slide_id", "patient_id"} & set(table):
+            raise InputError(f"{path}: nothing says whose the rows are; {_NEEDS}; map others with --columns")
+        for name in columns.by:
+            if name in table and table[name].isna().any():
+                raise InputError(f"{path}: {name} is empty in row {int(table[name].isna().argmax()) + 2}; fill it in")
+        tables.append((path, table))
+    task = _task_of([table for _, table in tables], columns, paths[0])
+    rows = pd.concat([_rows(table, path, task, columns) for path, table in tables], ignore_index=True)
+    kinds = {"slide_id" in table for _, table in tables}
+    if len(kinds) > 1:
+        raise InputError("some files hold slides and some hold patients only; rescore them apart")
+    return Predictions(rows, task, kinds.pop())
+
+
+def _task_of(tables: Sequence[pd.DataFrame], columns: Columns, path: Path) -> Task:
+    header = [str(name) for name in tables[0].columns]
+    if "risk" in header:
+        settings = {key: value for key, value in (columns.outcome or {}).items() if value}
+        return create_task("survival_rank", settings).settled(header)
+    classes = sum(bool(re.fullmatch(r"prob_\d+", name)) for name in header)
+    if "label" in header and (classes or "score" in header):
+        return create_task("classification", {"num_classes": max(2, classes)})
+    raise InputError(f"{path}: nothing is predicted there ({', '.join(header)}); {_NEEDS}; map others with --columns")
+
+
+def _rows(table: pd.DataFrame, path: Path, task: Task, columns: Columns) -> pd.DataFrame:
+    rows = pd.DataFrame({"model": _column(table, "model", path.name.split(".")[0])})
+    for name in columns.by:
+        rows[name] = table.get(name)
+    for name in ("repeat", "fold", "seed"):
+        rows[name] = _column(table, name, "0").map(_whole)
+    patients = _column(table, "patient_id", "")
+    rows["slide_id"] = _column(table, "slide_id", "") if "slide_id" in table else patients
+    rows["patient_id"] = patients
+    split = _column(table, "split", "").str.lower()
+    odd = ~split.isin([*_TEST, *_TRAINED])
+    if odd.any():
+        raise InputError(
+            f"{path}: row {int(odd.argmax()) + 2} has the split {split[odd.argmax()]!r}; write train, val or test"
+        )
+    rows["split"] = split.isin(_TRAINED).map({True: "train", False: "test"})
+    table = table.assign(slide_id=rows["slide_id"])
+    targets = task.targets(_with_whole_labels(table), str(path))
+    predictions = _predictions(table, task, path, columns.logits)
+    rows[list(task.target_columns)] = targets
+    rows[list(task.prediction_columns)] = predictions
+    survives = task.family == "survival"
+    empty = (predictions == 0).all(1) & ((targets[:, 0] == 0) if survives else predictions.shape[1] > 1)
+    rows["filled"] = ~empty
+    named = rows["slide_id"].ne("") | empty
+    if not named.all():
+        raise InputError(f"{path}: row {int((~named).argmax()) + 2} has no id; fill it in")
+    return rows
+
+
+def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> np.ndarray[Any, Any]:
+    if task.family == "survival":
+        return numbers(table, "risk", path)[:, None]
+    names = list(task.prediction_columns)
+    if "prob_0" in table:
+        values = np.stack([numbers(table, name, path) for name in names], axis=1)
+        sums = values.sum(1)
+        wrong = (np.abs(sums - 1) > 1e-3) & ~np.isnan(sums) & (values != 0).any(1) | (values < 0).any(1)
+        what = f"probabilities that sum to {sums[wrong.argmax()]:.4g}, or negative ones; pass those of all classes"
+    else:
+        score = numbers(table, "score" if "score" in table else "prob_1", path)
+        if logits:
+            score = 1 / (1 + np.exp(-score))
+        values = np.stack([1 - score, score], axis=1)
+        wrong = (score < 0) | (score > 1)
+        what = f"the score {score[wrong.argmax()]:.4g}, which is no probability of class 1; pass --logits for log-odds"
+    if wrong.any():
+        raise InputError(f"{path}: {table['slide_id'].iloc[int(wrong.argmax())]!r} has {what}")
+    return values
+
+
+def numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray[Any, Any]:
+    """A column of text as float64 ``[n]``, exactly; NaN where it is empty.
+
+    Raises:
+        InputError: the column is missing, or a value is no number.
+    """
+    if name not in table:
+        raise InputError(f"{path}: the column {name!r} is missing{did_you_mean(name, map(str, table.columns))}")
+    values = np.empty(len(table))
+    for i, text in enumerate(table[name]):
+        try:
+            values[i] = np.nan if text is None else float(text)
+        except ValueError:
+            raise InputError(f"{path}: row {i + 2} has {name} {text!r}, which is no number") from None
+        if np.isinf(values[i]):
+            raise InputError(f"{path}: row {i + 2} has {name} {text!r}; a prediction is finite")
+    return values
+
+
+def _column(table: pd.DataFrame, name: str, other: str) -> pd.Series[str]:
+    """A column as text; ``other`` where the table has none, "" where it is empty."""
+    if name not in table:
+        return pd.Series(other, index=table.index, dtype=object)
+    return table[name].astype(object).where(table[name].notna(), "")
+
+
+def _with_whole_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """``1.0`` as a label is ``1``."""
+    if "label" not in table:
+        return table
+    return table.assign(label=[_whole(text) for text in table["label"]])
+
+
+def _whole(text: Any) -> Any:
+    """``"3.0"`` as ``"3"``, another text as it is."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text) if isinstance(text, str) else text
+
+
+def _text(value: Any) -> str | None:
+    """A value of an array as text that reads back exactly; None for NaN."""
+    if isinstance(value, float):
+        return None if np.isnan(value) else repr(value)
+    if isinstance(value, bool):
+        return str(int(value))
+    return value.decode() if isinstance(value, bytes) else str(value)

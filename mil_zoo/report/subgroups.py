@@ -1,0 +1,236 @@
+"""Scores of groups of patients: what tables and figures of groups are made from."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mil_zoo.bench.results import Trial
+from mil_zoo.metrics import Metric
+from mil_zoo.noted import note_of, undefined
+from mil_zoo.report.load import Results
+from mil_zoo.stats import Drawn, Scored, bootstrap_patients
+from mil_zoo.stats.site_leak import SiteLeak, site_probe, with_labels
+
+FILE = "groups.csv"  # of the run directory: slide_id, patient_id and the grouping columns
+FEWEST = 10  # patients of a group that is scored
+UNKNOWN = "(unknown)"
+_REPLICATES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class GroupScore:
+    """A metric of an ``aggregator[@grid]`` in one group.
+
+    Attributes:
+        column: what the groups are of.
+        group: its value; "(unknown)" for patients without one.
+        label: ``aggregator[@grid]``.
+        metric: name.
+        patients: that were tested.
+        positives: of them those with label 1, or with the event.
+        drawn: value and interval; NaN, with the reason, where the group is not scored.
+    """
+
+    column: str
+    group: str
+    label: str
+    metric: str
+    patients: int
+    positives: int
+    drawn: Drawn
+
+
+def memberships(results: Results) -> pd.DataFrame:
+    """``groups.csv`` by the names of slides and of patients; empty where the run has none."""
+    return results.once(_memberships)
+
+
+def columns_of(results: Results) -> list[str]:
+    """The grouping columns."""
+    return [name for name in map(str, memberships(results)) if name not in ("slide_id", "patient_id")]
+
+
+def group_scores(results: Results) -> list[GroupScore]:
+    """Of every column, group, aggregator and headline metric; the largest groups first."""
+    return results.once(_scores)
+
+
+def site_leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
+    """Column, aggregator, what the site is told from, and how well; of columns called site, centre or scanner."""
+    return results.once(_leaks)
+
+
+def _memberships(results: Results) -> pd.DataFrame:
+    path = results.path / FILE
+    if not path.exists():
+        return pd.DataFrame()
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _group_of(results: Results, column: str) -> dict[str, str]:
+    table = memberships(results)
+    of = dict(zip(table["patient_id"], table[column], strict=True))
+    return of | dict(zip(table["slide_id"], table[column], strict=True))
+
+
+def _patients(results: Results, trial: Trial) -> pd.DataFrame:
+    """The test patients of a trial, a row each; slides where patients are unknown."""
+    rows = results.scored_rows(trial)
+    owner = rows["patient_id"].fillna("").astype(str)
+    if (owner != "").any() and owner[owner != ""].duplicated().any() and not results.task.of_patients:
+        rule = results.patient_rule
+        return results.task.patients(rows, rule if rule in ("mean", "max") else "mean")
+    return rows
+
+
+def _owners(rows: pd.DataFrame) -> list[str]:
+    owner = rows["patient_id"].fillna("").astype(str)
+    return owner.where(owner != "", rows["slide_id"]).tolist()
+
+
+def _scores(results: Results) -> list[GroupScore]:
+    found = []
+    tested: dict[str, list[tuple[Trial, pd.DataFrame]]] = {}
+    for label, trials in results.finished.items():
+        tested[label] = [(trial, _patients(results, trial)) for trial in trials if trial.files]
+    for column in columns_of(results):
+        of = _group_of(results, column)
+        for label, parts in tested.items():
+            marked = [(trial, rows, np.array([of.get(name, "") for name in _owners(rows)])) for trial, rows in parts]
+            sizes: dict[str, set[str]] = defaultdict(set)
+            for _, rows, groups in marked:
+                for name, group in zip(_owners(rows), groups, strict=True):
+                    sizes[group].add(name)
+            for group in sorted(sizes, key=lambda name: (name == "", -len(sizes[name]), name)):
+                own = [(trial, rows[groups == group]) for trial, rows, groups in marked if (groups == group).any()]
+                for metric in results.headline:
+                    found.append(_score(results, column, group, label, metric, own, len(sizes[group])))
+    return found
+
+
+def _score(
+    results: Results,
+    column: str,
+    group: str,
+    label: str,
+    metric: Metric,
+    parts: Sequence[tuple[Trial, pd.DataFrame]],
+    patients: int,
+) -> GroupScore:
+    positives = len({name for _, rows in parts for name in _positive(results, rows)})
+    reason = ""
+    if group == "":
+        reason = f"their {column} is unknown"
+    elif patients < FEWEST:
+        reason = f"fewer than {FEWEST} patients"
+    elif results.task.family == "survival" and not positives:
+        reason = "no event"
+    elif results.task.family == "classification" and len({y for _, rows in parts for y in rows["label"]}) < 2:
+        reason = "one class only"
+    if reason:
+        gone = undefined(reason)
+        drawn = Drawn(gone, gone, gone, gone, 0, 0)
+    else:
+        drawn = _drawn(results, metric, parts)
+    return GroupScore(column, group or UNKNOWN, label, metric.name, patients, positives, drawn)
+
+
+def _positive(results: Results, rows: pd.DataFrame) -> list[str]:
+    column = {"classification": "label", "survival": "event"}.get(results.task.family)
+    if column is None:
+        return []
+    return [name for name, value in zip(_owners(rows), rows[column], strict=True) if value == 1]
+
+
+def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.DataFrame]]) -> Drawn:
+    """Ranks are compared within folds only; other metrics are of the patients of all folds together."""
+    made = []
+    for trial, rows in parts:
+        task = results.task_of(trial)
+        arguments = task.arguments(*task.read(rows))
+        owners = np.array(_owners(rows), dtype=str)
+        made.append((trial, arguments, owners, task.context()))
+    if metric.name == "c_index" or (metric.name == "auc" and made[0][1][-1].shape[-1:] == (2,)):
+        pairs = []
+        for _, arguments, owners, _ in made:
+            if metric.name == "auc":  # an area is the concordance of labels as times: positives come first
+                labels = arguments[0]
+                arguments = (1.0 - labels, labels, arguments[1][:, 1])
+            pairs.append(Scored(arguments[:3], owners, arguments[1].astype(np.int64)))
+        return bootstrap_patients(pairs, None, _REPLICATES)
+    together: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (trial, *_) in enumerate(made):
+        together[trial.repeat, trial.seed].append(i)
+    scored = []
+    for places in together.values():
+        arguments = tuple(np.concatenate(columns) for columns in zip(*(made[i][1] for i in places), strict=True))
+        owners = np.concatenate([made[i][2] for i in places])
+        labels = results.task.strata(np.asarray(arguments[0], dtype=float).reshape(len(owners), -1))
+        if results.task.family == "survival":
+            labels = arguments[1].astype(np.int64)
+        scored.append(Scored(arguments, owners, labels, made[places[0]][3]))
+    return bootstrap_patients(scored, metric, _REPLICATES)
+
+
+def _leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
+    found = []
+    for column in columns_of(results):
+        if column.lower() not in ("site", "centre", "center", "scanner", "hospital"):
+            continue
+        of = _group_of(results, column)
+        for label, trials in results.finished.items():
+            first = [trial for trial in trials if trial.files and (trial.repeat, trial.seed) == _first(trials)]
+            told = [results.test_predictions(trial) for trial in first]
+            if not told:
+                continue
+            rows = pd.concat(told)
+            owners = _owners(rows)
+            sites = [of.get(name, "") for name in owners]
+            if results.task.family == "classification":
+                values, labels = rows.filter(regex=r"^prob_\d+$").to_numpy(dtype=float)[:, 1:], rows["label"].to_numpy()
+                alone = (labels[:, None] == np.unique(labels)).astype(float)
+                found.append((column, label, "the label alone", site_probe(alone, sites, owners)))
+                found.append(
+                    (column, label, "label and prediction", site_probe(with_labels(values, labels), sites, owners))
+                )
+            kept = [trial for trial in first if "embeddings.npy" in trial.files]
+            probes = [_of_embeddings(results, trial, of) for trial in kept]
+            if probes:
+                found.append((column, label, "the embedding", _mean_of(probes)))
+    return found
+
+
+def _first(trials: Sequence[Trial]) -> tuple[int, int]:
+    return min((trial.repeat, trial.seed) for trial in trials)
+
+
+def _of_embeddings(results: Results, trial: Trial, of: dict[str, str]) -> SiteLeak:
+    """Within one test set: every training has a space of its own."""
+    rows = results.predictions(trial)
+    rows = rows[rows["split"] == "test"]
+    content = io.BytesIO(results.run.read(trial.trial, "embeddings.npy"))
+    embeddings = np.load(content, allow_pickle=False).astype(np.float64)
+    owners = _owners(rows)
+    return site_probe(embeddings, [of.get(name, "") for name in owners], owners)
+
+
+def _mean_of(probes: Sequence[SiteLeak]) -> SiteLeak:
+    known = [probe for probe in probes if not np.isnan(probe.accuracy)]
+    if not known:
+        return probes[0]
+    mean = {
+        name: float(np.mean([getattr(probe, name) for probe in known]))
+        for name in ("accuracy", "chance", "low", "high")
+    }
+    return SiteLeak(**mean, sites=max(probe.sites for probe in known), patients=sum(probe.patients for probe in known))
+
+
+def reason_of(score: GroupScore) -> str:
+    """Why a group has no value; "" where it has one."""
+    return note_of(score.drawn.value) if np.isnan(score.drawn.value) else ""

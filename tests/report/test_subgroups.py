@@ -1,0 +1,195 @@
+"""Scores of groups of patients, the worst group, sites told apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mil_zoo.data.labels.groups import read_groups
+from mil_zoo.errors import InputError
+from mil_zoo.metrics.classification import roc_area
+from mil_zoo.report.figures.subgroup_forest import draw
+from mil_zoo.report.load import Results
+from mil_zoo.report.rescore import Columns, rescore
+from mil_zoo.report.subgroups import group_scores, site_leaks
+from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
+from mil_zoo.stats.site_leak import site_probe, with_labels
+
+N = 120  # patients of two folds
+
+
+def predictions(biased=False):
+    """Two folds of simulated patients at three sites; of a biased model the third site's are shifted."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, N)
+    site = np.array(["a", "b", "c"])[np.arange(N) % 3]
+    score = np.clip(0.5 + 0.2 * (2 * label - 1) + rng.normal(0, 0.15, N) + 0.3 * biased * (site == "c"), 0.01, 0.99)
+    ids = [f"P{i:03d}" for i in range(N)]
+    table = pd.DataFrame({"model": "m", "fold": np.arange(N) // (N // 2), "patient_id": ids})
+    return table.assign(label=label, score=score, site=site)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(table, groups)``: results of these predictions with a ``groups.csv``."""
+
+    def make(table, groups):
+        path = tmp_path / "p.csv"
+        table[["model", "fold", "patient_id", "label", "score"]].to_csv(path, index=False)
+        rescore([path], tmp_path / "run", Columns({}))
+        groups.to_csv(tmp_path / "run" / "groups.csv", index=False)
+        return Results.load(tmp_path / "run")
+
+    return make
+
+
+def members(table, **columns):
+    return pd.DataFrame({"slide_id": table["patient_id"], "patient_id": table["patient_id"], **columns})
+
+
+def test_scores_of_groups_are_those_of_their_patients(run):
+    table = predictions()
+    found = subgroup_table(run(table, members(table, site=table["site"]))).set_index(["group", "metric"])
+    assert [group for group, metric in found.index if metric == "auc"] == ["a", "b", "c"]
+    own = table[table["site"] == "b"]
+    row = found.loc[("b", "accuracy")]
+    assert row["value"] == pytest.approx(((own["score"] > 0.5) == own["label"]).mean())
+    assert (row["patients"], row["positives"]) == (len(own), own["label"].sum())
+    assert row["low"] < row["value"] < row["high"]
+    # The area compares patients of one fold only.
+    pairs = [(roc_area(part["label"].to_numpy() == 1, part["score"].to_numpy(), np.ones(len(part))),
+              part["label"].sum() * (1 - part["label"]).sum()) for _, part in own.groupby("fold")]  # fmt: skip
+    assert found.loc[("b", "auc")]["value"] == pytest.approx(sum(a * n for a, n in pairs) / sum(n for _, n in pairs))
+
+
+def test_small_groups_and_groups_of_one_class_are_shown_and_not_scored(run):
+    table = predictions()
+    group = np.where(np.arange(N) < 5, "few", np.where(table["label"] == 1, "positives", "rest"))
+    group[5:30] = "both"
+    group[30:34] = ""
+    results = run(table, members(table, arm=group))
+    found = subgroup_table(results).query("metric == 'auc'").set_index("group")
+    assert found["reason"].to_dict() == {
+        "rest": "one class only",
+        "positives": "one class only",
+        "both": "",
+        "few": "fewer than 10 patients",
+        "(unknown)": "their arm is unknown",
+    }
+    assert found["value"].isna().tolist() == (found["reason"] != "").tolist()
+    text = shown_subgroups(results).markdown()
+    assert "| few | 5 |" in text
+    assert "(fewer than 10 patients)" in text
+    assert draw(results) == {}  # one group: nothing to set beside it
+
+
+def test_the_worst_group_and_the_spread(run):
+    table = predictions(biased=True)
+    results = run(table, members(table, site=table["site"]))
+    text = shown_subgroups(results).markdown()
+    values = subgroup_table(results).query("metric == 'accuracy'").set_index("group")["value"]
+    assert values.idxmin() == "c"
+    assert f"| site | Accuracy | m | c | 40 | {values.min():.3f} [" in text
+    assert f"| {values.max() - values.min():.3f} |" in text
+    assert set(draw(results)) == {"subgroups-site"}
+
+
+def test_sites_are_told_from_predictions_that_carry_them(run):
+    leaks = {}
+    for biased in (False, True):
+        table = predictions(biased)
+        table["score"] = table["score"] * 0.999 + 0.0005 * biased  # another run
+        results = run(table, members(table, site=table["site"])) if not biased else None
+        if results is not None:
+            leaks[biased] = {source: leak for _, _, source, leak in site_leaks(results)}
+        else:
+            values = np.stack([table["score"]], axis=1)
+            leaks[biased] = {"label and prediction": site_probe(
+                with_labels(values, table["label"]), table["site"], table["patient_id"])}  # fmt: skip
+    fair, unfair = leaks[False]["label and prediction"], leaks[True]["label and prediction"]
+    assert fair.chance == pytest.approx(1 / 3)
+    assert fair.low < 0.45
+    assert unfair.accuracy > 0.5
+    assert unfair.low > fair.accuracy
+
+
+def test_a_site_in_the_embedding_is_found_and_noise_holds_none():
+    rng = np.random.default_rng(0)
+    sites, patients = np.repeat(["x", "y", "z", "rare"], [30, 30, 30, 4]), np.arange(94).astype(str)
+    noise = rng.normal(size=(94, 8))
+    found = site_probe(noise + 3 * (sites == "y")[:, None], sites, patients)
+    assert (found.sites, found.patients) == (3, 90)
+    assert found.accuracy > 0.6
+    none = site_probe(noise, sites, patients)
+    assert none.low < 1 / 3 < none.high
+    alone = site_probe(noise[:30], sites[:30], patients[:30])
+    assert np.isnan(alone.accuracy)
+    assert "telling sites apart needs two" in alone.accuracy.note
+
+
+def test_a_column_of_300_values_is_said_so(run):
+    table = predictions()
+    many = members(table, batch=[f"b{i}" for i in range(N)])
+    results = run(table, many)
+    assert len({one.group for one in group_scores(results)}) == N
+    text = shown_subgroups(results).markdown()
+    assert "batch has 120 values, of which 0 can be scored and 0 are listed" in text
+    assert "| b7 |" not in text
+
+
+# The groups themselves ----------------------------------------------------------------------------------------------
+
+SLIDES = [("s1.a", "P1"), ("s2.a", "P1"), ("s3.a", "P2"), ("TCGA-05-4244-01Z-00-DX1", "TCGA-05-4244")]
+
+
+@pytest.fixture
+def table_of(tmp_path):
+    def make(text):
+        (tmp_path / "groups.csv").write_text(text)
+        return tmp_path / "groups.csv"
+
+    return make
+
+
+def test_groups_of_patients_and_of_slides(table_of):
+    path = table_of("case_id,Sex\nP1,F\nP2,M\n")
+    assert read_groups(["sex"], SLIDES, path)["sex"].tolist() == ["F", "F", "M", ""]
+    path = table_of("slide_id,scanner\ns1.a,x\n")  # one slide tells for the patient
+    assert read_groups(["scanner"], SLIDES, path)["scanner"].tolist() == ["x", "x", "", ""]
+
+
+def test_sites_of_barcodes():
+    assert read_groups(["site"], SLIDES)["site"].tolist() == ["", "", "", "05"]
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "words"),
+    [
+        ("patient_id,sex\nP1,F\nP1,M\n", "sex", "patient 'P1' has 2 values"),
+        ("slide_id,scanner\ns1.a,x\ns2.a,y\n", "scanner", r"patient 'P1' has 2 values \('x', 'y'"),
+        ("patient_id,sex\nP1,F\n", "sexx", "has no such column; did you mean 'sex'"),
+        ("patient_id,sex\nQ,F\n", "sex", "no id there is of this run's slides"),
+        ("name,sex\nP1,F\n", "sex", "names neither slides nor patients"),
+        (None, "sex", "nothing says the sex of a slide; pass --groups"),
+    ],
+)
+def test_groups_that_cannot_be(table_of, text, column, words):
+    with pytest.raises(InputError, match=words):
+        read_groups([column], SLIDES, None if text is None else table_of(text))
+
+
+def test_a_bench_by_groups(run_cli, bag_table, tmp_path):
+    groups = tmp_path / "g.csv"
+    rows = "".join(f"p{i},{'AB'[i % 2]}\n" for i in range(17))
+    groups.write_text("patient_id,ward\n" + rows)
+    options = ["--dataset", bag_table, "--models", "mean", "--folds", 2, "--epochs", 1, "--out", tmp_path / "run"]
+    assert run_cli("bench", *options, "--by", "wardd", "--groups", groups)[0] == 2
+    assert not (tmp_path / "run" / "trials").exists()  # found before any training
+    code, _, err = run_cli("bench", *options, "--by", "ward", "--groups", groups)
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "run" / "subgroups.csv")
+    assert set(table["group"]) == {"A", "B"}
+    assert "By ward" in (tmp_path / "run" / "report.html").read_text()
+    assert run_cli("report", tmp_path / "run", "--groups", groups)[0] == 2
+    groups.write_text("patient_id,ward\n" + rows.replace("B", "C"))
+    assert run_cli("report", tmp_path / "run", "--by", "ward", "--groups", groups)[0] == 0
+    assert set(pd.read_csv(tmp_path / "run" / "subgroups.csv")["group"]) == {"A", "C"}
