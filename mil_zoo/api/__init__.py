@@ -2,6 +2,6 @@
 
 from mil_zoo.api.compare import cross_validate
 from mil_zoo.api.estimators import MILClassifier
-from mil_zoo.api.fit import fit
+from mil_zoo.api.training import fit
 
 __all__ = ["MILClassifier", "cross_validate", "fit"]

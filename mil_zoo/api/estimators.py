@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.utils.validation import check_is_fitted
 
-from mil_zoo.api.fit import fit
+from mil_zoo.api.training import fit
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.splits.split import patient_key

@@ -32,7 +32,8 @@ def energy(rapl: Path = RAPL) -> Iterator[Energy]:
     Args:
         rapl: folder of the CPUs' counters; on many machines only root may read them.
     """
-    used, counters = Energy(), [*_packages(rapl), *_gpus()]
+    used = Energy()
+    counters: list[_Package | _Gpu] = [*_packages(rapl), *_gpus()]
     before = [counter.read() for counter in counters]
     yield used
     if counters:

@@ -399,16 +399,16 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
     settings = [("--set", *item) for item in suite.overrides.items()]
     settings += [("--grid", f"{name}.{option}", value) for option, value in point.items()]
     for flag, key, value in settings:
-        model, _, option = key.rpartition(".")
-        if model not in ("", name):
+        of, _, option = key.rpartition(".")
+        if of not in ("", name):
             continue
-        if option == "graph" and (own_graph or model == name):  # named, it gets one that it does not need
+        if option == "graph" and (own_graph or of == name):  # named, it gets one that it does not need
             graph = value
         elif option in known:
             options[option] = value
         elif option in fields:
             training[option] = value
-        elif model == name:
+        elif of == name:
             raise InputError(f"{flag} {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
     config = from_mapping(TrainingConfig, training, f"training of {name}")
     config.check_criteria(task)

@@ -185,8 +185,8 @@ class Worker:
                 on_epoch(row | {"training": training.number})
 
             trial = dataclasses.replace(job.trial, model=training.model)
-            asked = {} if training.chosen else {"faithfulness": [], "explain": []}
-            suite = dataclasses.replace(job.suite, **asked)  # type: ignore[arg-type]
+            asked: dict[str, Any] = {} if training.chosen else {"faithfulness": [], "explain": []}
+            suite = dataclasses.replace(job.suite, **asked)
             one = dataclasses.replace(job, trial=trial, place=training.place, suite=suite)
             return run_protocol(_context(one, dataset, dict(training.bags), told, self._kept))
 

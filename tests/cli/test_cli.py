@@ -55,7 +55,8 @@ def test_a_model_is_told_in_full(run_cli):
         "critical instance of class k",
         "https://github.com/binli123/dsmil-wsi",
         "Deviations: probabilities are the sigmoids",
-        "Cost: 153,860 parameters, graph none. Eval",
+        "Family: attention. Needs: features.",
+        "Cost: 153,860 parameters. Eval",
         "dropout rate of the features that become values",  # of an option, from the docstring
         "betas [0.5, 0.9]",  # of the recipe
         "train_tcga.py",  # its source
@@ -85,7 +86,7 @@ def test_measurements_are_kept_and_shown(run_cli, tmp_path, monkeypatch):
     measured.clear()
     _, out, _ = run_cli("models", "--measure", path, "--markdown")
     assert {"srmil", "transmil"} < set(measured)
-    assert "| window:2 | 12 ms, 34 MiB | 1,567 ms, 890 MiB | load |" in out
+    assert "| window:2 | 12 ms, 34 MiB | 1,567 ms, 890 MiB | no licence stated |" in out
 
 
 @pytest.mark.figures

@@ -148,7 +148,7 @@ def _of_trial(results: Results, trial: Trial) -> pd.DataFrame:
         return pd.DataFrame()
     rows = results.run.tuning(trial.trial)
     reasons = rows["reason"].astype(object).where(rows["reason"].notna(), "")
-    place = {"trial": trial.trial, "aggregator": trial.label}
+    place: dict[str, Any] = {"trial": trial.trial, "aggregator": trial.label}
     place |= {"repeat": trial.repeat, "fold": trial.fold, "seed": trial.seed}
     return pd.concat([pd.DataFrame([place] * len(rows)), rows.assign(reason=reasons)], axis=1)
 
