@@ -158,7 +158,7 @@ def test_every_command_of_the_pages_exists_with_its_options():
     looked_at = 0
     for page in pages:
         for kind, code in blocks(page):
-            for line in code.splitlines() if kind == "bash" else []:
+            for line in code.replace("\\\n", " ").splitlines() if kind == "bash" else []:
                 words = shlex.split(line, comments=True)
                 if "mil-zoo" not in words or words[0] in ("docker", "pip"):
                     continue
