@@ -32,7 +32,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed-run
 
 # Compares SRMIL and ABMIL on the simulated demo slides and says where tables and figures are.
 bench: $(VENV)/.installed-run
-	$(BIN)/mil-zoo bench --models srmil,abmil
+	$(BIN)/mil-zoo bench --models srmil,abmil --jobs auto
 
 # Every file of tests goes to one process, so that what its tests share is made once.
 test: $(VENV)/.installed-test

@@ -144,6 +144,7 @@ class Aggregator(nn.Module):
         self.task_biases: nn.Parameter | None = None
         self.left_out = ""
         self.progress = Progress()
+        self.created_with: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets ``forward`` and ``losses`` of every subclass read features of any float type, in that of its weights."""
@@ -341,6 +342,7 @@ def create_aggregator(
         aggregator.set_task(task)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+    aggregator.created_with = options
     return aggregator
 
 

@@ -89,6 +89,21 @@ class Results:
         made: Made = self._made[key]
         return made
 
+    def table(self) -> pd.DataFrame:
+        """The comparison as a data frame, the numbers of ``table.csv``: a row an aggregator (or variant), its index.
+
+        Columns: for each metric on the test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` (95 % interval) and
+        ``_n`` (test sets), and more; see :func:`mil_zoo.report.tables.scores.score_table`. NaN where undefined.
+
+        Example:
+            >>> results = mil_zoo.cross_validate(["abmil", "mean"], bags)
+            >>> results.table()[["auc_mean", "auc_low", "auc_high"]]
+        """
+        from mil_zoo.report.tables import numbers
+
+        table = numbers(self)["table"]
+        return pd.DataFrame(list(table.rows), columns=list(table.header)).set_index("aggregator")
+
     @property
     def path(self) -> Path:
         """The run directory."""
