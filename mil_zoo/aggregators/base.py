@@ -336,6 +336,10 @@ def create_aggregator(
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
+    for option, value in options.items():  # kernels scale by 1 / (1 - rate)
+        is_rate = option.endswith(("dropout", "_drop")) and option != "mask_drop"
+        if is_rate and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(f"{name}: {option} must be at least 0 and below 1, not {value}")
     task = task or Classification(num_classes)
     aggregator = cls(in_dim, task.outputs, **options)
     try:

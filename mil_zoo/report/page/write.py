@@ -25,6 +25,7 @@ from mil_zoo.report.tables.text import one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
+_PART = {"skew": "attention", "explanations": "attention", "cost": "costs", "reporting": "costs"}  # of documents
 _TRIALS = {
     "trial": "Trial",
     "status": "Status",
@@ -133,7 +134,7 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
         name: {"documents": [], "figures": []} for name in ("scores", "attention", "costs")
     }
     for document in made:
-        of = parts[{"skew": "attention", "explanations": "attention", "cost": "costs"}.get(document.name, "scores")]
+        of = parts[_PART.get(document.name, "scores")]
         tables: list[dict[str, Any]] = []
         for i, table in enumerate(document.tables):
             below = [*table.notes, *(document.notes if i == len(document.tables) - 1 else [])]
