@@ -34,9 +34,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed-run
 bench: $(VENV)/.installed-run
 	$(BIN)/mil-zoo bench --models srmil,abmil --jobs auto
 
-# Every file of tests goes to one process, so that what its tests share is made once.
+# Every file of tests goes to one process, so that what its tests share is made once; the longest start first.
 test: $(VENV)/.installed-test
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Style, types, import directions, and the built wheel in an environment of its own.
 check: $(VENV)/.installed-test
