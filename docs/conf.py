@@ -42,6 +42,8 @@ myst_links_external_new_tab = False
 # MIL_ZOO_DOCS_NOTEBOOKS=off builds without running the notebooks, which takes a few seconds instead of a minute.
 nb_execution_mode = os.environ.get("MIL_ZOO_DOCS_NOTEBOOKS", "force")
 nb_execution_timeout = 300
+suppress_warnings = ["myst-nb.lexer"] if nb_execution_mode == "off" else []  # a kernel that runs names its language
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True

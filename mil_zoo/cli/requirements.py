@@ -13,6 +13,8 @@ OPTIONAL = {"dgl": "only layers of dgl.nn need it"}  # required where it has whe
 EXTRAS = {
     "openslide": "slides below the attention maps of a page",
     "ray": "trials on a Ray cluster",
+    "onnx": "exporting trained aggregators as ONNX",
+    "tune": "tuning",
     "docs": "building the site",
     "test": "the tests",
     "benchmark": "the speed measurements",
