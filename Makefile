@@ -32,11 +32,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed-run
 
 # Compares SRMIL and ABMIL on the simulated demo slides and says where tables and figures are.
 bench: $(VENV)/.installed-run
-	$(BIN)/mil-zoo bench --models srmil,abmil
+	$(BIN)/mil-zoo bench --models srmil,abmil --jobs auto
 
-# Every file of tests goes to one process, so that what its tests share is made once.
+# Every file of tests goes to one process, so that what its tests share is made once; the longest start first.
 test: $(VENV)/.installed-test
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Style, types, import directions, and the built wheel in an environment of its own.
 check: $(VENV)/.installed-test

@@ -26,6 +26,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_generated", "jupyter_execute"]
 
+highlight_language = "none"  # formulas in docstrings are no Python
+
 html_theme = "furo"
 html_title = "mil-zoo"
 html_static_path = ["_static"]

@@ -20,6 +20,7 @@ from mil_zoo.data.card import list_cards, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+KINDS = ("real", "table")  # slides first, then bags from other tables, then what is simulated
 GOLDEN_NAMES = {"smabmil": "sm_abmil", "smtransformer": "sm_transformer", "mhim2": "mhim", "stamp_vit": "vit"}
 
 
@@ -93,11 +94,12 @@ def zoo_page(about: Description, cost: Cost | None, parity: pd.DataFrame, scores
         [f"`{option}`", "required" if default is inspect.Parameter.empty else f"`{default}`", arguments.get(option, "")]
         for option, default in about.options.items()
     ]
-    recipe = (
-        f"```yaml\n{read_shipped_text('aggregators', f'{name}.yaml')}```"
-        if name in shipped_names("aggregators")
-        else "It has no recipe of its own and is trained with the package's defaults."
-    )
+    recipe = "It has no recipe of its own and is trained with the package's defaults."
+    if name in shipped_names("aggregators"):
+        lines = read_shipped_text("aggregators", f"{name}.yaml").splitlines()
+        first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+        why = " ".join(line.lstrip("# ") for line in lines[:first])
+        recipe = f"{why}\n\n```yaml\n" + "\n".join(lines[first:]) + "\n```"
     return f"""# `{name}`
 
 {links}
@@ -203,8 +205,9 @@ def read_scores() -> pd.DataFrame:
             continue
         data = settings["dataset"]
         title = data["title"] + (" (simulated)" if data["simulated"] else "")
-        parts.append(part.assign(folder=path.parent.name, data=title, simulated=data["simulated"]))
-    return pd.concat(parts).sort_values(["simulated", "folder"], kind="stable")
+        order = 2 if data["simulated"] else KINDS.index(data["kind"])
+        parts.append(part.assign(folder=path.parent.name, data=title, order=order))
+    return pd.concat(parts).sort_values(["order", "folder"], kind="stable")
 
 
 def scores_text(name: str, scores: pd.DataFrame) -> str:

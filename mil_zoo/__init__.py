@@ -19,12 +19,16 @@ if TYPE_CHECKING:
         list_aggregators,
         register_aggregator,
     )
+    from mil_zoo.api import MILClassifier, cross_validate, fit
     from mil_zoo.bench.predictor import Predictor
     from mil_zoo.data.bag import Bag, BagBatch
     from mil_zoo.data.layouts.base import register_layout
     from mil_zoo.errors import InputError
+    from mil_zoo.fitted import Fitted, load
+    from mil_zoo.fitted.onnx import export_onnx
     from mil_zoo.graph import register_graph
     from mil_zoo.metrics import register_metric
+    from mil_zoo.report.load import Results
     from mil_zoo.tasks import register_task
     from mil_zoo.train.protocols import register_protocol
 
@@ -35,10 +39,17 @@ _HOME = {
     "AggregatorOutput": "mil_zoo.aggregators.base",
     "Bag": "mil_zoo.data.bag",
     "BagBatch": "mil_zoo.data.bag",
+    "Fitted": "mil_zoo.fitted",
     "InputError": "mil_zoo.errors",
+    "MILClassifier": "mil_zoo.api",
     "Predictor": "mil_zoo.bench.predictor",
+    "Results": "mil_zoo.report.load",
     "create_aggregator": "mil_zoo.aggregators.base",
+    "cross_validate": "mil_zoo.api",
+    "export_onnx": "mil_zoo.fitted.onnx",
+    "fit": "mil_zoo.api",
     "list_aggregators": "mil_zoo.aggregators.base",
+    "load": "mil_zoo.fitted",
     "register_aggregator": "mil_zoo.aggregators.base",
     "register_graph": "mil_zoo.graph",
     "register_layout": "mil_zoo.data.layouts.base",
@@ -48,9 +59,11 @@ _HOME = {
 }
 _SUBPACKAGES = (
     "aggregators",
+    "api",
     "bench",
     "data",
     "diagnostics",
+    "fitted",
     "graph",
     "kernels",
     "metrics",
@@ -67,10 +80,17 @@ __all__ = [
     "AggregatorOutput",
     "Bag",
     "BagBatch",
+    "Fitted",
     "InputError",
+    "MILClassifier",
     "Predictor",
+    "Results",
     "create_aggregator",
+    "cross_validate",
+    "export_onnx",
+    "fit",
     "list_aggregators",
+    "load",
     "register_aggregator",
     "register_graph",
     "register_layout",

@@ -42,7 +42,7 @@ def main(run: Path) -> None:
     assert dom.count("Copy as LaTeX</button>") == tables > 0, "the buttons of the tables are missing"
     if "map-0" in dom:
         assert not re.search(r'id="viewer"[^>]*hidden', dom), "the map of the first slide did not open"
-        assert re.search(r'id="v-name">[^<]+<', dom), "the viewer does not name its slide"
+        assert re.search(r'id="v-name"[^>]*>[^<]+<', dom), "the viewer does not name its slide"
     for name, address, size in (("top", page, "1280,1500"), ("slide", f"{page}#slide=0", "1280,6000")):
         chromium(address, f"--window-size={size}", f"--screenshot={run.resolve() / f'page-{name}.png'}")
         assert (run / f"page-{name}.png").stat().st_size > 10_000

@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,21 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser):
     parser.addoption("--parity", metavar="FILE.md", help="Write how near each comparison with golden values came.")
+
+
+# Files of few tests that take long: left to the end they would keep one process busy and leave the others idle.
+LONG = ("tests/bench/", "tests/test_tutorial.py", "tests/aggregators/test_waits.py", "tests/report/", "tests/cli/")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take long first."""
+    items.sort(key=lambda item: not any(name in item.path.as_posix() for name in LONG))
+
+
+def pytest_collection_finish(session):
+    """Leaves what lives until the end (modules, tests) out of garbage collections: every trial asks for two."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -144,6 +144,7 @@ class Aggregator(nn.Module):
         self.task_biases: nn.Parameter | None = None
         self.left_out = ""
         self.progress = Progress()
+        self.created_with: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets ``forward`` and ``losses`` of every subclass read features of any float type, in that of its weights."""
@@ -335,12 +336,17 @@ def create_aggregator(
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
+    for option, value in options.items():  # kernels scale by 1 / (1 - rate)
+        is_rate = option.endswith(("dropout", "_drop")) and option != "mask_drop"
+        if is_rate and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(f"{name}: {option} must be at least 0 and below 1, not {value}")
     task = task or Classification(num_classes)
     aggregator = cls(in_dim, task.outputs, **options)
     try:
         aggregator.set_task(task)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+    aggregator.created_with = options
     return aggregator
 
 

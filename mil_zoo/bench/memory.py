@@ -57,6 +57,9 @@ def heap_set_aside() -> Iterator[None]:
 
     ``peak_memory`` then collects what trials left in a hundredth of the third of a second that it would take.
     """
+    if gc.get_freeze_count() > 10_000:  # who called has done it (Python's own are some hundreds), and undoes it
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:

@@ -33,7 +33,7 @@ def open_judged(
     """
     dataset = _with_judged_annotations(open_dataset(source))
     every = [dataset.bags, *(open_dataset(source.with_features(each)).bags for each in features)]
-    digests = {"labels": of_labels(dataset.bags), "features": " ".join(map(_judged_digest, every))}
+    digests = {"labels": of_labels(dataset.bags), "features": " ".join(map(judged_digest, every))}
     if verify:
         whole = (together(f"{slide.slide_id}\t{of_bag(slide.read())}" for slide in bags.slides) for bags in every)
         digests["all features"] = " ".join(whole)
@@ -51,7 +51,7 @@ def _with_judged_annotations(dataset: Dataset) -> Dataset:
     return replace(dataset, card=card)
 
 
-def _judged_digest(bags: Bags) -> str:
+def judged_digest(bags: Bags) -> str:
     """One digest of sampled rows of all slides, once their shapes fit each other and no slide occurs twice."""
     raise_errors(judge_shapes(bags))
     samples = samples_of(bags)

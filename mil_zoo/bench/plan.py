@@ -271,6 +271,28 @@ def make_plan(
     if features:
         source = source.with_features(features[0])
     dataset, digests = open_judged(source, features[1:], verify)
+    return plan_of(suite, source, dataset, digests, features, plugins)
+
+
+def plan_of(
+    suite: Suite,
+    source: DatasetSource,
+    dataset: Dataset,
+    digests: Mapping[str, str],
+    features: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+) -> Plan:
+    """The plan of a dataset in hand; arguments and errors as of :func:`make_plan`.
+
+    Args:
+        suite: what to compare.
+        source: where the dataset came from.
+        dataset: opened and judged.
+        digests: of its labels and features.
+        features: which sets of features are compared.
+        plugins: files whose registered things the run needs.
+    """
+    _check_suite(suite)
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     drawn = _draw(dataset, suite)

@@ -6,12 +6,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -22,54 +18,11 @@ from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import TASK
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.labelled import Standardiser
-from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.fitted import Facts, Fitted, Prediction, predict_together
 from mil_zoo.tasks import Task, task_of_config
 from mil_zoo.train.device import default_device
-from mil_zoo.train.predict import predict
 from mil_zoo.train.protocols import PROTOCOLS
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the members of a predictor say of one slide together.
-
-    Attributes:
-        bag: the slide; its features as they were given.
-        values: float64 ``[P]``, a number for each of the task's prediction columns, the mean over members.
-        spread: float64 ``[P]``, the standard deviation over members (0 for a single one).
-        words: the prediction in words, of classes the name of the most probable one.
-        attention: float64 ``[N]``, of the predicted class where there is one for each, the mean over members (it sums
-            to 1); None for an aggregator without attention.
-        trained_on: how many members had the slide, or the patient who is called so, among their training or validation
-            slides: such a prediction says nothing of new slides.
-    """
-
-    bag: Bag
-    values: npt.NDArray[np.float64]
-    spread: npt.NDArray[np.float64]
-    words: str
-    attention: npt.NDArray[np.float64] | None
-    trained_on: int
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """The values, of classification the probabilities ``[C]`` of the classes."""
-        return self.values
-
-    @property
-    def predicted(self) -> int:
-        """Index of the largest value, of classification the most probable class."""
-        return int(self.values.argmax())
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """One trial's model: what it takes, how it computes, and the slides that it was trained or chosen on."""
-
-    aggregator: Aggregator
-    standardiser: Standardiser | None
-    seen: frozenset[str]
 
 
 class Predictor:
@@ -80,6 +33,7 @@ class Predictor:
     Attributes:
         task: what is predicted.
         trials: names of the members' trials.
+        members: the trained aggregators of these trials; each can be saved.
         in_dim: feature dimension D.
 
     Args:
@@ -116,18 +70,27 @@ class Predictor:
         self.task = task_of_config(config.settings())
         self.trials = [each.trial for each in chosen]
         self.in_dim = int(config.dataset.in_dim or 0)
-        self._graph = settings.graph
-        self._device = device or default_device()
-        self._precision = str(settings.training.get("precision", "float32"))
-        seen = _seen(run, config.split.file, packed=config.dataset.patient_rule == "packed")
-        self._members = []
+        device = device or default_device()
+        parts = _parts(run, config.split.file, packed=config.dataset.patient_rule == "packed")
+        self.members: list[Fitted] = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task
             options = {key: each.settings.get(key, value) for key, value in settings.options.items()}
-            aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(self._device)
+            aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(device)
             standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
-            column = f"r{each.repeat}-f{each.fold}"
-            self._members.append(_Member(aggregator, standardiser, seen.get(column, frozenset())))
+            known = parts.get(f"r{each.repeat}-f{each.fold}", {})
+            self.members.append(
+                Fitted(
+                    aggregator=aggregator,
+                    name=name,
+                    options=options,
+                    graph=settings.graph,
+                    precision=str(settings.training.get("precision", "float32")),
+                    standardiser=standardiser,
+                    facts=_facts(config, model, each, known),
+                    device=device,
+                )
+            )
 
     def __call__(self, bags: Iterable[Bag]) -> Iterator[Prediction]:
         """Predicts slides one after the other; each is let go of before the next is read.
@@ -140,27 +103,26 @@ class Predictor:
 
     def predict(self, bag: Bag) -> Prediction:
         """Predicts one slide, see :meth:`__call__`."""
-        if bag.features.shape[1] != self.in_dim:
-            raise InputError(
-                f"slide {bag.slide_id!r} has {bag.features.shape[1]} features a patch and the run was trained on "
-                f"{self.in_dim}; use the encoder of the run"
-            )
-        outputs, scores = [], []
-        for member in self._members:
-            given = bag if member.standardiser is None else member.standardiser(bag)
-            scored = predict(member.aggregator, [given], self._graph, self._device, self._precision)
-            ((_, output, prediction),) = scored
-            outputs.append(output)
-            scores.append(prediction.double().numpy())
-        stacked = np.stack(scores)
-        mean = self.task.ensemble(stacked)
-        attention = None
-        if outputs[0].attention is not None:
-            shown = self.task.shown_output(mean)
-            maps: list[Any] = [attention_of(output, shown) for output in outputs]
-            attention = np.mean(maps, axis=0)
-        trained_on = sum(bag.slide_id in member.seen for member in self._members)
-        return Prediction(bag, mean, stacked.std(0), self.task.describe(mean), attention, trained_on)
+        return predict_together(self.members, bag)
+
+
+def _facts(config: RunConfig, model: str, trial: Trial, parts: dict[str, tuple[str, ...]]) -> Facts:
+    """What a model card says of a trial."""
+    features = trial.features or config.dataset.features
+    training = config.model_settings[model].training
+    return Facts(
+        data=config.dataset.title,
+        simulated=config.dataset.simulated,
+        features=features if isinstance(features, str) else None,
+        train=parts.get("train", ()),
+        val=parts.get("val", ()),
+        training={key: trial.settings.get(key, value) for key, value in training.items()},
+        selection=config.selection[model],
+        val_scores=trial.val_metrics,
+        test_scores=trial.metrics,
+        warnings=tuple(config.dataset.warnings),
+        trial=f"trial {trial.trial} of a run of mil-zoo {config.version}: {config.title}",
+    )
 
 
 def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
@@ -168,8 +130,8 @@ def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
     return task_of_config(json.loads(run.read(trial.trial, TASK))) if TASK in trial.files else None
 
 
-def _seen(run: RunDirectory, digest: str | None, packed: bool) -> dict[str, frozenset[str]]:
-    """For each column of the run's ``splits.csv`` the slides that were trained or chosen on; of patients, both."""
+def _parts(run: RunDirectory, digest: str | None, packed: bool) -> dict[str, dict[str, tuple[str, ...]]]:
+    """For each column of the run's ``splits.csv`` the slides of "train" and "val"; of packed patients, they too."""
     path = run.path / "splits.csv"
     try:
         content = path.read_bytes()
@@ -182,7 +144,9 @@ def _seen(run: RunDirectory, digest: str | None, packed: bool) -> dict[str, froz
         ) from error
     names = ["slide_id", "patient_id"] if packed else ["slide_id"]
     return {
-        str(column): frozenset(table[names][table[column].isin(["train", "val"])].to_numpy().ravel().tolist())
+        str(column): {
+            part: tuple(table[names][table[column] == part].to_numpy().ravel().tolist()) for part in ("train", "val")
+        }
         for column in table.columns
         if column not in ("slide_id", "patient_id", "label")
     }

@@ -8,15 +8,17 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 from packaging.version import Version
+from pandas.api.types import is_numeric_dtype
 
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError
@@ -27,6 +29,7 @@ CHANGED = "was changed after the trial wrote it (its checksum differs)"
 # Digits that say the same number again: since 3.1 pandas reads no others, and warns of the word.
 _EXACT: dict[str, Any] = {} if Version(pd.__version__) >= Version("3.1") else {"float_precision": "round_trip"}
 _NAMES = ("slide_id", "patient_id")  # text, also where it is NA, null, None or 007
+_TEXT = (*_NAMES, "split", "name")  # columns of text in every file
 
 
 class RunDirectory:
@@ -195,6 +198,40 @@ class RunDirectory:
             return empty
         return self._csv(trial, name)
 
+    def tables(self, trials: Sequence[str], name: str) -> dict[str, pd.DataFrame]:
+        """A csv of several trials, each as :meth:`predictions` and its like give it, in a fraction of their time.
+
+        Files of one header are read as one. A column's type is that of a file alone: one that is all whole numbers, in
+        a column that is not so elsewhere, is read once more by itself.
+
+        Raises:
+            InputError: a file is missing or was changed.
+        """
+        of_header: dict[bytes, dict[str, bytes]] = {}
+        found: dict[str, pd.DataFrame] = {}
+        for trial in trials:
+            header, _, rows = self.read(trial, name).partition(b"\n")
+            of_header.setdefault(header, {})[trial] = rows
+        for header, parts in of_header.items():
+            try:
+                table = _read_csv(b"\n".join([header, b"".join(parts.values())]))
+                ends = np.cumsum([rows.count(b"\n") for rows in parts.values()])
+                mixed = [column for column in table if not is_numeric_dtype(table[column]) and column not in _TEXT]
+                if ends[-1] != len(table) or mixed:
+                    raise ValueError
+            except (ValueError, pd.errors.ParserError):  # read alone, the file that is at fault says so
+                found |= {trial: self._csv(trial, name) for trial in parts}
+                continue
+            decimal = [column for column in table if table[column].dtype.kind == "f"]
+            values = table[decimal].to_numpy()
+            whole = np.column_stack([values == np.rint(values), np.zeros(len(values), dtype=bool)])
+            for trial, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
+                found[trial] = part = table.iloc[start:end]
+                part.index = pd.RangeIndex(end - start)
+                if whole[start:end].all(0).any():
+                    found[trial] = self._csv(trial, name)
+        return {trial: found[trial] for trial in trials}
+
     def attention(self, trial: str) -> Path:
         """Where the attention of the trial's test slides lies (absent for an aggregator without attention)."""
         path = self.path_of(trial, "attention.h5")
@@ -251,15 +288,7 @@ class RunDirectory:
 
     def _csv(self, trial: str, name: str) -> pd.DataFrame:
         try:
-            content = self.read(trial, name)
-            header = content.partition(b"\n")[0].decode().split(",")
-            table: pd.DataFrame = pd.read_csv(
-                io.BytesIO(content),
-                **_EXACT,
-                dtype={column: str for column in _NAMES if column in header},
-                keep_default_na=False,
-                na_values={column: [""] if column in _NAMES else ["", "nan"] for column in header},
-            )
+            table = _read_csv(self.read(trial, name))
         except (ValueError, pd.errors.ParserError) as error:
             if isinstance(error, InputError):
                 raise
@@ -276,6 +305,18 @@ class RunDirectory:
         file = self.path / "trials.jsonl"
         if file.exists() and not (content := file.read_bytes()).endswith(b"\n") and content:
             os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def _read_csv(content: bytes) -> pd.DataFrame:
+    header = content.partition(b"\n")[0].decode().split(",")
+    table: pd.DataFrame = pd.read_csv(
+        io.BytesIO(content),
+        **_EXACT,
+        dtype={column: str for column in _NAMES if column in header},
+        keep_default_na=False,
+        na_values={column: [""] if column in _NAMES else ["", "nan"] for column in header},
+    )
+    return table
 
 
 def empty_folder(path: Path) -> Path:

@@ -17,6 +17,7 @@ _COMMANDS = {
     "report": ("report", "Redraw the tables and figures of a run from its files."),
     "compare": ("compare", "Rank aggregators over several runs: critical-difference diagram, paired tests."),
     "predict": ("predict", "Predict slides with a model of a run; attention for QuPath."),
+    "export": ("export", "Write a trained model of a run as one folder, for mil_zoo.load and model hubs; ONNX."),
     "data": ("data", "Show what a dataset is, check the files at hand, pack them for speed."),
     "pretrain": ("pretrain", "Learn slide embeddings without labels (Giga-SSL)."),
     "embed": ("embed", "Embed slides with a pretrained encoder."),

@@ -19,7 +19,7 @@ from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.open import annotation_files, contents_of, label_table, labelled, locate, those_there, told_by_columns
 from mil_zoo.data.patients import pack_patients, pack_splits, settle_rule
-from mil_zoo.data.source import DatasetSource, as_source
+from mil_zoo.data.source import DatasetSource, PatientRule, as_source
 from mil_zoo.data.splits.files import published_folds, published_split
 from mil_zoo.data.splits.split import patient_key, restricted
 from mil_zoo.data.transfer import joined
@@ -46,7 +46,17 @@ def open_dataset(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
     dataset = _open(source)
     if source.test_on is not None:
         dataset = joined(dataset, _open(source.test_on))
-    wanted = source.patients or dataset.card.patient_level or ("packed" if dataset.task.of_patients else None)
+    return by_patient(dataset, source.patients or dataset.card.patient_level)
+
+
+def by_patient(dataset: Dataset, wanted: PatientRule | None) -> Dataset:
+    """The dataset with the rule by which patients are scored, their slides in one bag where that is the rule.
+
+    Args:
+        dataset: whose bags are slides.
+        wanted: the rule asked for; None for "packed" of a task that scores patients, else what fits the labels.
+    """
+    wanted = wanted or ("packed" if dataset.task.of_patients else None)
     rule = settle_rule(dataset.bags, wanted)
     if rule != "packed":
         return replace(dataset, patient_rule=rule)

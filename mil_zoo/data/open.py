@@ -131,7 +131,8 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
         InputError: several sets of features and none was named, or files that are missing or damaged.
     """
     if place.kind == "simulated":
-        made = OUTCOMES.get(place.card.name, list)(load_demo())
+        name = place.card.name
+        made = OUTCOMES.get(name, list)(load_demo(name="demo" if name in OUTCOMES else name))
         return Contents(place.card, "simulated", "simulated", as_bags(made))
     path = place.path or Path()
     if place.kind == "table":

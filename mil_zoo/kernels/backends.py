@@ -134,6 +134,8 @@ def choose_backend(
 ) -> str:
     """The backend that a call of ``op`` runs on. An explicit request never falls back to another one.
 
+    While torch traces a model to export it, "auto" is the reference.
+
     Args:
         op: name of the op, for messages.
         implementations: the backends that ``op`` has.
@@ -145,6 +147,8 @@ def choose_backend(
         InputError: an unknown backend, one that ``op`` does not have, or one that cannot run here or on such tensors.
     """
     if requested == "auto":
+        if torch.compiler.is_exporting():  # only plain PyTorch can be traced
+            return "reference"
         preferred = _PREFERENCE.get(device.type, ("reference",))
         able = (name for name in preferred if name in implementations and _reason(name) is None)
         return next(name for name in able if not _unfit(name, op, device, dtype))

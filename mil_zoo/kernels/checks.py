@@ -52,11 +52,11 @@ def _float32(value: Any) -> Any:
 
 def check_tensor(name: str, tensor: Tensor, shape: Sequence[int | None], like: Tensor | None = None) -> None:
     """Checks a floating tensor's shape (None: any size) and, against ``like``, its device and dtype."""
-    expected = f"[{', '.join('*' if size is None else str(size) for size in shape)}]"
     if not tensor.is_floating_point():
         raise InputError(f"{name} must be floating point, not {tensor.dtype}")
     if tensor.ndim != len(shape) or any(s is not None and s != t for s, t in zip(shape, tensor.shape, strict=True)):
-        raise InputError(f"{name} must have shape {expected}, not {list(tensor.shape)}")
+        expected = ", ".join("*" if size is None else str(size) for size in shape)
+        raise InputError(f"{name} must have shape [{expected}], not {list(tensor.shape)}")
     if like is not None and (tensor.device != like.device or tensor.dtype != like.dtype):
         raise InputError(
             f"{name} is {tensor.dtype} on {tensor.device}, the first argument {like.dtype} on {like.device}; "

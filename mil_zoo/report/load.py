@@ -24,6 +24,7 @@ from mil_zoo.stats import Estimate, Summary, TestSet, distinct_test_sets, estima
 from mil_zoo.tasks import Task, task_of_config
 
 Made = TypeVar("Made")
+TOGETHER = 50  # trials whose tables are read at a time
 TINY = 2  # instances: in a bag of no more one always holds half of the attention, whatever the aggregator does
 TINY_BAGS = "tiny_bags"  # the name under which training_skew counts them
 SplitKey = tuple[int, int]  # repeat and fold
@@ -88,6 +89,21 @@ class Results:
             self._made[key] = make(self, *arguments)
         made: Made = self._made[key]
         return made
+
+    def table(self) -> pd.DataFrame:
+        """The comparison as a data frame, the numbers of ``table.csv``: a row an aggregator (or variant), its index.
+
+        Columns: for each metric on the test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` (95 % interval) and
+        ``_n`` (test sets), and more; see :func:`mil_zoo.report.tables.scores.score_table`. NaN where undefined.
+
+        Example:
+            >>> results = mil_zoo.cross_validate(["abmil", "mean"], bags)
+            >>> results.table()[["auc_mean", "auc_low", "auc_high"]]
+        """
+        from mil_zoo.report.tables import numbers
+
+        table = numbers(self)["table"]
+        return pd.DataFrame(list(table.rows), columns=list(table.header)).set_index("aggregator")
 
     @property
     def path(self) -> Path:
@@ -241,7 +257,7 @@ class Results:
 
     def predictions(self, trial: Trial) -> pd.DataFrame:
         """slide_id, patient_id, split, the target's and the prediction's columns of a trial."""
-        return self.once(_predictions, trial.trial)
+        return self._table_of("predictions.csv", trial, self.run.predictions)
 
     def test_predictions(self, trial: Trial) -> pd.DataFrame:
         """The rows of the test slides in the order of their ids."""
@@ -249,11 +265,11 @@ class Results:
 
     def epochs(self, trial: Trial) -> pd.DataFrame:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
-        return self.once(_epochs, trial.trial)
+        return self._table_of("epochs.csv", trial, self.run.epochs)
 
     def test_skew(self, trial: Trial) -> pd.DataFrame:
         """epoch, slide_id, split, name, value of the test slides; empty for an aggregator without attention."""
-        return self.once(_skew, trial.trial)[0]
+        return self._skew(trial)[0]
 
     def training_skew(self, trial: Trial) -> pd.DataFrame:
         """epoch, name, ``sum`` and ``count`` over the training slides.
@@ -261,7 +277,20 @@ class Results:
         Of ``high_count`` it is of slides that hold such an instance, bags of one or two instances left out; these are
         counted under ``tiny_bags``.
         """
-        return self.once(_skew, trial.trial)[1]
+        return self._skew(trial)[1]
+
+    def _table_of(self, name: str, trial: Trial, read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+        """A csv of a trial, read with those of its neighbours; alone where its row does not say that it has one."""
+        if name not in trial.files:
+            return self.once(_alone, read, trial.trial)
+        return self.once(_tables, name, self._place[trial.trial] // TOGETHER)[trial.trial]
+
+    def _skew(self, trial: Trial) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return self.once(_skews, self._place[trial.trial] // TOGETHER)[trial.trial]
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {trial.trial: i for i, trial in enumerate(self.trials)}
 
     @cached_property
     def attention(self) -> AttentionStore:
@@ -345,8 +374,14 @@ def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=place)
 
 
-def _predictions(results: Results, trial: str) -> pd.DataFrame:
-    return results.run.predictions(trial)
+def _alone(results: Results, read: Callable[[str], pd.DataFrame], trial: str) -> pd.DataFrame:
+    return read(trial)
+
+
+def _tables(results: Results, name: str, number: int) -> dict[str, pd.DataFrame]:
+    """A csv of the trials number ``TOGETHER * number`` and the next, of those that have it."""
+    trials = results.trials[TOGETHER * number : TOGETHER * (number + 1)]
+    return results.run.tables([trial.trial for trial in trials if name in trial.files], name)
 
 
 def _task_of(results: Results, trial: str, fitted: bool) -> Task:
@@ -360,35 +395,52 @@ def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFram
     return rows[rows["split"] == "test"].sort_values("slide_id")
 
 
-def _epochs(results: Results, trial: str) -> pd.DataFrame:
-    return results.run.epochs(trial)
-
-
 def _test_predictions(results: Results, trial: str) -> pd.DataFrame:
-    rows = results.once(_predictions, trial)
-    return rows[rows["split"] == "test"].sort_values("slide_id")
+    rows = results.predictions(results.trials[results._place[trial]])
+    tested = np.flatnonzero(rows["split"].to_numpy() == "test")
+    return rows.iloc[tested[np.argsort(rows["slide_id"].to_numpy(dtype=object)[tested], kind="stable")]]
 
 
-def _skew(results: Results, trial: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    skew = results.run.skew(trial)
+def _skews(results: Results, number: int) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """``test_skew`` and ``training_skew`` of the trials number ``TOGETHER * number`` and the next."""
+    name, trials = "skew.csv", results.trials[TOGETHER * number : TOGETHER * (number + 1)]
+    tables = results.run.tables([trial.trial for trial in trials if name in trial.files], name)
+    tables |= {trial.trial: results.run.skew(trial.trial) for trial in trials if name not in trial.files}
+    recorded = [table.assign(trial=trial) for trial, table in tables.items() if len(table)]
+    if not recorded:
+        nothing = pd.DataFrame(columns=["epoch", "name", "sum", "count"])
+        return {trial: (table, nothing) for trial, table in tables.items()}
+    skew = pd.concat(recorded, ignore_index=True)
     train = skew[skew["split"] == "train"]
     train = train.assign(value=train["value"].where(train["name"] != "high_count", train["value"] > 0).astype(float))
     tiny = _tiny(train)
-    train = pd.concat([train[(train["name"] != "high_count") | ~train["slide_id"].isin(tiny[tiny > 0].index)]])
-    if len(tiny):
-        marks = train[["epoch"]].drop_duplicates().merge(tiny.rename("value").reset_index(), how="cross")
-        train = pd.concat([train, marks.assign(split="train", name=TINY_BAGS)])
-    sums = train.groupby(["epoch", "name"])["value"].agg(["sum", "count"]).reset_index()
-    return skew[skew["split"] == "test"].copy(), sums
+    marks = train[["trial", "epoch"]].drop_duplicates().merge(tiny, on="trial")
+    held = train[train["name"] == "high_count"][["trial", "slide_id"]].merge(tiny[tiny["value"] > 0], how="left")
+    train = train.drop(index=train.index[train["name"] == "high_count"][held["value"].notna()])
+    train = pd.concat([train, marks.assign(split="train", name=TINY_BAGS)])
+    sums = train.groupby(["trial", "epoch", "name"])["value"].agg(["sum", "count"]).reset_index()
+    of_trial = dict(iter(sums.groupby("trial")))
+    none = sums.iloc[:0]
+    return {
+        trial: (
+            table[table["split"] == "test"].copy(),
+            of_trial.get(trial, none).drop(columns="trial").reset_index(drop=True),
+        )
+        for trial, table in tables.items()
+    }
 
 
-def _tiny(train: pd.DataFrame) -> pd.Series:
-    """1 for each training slide whose bag is tiny, else 0, by slide: N is N times the maximum over the maximum."""
-    first = train[train["epoch"] == train["epoch"].min()].drop_duplicates(["slide_id", "name"])
-    wide = first.pivot(index="slide_id", columns="name", values="value")
+def _tiny(train: pd.DataFrame) -> pd.DataFrame:
+    """trial, slide_id, and ``value``: 1 where a training slide's bag is tiny, else 0. N is N x maximum over maximum."""
+    first = train[train["epoch"] == train.groupby("trial")["epoch"].transform("min")]
+    wide = first.drop_duplicates(["trial", "slide_id", "name"]).pivot(
+        index=["trial", "slide_id"], columns="name", values="value"
+    )
     if not {"n_x_max", "max_attention"} <= set(wide):
-        return pd.Series(dtype=float, name="value")
-    return ((wide["n_x_max"] / wide["max_attention"]).round() <= TINY).astype(float)
+        return train.iloc[:0][["trial", "slide_id", "value"]]
+    instances = (wide["n_x_max"] / wide["max_attention"]).round()
+    instances = instances[instances.groupby("trial").transform("count") > 0]
+    return (instances <= TINY).astype(float).rename("value").reset_index()
 
 
 def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:

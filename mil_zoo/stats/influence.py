@@ -34,8 +34,17 @@ class Area:
 def area(part: TestSet) -> Area:
     """Structural components of the area (DeLong's ``V10``, ``V01``) by midranks; of C classes one against the rest.
 
+    They are computed once for a test set.
+
     Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988); Sun & Xu, IEEE Signal Processing Letters 21 (2014).
     """
+    if "area" not in part.computed:
+        part.computed["area"] = _area(part)
+    found: Area = part.computed["area"]
+    return found
+
+
+def _area(part: TestSet) -> Area:
     classes = part.probabilities.shape[2]
     values, ups, downs = [], [], []
     for label in [1] if classes == 2 else range(classes):

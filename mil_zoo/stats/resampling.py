@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ class TestSet:
         labels: ``[n]`` class indices.
         probabilities: ``[S, n, C]``: of S seeds; rows sum to 1.
         patients: ``[n]`` a patient of each slide; slides of one patient are drawn together.
+        computed: what many comparisons need of it, by name, once it was computed.
     """
 
     __test__ = False  # not a test, for pytest
@@ -32,6 +33,7 @@ class TestSet:
     labels: Ints
     probabilities: Floats
     patients: npt.NDArray[np.str_]
+    computed: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.labels)

@@ -187,7 +187,7 @@ def supervised(context: TrialContext) -> TrialResult:
     )
     selected = next(row["epoch"] for row in epochs if row["selected"])
     if task.finishes:
-        task = aggregator.task = _finished(task, aggregator, context, where)
+        task = aggregator.task = finished_task(aggregator, context.bags["train"], context.patient_rule, where)
     found: dict[str, list[Tensor]] = {part: [] for part in parts}
     logits: dict[str, list[Tensor]] = {part: [] for part in parts}
     watch = _Watch()
@@ -267,11 +267,18 @@ def _question(
     )
 
 
-def _finished(task: Task, aggregator: Aggregator, context: TrialContext, where: Any) -> Task:
-    """The task with what it takes from the trained aggregator's logits of the training bags, or of their patients."""
-    bags = context.bags["train"]
+def finished_task(aggregator: Aggregator, bags: Sequence[Bag], patient_rule: str | None, where: Any) -> Task:
+    """The task with what it takes from the trained aggregator's logits of the training bags, or of their patients.
+
+    Args:
+        aggregator: trained.
+        bags: that it was trained on.
+        patient_rule: "mean" or "max" where patients of several bags are scored.
+        where: graph, device and precision, as :func:`predict` takes them.
+    """
+    task = aggregator.task
     logits = torch.cat([aggregator.task_logits(output.logits) for _, output, _ in predict(aggregator, bags, *where)])
     targets = as_bags(bags).targets
-    if task.of_patients and context.patient_rule in ("mean", "max"):
-        logits, targets = of_patients(task, logits, bags, context.patient_rule)
+    if task.of_patients and patient_rule in ("mean", "max"):
+        logits, targets = of_patients(task, logits, bags, patient_rule)
     return task.finished(targets, logits.double().numpy())

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mil_zoo import create_aggregator
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo import InputError, create_aggregator
+from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.aggregators.catalogue import describe_aggregators, describe_classes
 from mil_zoo.bench.cost import read_costs
 from mil_zoo.bench.plan import plan_models
@@ -85,3 +85,15 @@ def test_what_is_no_literal_is_not_guessed(tmp_path, monkeypatch):
     assert (two.parameters["y"], two.keyword_only) == ((1, 2), {"y"})
     assert one.overrides("__init__", base="Other")
     assert not one.overrides("__init__", base="Base")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_dropout_rate_that_leaves_nothing_is_refused(name):
+    rates = [option for option in aggregator_options(name) if option.endswith(("dropout", "_drop"))]
+    for option in rates:
+        for wrong in (1.5, -0.1, float("nan")):
+            with pytest.raises(InputError, match=option):
+                create_aggregator(name, 8, **{option: wrong})
+        if option != "mask_drop":  # of the highest scores all may be masked
+            with pytest.raises(InputError, match=f"{option} must be at least 0 and below 1, not 1.0"):
+                create_aggregator(name, 8, **{option: 1.0})

@@ -35,3 +35,14 @@ def test_a_system_that_tells_nothing_costs_no_work(monkeypatch):
         done = True
     assert done
     assert np.isnan(peak.mib)
+
+
+def test_what_is_set_aside_comes_back_unless_the_caller_did_it():
+    gc.unfreeze()
+    with memory.heap_set_aside():
+        aside = gc.get_freeze_count()
+    assert aside > 10_000 > gc.get_freeze_count()
+    gc.freeze()  # as conftest does, for the tests that follow
+    with memory.heap_set_aside():
+        pass
+    assert gc.get_freeze_count() > 10_000

@@ -97,8 +97,9 @@ def test_suites_by_name_path_and_dataset(tmp_path):
     assert read_suite(datasets=["musk1"]).folds == 5  # no suite of that name: the defaults
     # A suite's own overrides of a model that is not run are no mistake of the user's.
     assert all(key.startswith("mean.") for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
-    assert read_suite("demo").overrides == {"abmil.epochs": 40}
-    assert read_suite("demo", epochs=2).overrides == {}
+    rates = {"srmil.learning_rate": 2e-3, "srmil.schedule": "constant", "abmil.learning_rate": 4e-4}
+    assert read_suite("demo").overrides == {"srmil.epochs": 5, "abmil.epochs": 10, **rates}
+    assert read_suite("demo", epochs=2).overrides == rates
     (tmp_path / "mine.yaml").write_text("datasets: [demo]\nfolds: 4\n")
     assert read_suite(str(tmp_path / "mine.yaml")).folds == 4
     (tmp_path / "list.yaml").write_text("- demo\n")

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from mil_zoo import InputError
@@ -161,3 +162,25 @@ def test_slides_may_be_called_na(tmp_path):
     assert table["slide_id"].tolist() == ["NA", "null", "007"]
     assert table["patient_id"].fillna("-").tolist() == ["-", "None", "NA"]
     assert table["prob_0"].fillna(-1.0).tolist() == [0.5, -1.0, -1.0]
+
+
+def test_tables_read_together_are_those_read_alone(tmp_path):
+    run = RunDirectory(tmp_path)
+    contents = {
+        "whole": "slide_id,patient_id,split,time,prob\nNA,,test,3,0.25\nnan,p,val,4,1e-3\n",
+        "decimal": "slide_id,patient_id,split,time,prob\n007,,test,3.5,\ns,,test,2,nan\n",
+        "quoted": 'slide_id,patient_id,split,time,prob\n"a,""b""",,test,1,0.1\n',
+        "empty": "slide_id,patient_id,split,time,prob\n",
+        "other": "slide_id,patient_id,split,label\nx,y,test,1\n",
+    }
+    for trial, text in contents.items():
+        run.add_trial(
+            {"trial": trial}, lambda folder, text=text: (folder / "predictions.csv").write_text(text, encoding="utf-8")
+        )
+    together = run.tables(list(contents), "predictions.csv")
+    assert list(together) == list(contents)
+    for trial, table in together.items():
+        pd.testing.assert_frame_equal(table, run.predictions(trial), check_index_type=False)
+    (tmp_path / "trials" / "decimal" / "predictions.csv").write_text(contents["whole"])
+    with pytest.raises(InputError, match=r"decimal/predictions\.csv was changed after the trial wrote it"):
+        run.tables(list(contents), "predictions.csv")

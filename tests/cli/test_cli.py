@@ -109,6 +109,7 @@ def test_bench_and_report(run_cli, bag_table, tmp_path):
         "equivalence.csv",
         "last_epoch.csv",
         "last_epoch.md",
+        "reporting.md",
         "skew.csv",
         "skew.md",
     }

@@ -5,10 +5,15 @@ import pytest
 import torch
 from scipy.ndimage import label as connected
 from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.demo import simulate as demo
-from mil_zoo.data.demo.simulate import DemoParameters, simulate_demo
+from mil_zoo.data.demo.simulate import HARD, DemoParameters, simulate_demo
 from mil_zoo.errors import InputError
 
 P = DemoParameters()
@@ -138,8 +143,14 @@ def lesions() -> list[np.ndarray]:
     return [demo._lesion_areas(10**6, rng, P) for _ in range(4000)]
 
 
-def test_tumour_areas_follow_the_real_quantiles(lesions):
-    areas = [sizes.sum() * P.area_scale for sizes in lesions]
+def test_tumour_areas_are_the_square_roots_of_the_real_quantiles(lesions):
+    areas = [sizes.sum() ** 2 for sizes in lesions]
+    np.testing.assert_allclose(np.quantile(areas, P.tumour_probabilities), P.tumour_area_quantiles, rtol=0.15)
+
+
+def test_hard_lesions_are_as_much_smaller_as_the_slides():
+    rng = np.random.default_rng(0)
+    areas = [demo._lesion_areas(10**6, rng, HARD).sum() * P.area_scale for _ in range(4000)]
     np.testing.assert_allclose(np.quantile(areas, P.tumour_probabilities), P.tumour_area_quantiles, rtol=0.15)
 
 
@@ -220,10 +231,31 @@ def test_instances_are_positive_above_a_fifth_of_their_area(simulated):
     assert len(np.concatenate(seen)) > 50  # patches that a lesion touches and that are negative all the same
 
 
-def test_slides_range_from_micro_to_macro(bags):
-    positive = [bag.instance_labels for bag in bags if bag.label]
-    assert sum(labels.sum() <= 2 for labels in positive) >= 5
-    assert sum(labels.float().mean() > 0.3 for labels in positive) >= 2
+@pytest.mark.parametrize(
+    ("parameters", "counts"), [(P, [5, 13, 28, 59, 139]), (HARD, [1, 2, 12, 48, 273])], ids=["demo", "hard"]
+)
+def test_positive_slides_hold_as_many_positive_patches_as_the_cards_say(parameters, counts):
+    found = [int(bag.instance_labels.sum()) for bag in simulate_demo(parameters=parameters) if bag.label]
+    np.testing.assert_allclose(np.quantile(found, P.tumour_probabilities), counts, rtol=0.05, atol=0.5)
+
+
+def oracle(bags: list[Bag]) -> float:
+    """Mean AUC over five folds by patient of a slide's highest patch score, by the true labels of the other slides'."""
+    features = [bag.features.numpy() for bag in bags]
+    truth = [bag.instance_labels.numpy() for bag in bags]
+    labels = np.array([bag.label for bag in bags])
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    found = []
+    for train, test in folds.split(labels, labels, [bag.patient_id for bag in bags]):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced"))
+        probe.fit(np.concatenate([features[i] for i in train]), np.concatenate([truth[i] for i in train]))
+        found.append(roc_auc_score(labels[test], [probe.decision_function(features[i]).max() for i in test]))
+    return float(np.mean(found))
+
+
+def test_true_patch_labels_tell_slides_apart_as_the_cards_say(bags):
+    assert oracle(bags) == pytest.approx(0.95, abs=0.02)
+    assert oracle(simulate_demo(parameters=HARD)) == pytest.approx(0.82, abs=0.02)
 
 
 # Features

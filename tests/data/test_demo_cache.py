@@ -8,7 +8,7 @@ import torch
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.demo import cache as demo_cache
 from mil_zoo.data.demo.cache import load_demo
-from mil_zoo.data.demo.simulate import simulate_demo
+from mil_zoo.data.demo.simulate import HARD, DemoParameters, simulate_demo
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def assert_same(left: list[Bag], right: list[Bag]) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch, bags) -> list[None]:
+def calls(monkeypatch, bags) -> list[DemoParameters]:
     """Simulation that costs nothing, and one entry for each time it was asked for."""
-    made: list[None] = []
+    made: list[DemoParameters] = []
 
-    def simulate():
-        made.append(None)
+    def simulate(number, parameters):
+        made.append(parameters)
         return bags
 
     monkeypatch.setattr(demo_cache, "simulate_demo", simulate)
@@ -52,6 +52,13 @@ def test_cache_gives_back_the_same_bits(tmp_path, bags, calls):
     assert_same(again, bags)
     (file,) = folder.iterdir()
     assert file.match("demo-????????????.npz")
+
+
+def test_the_two_demos_have_files_of_their_own(tmp_path, calls):
+    for name in ("demo", "demo_hard", "demo", "demo_hard"):
+        load_demo(tmp_path, name)
+    assert calls == [DemoParameters(), HARD]
+    assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == ["demo", "demo_hard"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "last byte", "flipped", "text", "other arrays"])

@@ -1,6 +1,7 @@
 """What only the numba backend promises: bits free of threads, torch left as it was, and errors in place of crashes."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -196,6 +197,30 @@ def test_a_kernel_is_compiled_again_after_a_change_in_another_file(tmp_path, mon
     finally:
         monkeypatch.undo()
         numba.config.reload_config()
+
+
+def test_of_two_processes_that_need_a_kernel_one_compiles_it(tmp_path):
+    (tmp_path / "kernel.py").write_text("def kernel(x):\n    return x + 1\n")
+    script = """if True:
+        import os
+        from kernel import kernel
+        from mil_zoo.kernels._numba.jit import jit
+
+        def child():
+            os.close(start)
+            os.read(wait, 1)
+            compiled = jit()(kernel)
+            assert compiled(2) == 3
+            os._exit(sum(compiled.stats.cache_misses.values()))
+
+        wait, start = os.pipe()
+        children = [os.fork() or child() for _ in range(2)]
+        os.close(start)  # both go on
+        print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    """
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout == "[0, 1]\n", done.stderr
 
 
 @needs_dgl

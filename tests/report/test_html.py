@@ -19,6 +19,7 @@ from mil_zoo import InputError
 from mil_zoo.report.figures import draw_figures
 from mil_zoo.report.load import Results
 from mil_zoo.report.page import write_page
+from mil_zoo.report.tables import score_table
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -94,6 +95,35 @@ def test_the_page_is_whole_and_loads_nothing(make_run):
     assert [row[0] for row in comparison[1:]] == ["abmil", "srmil", "mean"]
     assert {row["trial"] for row in run.trials()} == {row[0] for row in page.table("Trial", "Status")[1:]}
     assert "hash: a1b2c3" in page.text
+
+
+def test_the_page_begins_with_what_was_found(make_run):
+    run = make_run(models=("abmil", "srmil", "mean"))
+    page = make_page(run)
+    text = page.text
+    table = score_table(Results.load(run)).set_index("aggregator")["auc_mean"]
+    first = f"{table.idxmax()} has the highest mean AUC, {table.max():.3f}"
+    assert text.index("Summary") < text.index(first) < text.index("Comparison")
+    assert f"{table.idxmin()} has the lowest, {table.min():.3f}." in text
+    assert "Fewer than 5 splits cannot tell aggregators apart" in text or "No aggregator differs from the best" in text
+    assert "The most attended instance of a test slide" in text
+    worst = page.table("Slide", "Patient", "Wrong")[1]
+    wrong = sum(not row[3].startswith("0 ") for row in page.table("Slide", "Patient", "Wrong")[1:])
+    assert f"{wrong} test slides of" in text
+    assert f"the worst is {worst[0]}." in text
+
+
+def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run):
+    run = make_run(models=("abmil", "srmil"))
+    page = make_page(run, drawings=draw_figures(Results.load(run)))
+    links = {a["href"][1:] for tag, a in page.tags if tag == "a" and a.get("href", "").startswith("#")}
+    assert links == {"main", "summary", "results", "attention", "slides", "provenance"}
+    assert links <= {a["id"] for _, a in page.tags if "id" in a}
+    labelled = {a["aria-labelledby"] for tag, a in page.tags if tag == "section"}
+    assert labelled <= {a["id"] for tag, a in page.tags if tag == "h2"}
+    pictures = [a for tag, a in page.tags if tag == "img" and "src" in a]
+    assert pictures
+    assert all(a["alt"] and a["tabindex"] == "0" for a in pictures)
 
 
 def test_slides_come_worst_first_and_maps_hold_what_was_stored(make_run):

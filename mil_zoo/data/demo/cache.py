@@ -15,35 +15,40 @@ import torch
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.demo import simulate
-from mil_zoo.data.demo.simulate import simulate_demo
+from mil_zoo.data.demo.simulate import HARD, DemoParameters, simulate_demo
 from mil_zoo.files import replacing
+
+DEMOS = {"demo": (120, DemoParameters()), "demo_hard": (80, HARD)}
+"""Number of slides and numbers of the simulation, by the card's name."""
 
 _PER_PATCH = ("features", "coords", "instance_labels")
 _PER_SLIDE = ("label", "slide_id", "patient_id", "patch_size")
 
 
-def load_demo(cache_dir: Path | None = None) -> list[Bag]:
-    """The default `simulate_demo()`, kept in a file after the first call.
+def load_demo(cache_dir: Path | None = None, name: str = "demo") -> list[Bag]:
+    """The slides of the card ``demo``, or of ``demo_hard``, kept in a file after the first call.
 
     A file that cannot be read is warned about and written again; where nothing can be written, nothing is.
 
     Args:
         cache_dir: the folder; default ``$XDG_CACHE_HOME/mil-zoo``, else ``~/.cache/mil-zoo``.
+        name: of the card.
     """
+    number, parameters = DEMOS[name]
     try:
         folder = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mil-zoo"
     except RuntimeError:  # a user without a home
-        return simulate_demo()
+        return simulate_demo(number, parameters=parameters)
     # Named after the code that makes and writes it, so that a change of that never serves old slides.
     code = b"".join(Path(source).read_bytes() for source in (simulate.__file__, __file__))
-    path = Path(folder) / f"demo-{hashlib.sha256(code).hexdigest()[:12]}.npz"
+    path = Path(folder) / f"{name}-{hashlib.sha256(code).hexdigest()[:12]}.npz"
     try:
         return _read(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # truncated, overwritten, forbidden, ...: whatever it is, the remedy is the same
         warnings.warn(f"{path} cannot be read ({error}); the demo is simulated and written again", stacklevel=2)
-    bags = simulate_demo()
+    bags = simulate_demo(number, parameters=parameters)
     with suppress(OSError):  # a cache saves seconds; a read-only home is no reason to fail
         _write(path, bags)
     return bags

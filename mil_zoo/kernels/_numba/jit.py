@@ -15,6 +15,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from filelock import FileLock
+from numba.core.compiler_lock import global_compiler_lock
 from torch import Tensor
 
 REORDER = frozenset({"contract", "reassoc"})
@@ -46,6 +48,7 @@ def jit(parallel: bool = False, fastmath: frozenset[str] = frozenset({"contract"
         cached = compiled._cache._cache_file
         cached._source_stamp = cached._source_stamp, _SHARED
         _forgive(compiled._cache)
+        _compile_once(compiled)
         return compiled
 
     return decorate
@@ -76,6 +79,32 @@ def _forgive(cache: Any) -> None:
             )
 
     cache.load_overload, cache.save_overload = load_overload, save_overload
+
+
+def _compile_once(compiled: Any) -> None:
+    """Makes a process wait for another one that compiles the same kernel at the moment, and take what that one keeps.
+
+    Trials that start beside each other would else compile every kernel once each.
+    """
+    cache, compile_kernel = compiled._cache, compiled.compile
+    load, lock = cache.load_overload, FileLock(Path(cache._cache_file._index_path).with_suffix(".lock"), timeout=600)
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        found = load(signature, context)
+        if found is None:
+            with contextlib.suppress(OSError, NotImplementedError):  # no lock, or not in time: it compiles too
+                lock.acquire()
+                found = load(signature, context)
+        return found
+
+    def compile_alone(signature: Any) -> Any:
+        with global_compiler_lock:  # before the file's: the other order could leave two threads waiting for each other
+            try:
+                return compile_kernel(signature)
+            finally:
+                lock.release(force=True)
+
+    cache.load_overload, compiled.compile = load_overload, compile_alone
 
 
 @functools.cache

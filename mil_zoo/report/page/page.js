@@ -2,7 +2,18 @@
 const meta = JSON.parse(document.getElementById("meta").textContent);
 const $ = (id) => document.getElementById(id);
 
-// Tables: a click on a header sorts by it; two buttons copy what is shown.
+// What can be clicked can be reached and pressed by keys.
+function onPress(element, act) {
+  element.tabIndex = 0;
+  element.addEventListener("click", act);
+  element.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    act();
+  });
+}
+
+// Tables: a header sorts by it; two buttons copy what is shown.
 const numberIn = (cell) => {
   if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
   const found = cell.textContent.replace(/,/g, "").match(/^\s*(?:<\s*)?(-?\d+(?:\.\d+)?(?:e-?\d+)?)/i);
@@ -51,7 +62,11 @@ async function copy(text, button) {
   setTimeout(() => (button.textContent = before), 1200);
 }
 document.querySelectorAll("table.sortable").forEach((table) => {
-  [...table.tHead.rows[0].cells].forEach((th, i) => th.addEventListener("click", () => sortBy(table, i, th)));
+  [...table.tHead.rows[0].cells].forEach((th, i) => {
+    th.scope = "col";
+    th.title = "sort by this column";
+    onPress(th, () => sortBy(table, i, th));
+  });
   const tools = document.createElement("p");
   tools.className = "tools";
   for (const [name, text] of [["Copy as LaTeX", latex], ["Copy as CSV", csv]]) {
@@ -64,13 +79,16 @@ document.querySelectorAll("table.sortable").forEach((table) => {
   table.parentElement.after(tools);
 });
 document.querySelectorAll("figure img").forEach((img) =>
-  img.addEventListener("click", () => {
-    $("zoomed").querySelector("img").src = img.src;
+  onPress(img, () => {
+    const large = $("zoomed").querySelector("img");
+    large.src = img.src;
+    large.alt = img.alt;
     $("zoomed").showModal();
   }));
 $("zoomed").addEventListener("click", () => $("zoomed").close());
 
-// Attention maps: one canvas, drawn from arrays that are unpacked when a slide is opened.
+// Attention maps: one canvas of one or two panes that move together, drawn from arrays that are unpacked when a slide is
+// opened.
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -97,6 +115,7 @@ async function open(index) {
   $("v-truth").textContent = "truth: " + facts.label;
   $("v-alpha-label").hidden = !facts.thumbnail;
   $("v-map").replaceChildren(...facts.layers.map((layer, k) => new Option(layer.name, k)));
+  $("v-beside").replaceChildren(new Option("nothing", ""), ...facts.layers.map((layer, k) => new Option(layer.name, k)));
   reset();
   $("viewer").scrollIntoView({ block: "nearest" });
 }
@@ -115,69 +134,106 @@ function reset() {
   canvas.width = canvas.clientWidth * ratio;
   canvas.height = canvas.clientHeight * ratio;
   const [x0, y0, x1, y1] = extent(view.slide);
-  view.scale = 0.94 * Math.min(canvas.width / (x1 - x0), canvas.height / (y1 - y0));
-  view.x = canvas.width / 2 - (view.scale * (x0 + x1)) / 2;
+  const width = canvas.width / panes().length;
+  view.scale = 0.94 * Math.min(width / (x1 - x0), canvas.height / (y1 - y0));
+  view.x = width / 2 - (view.scale * (x0 + x1)) / 2;
   view.y = canvas.height / 2 - (view.scale * (y0 + y1)) / 2;
   draw();
 }
 const dotSide = (slide) => (slide.facts.patch_size ? view.scale * slide.facts.patch_size : Math.max(3, view.scale * slide.facts.dot));
+const panes = () => [$("v-map").value || "0", $("v-beside").value].filter((value) => value !== "").map(Number);
 let pending = false;
 function draw() {
   if (pending) return;
   pending = true;
   requestAnimationFrame(() => {
     pending = false;
-    const slide = view.slide, canvas = $("v-canvas"), context = canvas.getContext("2d");
-    const k = Number($("v-map").value || 0), values = slide.layers[k], colours = meta[slide.facts.layers[k].colours];
-    context.globalAlpha = 1;
+    const canvas = $("v-canvas"), context = canvas.getContext("2d"), layers = panes(), width = canvas.width / layers.length;
     context.clearRect(0, 0, canvas.width, canvas.height);
-    if (slide.thumbnail) {
-      context.drawImage(slide.thumbnail, view.x, view.y, view.scale * slide.facts.thumbnail.width, view.scale * slide.facts.thumbnail.height);
-      context.globalAlpha = $("v-alpha").value / 100;
-    }
-    const side = dotSide(slide), shift = slide.facts.patch_size ? 0 : side / 2, drawn = Math.max(side, 1);
-    const groups = new Map();  // by colour: changing it is what costs
-    for (let i = 0; i < slide.n; i++) {
-      const x = view.x + view.scale * slide.x[i] - shift, y = view.y + view.scale * slide.y[i] - shift;
-      if (x > canvas.width || y > canvas.height || x + drawn < 0 || y + drawn < 0) continue;
-      let group = groups.get(values[i]);
-      if (!group) groups.set(values[i], (group = []));
-      group.push(x, y);
-    }
-    for (const value of [...groups.keys()].sort((a, b) => a - b)) {
-      context.fillStyle = colours[value];
-      const group = groups.get(value);
-      for (let j = 0; j < group.length; j += 2) context.fillRect(group[j], group[j + 1], drawn + 0.3, drawn + 0.3);
-    }
-    context.globalAlpha = 1;
+    layers.forEach((k, place) => {
+      context.save();
+      context.beginPath();
+      context.rect(place * width, 0, width, canvas.height);
+      context.clip();
+      context.translate(place * width, 0);
+      drawLayer(context, k, width, canvas.height);
+      if (layers.length > 1) label(context, view.slide.facts.layers[k].name, width, place);
+      context.restore();
+    });
   });
+}
+function drawLayer(context, k, width, height) {
+  const slide = view.slide, values = slide.layers[k], colours = meta[slide.facts.layers[k].colours];
+  if (slide.thumbnail) {
+    context.drawImage(slide.thumbnail, view.x, view.y, view.scale * slide.facts.thumbnail.width, view.scale * slide.facts.thumbnail.height);
+    context.globalAlpha = $("v-alpha").value / 100;
+  }
+  const side = dotSide(slide), shift = slide.facts.patch_size ? 0 : side / 2, drawn = Math.max(side, 1);
+  const groups = new Map();  // by colour: changing it is what costs
+  for (let i = 0; i < slide.n; i++) {
+    const x = view.x + view.scale * slide.x[i] - shift, y = view.y + view.scale * slide.y[i] - shift;
+    if (x > width || y > height || x + drawn < 0 || y + drawn < 0) continue;
+    let group = groups.get(values[i]);
+    if (!group) groups.set(values[i], (group = []));
+    group.push(x, y);
+  }
+  for (const value of [...groups.keys()].sort((a, b) => a - b)) {
+    context.fillStyle = colours[value];
+    const group = groups.get(value);
+    for (let j = 0; j < group.length; j += 2) context.fillRect(group[j], group[j + 1], drawn + 0.3, drawn + 0.3);
+  }
+  context.globalAlpha = 1;
+}
+function label(context, text, width, place) {
+  const ratio = window.devicePixelRatio || 1;
+  context.fillStyle = "rgba(255, 255, 255, .9)";
+  context.fillRect(0, 0, width, 26 * ratio);
+  context.fillStyle = "#1c2126";
+  context.font = `${13 * ratio}px system-ui, sans-serif`;
+  context.fillText(text, 10 * ratio, 18 * ratio);
+  if (place) context.fillRect(0, 0, ratio, context.canvas.height);
 }
 if ($("viewer")) {
   const canvas = $("v-canvas");
   const place = (event) => {
     const box = canvas.getBoundingClientRect(), ratio = canvas.width / box.width;
-    return [(event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio];
+    return [((event.clientX - box.left) * ratio) % (canvas.width / panes().length), (event.clientY - box.top) * ratio];
   };
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    const [x, y] = place(event), factor = Math.exp(-event.deltaY / 400);
+    zoom(...place(event), Math.exp(-event.deltaY / 400));
+  }, { passive: false });
+  const zoom = (x, y, factor) => {
     view.x = x - (x - view.x) * factor;
     view.y = y - (y - view.y) * factor;
     view.scale *= factor;
     draw();
-  }, { passive: false });
+  };
+  const keys = {
+    ArrowLeft: () => (view.x += 60), ArrowRight: () => (view.x -= 60), ArrowUp: () => (view.y += 60), ArrowDown: () => (view.y -= 60),
+    "+": () => zoom(canvas.width / panes().length / 2, canvas.height / 2, 1.25), "-": () => zoom(canvas.width / panes().length / 2, canvas.height / 2, 0.8), 0: reset,
+  };
+  canvas.addEventListener("keydown", (event) => {
+    const act = keys[event.key];
+    if (!act || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    act();
+    draw();
+  });
   let from = null;
-  canvas.addEventListener("pointerdown", (event) => { from = place(event); canvas.setPointerCapture(event.pointerId); });
+  const screen = (event) => [event.clientX, event.clientY].map((at) => (at * canvas.width) / canvas.getBoundingClientRect().width);
+  canvas.addEventListener("pointerdown", (event) => { from = screen(event); canvas.setPointerCapture(event.pointerId); });
   canvas.addEventListener("pointerup", () => (from = null));
   canvas.addEventListener("pointermove", (event) => {
-    const [x, y] = place(event);
     if (from) {
-      view.x += x - from[0];
-      view.y += y - from[1];
-      from = [x, y];
+      const to = screen(event);
+      view.x += to[0] - from[0];
+      view.y += to[1] - from[1];
+      from = to;
       draw();
       return;
     }
+    const [x, y] = place(event);
     const slide = view.slide, side = dotSide(slide) / view.scale, shift = slide.facts.patch_size ? 0 : side / 2;
     const u = (x - view.x) / view.scale + shift, v = (y - view.y) / view.scale + shift;
     let under = -1;
@@ -197,6 +253,7 @@ if ($("viewer")) {
   });
   canvas.addEventListener("pointerleave", () => ($("v-tip").hidden = true));
   $("v-map").addEventListener("change", draw);
+  $("v-beside").addEventListener("change", reset);
   $("v-alpha").addEventListener("input", draw);
   $("v-reset").addEventListener("click", reset);
   $("v-close").addEventListener("click", () => ($("viewer").hidden = true));
@@ -211,6 +268,13 @@ if ($("viewer")) {
     const wanted = $("filter").value.toLowerCase();
     for (const row of $("slide-table").tBodies[0].rows) row.hidden = !(row.cells[0].textContent + "\n" + row.cells[1].textContent).toLowerCase().includes(wanted);
   });
-  const asked = location.hash.match(/^#slide=(\d+)$/);  // page.html#slide=0 opens the map of the worst slide
-  if (asked && meta.maps[asked[1]]) open(Number(asked[1]));
+  // page.html#slide=0 opens the maps of the worst slide, page.html#slide=0,1 its second layer beside the first.
+  const asked = location.hash.match(/^#slide=(\d+)(?:,(\d+))?$/);
+  if (asked && meta.maps[asked[1]]) {
+    open(Number(asked[1])).then(() => {
+      if (asked[2] === undefined) return;
+      $("v-beside").value = asked[2];
+      reset();
+    });
+  }
 }

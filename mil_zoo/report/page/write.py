@@ -18,12 +18,14 @@ from mil_zoo.report.figures import Drawing
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.maps import MAPS_MIB, slide_maps
 from mil_zoo.report.page.slides import slides_note, worst_first
+from mil_zoo.report.page.summary import findings
 from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.text import one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
+_PART = {"skew": "attention", "explanations": "attention", "cost": "costs", "reporting": "costs"}  # of documents
 _TRIALS = {
     "trial": "Trial",
     "status": "Status",
@@ -46,9 +48,10 @@ def write_page(
 ) -> Path:
     """Writes ``report.html`` into the run directory.
 
-    It holds every table (they sort, and copy as LaTeX and csv), every figure, each test slide with the predictions of
-    all models, worst errors first, zoomable attention maps of the first of them, warnings, trials and settings. It
-    loads nothing, and names that hold markup are text.
+    It begins with what was found, a sentence each, and holds every table (they sort, and copy as LaTeX and csv), every
+    figure, each test slide with the predictions of all models, worst errors first, zoomable attention maps of the first
+    of them, two models beside each other where wanted, warnings, trials and settings. It loads nothing, and names that
+    hold markup are text.
 
     Args:
         results: of the run.
@@ -70,6 +73,7 @@ def write_page(
             title=f"{', '.join(results.groups)} on {results.dataset_title}",
             version=results.config.version,
             facts=_facts(results),
+            findings=findings(results, slides),
             warnings=[*results.config.dataset.warnings, *collapsed(results), *_failures(results)],
             parts=_parts(documents(results), drawings),
             models=list(results.groups),
@@ -130,7 +134,7 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
         name: {"documents": [], "figures": []} for name in ("scores", "attention", "costs")
     }
     for document in made:
-        of = parts[{"skew": "attention", "explanations": "attention", "cost": "costs"}.get(document.name, "scores")]
+        of = parts[_PART.get(document.name, "scores")]
         tables: list[dict[str, Any]] = []
         for i, table in enumerate(document.tables):
             below = [*table.notes, *(document.notes if i == len(document.tables) - 1 else [])]

@@ -13,6 +13,7 @@ from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
 from mil_zoo.report.tables.explanations_table import explanations_table, shown_explanations
+from mil_zoo.report.tables.external import external_table, shown_external
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
 from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
@@ -22,6 +23,7 @@ from mil_zoo.report.tables.practical import (
     shown_baselines,
     shown_equivalences,
 )
+from mil_zoo.report.tables.reporting import reporting_sheet
 from mil_zoo.report.tables.scores import (
     MEASURED,
     all_levels,
@@ -72,6 +74,7 @@ def numbers(results: Results) -> dict[str, Table]:
         "baseline": baseline_table(results),
         "variance": variance_table(results),
         "subgroups": subgroup_table(results),
+        "external": external_table(results),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
@@ -91,7 +94,7 @@ def numbers(results: Results) -> dict[str, Table]:
 def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
-    ``table.csv|md|tex`` and ``cost.csv``; where aggregators can be compared ``comparisons.csv|md``,
+    ``table.csv|md|tex``, ``cost.csv|md``, ``reporting.md``; where aggregators can be compared ``comparisons.csv|md``,
     ``equivalence.csv`` and ``baseline.csv``; with several seeds on several splits ``variance.csv|md``; where a
     checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
     ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
@@ -136,6 +139,8 @@ def _documents(results: Results) -> list[Document]:
         compared = shown_comparisons(results, results.control)
         more = [table for table in (shown_equivalences(results), shown_baselines(results)) if table is not None]
         made.append(dataclasses.replace(compared, tables=[*compared.tables, *more]))
+    if len(external_table(results)):
+        made.append(shown_external(results))
     if len(subgroup_table(results)):
         made.append(shown_subgroups(results))
     if len(variance_table(results)):
@@ -154,4 +159,4 @@ def _documents(results: Results) -> list[Document]:
         made.append(shown_label_budgets(results))
     if results.config.dataset.kind == "predictions":  # nothing was trained
         return made
-    return [*made, Document("cost", "Costs", [shown_costs(results)])]
+    return [*made, Document("cost", "Costs", [shown_costs(results)]), reporting_sheet(results)]

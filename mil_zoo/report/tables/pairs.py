@@ -47,7 +47,7 @@ def comparisons(results: Results) -> pd.DataFrame:
     pairs of the metric), ``detectable`` (the difference that the deciding test finds with a power of 80 % where the
     level is shared by k - 1 comparisons) and ``reason`` (why p is missing).
     """
-    return tested(results)[[*_COLUMNS, *_TESTS, *_DECIDED]]
+    return results.once(_without_errors)
 
 
 def tested(results: Results) -> pd.DataFrame:
@@ -232,6 +232,10 @@ def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
 def _compared(results: Results) -> list[Metric]:
     """The metrics of which a higher value or a lower one is better."""
     return [metric for metric in results.metrics if metric.higher_is_better is not None]
+
+
+def _without_errors(results: Results) -> pd.DataFrame:
+    return tested(results)[[*_COLUMNS, *_TESTS, *_DECIDED]]
 
 
 def _comparisons(results: Results) -> pd.DataFrame:

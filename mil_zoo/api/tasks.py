@@ -1,0 +1,41 @@
+"""What is predicted, as a user of Python says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import as_bags
+from mil_zoo.errors import InputError
+from mil_zoo.tasks import Classification, Task, task_of_config
+
+TaskLike = Task | str | dict[str, Any] | None
+
+
+def task_for(task: TaskLike, bags: Sequence[Bag]) -> Task:
+    """The task that is meant: itself, by its name, by its name and settings, or classification of the bags' labels.
+
+    Raises:
+        InputError: unknown name or setting, or bags that state targets and no task, or labels that are no classes.
+    """
+    if isinstance(task, Task):
+        return task
+    slides = as_bags(bags).slides
+    if not slides:
+        raise InputError("there are no bags; give some")
+    settings = {"name": task} if isinstance(task, str) else dict(task or {})
+    if settings.get("name", "classification") not in ("classification", "ordinal"):
+        return task_of_config({"task": settings})
+    if not settings and any(slide.target is not None for slide in slides):
+        raise InputError('the bags have targets: say what they are, for instance task="survival" or task="regression"')
+    labels = [slide.label for slide in slides]
+    for slide in slides:
+        if slide.label is None or slide.label < 0:
+            raise InputError(
+                f"slide {slide.slide_id!r} has the label {slide.label}; give every bag a class index from 0"
+            )
+    classes = settings.get("num_classes", max(2, 1 + max(label for label in labels if label is not None)))
+    if not settings or settings == {"name": "classification"}:
+        return Classification(classes)
+    return task_of_config({"task": {"num_classes": classes, **settings}})

@@ -1,0 +1,97 @@
+"""The model card of a trained aggregator: what it predicts, from which slides, how well, and where that ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from mil_zoo import __version__
+from mil_zoo.fitted.model import Fitted
+
+
+def model_card(fitted: Fitted) -> str:
+    """The text of ``README.md``: a YAML header as model hubs read it, and Markdown."""
+    facts, paper = fitted.facts, type(fitted.aggregator).paper
+    data = facts.data or "the user's own bags"
+    header = {
+        "library_name": "mil-zoo",
+        "tags": [
+            "model_hub_mixin",
+            "pytorch_model_hub_mixin",
+            "multiple-instance-learning",
+            "computational-pathology",
+            fitted.name,
+        ],
+    }
+    made = f"`{fitted.name}`"
+    if paper is not None:
+        made += f" ({paper.title}, {paper.year}, {paper.url})"
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {fitted.name} on {data}",
+        f"The multiple-instance-learning aggregator {made}, trained by mil-zoo {__version__} for the task "
+        f"`{fitted.task.name}`. It takes the patch features of a whole slide, `[N, {fitted.aggregator.in_dim}]`, and "
+        f"predicts {', '.join(f'`{name}`' for name in fitted.task.prediction_columns)}.",
+        "## Use",
+        '```python\nimport mil_zoo\n\nfitted = mil_zoo.load("FOLDER")\nprediction = '
+        "fitted.predict([bag])[0]\nprint(prediction.words, prediction.probabilities)\n```",
+        "## Data and splits",
+        _bullets(_data(fitted)),
+        "## Scores",
+        _scores(facts.val_scores, facts.test_scores),
+        "## Limits",
+        _bullets(_limits(fitted)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(fitted: Fitted) -> list[str]:
+    facts = fitted.facts
+    features = f"the set `{facts.features}`" if facts.features else "an encoder that was not named"
+    lines = [f"Data: {facts.data or 'bags given in Python, without a name'}. Features: of {features}."]
+    lines.append(
+        f"Trained on {len(facts.train)} slides; the checkpoint was chosen on {len(facts.val)} others"
+        + (f" ({facts.selection})." if facts.selection else ".")
+    )
+    if fitted.standardiser is not None:
+        lines.append("Features are standardised by those of the training slides, which the folder holds.")
+    if facts.trial:
+        lines.append(f"Exported from {facts.trial}.")
+    return lines
+
+
+def _scores(val: Mapping[str, float | None], test: Mapping[str, float | None]) -> str:
+    names = list(dict.fromkeys([*test, *val]))
+    if not names:
+        return "No score was recorded."
+    rows = [f"| {name} | {_number(val.get(name))} | {_number(test.get(name))} |" for name in names]
+    table = "\n".join(["| metric | validation slides | test slides |", "|---|---:|---:|", *rows])
+    below = "The checkpoint was chosen by the validation slides, so their scores are too good."
+    if not test:
+        below += " No test slides were scored."
+    return f"{table}\n\n{below}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _limits(fitted: Fitted) -> list[str]:
+    facts = fitted.facts
+    lines = list(facts.warnings)
+    if facts.simulated and not any("simulated" in line.lower() for line in lines):
+        lines.append("The slides were simulated: nothing it predicts of tissue means anything.")
+    lines += [
+        f"It reads features of the encoder it was trained with. Those of another one with {fitted.aggregator.in_dim} "
+        "dimensions give predictions without meaning, and nothing notices.",
+        "Of the slides named in `config.json` as `train` and `val` its predictions say nothing.",
+        "Scores on other hospitals, scanners and populations than those of the data are unknown.",
+        "It is for research and no medical device.",
+    ]
+    return lines
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

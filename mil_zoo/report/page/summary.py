@@ -1,0 +1,103 @@
+"""The findings of a run, one sentence each: what stands at the top of its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mil_zoo.metrics import Metric
+from mil_zoo.report.load import Results
+from mil_zoo.report.page.slides import Slide
+from mil_zoo.report.tables.pairs import best, bold_note
+from mil_zoo.report.tables.scores import score_table
+from mil_zoo.report.tables.skew_table import skew_table
+from mil_zoo.report.tables.text import count, inside, short
+
+
+def findings(results: Results, slides: Sequence[Slide]) -> list[str]:
+    """What the run found, the most important first; [] for a run without a finished trial."""
+    found: list[str] = []
+    if results.metrics and any(results.finished.values()):
+        found += [*_score(results, results.lead), *_difference(results, results.lead)]
+    return [*found, *_attention(results), *_alignment(results), *_worst(slides)]
+
+
+def _score(results: Results, metric: Metric) -> list[str]:
+    table = score_table(results).dropna(subset=[f"{metric.name}_mean"])
+    if table.empty:
+        return []
+    order = table.sort_values(f"{metric.name}_mean", ascending=metric.higher_is_better is False)
+    top, others = order.iloc[0], list(order["aggregator"])[1:]
+    low, high = (top[f"{metric.name}_{end}"] for end in ("low", "high"))
+    interval = "" if np.isnan(low) else f" (95 % interval {_within(metric, low):.3f} to {_within(metric, high):.3f})"
+    which = "highest" if metric.higher_is_better is not False else "lowest"
+    said = (
+        f"{top['aggregator']} has the {which} mean {inside(metric.title)}, {top[f'{metric.name}_mean']:.3f}{interval}"
+    )
+    if not others:
+        return [f"{said}; no other model was trained, so it is compared with nothing."]
+    last = order.iloc[-1]
+    return [f"{said}; {last['aggregator']} has the {_OTHER[which]}, {last[f'{metric.name}_mean']:.3f}."]
+
+
+_OTHER = {"highest": "lowest", "lowest": "highest"}
+
+
+def _within(metric: Metric, value: float) -> float:
+    return float(np.clip(value, *metric.bounds))
+
+
+def _difference(results: Results, metric: Metric) -> list[str]:
+    if len([label for label, trials in results.finished.items() if trials]) < 2:
+        return []
+    members = best(results).get(metric.name)
+    if members is None:
+        notes = (note.removeprefix("Nothing is bold: ") for note in bold_note(results))
+        return [note[:1].upper() + note[1:] for note in notes]
+    out = [label for label, trials in results.finished.items() if trials and label not in members]
+    return [
+        f"By {inside(metric.title)}, {_list(sorted(members))} can be the best; {_list(out)} cannot "
+        f"({'is' if len(out) == 1 else 'are'} worse than another one, with 95 % confidence for all of them together)."
+    ]
+
+
+def _attention(results: Results) -> list[str]:
+    table = skew_table(results)
+    if table.empty or "n_x_max_median" not in table:
+        return []
+    table = table.dropna(subset=["n_x_max_median"]).sort_values("n_x_max_median", ascending=False)
+    if table.empty:
+        return []
+    parts = [f"{row.aggregator} {short(row.n_x_max_median)}" for row in table.itertuples()]
+    return [
+        "The most attended instance of a test slide gets this many times the attention that it would get were all "
+        f"alike (median): {', '.join(parts)}."
+    ]
+
+
+def _alignment(results: Results) -> list[str]:
+    table = skew_table(results)
+    if table.empty or "mass_ratio_median" not in table:
+        return []
+    table = table.dropna(subset=["mass_ratio_median"]).sort_values("mass_ratio_median", ascending=False)
+    if table.empty:
+        return []
+    parts = [f"{row.aggregator} {short(row.mass_ratio_median)}" for row in table.itertuples()]
+    return [f"Positive instances get this many times the attention of their share (median): {', '.join(parts)}."]
+
+
+def _worst(slides: Sequence[Slide]) -> list[str]:
+    always = [slide for slide in slides if slide.wrong == slide.trials > 0]
+    if not any(slide.wrong for slide in slides):
+        return []
+    some = sum(slide.wrong > 0 for slide in slides)
+    return [
+        f"{count(some, 'test slide')} of {len(slides)} {'is' if some == 1 else 'are'} predicted wrong by at least one "
+        f"trial, {len(always)} by all that tested {'it' if len(always) == 1 else 'them'}; the worst is "
+        f"{slides[0].slide_id}."
+    ]
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

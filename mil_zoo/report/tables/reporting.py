@@ -1,0 +1,244 @@
+"""The reporting sheet: what reviewers ask of a prediction study, answered from what the run knows of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_zoo.report.load import Results, mean_sizes
+from mil_zoo.report.subgroups import columns_of
+from mil_zoo.report.tables.external import is_external
+from mil_zoo.report.tables.pairs import ENOUGH, tested
+from mil_zoo.report.tables.table import Document, Table
+from mil_zoo.report.tables.text import count, sentence
+
+NOT_STATED = "not stated"
+_KINDS = {"real": "real slides", "simulated": "simulated slides", "table": "bags from a feature table"}
+
+
+def reporting_sheet(results: Results) -> Document:
+    """Every question with its answer; "not stated" where the run cannot know it, or was not told."""
+    rows = [
+        (section, question, answer or NOT_STATED)
+        for section, answers in (
+            ("Study", _study(results)),
+            ("Data", _data(results)),
+            ("Splits and leakage", _splits(results)),
+            ("Models", _models(results)),
+            ("Performance", _performance(results)),
+            ("Groups and transfer", _groups(results)),
+            ("Reproducibility", _provenance(results)),
+        )
+        for question, answer in answers
+    ]
+    missing = sum(answer == NOT_STATED for *_, answer in rows)
+    note = (
+        "What TRIPOD+AI (Collins et al., BMJ 2024) and CLAIM (Tejani et al., Radiology: AI 2024) ask of a prediction "
+        f"study, filled from the files of this run alone. {missing} of {len(rows)} answers are not stated: they are "
+        "the authors' to give, in the paper."
+    )
+    return Document("reporting", "Reporting sheet", [Table(["Section", "Asked", "This run"], rows, [note])])
+
+
+def _study(results: Results) -> list[tuple[str, str]]:
+    task = results.config.task or {"name": "classification"}
+    told = {key: value for key, value in task.items() if key != "name" and value not in ("", None, [])}
+    settings = ", ".join(f"{key}={value}" for key, value in told.items())
+    return [
+        ("What is predicted", f"{task['name']}{f' ({settings})' if settings else ''}: {results.dataset_title}"),
+        ("Development, or evaluation on other data", _evaluation(results)),
+        ("Intended use and users", ""),
+        ("Protocol or registration before the study", ""),
+        ("Ethics approval, consent", ""),
+        ("Funding, conflicts of interest", ""),
+    ]
+
+
+def _evaluation(results: Results) -> str:
+    if is_external(results):
+        return f"development, tested on another dataset: {results.config.split.kind}"
+    return "development, tested on slides of the same dataset that no training saw"
+
+
+def _data(results: Results) -> list[tuple[str, str]]:
+    dataset = results.config.dataset
+    splits = _table(results, "splits.csv")
+    patients = dataset.patients
+    if patients is None and "patient_id" in splits and (splits["patient_id"] != "").all() and len(splits):
+        patients = int(splits["patient_id"].nunique())
+    sizes = [f"{dataset.bags:,} slides" if dataset.bags is not None else ""]
+    sizes += [f"{patients:,} patients" if patients is not None else "patients unknown"]
+    sizes += [f"{dataset.instances:,} instances" if dataset.instances is not None else ""]
+    excluded = _table(results, "excluded.csv")
+    reasons = Counter(excluded["reason"]) if "reason" in excluded else Counter()
+    features = f"{dataset.features or 'one set'}, {dataset.in_dim} numbers an instance"
+    return [
+        ("Source of the data", f"{dataset.name}: {_KINDS.get(dataset.kind, dataset.kind)}"),
+        ("Where and when patients were included", ""),
+        ("Size", ", ".join(filter(None, sizes))),
+        ("Outcome", _outcome(results, splits)),
+        ("How the reference standard was set, by whom", ""),
+        ("Left out, and why", "; ".join(f"{n} {why}" for why, n in reasons.items()) or "no slide that was found"),
+        ("Missing values", ""),
+        ("Image features", features if dataset.in_dim is not None else ""),
+        ("Physical resolution", f"{dataset.mpp:g} micrometres a level-0 pixel" if dataset.mpp else ""),
+        ("Scaling", "by means and spreads of training instances alone" if dataset.standardised else "none"),
+        ("Known faults of the data", " ".join(sentence(line) for line in dataset.warnings)),
+    ]
+
+
+def _outcome(results: Results, splits: pd.DataFrame) -> str:
+    classes = results.config.dataset.classes
+    if "label" in splits and classes:
+        counts = Counter(splits["label"])
+        return ", ".join(f"{name}: {counts.get(str(i), counts.get(name, 0))}" for i, name in enumerate(classes))
+    return ", ".join(results.task.target_columns)
+
+
+def _splits(results: Results) -> list[tuple[str, str]]:
+    split = results.config.split
+    train, test = mean_sizes([trial for trial in results.trials if trial.ok])
+    sizes = f"{train:.0f} training and {test:.0f} test slides on average" if any(t.ok for t in results.trials) else ""
+    validation = (
+        "validation slides as the split names them"
+        if split.validation_fraction is None
+        else f"{split.validation_fraction:.0%} of the training slides"
+    )
+    return [
+        ("How slides were divided", f"{split.kind}; {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}"),
+        ("Sizes", sizes),
+        ("Validation", validation),
+        ("Patients on two sides", _leaks(_table(results, "splits.csv"))),
+        ("Sites on two sides", "none, by the split" if "site" in split.kind else ""),
+        ("Identity of the split", f"hash {split.hash}, seed {split.seed if split.seed is not None else '-'}"),
+        ("Labels shuffled, to find leaks", "yes: scores must be at chance" if results.config.permute_labels else "no"),
+    ]
+
+
+def _leaks(splits: pd.DataFrame) -> str:
+    """Whether a patient is on two sides, looked up in the split itself."""
+    columns = [name for name in splits if str(name).startswith("r") and "-f" in str(name)]
+    if not columns or "patient_id" not in splits:
+        return ""
+    known = splits[splits["patient_id"] != ""]
+    if not len(known):
+        return "cannot be told: patients are unknown"
+    leaked = {
+        patient
+        for column in columns
+        for patient, parts in known[known[column] != ""].groupby("patient_id")[column].nunique().items()
+        if parts > 1
+    }
+    unknown = len(splits) - len(known)
+    tail = f"; of {unknown} slides the patient is unknown" if unknown else ""
+    if leaked:
+        return f"{len(leaked)} patients, looked up in splits.csv{tail}"
+    return f"none in {count(len(columns), 'split')}, looked up in splits.csv{tail}"
+
+
+def _models(results: Results) -> list[tuple[str, str]]:
+    config = results.config
+    training = {label: model.training for label, model in config.model_settings.items()}
+    recipes = [
+        f"{label}: {of['epochs']} epochs, {of.get('optimizer', '-')}, learning rate {of.get('learning_rate', '-')}"
+        for label, of in training.items()
+        if "epochs" in of
+    ]
+    parameters = [
+        f"{label} {max(trial.parameters or 0 for trial in trials):,}"
+        for label, trials in results.finished.items()
+        if any(trial.parameters for trial in trials)
+    ]
+    rules = [f"{label}: {rule}" for label, rule in config.selection.items()]
+    return [
+        ("Models compared", ", ".join(config.model_settings)),
+        ("Trained numbers", ", ".join(parameters)),
+        ("Training", "; ".join(recipes)),
+        ("Tuning", _tuning(results)),
+        ("Which checkpoint was kept", "; ".join(dict.fromkeys(rules))),
+        ("Whether test slides chose anything", "no: checkpoints are chosen before test slides are predicted"),
+        ("Seeds", ", ".join(map(str, config.seeds))),
+        ("Class imbalance", _weights(training)),
+    ]
+
+
+def _tuning(results: Results) -> str:
+    tuned: Any = getattr(results.config, "tune", None)
+    if tuned:
+        return f"{tuned} for every aggregator, judged on validation slides (config.yaml, tuning.csv)"
+    if results.config.grid:
+        points = ", ".join(results.config.grid)
+        return f"a grid of {points}: each point is a row of its own, and validation marks the chosen one"
+    return "none: each model has the recipe in config.yaml, so that none had more attempts than another"
+
+
+def _weights(training: dict[str, dict[str, Any]]) -> str:
+    weighed = [label for label, of in training.items() if of.get("class_weights", "none") != "none"]
+    if not training or not any(training.values()):
+        return ""
+    return f"losses weighted by class frequency: {', '.join(weighed)}" if weighed else "no weights"
+
+
+def _performance(results: Results) -> list[tuple[str, str]]:
+    finished = [label for label, trials in results.finished.items() if trials]
+    methods = {results.estimate(label, results.lead.name).method for label in finished} - {""}
+    names = {
+        "corrected t": "corrected resampled t over test sets (Nadeau & Bengio 2003)",
+        "patients": "over the choice of test patients, of the trained models as they are",
+    }
+    failed = sum(not trial.ok for trial in results.trials)
+    pairs = tested(results)
+    tests = sorted(set(pairs["test"]) - {""}) if len(pairs) else []
+    of_lead = pairs[pairs["metric"] == results.lead.name]["detectable"].dropna()
+    sets = {results.test_set_of(trial.split) for trial in results.trials}
+    undefined = sum(trial.metrics.get(name) is None for trial in results.trials for name in trial.notes)
+    few = f"; {len(sets)} test sets decide nothing" if 1 < len(sets) < ENOUGH else ""
+    return [
+        ("Metrics", ", ".join(metric.title for metric in results.metrics)),
+        ("Intervals of 95 %", "; ".join(names[method] for method in sorted(methods))),
+        ("Comparisons", f"{', '.join(tests)}, adjusted by Holm over all pairs{few}" if tests else ""),
+        (
+            "Size of a difference that the study can see",
+            f"{of_lead.median():.3f} in {results.lead.title}, four times in five" if len(of_lead) else "",
+        ),
+        ("Calibration", "reliability, Brier score, calibration error" if "calibration" in results.task.figures else ""),
+        ("Failed trainings", f"{failed} of {len(results.trials)}, each with its reason" if failed else "none"),
+        ("What is undefined", f"{undefined} numbers, with reasons in undefined.csv" if undefined else "none"),
+        ("Use in practice (net benefit, workflow)", ""),
+    ]
+
+
+def _groups(results: Results) -> list[tuple[str, str]]:
+    columns = columns_of(results)
+    shown = results.config.dataset.instance_labels
+    return [
+        ("Groups of patients (fairness)", f"{', '.join(columns)}: subgroups.csv" if columns else ""),
+        ("Other data", _evaluation(results) if is_external(results) else "none"),
+        ("Whether explanations were checked", f"attention against instance labels: {shown}" if shown else ""),
+    ]
+
+
+def _provenance(results: Results) -> list[tuple[str, str]]:
+    config = results.config
+    versions = ", ".join(f"{name} {version}" for name, version in (config.versions or {}).items())
+    digests = ", ".join(f"{name} {digest[:12]}" for name, digest in (config.dataset.digests or {}).items())
+    hours = sum((trial.seconds_per_epoch or 0) * (trial.epochs or 0) for trial in results.trials) / 3600
+    memory = max((trial.peak_mem_mib or 0 for trial in results.trials), default=0)
+    cost = f"{hours:.2g} hours of training, at most {memory:,.0f} MiB a trial, {count(config.threads, 'thread')}"
+    return [
+        ("Software", f"mil-zoo {config.version}" + (f"; {versions}" if versions else "")),
+        ("Digests of the data", digests),
+        ("Plugins", ", ".join(config.plugins) if config.plugins else "none"),
+        ("Cost", cost if hours > 0 and np.isfinite(hours) else ""),
+        ("Machine", ""),
+        ("Every setting", "config.yaml of the run"),
+        ("Where code and data can be had", ""),
+    ]
+
+
+def _table(results: Results, name: str) -> pd.DataFrame:
+    path = results.path / name
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()

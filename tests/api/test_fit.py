@@ -1,0 +1,246 @@
+"""Training, comparing and saving from Python."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.model_selection import GridSearchCV, cross_val_score
+
+import mil_zoo
+from mil_zoo.data.dataset import open_dataset
+from mil_zoo.errors import InputError
+
+
+def shifted_bags(count=24, dim=6, **more):
+    """Bags whose positives hold a few shifted instances."""
+    rng = np.random.default_rng(0)
+    bags = []
+    for i in range(count):
+        n, label = int(rng.integers(8, 16)), i % 2
+        positive = np.arange(n) < 3 * label
+        features = (rng.normal(size=(n, dim)) + 3 * positive[:, None]).astype(np.float32)
+        bags.append(mil_zoo.Bag(features=features, label=label, slide_id=f"s{i}", patient_id=f"p{i}", **more))
+    return bags
+
+
+@pytest.fixture(scope="module")
+def bags():
+    return shifted_bags()
+
+
+@pytest.fixture(scope="module")
+def fitted(bags):
+    return mil_zoo.fit("abmil", bags[:12], bags[12:18], epochs=12, embed_dim=16, learning_rate=3e-3, data="Shifted")
+
+
+def test_fit_learns_and_tells_what_it_did(fitted, bags):
+    assert fitted.score(bags[18:])["auc"] > 0.9
+    assert list(fitted.history["epoch"]) == list(range(1, 13))
+    assert fitted.history["selected"].sum() == 1
+    assert fitted.options["embed_dim"] == 16
+    assert fitted.facts.training["learning_rate"] == 3e-3
+    assert fitted.facts.val == tuple(f"s{i}" for i in range(12, 18))
+    first, trained = fitted.predict([bags[18], bags[0]])
+    assert first.probabilities.sum() == pytest.approx(1)
+    assert first.attention.sum() == pytest.approx(1)
+    assert (first.trained_on, trained.trained_on) == (0, 1)
+
+
+def test_the_same_seed_gives_the_same_weights(bags):
+    one, same, other = (mil_zoo.fit("mean", bags[:12], bags[12:], epochs=1, embed_dim=8, seed=s) for s in (1, 1, 2))
+    assert torch.equal(one.aggregator.classifier.weight, same.aggregator.classifier.weight)
+    assert not torch.equal(one.aggregator.classifier.weight, other.aggregator.classifier.weight)
+
+
+def test_fit_takes_an_aggregator_of_ones_own(bags):
+    aggregator = mil_zoo.create_aggregator("max", 6, embed_dim=8)
+    trained = mil_zoo.fit(aggregator, bags[:12], bags[12:], epochs=1)
+    assert trained.aggregator is aggregator
+    assert trained.name == "max"
+    with pytest.raises(InputError, match="embed_dim is no setting of the training"):
+        mil_zoo.fit(aggregator, bags[:12], bags[12:], embed_dim=8)
+
+
+def test_fit_predicts_survival(bags):
+    rng = np.random.default_rng(1)
+    given = [
+        replace(bag, label=None, target=[12 - 8 * bag.label + rng.uniform(0, 3), float(i % 5 > 0)])
+        for i, bag in enumerate(bags)
+    ]
+    trained = mil_zoo.fit("mean", given[:14], given[14:], task="survival", epochs=2, embed_dim=8)
+    prediction = trained.predict(given[14:15])[0]
+    assert len(prediction.values) == len(trained.task.prediction_columns)
+    assert np.isfinite(prediction.probabilities[0])
+    with pytest.raises(InputError, match='say what they are, for instance task="survival"'):
+        mil_zoo.fit("mean", given[:14], given[14:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"aggregator": "abmill"}, "did you mean 'abmil'"),
+        ({"learning_rat": 1e-3}, "did you mean 'learning_rate'"),
+        ({"task": "survivl"}, "did you mean 'survival'"),
+        ({"val_bags": []}, "at least one of each"),
+        ({"val_bags": "train"}, "patients are in both the training and the validation bags .p11; 1 in all"),
+        ({"aggregator": "gigassl"}, "no aggregator that fit trains"),
+    ],
+    ids=str,
+)
+def test_fit_says_what_is_wrong(bags, change, message):
+    given = {"aggregator": "mean", "train_bags": bags[:12], "val_bags": bags[12:], **change}
+    if given["val_bags"] == "train":
+        given["val_bags"] = bags[11:14]
+    with pytest.raises(InputError, match=message):
+        mil_zoo.fit(**given)
+
+
+def test_cross_validation_gives_the_numbers_of_the_command_line(tmp_path, bag_table, run_cli):
+    code, _, _ = run_cli(
+        "bench", "--models", "mean,max", "--dataset", bag_table, "--folds", 2, "--epochs", 2, "--out", tmp_path / "cli"
+    )
+    assert code == 0
+    ran = pd.read_csv(tmp_path / "cli" / "table.csv").set_index("aggregator")
+    by_path = mil_zoo.cross_validate(["mean", "max"], bag_table, folds=2, epochs=2, out=tmp_path / "python")
+    in_memory = mil_zoo.cross_validate(
+        ["mean", "max"], list(open_dataset(bag_table).bags), folds=2, epochs=2, standardise=True
+    )
+    for results in (by_path, in_memory):
+        table = results.table()
+        scores = [name for name in ran if name.endswith(("_mean", "_sd", "_low", "_high", "_n"))]
+        assert len(scores) > 10
+        pd.testing.assert_frame_equal(table[scores].astype(float), ran[scores].astype(float), rtol=1e-9)
+    assert (tmp_path / "python" / "trials.jsonl").exists()
+
+
+def test_results_without_a_folder_take_their_files_along(bags):
+    results = mil_zoo.cross_validate("mean", bags, folds=2, epochs=1, overrides={"mean.embed_dim": 8})
+    path = results.path
+    assert path.is_dir()
+    del results
+    assert not path.exists()
+
+
+def test_cross_validation_says_what_is_wrong(bags):
+    with pytest.raises(InputError, match="slide_id of its own"):
+        mil_zoo.cross_validate("mean", [replace(bag, slide_id="") for bag in bags])
+    with pytest.raises(InputError, match="did you mean 'epochs'"):
+        mil_zoo.cross_validate("mean", bags, epoch=3)
+    with pytest.raises(InputError, match="trained in this process"):
+        mil_zoo.cross_validate("mean", bags, jobs=2)
+
+
+def test_scikit_learn_validates_and_searches(bags):
+    labels = np.array(["benign", "tumour"])[[bag.label for bag in bags]]
+    classifier = mil_zoo.MILClassifier("mean", epochs=8, learning_rate=1e-2, options={"embed_dim": 8})
+    scores = cross_val_score(classifier, bags, labels, cv=2, scoring="roc_auc", error_score="raise")
+    assert scores.min() > 0.8
+    search = GridSearchCV(classifier, {"learning_rate": [1e-6, 1e-2]}, cv=2, error_score="raise").fit(bags, labels)
+    assert search.best_params_ == {"learning_rate": 1e-2}
+    assert search.predict_proba(bags[:3]).shape == (3, 2)
+    assert set(search.predict(bags)) <= {"benign", "tumour"}
+
+
+def test_the_classifier_says_what_is_wrong(bags):
+    classifier = mil_zoo.MILClassifier("mean", epochs=1)
+    with pytest.raises(InputError, match="3 labels are given for 24 bags"):
+        classifier.fit(bags, [0, 1, 0])
+    with pytest.raises(InputError, match="a classifier needs two classes"):
+        classifier.fit(bags[:4], [1, 1, 1, 1])
+
+
+def test_the_names_load_when_they_are_used():
+    code = "import mil_zoo, sys; mil_zoo.__all__; print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+    for name in mil_zoo.__all__:
+        assert getattr(mil_zoo, name) is not None
+
+
+# Saving
+
+
+def test_a_saved_aggregator_predicts_the_same(tmp_path, fitted, bags):
+    fitted.save(tmp_path / "model")
+    loaded = mil_zoo.load(tmp_path / "model")
+    for one, other in zip(fitted.predict(bags[:4]), loaded.predict(bags[:4]), strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+        np.testing.assert_array_equal(one.attention, other.attention)
+        assert one.trained_on == other.trained_on == 1
+    assert loaded.facts == fitted.facts
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: mil-zoo\n")
+    assert "# abmil on Shifted" in card
+    assert "Trained on 12 slides; the checkpoint was chosen on 6 others" in card
+    assert "no medical device" in card
+    loaded.save(tmp_path / "model")  # over itself, and again the same
+    assert (tmp_path / "model" / "config.json").read_bytes() == json.dumps(
+        json.loads((tmp_path / "model" / "config.json").read_text()), indent=1
+    ).encode() + b"\n"
+
+
+def test_the_folder_is_what_the_hub_mixin_reads(tmp_path, fitted, bags):
+    hub = pytest.importorskip("huggingface_hub")
+    fitted.save(tmp_path)
+    abmil = type(fitted.aggregator)
+    shared = type("Shared", (abmil, hub.PyTorchModelHubMixin), {}).from_pretrained(str(tmp_path)).eval()
+    batch = mil_zoo.BagBatch.from_bags(bags[:3])
+    with torch.no_grad():
+        torch.testing.assert_close(shared(batch).logits, fitted.aggregator(batch).logits)
+
+
+def test_a_damaged_folder_is_named(tmp_path, fitted):
+    with pytest.raises(InputError, match="no such file; pass the folder"):
+        mil_zoo.load(tmp_path)
+    fitted.save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"model.safetensors cannot be loaded"):
+        mil_zoo.load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value, message in (
+        ("aggregator", "abmill", "did you mean 'abmil'"),
+        ("precision", 3, "precision must be text"),
+        ("task", {"name": "regression"}, "its task has 1 outputs"),
+    ):
+        changed = config | {"mil_zoo": config["mil_zoo"] | {key: value}}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=message):
+            mil_zoo.load(tmp_path)
+    for text in ("[]", "{", '{"mil_zoo": 3}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config\.json"):
+            mil_zoo.load(tmp_path)
+
+
+def test_nothing_else_is_written_over(tmp_path, fitted):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="holds no trained aggregator"):
+        fitted.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_nothing_says_how_to_make_is_not_saved(tmp_path, bags):
+    own = type(mil_zoo.create_aggregator("mean", 6))(6, 2)
+    trained = mil_zoo.fit(own, bags[:12], bags[12:], epochs=1)
+    with pytest.raises(InputError, match="was not made by create_aggregator"):
+        trained.save(tmp_path / "model")
+
+
+def test_a_trial_of_a_run_is_exported(tmp_path, bag_table, run_cli):
+    mil_zoo.cross_validate("mean", bag_table, folds=2, epochs=1, out=tmp_path / "run")
+    code, out, _ = run_cli("export", tmp_path / "run", "--model", "mean", "--out", tmp_path / "model")
+    assert code == 0
+    assert "mil_zoo.load(" in out
+    loaded = mil_zoo.load(tmp_path / "model")
+    trial = loaded.facts.trial.split()[1]
+    bag = open_dataset(bag_table).bags[0]
+    expected = mil_zoo.Predictor(tmp_path / "run", "mean", trial).predict(bag)
+    np.testing.assert_array_equal(loaded.predict([bag])[0].probabilities, expected.probabilities)
+    assert loaded.standardiser is not None
+    assert loaded.facts.test_scores
+    assert "| auc |" in (tmp_path / "model" / "README.md").read_text()

@@ -1,0 +1,69 @@
+"""The reporting sheet: answers from the run's own files, and nothing else."""
+
+import pandas as pd
+import pytest
+
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables import write_tables
+from mil_zoo.report.tables.reporting import NOT_STATED, reporting_sheet
+
+SPLITS = "slide_id,patient_id,label,r0-f0,r0-f1\ns1,p1,0,train,test\ns2,p2,1,test,train\ns3,p3,1,val,val\n"
+
+
+@pytest.fixture
+def sheet(make_run):
+    def make(splits=SPLITS, **options):
+        run = make_run(models=("abmil", "mean"), folds=2, **options)
+        if splits:
+            (run.path / "splits.csv").write_text(splits)
+        results = Results.load(run)
+        (table,) = reporting_sheet(results).tables
+        return {question: answer for _, question, answer in table.rows}, results
+
+    return make
+
+
+def test_answers_come_of_the_run(sheet):
+    answers, results = sheet()
+    assert answers["Models compared"] == "abmil, mean"
+    assert answers["Outcome"] == "normal: 1, tumour: 2"
+    assert answers["Patients on two sides"] == "none in 2 splits, looked up in splits.csv"
+    assert answers["Known faults of the data"] == "Labels of 3 slides are disputed."
+    assert answers["Comparisons"].endswith("adjusted by Holm over all pairs; 2 test sets decide nothing")
+    assert answers["Tuning"].startswith("none: each model has the recipe")
+    assert answers["Software"].startswith("mil-zoo 0.1.0")
+    write_tables(results)
+    text = (results.path / "reporting.md").read_text()
+    stated = sum(answer == NOT_STATED for answer in answers.values())
+    assert f"{stated} of {len(answers)} answers are not stated" in text
+
+
+def test_what_no_run_can_know_is_not_stated(sheet):
+    answers, _ = sheet(splits=None)
+    for question in ("Ethics approval, consent", "Funding, conflicts of interest", "Missing values", "Machine"):
+        assert answers[question] == NOT_STATED, question
+    assert answers["Patients on two sides"] == NOT_STATED  # without splits.csv nobody can look it up
+    assert answers["Groups of patients (fairness)"] == NOT_STATED
+
+
+def test_a_patient_on_two_sides_is_found_in_the_split_itself(sheet):
+    answers, _ = sheet(splits=SPLITS.replace("s2,p2", "s2,p1"))
+    assert answers["Patients on two sides"].startswith("1 patients")
+
+
+def test_unknown_patients_are_said_so(sheet):
+    answers, _ = sheet(splits=SPLITS.replace(",p1", ",").replace(",p2", ",").replace(",p3", ","))
+    assert answers["Patients on two sides"] == "cannot be told: patients are unknown"
+
+
+def test_groups_and_exclusions(sheet):
+    answers, results = sheet()
+    pd.DataFrame({"slide_id": ["a"], "patient_id": ["p"], "reason": ["no label"]}).to_csv(results.path / "excluded.csv")
+    pd.DataFrame({"slide_id": ["s1"], "patient_id": ["p1"], "site": ["x"]}).to_csv(
+        results.path / "groups.csv", index=False
+    )
+    (table,) = reporting_sheet(Results.load(results.path)).tables
+    again = {question: answer for _, question, answer in table.rows}
+    assert again["Groups of patients (fairness)"] == "site: subgroups.csv"
+    assert again["Left out, and why"] == "1 no label"
+    assert answers["Left out, and why"] == "no slide that was found"
