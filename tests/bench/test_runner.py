@@ -193,7 +193,7 @@ plan = make_plan(suite, table)
 def attempt(folder, seconds=None):
     child = os.fork()
     if child == 0:
-        write_tables(Results.load(run_plan(plan, Path(folder), checkpoint_seconds=0.0)))
+        write_tables(Results.load(run_plan(plan, Path(folder), checkpoint_seconds=0.05)))
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)

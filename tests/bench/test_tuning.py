@@ -179,7 +179,7 @@ def test_proposals_depend_on_the_seed_and_what_was_judged_alone(sampler):
     def judge(number, settings):
         return Judged(settings=settings, score=-abs(np.log10(settings["learning_rate"]) + 3) + settings["width"] / 100)
 
-    recipe = {"learning_rate": 0.0, "width": 8}  # outside of the space
+    recipe = {"learning_rate": 1.0, "width": 8}  # outside of the space
     first, second, other = (search(SPACE, recipe, 25, sampler, seed, judge, True) for seed in (1, 1, 2))
     assert first == second
     assert [one.settings for one in first[1:]] != [one.settings for one in other[1:]]
