@@ -329,7 +329,9 @@ def main() -> None:
         "\nPermutation and DeLong speak of these trained models, the corrected t of the procedures. The bootstrap is "
         "in `table.csv` only: near the ends of a metric's range it is too short, as its rows show. The interval of a "
         "difference on a single test set (DeLong's, the jackknife's) is its test turned round: it covers what the test "
-        "does not reject.\n",
+        "does not reject. The band of a curve on a single test set is a bootstrap's: where the curve is at 1 in nearly "
+        "every draw it has no width, and covers much less than it should, as the rows of small and of nearly separated "
+        "test sets show.\n",
     ]
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "statistics.md").write_text("\n".join(lines), encoding="utf-8")

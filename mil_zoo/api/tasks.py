@@ -35,7 +35,7 @@ def task_for(task: TaskLike, bags: Sequence[Bag]) -> Task:
             raise InputError(
                 f"slide {slide.slide_id!r} has the label {slide.label}; give every bag a class index from 0"
             )
-    classes = settings.get("num_classes", max(2, 1 + max(label for label in labels if label is not None)))
+    classes: Any = settings.get("num_classes", max(2, 1 + max(label for label in labels if label is not None)))
     if not settings or settings == {"name": "classification"}:
         return Classification(classes)
     return task_of_config({"task": {"num_classes": classes, **settings}})

@@ -78,7 +78,7 @@ class Predictor:
             options = {key: each.settings.get(key, value) for key, value in settings.options.items()}
             aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(device)
             standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
-            known = parts.get(f"r{each.repeat}-f{each.fold}", {})
+            slides = parts.get(f"r{each.repeat}-f{each.fold}", {})
             self.members.append(
                 Fitted(
                     aggregator=aggregator,
@@ -87,7 +87,7 @@ class Predictor:
                     graph=settings.graph,
                     precision=str(settings.training.get("precision", "float32")),
                     standardiser=standardiser,
-                    facts=_facts(config, model, each, known),
+                    facts=_facts(config, model, each, slides),
                     device=device,
                 )
             )

@@ -78,6 +78,9 @@ def export_onnx(fitted: Fitted, path: Path | str, tolerance: float = 1e-5) -> Pa
 class _OneBag(nn.Module):
     """The aggregator as a function of the features, and perhaps the coordinates, of one bag."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, fitted: Fitted) -> None:
         super().__init__()
         self.aggregator: Aggregator = fitted.aggregator
@@ -112,6 +115,8 @@ class _OneBag(nn.Module):
         size = features.shape[0]
         offsets = torch.arange(2, device=features.device) * size
         batch = BagBatch(features=features, offsets=offsets, coords=coords, lengths=(size,))
+        # Cached properties hold a lock, which the tracer does not know: what they compute is put in their place.
+        batch.sizes, batch.bag_index = offsets.diff(), offsets.new_zeros(size)
         output = self.aggregator(batch)
         attention = () if output.attention is None else (output.attention,)
         return (self.aggregator.predict(output.logits), output.logits, *attention)

@@ -13,13 +13,16 @@ from mil_zoo.fitted import Fitted
 DIM = 8
 SMALL = {
     "abmil": {"embed_dim": 16, "gated": True},
+    "abmilx": {"embed_dim": 16},
     "clam_mb": {"embed_dim": 16},
     "clam_sb": {"embed_dim": 16},
     "dsmil": {},
     "ibmil": {"embed_dim": 16},
+    "ilra": {"embed_dim": 16},
     "max": {"embed_dim": 16},
     "mean": {"embed_dim": 16},
     "mhim": {"embed_dim": 16},
+    "vit": {"embed_dim": 16},
 }
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -1,8 +1,11 @@
 """The reporting sheet: answers from the run's own files, and nothing else."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
+from mil_zoo.bench.results import TuningFacts
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 from mil_zoo.report.tables.reporting import NOT_STATED, reporting_sheet
@@ -54,6 +57,15 @@ def test_a_patient_on_two_sides_is_found_in_the_split_itself(sheet):
 def test_unknown_patients_are_said_so(sheet):
     answers, _ = sheet(splits=SPLITS.replace(",p1", ",").replace(",p2", ",").replace(",p3", ","))
     assert answers["Patients on two sides"] == "cannot be told: patients are unknown"
+
+
+def test_a_tuned_run_says_how(sheet):
+    _, results = sheet()
+    tuning = TuningFacts(configurations=16, sampler="tpe", optuna="4")
+    tuned = dataclasses.replace(results, config=dataclasses.replace(results.config, tuning=tuning))
+    (table,) = reporting_sheet(tuned).tables
+    answer = next(answer for _, question, answer in table.rows if question == "Tuning")
+    assert answer.startswith("16 configurations of every aggregator, the recipe among them (tpe), judged on validation")
 
 
 def test_groups_and_exclusions(sheet):

@@ -166,9 +166,14 @@ def _models(results: Results) -> list[tuple[str, str]]:
 
 
 def _tuning(results: Results) -> str:
-    tuned: Any = getattr(results.config, "tune", None)
-    if tuned:
-        return f"{tuned} for every aggregator, judged on validation slides (config.yaml, tuning.csv)"
+    tuning = results.config.tuning
+    if tuning is not None:
+        inner = tuning.inner_folds
+        judge = "validation slides" if inner is None else f"{inner} inner folds of each split's training part"
+        return (
+            f"{tuning.configurations} configurations of every aggregator, the recipe among them ({tuning.sampler}), "
+            f"judged on {judge} and never on test slides: tuning.csv"
+        )
     if results.config.grid:
         points = ", ".join(results.config.grid)
         return f"a grid of {points}: each point is a row of its own, and validation marks the chosen one"
