@@ -186,7 +186,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 
 table, killed, whole = sys.argv[1:]
-suite = read_suite(None, datasets=[table], models=["srmil", "abmil", "mean"], folds=3, repeats=2, epochs=2,
+suite = read_suite(None, datasets=[table], models=["srmil", "abmil", "mean"], folds=3, epochs=2,
                    overrides={"srmil.hidden": 8, "srmil.heads": 2})
 plan = make_plan(suite, table)
 
@@ -232,7 +232,7 @@ def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bytes(bag_table,
         *(f"trials/{path.parent.name}/{path.name}" for path in whole.glob("trials/*/*.csv")),
         *(f"trials/{path.parent.name}/{path.name}" for path in whole.glob("trials/*/weights.safetensors")),
     ]
-    assert len(names) == 2 + 3 * 18 + 12  # predictions, epochs and weights of 18 trials, skew of the 12 with attention
+    assert len(names) == 2 + 3 * 9 + 6  # predictions, epochs and weights of 9 trials, skew of the 6 with attention
     for name in names:
         if not name.endswith("epochs.csv"):  # these hold measured seconds
             assert (whole / name).read_bytes() == (tmp_path / killed / name).read_bytes(), name
