@@ -336,10 +336,7 @@ def create_aggregator(
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
-    for option, value in options.items():  # kernels scale by 1 / (1 - rate)
-        is_rate = option.endswith(("dropout", "_drop")) and option != "mask_drop"
-        if is_rate and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise InputError(f"{name}: {option} must be at least 0 and below 1, not {value}")
+    check_rates(name, options)
     task = task or Classification(num_classes)
     aggregator = cls(in_dim, task.outputs, **options)
     try:
@@ -348,6 +345,14 @@ def create_aggregator(
         raise InputError(f"{name}: {error}") from error
     aggregator.created_with = options
     return aggregator
+
+
+def check_rates(name: str, options: Mapping[str, Any]) -> None:
+    """Raises an ``InputError`` for a dropout rate that kernels can't scale by, 1 / (1 - rate): before any training."""
+    for option, value in options.items():
+        is_rate = option.endswith(("dropout", "_drop")) and option != "mask_drop"
+        if is_rate and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise InputError(f"{name}: {option} must be at least 0 and below 1, not {value}")
 
 
 def aggregator_options(name: str) -> dict[str, Any]:

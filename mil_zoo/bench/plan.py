@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
+from mil_zoo.aggregators.base import AGGREGATORS, check_rates, create_aggregator
 from mil_zoo.bench.grid import points
 from mil_zoo.bench.opening import open_judged
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts, TuningFacts
@@ -308,8 +308,10 @@ def _left_out(models: Sequence[ModelPlan], dataset: Dataset) -> list[str]:
     """What the models train without in a task of no classes, a sentence each.
 
     Raises:
-        InputError: one of them cannot take the task.
+        InputError: one of them cannot take the task, or a dropout rate is none.
     """
+    for model in models:
+        check_rates(model.name, model.options)
     if isinstance(dataset.task, Classification):
         return []
     without: dict[str, str] = {}

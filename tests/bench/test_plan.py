@@ -149,3 +149,10 @@ def test_every_shipped_aggregator_configuration_fits_its_aggregator(name):
 def test_every_builtin_aggregator_has_a_configuration():
     builtin = [name for name in AGGREGATORS if AGGREGATORS.get(name).__module__.startswith("mil_zoo.")]
     assert set(builtin) <= set(shipped_names("aggregators"))
+
+
+def test_a_dropout_rate_that_leaves_nothing_is_refused_before_training(bag_table):
+    for wrong in (1.0, float("nan")):
+        suite = read_suite(None, datasets=[str(bag_table)], models=["wikg"], folds=2, overrides={"wikg.dropout": wrong})
+        with pytest.raises(InputError, match="wikg: dropout must be at least 0 and below 1"):
+            make_plan(suite, str(bag_table))
