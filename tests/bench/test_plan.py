@@ -139,7 +139,7 @@ def test_a_small_budget_keeps_rate_times_epochs_of_each_recipe_and_one_width(nam
 @pytest.mark.parametrize("name", shipped_names("aggregators"))
 def test_every_shipped_aggregator_configuration_fits_its_aggregator(name):
     mapping = read_shipped("aggregators", name)
-    assert set(mapping) <= {"options", "training"}
+    assert set(mapping) <= {"options", "training", "search"}
     assert set(mapping.get("options", {})) <= set(model_options(name))
     from_mapping(TrainingConfig, mapping["training"], name)
     if name in AGGREGATORS:
