@@ -217,6 +217,7 @@ def test_without_attention_there_is_no_skew_table(make_run):
         "table.tex",
         "cost.csv",
         "cost.md",
+        "reporting.md",
     ]
 
 
