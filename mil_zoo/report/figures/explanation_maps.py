@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 from urllib.parse import quote
 
@@ -64,7 +65,7 @@ def draw(results: Results) -> dict[str, Figure]:
             draw_patches(axes, part["coords"], part["patch_size"], cmap(rank), rank, 0.6 * WIDTH)
     headings = ["Truth"] * (truth is not None) + [TITLES.get(name, name) for name in names]
     for axes, heading in zip(panels[0], headings, strict=True):
-        axes.set_title(plain(wrapped(heading, 16)), fontsize=7)
+        axes.set_title(plain(textwrap.fill(heading, 20)), fontsize=7)
     return {"explanation-maps": figure}
 
 

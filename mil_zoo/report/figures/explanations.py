@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -41,7 +43,7 @@ def draw(results: Results) -> dict[str, Figure]:
                 axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color="0.5", fontsize=7)
             axes.tick_params(labelsize=6)
             if i == 0:
-                axes.set_title(wrapped(TITLES.get(explainer, explainer), 16), fontsize=7)
+                axes.set_title(textwrap.fill(TITLES.get(explainer, explainer), 20), fontsize=7)
         panels[i, 0].set_ylabel(wrapped(label, 14), fontsize=7)
     figure.supxlabel("share of instances removed (%)", fontsize=7)
     figure.supylabel("prediction lost", fontsize=7)
