@@ -23,7 +23,7 @@ from mil_zoo.report.names import file_stem
 
 COLUMNS = 4
 SPAN = 100.0  # colours end at a hundredth and a hundred times uniform attention: one scale for all slides and runs
-_TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
+TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
 
 
 @register_figure(
@@ -200,7 +200,7 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
 
 def _draw_truth(axes: Axes, part: dict[str, Any], names: list[str]) -> None:
     positive = (part["instance_labels"] > 0).astype(int)
-    draw_patches(axes, part["coords"], float(part["patch_size"]), _TRUTH[positive], positive)
+    draw_patches(axes, part["coords"], float(part["patch_size"]), TRUTH[positive], positive)
     truth = textwrap.fill(f"truth: {_name(part['label'], names)}", 24)
     axes.set_title(plain(f"{truth}\n{positive.mean():.1%} of {len(positive):,} positive"))
 

@@ -8,16 +8,13 @@ from urllib.parse import quote
 
 import h5py
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
 
-from mil_zoo.report.figures.attention_maps import draw_patches
+from mil_zoo.report.figures.attention_maps import TRUTH, draw_patches
 from mil_zoo.report.figures.look import WIDTH, plain, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.explanations_table import STORE, TITLES
-
-TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
 
 
 @register_figure(
