@@ -11,7 +11,8 @@ line, to ``rows.jsonl`` of the folder (``benchmarks/results/gpu-<name>``), and a
 - pytest: tests/kernels/test_triton.py on the device; compile: the kernels of the steps that follow
 - ops, steps: times beside floors, PyTorch Geometric and plain PyTorch
 - scale: SRMIL on 2 x 10^5 (training) and 10^6 patches (evaluation)
-- epoch, waits, graphs: an epoch of ``fit``; which steps wait for the device; what a CUDA graph gains
+- epoch, profile, waits, graphs: an epoch of ``fit``; where the host spends a step; which steps wait
+  for the device; what a CUDA graph gains
 
 ``--quick`` rehearses every line with tiny sizes, also on a CPU under Triton's interpreter; its numbers mean nothing.
 """
@@ -44,15 +45,16 @@ class Step(NamedTuple):
 STAGES: list[dict[str, Step]] = [
     {"device": Step(40, 1, "device.run")},
     {
-        "pytest": Step(80, 4, ""),
-        "compile": Step(80, 8, "speed.compile_all"),
-        "correct": Step(80, 4, "correct.run"),
-        "models": Step(80, 2, "models.run"),
+        "pytest": Step(110, 4, ""),
+        "compile": Step(110, 8, "speed.compile_all"),
+        "correct": Step(110, 5, "correct.run"),
+        "models": Step(110, 3, "models.run"),
     },
-    {"steps": Step(100, 1, "speed.steps")},
+    {"steps": Step(110, 1, "speed.steps")},
     {"epoch": Step(40, 1, "speed.epoch")},
-    {"ops": Step(50, 1, "speed.ops")},
-    {"waits": Step(40, 1, "speed.waits"), "graphs": Step(40, 1, "speed.graphs")},
+    {"ops": Step(60, 1, "speed.ops")},
+    {"graphs": Step(40, 1, "speed.graphs")},
+    {"waits": Step(50, 1, "speed.waits"), "profile": Step(50, 1, "speed.profile")},
     {"scale": Step(45, 1, "scale.run")},
 ]
 

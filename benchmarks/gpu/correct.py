@@ -16,10 +16,13 @@ from mil_zoo.kernels import (
     dropout_linear,
     graph_attention,
     graph_dot_attention,
+    graph_softmax_sum,
+    graph_sum,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
     segment_reduce,
+    selective_scan,
 )
 
 SEED = 2**61 + 11
@@ -82,7 +85,8 @@ def _outputs_and_gradients(case: Case, backend: str, inputs: list[Tensor]) -> li
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
     """Sizes 1, 63, 1000 and beyond the 65 536 rows of a grid's axis; hubs, empty rows, widths that fill no block."""
-    return [*_graph_cases(device, quick), *_segment_cases(device, quick), *_layer_cases(device, quick)]
+    parts = (_graph_cases, _sum_cases, _segment_cases, _scan_cases, _layer_cases)
+    return [case for part in parts for case in part(device, quick)]
 
 
 def _graph_cases(device: torch.device, quick: bool) -> list[Case]:
@@ -115,6 +119,48 @@ def _attend(graph: CSR, bag: Tensor | None, options: dict, backend: str, feat, s
 
 def _attend_dot(graph: CSR, options: dict, backend: str, q, k, v, bias=None) -> object:
     return graph_dot_attention(q, k, v, graph, bias=bias, backend=backend, **options)
+
+
+def _sum_cases(device: torch.device, quick: bool) -> list[Case]:
+    from kernel_cases import random_csr
+
+    found = []
+    for n, width in [(1, 5), (63, 1), (1000, 37), *([] if quick else [(1000, 512), (70_000, 9)])]:
+        graph = random_csr(n, n).to(device)
+        for weighted in (True, False):
+            weight = _draw((graph.num_edges,), 7, device) if weighted else None
+            name = f"graph_sum {n} x {width}" + ", weights" * weighted
+            found.append(Case(name, [(n, width)], partial(_sum, graph, weight)))
+        found.append(Case(f"graph_softmax_sum {n} x {width}", [(n, width), (1,)], partial(_softmax_sum, graph)))
+    return found
+
+
+def _sum(graph: CSR, weight: Tensor | None, backend: str, x: Tensor) -> Tensor:
+    return graph_sum(x, graph, weight=None if weight is None else weight.to(x.dtype), backend=backend)
+
+
+def _softmax_sum(graph: CSR, backend: str, x: Tensor, t: Tensor) -> Tensor:
+    return graph_softmax_sum(x, t, graph, backend=backend)
+
+
+def _scan_cases(device: torch.device, quick: bool) -> list[Case]:
+    """Bags of one instance, of less and of more than a chunk; channels and states that fill no block."""
+    found = []
+    large = [] if quick else [((700, 1, 300), 96, 16), ((3000,), 200, 16)]
+    for sizes, channels, states in [((1,), 3, 2), ((1, 62), 5, 3), ((130, 64, 65), 37, 5), *large]:
+        n, offsets = sum(sizes), torch.tensor([0, *sizes]).cumsum(0).to(device)
+        for full in (True, False):
+            shapes = [(n, channels), (n, channels), (channels, states), (n, states), (n, states)]
+            shapes += [(channels,), (n, channels), (channels,)] if full else []
+            name = f"selective_scan {sizes} x {channels} x {states}" + ", D, z, bias, softplus" * full
+            found.append(Case(name, shapes, partial(_scan, offsets, full)))
+    return found
+
+
+def _scan(offsets: Tensor, full: bool, backend: str, u, delta, A, *rest) -> object:
+    # Rates below zero and steps above it, as everywhere that the op is used: states would grow beyond any number.
+    delta = delta if full else delta.abs()
+    return selective_scan(u, delta, -A.abs(), *rest, softplus=full, offsets=offsets, backend=backend)
 
 
 def _segment_cases(device: torch.device, quick: bool) -> list[Case]:

@@ -152,3 +152,19 @@ def edge_softmax(scores: Tensor, dst: Tensor, count: int) -> Tensor:
     top = scores.new_full((count, scores.shape[1]), -torch.inf).scatter_reduce(0, index, scores.detach(), "amax")
     weight = (scores - top[dst]).exp()
     return weight / weight.new_zeros(top.shape).scatter_add(0, index, weight)[dst]
+
+
+def scan_by_doubling(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+    """Selective scan of one bag as fast as plain PyTorch can: log2(L) rounds, each doubling what a state looks back on.
+
+    From coefficients ``a_t = exp(dt_t A)`` and ``b_t = dt_t u_t B_t``, a round of reach r replaces ``(a_t, b_t)`` by
+    ``(a_t a_(t-r), a_t b_(t-r) + b_t)``; memory is a few tensors of L x d x n a round.
+    """
+    dt = F.softplus(delta + delta_bias)
+    decay, state = (dt[:, :, None] * A).exp(), (dt * u)[:, :, None] * B[:, None, :]
+    reach = 1
+    while reach < len(u):
+        state = torch.cat([state[:reach], decay[reach:] * state[:-reach] + state[reach:]])
+        decay = torch.cat([decay[:reach], decay[reach:] * decay[:-reach]])
+        reach *= 2
+    return ((state @ C[:, :, None])[..., 0] + D * u) * F.silu(z)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
+import io
+import pstats
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,17 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from gpu import plain
-from gpu.common import Check, peak_mib, random_batch, random_inputs, timed, window_graph
-from mil_zoo import Bag, create_aggregator
+from gpu.common import Check, peak_mib, random_batch, random_inputs, synchronise, timed, window_graph
+from mil_zoo import Bag, create_aggregator, list_aggregators
 from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.kernels import (
     dropout_linear,
     graph_attention,
     graph_dot_attention,
+    graph_softmax_sum,
+    graph_sum,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
     segment_reduce,
+    selective_scan,
 )
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -92,6 +98,12 @@ def _ops(check: Check) -> list[tuple[str, Callable[[], None]]]:
     for reduce in ("sum", "max", "logsumexp"):
         for case in ("triton", "reference"):
             todo.append((f"segment_reduce {reduce}", partial(_segment_reduce, check, reduce, case)))
+    for case in ("triton", "triton, bfloat16", "doubling"):
+        todo.append(("selective_scan", partial(_selective_scan, check, case)))
+    for case in ("triton", "sparse"):
+        todo.append(("graph_sum", partial(_graph_sum, check, case)))
+    for case in ("triton", "reference"):
+        todo.append(("graph_softmax_sum", partial(_graph_softmax_sum, check, case)))
     return todo
 
 
@@ -180,6 +192,50 @@ def _segment_reduce(check: Check, reduce: str, case: str) -> None:
     _measure(check, what, case, _with_gradients(function, inputs), _bytes(function, inputs, offsets))
 
 
+def _selective_scan(check: Check, case: str) -> None:
+    """MambaMIL's recurrence on one bag: gate, direct path, bias and softplus."""
+    n, channels, states = (20, 32, 16) if check.quick else (200 if check.small else 10_000, 512, 16)
+    dtype = BF16 if "bfloat16" in case else FP32
+    shapes = [(n, channels)] * 2 + [(channels, states)] + [(n, states)] * 2 + [(channels,), (n, channels), (channels,)]
+    u, delta, A, *rest = random_inputs(check.device, dtype, *shapes)
+    inputs = [u, delta, (-A.detach().abs() - 0.1).requires_grad_(), *rest]
+
+    def function(*x: Tensor) -> Tensor:
+        return plain.scan_by_doubling(*x) if case == "doubling" else selective_scan(*x, softplus=True, backend="triton")
+
+    bytes_ = _bytes(function, inputs)
+    what = f"selective_scan, {n} instances, {channels} channels, {states} states"
+    _measure(check, what, case, _with_gradients(function, inputs), bytes_)
+
+
+def _graph_sum(check: Check, case: str) -> None:
+    n, width = 100 if check.small else 100_000, 256
+    graph = window_graph(n, check.device)
+    graph.transposed  # noqa: B018
+    inputs = random_inputs(check.device, FP32, (n, width))
+    ones = torch.ones(graph.num_edges, device=check.device)
+    matrix = torch.sparse_csr_tensor(graph.indptr, graph.indices, ones, (n, n))
+
+    def function(x: Tensor) -> Tensor:
+        return matrix @ x if case == "sparse" else graph_sum(x, graph, backend="triton")
+
+    bytes_ = _bytes(function, inputs, graph.indptr, graph.indices, graph.indptr, graph.indices)
+    _measure(check, f"graph_sum, N = {n}, window:2, {width}", case, _with_gradients(function, inputs), bytes_)
+
+
+def _graph_softmax_sum(check: Check, case: str) -> None:
+    n, width = 100 if check.small else 10_000, 256
+    graph = window_graph(n, check.device)
+    graph.transposed  # noqa: B018
+    inputs = random_inputs(check.device, FP32, (n, width), (1,))
+
+    def function(x: Tensor, t: Tensor) -> Tensor:
+        return graph_softmax_sum(x, t, graph, backend=case)
+
+    bytes_ = _bytes(function, inputs, graph.indptr, graph.indices, graph.indptr, graph.indices)
+    _measure(check, f"graph_softmax_sum, N = {n}, window:2, {width}", case, _with_gradients(function, inputs), bytes_)
+
+
 def _dropout_linear(check: Check, case: str) -> None:
     """SRMIL's first layer: three copies of the rows, two thirds of two of them the token."""
     n = 100 if check.small else 10_000
@@ -225,6 +281,7 @@ def _residual_norm_prelu(check: Check, case: str) -> None:
 
 
 STEPS = ("abmil", "clam_sb", "srmil", "dsmil", "transmil", "clam_mb", "acmil", "ilra", "rrt", "wikg")
+STEPS += ("mambamil", "s4mil", "vit", "gtp", "patchgcn", "camil", "attrimil", "mhim", "dtfd", "sm_transformer")
 OPTIONS = {"abmil": {"embed_dim": 512}}
 
 
@@ -327,7 +384,7 @@ def waits(check: Check) -> None:
     if check.device.type != "cuda":
         check.report("waiting for the device", skipped="no CUDA device")
         return
-    for name in STEPS:
+    for name in list_aggregators():
         check.attempt(f"{name} waits", partial(_waits, check, name))
 
 
@@ -349,6 +406,36 @@ def _waits(check: Check, name: str) -> None:
         {f"{w.filename.rpartition('mil_zoo/')[2]}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)}
     )
     check.report(f"{name} training step waits for the device", times=len(caught), at=places)
+
+
+def profile(check: Check) -> None:
+    """Where the host spends the time of handing steps over, function by function, into ``profile-<name>.txt``."""
+    for name in ("abmil", "clam_sb", "dsmil", "srmil"):
+        check.attempt(f"{name} profile", partial(_profile, check, name))
+
+
+def _profile(check: Check, name: str, steps_: int = 50) -> None:
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(check.device).train()
+    batch = random_batch(200, check.dim, check.device, graph=type(model).graph is not None)
+    step = _training_step(model, lambda: model.losses(batch)["loss"], partial(torch.autocast, "cuda", enabled=False))
+    for _ in range(3):
+        step()
+    synchronise(check.device)
+    profiler = cProfile.Profile()
+    start = time.perf_counter()
+    for _ in range(steps_):
+        step()
+    synchronise(check.device)
+    seconds = (time.perf_counter() - start) / steps_
+    profiler.enable()
+    for _ in range(steps_):
+        step()
+    synchronise(check.device)
+    profiler.disable()
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(45)
+    (check.out / f"profile-{name}.txt").write_text(text.getvalue())
+    check.report(f"{name} training step, N = 200, handed over", seconds_a_step=seconds)
 
 
 def epoch(check: Check) -> None:
