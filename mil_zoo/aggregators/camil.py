@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.neighbours import nearest
+from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.aggregators.checkpoints import flat_state_dict
-from mil_zoo.aggregators.transmil import pseudo_inverse
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import graph_sum, segment_attention_pool
@@ -45,14 +45,17 @@ class NystromAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, dim]`` to the same."""
-        pad = -len(x) % self.landmarks
-        qkv = F.pad(self.to_qkv(x), (0, 0, pad, 0)).view(pad + len(x), 3, self.heads, -1)
-        q, k, v = qkv.permute(1, 2, 0, 3)[:, None]  # [1, H, pad + N, d]
-        q_mean, k_mean = (y.unflatten(2, (self.landmarks, -1)).mean(3) for y in (q, k))  # [1, H, m, d]
-        inverse = pseudo_inverse((q_mean @ k_mean.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)[0])
-        summary = inverse @ F.scaled_dot_product_attention(q_mean, k, v)
-        out = F.scaled_dot_product_attention(q[:, :, pad:], k_mean, summary)[0].transpose(0, 1)  # [N, H, d]
-        return self.to_out((out + self._convolve(v[0, :, pad:].transpose(0, 1))).flatten(1))
+        zeros, qkv = Zeros.before(len(x), self.landmarks), self.to_qkv(x).view(len(x), 3, self.heads, -1)
+        means = zeros.means(qkv[:, :2], self.landmarks)
+        q_mean, k_mean = means.permute(1, 2, 0, 3)[:, None]  # [1, H, m, d]
+        padded = zeros.prepend(qkv)
+        _, k, v = padded.permute(1, 2, 0, 3)[:, None]  # [1, H, pad + N, d]
+        to_landmarks = zeros.landmark_bias(means)
+        inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks)[0], zeros.landmarks)
+        summary = inverse @ F.scaled_dot_product_attention(q_mean, k, v, zeros.token_bias(padded))
+        q = qkv[:, 0].transpose(0, 1)[None]
+        out = F.scaled_dot_product_attention(q, k_mean, summary, to_landmarks)[0].transpose(0, 1)  # [N, H, d]
+        return self.to_out((out + self._convolve(qkv[:, 2])).flatten(1))
 
     def _convolve(self, v: Tensor) -> Tensor:
         """``[N, H, d]`` to the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.kernels.devices import to_device
 
 
 class FirstTier(NamedTuple):
@@ -22,6 +25,7 @@ class FirstTier(NamedTuple):
 
     Attributes:
         order: int64 ``[N]``, the row of the batch that each sorted instance is.
+        sizes: the instances of each pseudo-bag, bag by bag; known to the host, which need not wait for a device.
         offsets: int64 ``[G + 1]``, pseudo-bag g is sorted instances ``offsets[g]:offsets[g + 1]``.
         bag: int64 ``[G]``, the bag of every pseudo-bag; ascending.
         h: ``[N, E]``, sorted instances.
@@ -32,6 +36,7 @@ class FirstTier(NamedTuple):
     """
 
     order: Tensor
+    sizes: list[list[int]]
     offsets: Tensor
     bag: Tensor
     h: Tensor
@@ -160,9 +165,10 @@ class DTFD(Aggregator):
             tier1_loss = self.bag_loss(tier1.logits, batch.targets[tier1.bag], weights)
             return {"loss": tier1_loss + tier2_loss, "tier1": tier1_loss, "tier2": tier2_loss}
         # One slide after the other: the mean over pseudo-bags is within a slide, and small slides have fewer.
+        counts = [len(sizes) for sizes in tier1.sizes]
         of_slides = [
             self.bag_loss(logits, target.expand(len(logits), -1))
-            for logits, target in zip(tier1.logits.split(tier1.bag.bincount().tolist()), batch.targets, strict=True)
+            for logits, target in zip(tier1.logits.split(counts), batch.targets, strict=True)
         ]
         tier1_losses = torch.stack(of_slides)
         tier1_loss = (tier1_losses if batch.weights is None else tier1_losses * batch.weights).mean()
@@ -174,15 +180,14 @@ class DTFD(Aggregator):
         Raises:
             InputError: ``groups`` is not a non-negative integer for each instance.
         """
-        groups = self._draw_groups(batch) if groups is None else _checked(groups, batch)
-        pseudo_bag = batch.bag_index * (groups.max() + 1) + groups
-        order = pseudo_bag.argsort(stable=True)
-        sizes = pseudo_bag[order].unique_consecutive(return_counts=True)[1]
-        offsets = F.pad(sizes.cumsum(0), (1, 0))
+        groups, sizes = self._draw_groups(batch) if groups is None else _checked(groups, batch)
+        order = (batch.bag_index * (groups.max() + 1) + groups).argsort(stable=True)
+        offsets = _offsets(itertools.chain(*sizes), groups.device)
         h = F.relu(self.embed(batch.features)).index_select(0, order)
         pooled, attention = segment_attention_pool(self.tier1_attention(h), h, offsets)
         return FirstTier(
             order=order,
+            sizes=sizes,
             offsets=offsets,
             bag=batch.bag_index[order[offsets[:-1]]],
             h=h,
@@ -192,12 +197,13 @@ class DTFD(Aggregator):
             instance_logits=attention * F.linear(h, self.tier1_classifier.weight),
         )
 
-    def _draw_groups(self, batch: BagBatch) -> Tensor:
+    def _draw_groups(self, batch: BagBatch) -> tuple[Tensor, list[list[int]]]:
         place = torch.arange(batch.num_instances, device=batch.offsets.device) - batch.offsets[batch.bag_index]
         if self.training:
             keys = torch.rand(batch.num_instances, 1, device=batch.offsets.device)
-            place = place[segment_topk(keys, batch.offsets, batch.sizes)[:, 0].argsort()]
-        return place % self.num_groups
+            place = place[segment_topk(keys, batch.offsets, batch.sizes, batch.num_instances)[:, 0].argsort()]
+        sizes = [[(n - g - 1) // self.num_groups + 1 for g in range(min(n, self.num_groups))] for n in batch.lengths]
+        return place % self.num_groups, sizes
 
     def _distilled(self, tier1: FirstTier) -> tuple[Tensor, Tensor]:
         """Returns distilled features ``[M, E]``, bags in order, and int64 ``[M]``: the sorted instance that each is.
@@ -210,19 +216,28 @@ class DTFD(Aggregator):
         if self.num_classes > 1:  # rises with the softmax probability of the last class, and ties less
             score = score - tier1.instance_logits.detach()[:, :-1].logsumexp(1, keepdim=True)
         taken = tier1.offsets.diff().clamp(max=self.instances_per_group)
-        rows = segment_topk(score, tier1.offsets, taken)[:, 0]
+        total = sum(self._distilled_sizes(tier1, 1))
+        rows = segment_topk(score, tier1.offsets, taken, total)[:, 0]
         if self.distill == "maxmins":
             # Sorted instances lie bag by bag, so ascending rows are in the order of the bags.
-            rows = torch.cat([rows, segment_topk(-score, tier1.offsets, taken)[:, 0]]).sort().values
+            rows = torch.cat([rows, segment_topk(-score, tier1.offsets, taken, total)[:, 0]]).sort().values
         return tier1.h.index_select(0, rows), rows
 
+    def _distilled_sizes(self, tier1: FirstTier, times: int) -> list[int]:
+        """How many features each bag has where ``times`` some are distilled from each pseudo-bag."""
+        if self.distill == "afs":
+            return [len(sizes) for sizes in tier1.sizes]
+        return [times * sum(min(size, self.instances_per_group) for size in sizes) for sizes in tier1.sizes]
+
     def _second_tier(self, batch: BagBatch, tier1: FirstTier, features: Tensor, rows: Tensor) -> AggregatorOutput:
-        bag = tier1.bag if self.distill == "afs" else batch.bag_index[tier1.order[rows]]
-        offsets = F.pad(bag.bincount().cumsum(0), (1, 0))
+        sizes = self._distilled_sizes(tier1, 2 if self.distill == "maxmins" else 1)
+        offsets = _offsets(sizes, features.device)
         pooled, weights = segment_attention_pool(self.tier2_attention(features), features, offsets)
         embedding, weights = pooled[:, 0], weights[:, 0]
         if self.distill == "afs":
-            attention = tier1.attention * weights.repeat_interleave(tier1.offsets.diff())
+            attention = tier1.attention * weights.repeat_interleave(
+                tier1.offsets.diff(), output_size=len(tier1.attention)
+            )
         else:
             attention = torch.zeros_like(tier1.attention).index_add(0, rows, weights)
         unsorted = tier1.order.argsort()
@@ -234,11 +249,16 @@ class DTFD(Aggregator):
         )
 
 
-def _checked(groups: Tensor, batch: BagBatch) -> Tensor:
+def _offsets(sizes: Iterable[int], device: torch.device) -> Tensor:
+    return to_device(torch.tensor([0, *itertools.accumulate(sizes)]), device)
+
+
+def _checked(groups: Tensor, batch: BagBatch) -> tuple[Tensor, list[list[int]]]:
     groups = torch.as_tensor(groups, device=batch.offsets.device)
     if groups.shape != (batch.num_instances,) or groups.is_floating_point() or bool((groups < 0).any()):
         raise InputError(
             f"dtfd: groups must hold a pseudo-bag number of 0 or more for each of the {batch.num_instances} instances, "
             f"not {groups.dtype} {list(groups.shape)}"
         )
-    return groups.long()
+    groups = groups.long()
+    return groups, [some.unique(return_counts=True)[1].tolist() for some in groups.split(batch.lengths)]

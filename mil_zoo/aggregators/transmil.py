@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 
-ITERATIONS = 6  # of the pseudo-inverse
 TAPS = 33  # of the residual convolution
 BLOCK = 65_536  # tokens whose output is computed at a time where nothing is kept for gradients
 
@@ -58,21 +58,22 @@ class NystromAttention(nn.Module):
         Returns:
             ``[rows, E]``, and ``[H, T]`` or None.
         """
-        dim, pad = x.shape[1], -len(x) % self.landmarks
-        x = F.pad(x, (0, 0, pad, 0))
-        means = x.view(self.landmarks, -1, dim).mean(1)
+        dim, zeros = x.shape[1], Zeros.before(len(x), self.landmarks)
+        pad, means = zeros.tokens, zeros.means(x, self.landmarks)
+        x = zeros.prepend(x)
+        to_landmarks, to_tokens = zeros.landmark_bias(means), zeros.token_bias(x)
         to_q, to_k, _ = self.to_qkv.weight.chunk(3)
         # Projections commute with means, and queries are needed at the wanted rows only.
         q_mean, k_mean = self._split(F.linear(means, to_q)), self._split(F.linear(means, to_k))  # [1, H, m, d]
         k, v = F.linear(x, self.to_qkv.weight[dim:]).chunk(2, dim=1)  # [pad + T, E]
         keys = self._split(k)
 
-        inverse = pseudo_inverse(_softmax(q_mean, k_mean)[0])  # [H, m, m]
-        summary = inverse @ F.scaled_dot_product_attention(q_mean, keys, self._split(v))  # [1, H, m, d]
+        inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks)[0], zeros.landmarks)  # [H, m, m]
+        summary = inverse @ F.scaled_dot_product_attention(q_mean, keys, self._split(v), to_tokens)  # [1, H, m, d]
 
         def read(first: int, last: int) -> Tensor:
             q = self._split(F.linear(x[pad + first : pad + last], to_q))  # [1, H, last - first, d]
-            out = F.scaled_dot_product_attention(q, k_mean, summary)[0].transpose(0, 1).flatten(1)
+            out = F.scaled_dot_product_attention(q, k_mean, summary, to_landmarks)[0].transpose(0, 1).flatten(1)
             return self.drop(self.to_out(out + self._convolve(v[pad:], first, last)))
 
         if torch.is_grad_enabled() or rows <= BLOCK:
@@ -84,11 +85,12 @@ class NystromAttention(nn.Module):
         if not with_attention:
             return out, None
         with torch.no_grad():
-            weights = _softmax(self._split(F.linear(x[pad : pad + 1], to_q))[0], k_mean[0]) @ inverse  # [H, 1, m]
+            q = self._split(F.linear(x[pad : pad + 1], to_q))[0]
+            weights = softmax(q, k_mean[0], to_landmarks) @ inverse  # [H, 1, m]
             row = x.new_zeros(self.heads, len(x))
-            for head, first in product(range(self.heads), range(0, self.landmarks, 32)):  # at most 32 x T at a time
+            for head, first in product(range(self.heads), range(0, len(means), 32)):  # at most 32 x T at a time
                 some = slice(first, first + 32)
-                row[head] += (weights[head, :, some] @ _softmax(q_mean[0, head, some], keys[0, head]))[0]
+                row[head] += (weights[head, :, some] @ softmax(q_mean[0, head, some], keys[0, head], to_tokens))[0]
             return out, row[:, pad:]
 
     def _split(self, x: Tensor) -> Tensor:
@@ -239,23 +241,6 @@ class TransMIL(Aggregator):
     def _tokens(self, features: Tensor, side: int) -> Tensor:
         h = self.embed(features)
         return torch.cat([self.cls_token[0], h, h[: side * side - len(h)]])
-
-
-def pseudo_inverse(x: Tensor) -> Tensor:
-    """Iterates to the Moore-Penrose pseudo-inverse of the row-stochastic matrices ``[H, m, m]`` of one bag.
-
-    All heads start from one scale, the largest column sum (the largest row sum is 1).
-    """
-    identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
-    z = x.transpose(-1, -2) / x.sum(-2).max()
-    for _ in range(ITERATIONS):
-        xz = x @ z
-        z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
-    return z
-
-
-def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _fold(row: Tensor, n: int) -> Tensor:

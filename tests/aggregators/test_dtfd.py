@@ -102,9 +102,10 @@ def test_losses_of_a_batch_are_the_mean_over_its_bags():
 
 def test_pseudo_bags_are_random_in_training_and_fixed_in_evaluation():
     aggregator, batch = create_aggregator("dtfd", in_dim=8, num_groups=4), make_batch([3, 1, 33, 10], 8, None)
-    fixed = aggregator.eval()._draw_groups(batch)
+    fixed, sizes = aggregator.eval()._draw_groups(batch)
     assert fixed.tolist() == [i % 4 for n in (3, 1, 33, 10) for i in range(n)]
-    drawn = [aggregator.train()._draw_groups(batch) for _ in range(2)]
+    assert sizes == [[1, 1, 1], [1], [9, 8, 8, 8], [3, 3, 2, 2]]
+    drawn = [aggregator.train()._draw_groups(batch)[0] for _ in range(2)]
     assert not torch.equal(*drawn)
     for one, expected in zip(drawn[0].split([3, 1, 33, 10]), fixed.split([3, 1, 33, 10]), strict=True):
         assert one.bincount(minlength=4).tolist() == expected.bincount(minlength=4).tolist()

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
 from mil_zoo import BagBatch, InputError, create_aggregator
-from mil_zoo.aggregators.transmil import PPEG, NystromAttention, pseudo_inverse
+from mil_zoo.aggregators.blocks.nystrom import pseudo_inverse
+from mil_zoo.aggregators.transmil import PPEG, NystromAttention
 
 GOLDEN = Golden("transmil")
 OPTIONS = {"embed_dim": 32, "landmarks": 16, "heads": 8, "dropout": 0.0}
@@ -66,6 +67,24 @@ def test_nystrom_attention_is_that_of_the_full_matrix(tokens, rows):
         got, row = layer(x, rows, with_attention=True)
     assert_close(got, expected[:rows], "output")
     assert_close(row, matrix[:, 0], "row")
+
+
+@pytest.mark.parametrize("tokens", [2, 17, 300])
+def test_equal_landmarks_are_one_and_nothing_changes(tokens):
+    """Outputs and gradients in float64, with 256 landmarks of which 254, 239 and 106 are means of zeros."""
+    torch.manual_seed(0)
+    layer = NystromAttention(32, heads=4, landmarks=256, dropout=0.0).double()
+    x = torch.randn(tokens, 32, dtype=torch.float64, requires_grad=True)
+    weight, variables = torch.randn(tokens, 32, dtype=torch.float64), [x, *layer.parameters()]
+    expected, got = dense(layer, x)[1], layer(x, tokens)[0]
+    assert_close(got, expected, "output")
+    for name, a, b in zip(
+        ["x", *dict(layer.named_parameters())],
+        torch.autograd.grad((got * weight).sum(), variables),
+        torch.autograd.grad((expected * weight).sum(), variables),
+        strict=True,
+    ):
+        assert_close(a, b, f"gradient of {name}")
 
 
 def test_at_full_size_both_layers_are_the_full_matrix():

@@ -15,9 +15,6 @@ from mil_zoo import create_aggregator, list_aggregators
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.kernels import backends, devices
 
-# Numbers of groups that the instances themselves decide.
-WAITING = {"dtfd": "the sizes of its pseudo-bags are counted on the device"}
-
 # Triton's interpreter takes seconds for the full widths, which decide nothing here.
 NARROW = {
     "embed_dim": 32, "attention_dim": 16, "hidden": 32, "hidden_dim": 16, "head_hidden": 16, "att_dim": 16,
@@ -127,7 +124,5 @@ def test_a_training_step_does_not_wait_for_the_device(name, like_a_gpu):
         except WaitedFor as error:
             places = [f for f in traceback.extract_tb(error.__traceback__) if "/mil_zoo/" in f.filename]
             waited = f"{places[-1].filename}:{places[-1].lineno}: {error}"
-    if name in WAITING:
-        pytest.xfail(f"{WAITING[name]}: {waited}")
     assert waited is None
     optimizer.step()

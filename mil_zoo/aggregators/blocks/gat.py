@@ -159,9 +159,10 @@ class GATLayer(nn.Module):
             global nodes ``[B, H * F]`` and their attention over the patches ``[N, H]`` (before dropout).
         """
         h, h_global = seeded_dropout(h, self._feat_drop), seeded_dropout(h_global, self._feat_drop)
-        right_global = h_global @ self._folded(self.attn_r).T  # [B, H]
+        left, right = self._folded()
+        right_global = h_global @ right.T  # [B, H]
         bag = torch.repeat_interleave(offsets.diff(), output_size=len(h))
-        scores = F.leaky_relu(h @ self._folded(self.attn_l).T + right_global.index_select(0, bag), 0.2)
+        scores = F.leaky_relu(h @ left.T + right_global.index_select(0, bag), 0.2)
         pooled, attention = segment_attention_pool(scores, h, offsets, dropout_p=self._attn_drop)  # [B, H, in_dim]
         out = torch.einsum("bhi,hfi->bhf", pooled, self._by_head)
         residual = None if self.res_fc is None else self.res_fc(h_global)
@@ -177,7 +178,8 @@ class GATLayer(nn.Module):
         """
         h = seeded_dropout(h, self._feat_drop)
         own, graph = (h, graph) if rows is None else (h.index_select(0, rows), graph.select(rows, num_edges))
-        left, right = h @ self._folded(self.attn_l).T, own @ self._folded(self.attn_r).T  # [N, 1]
+        left, right = self._folded()
+        left, right = h @ left.T, own @ right.T  # [N, 1]
         return graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0], own
 
     def _project(
@@ -193,7 +195,7 @@ class GATLayer(nn.Module):
         Returns:
             values ``[M, H, F]``, scores as source and as destination ``[M, H]``, residual ``[M, H * F]`` or None.
         """
-        parts = [self.fc.weight, self._folded(self.attn_l), self._folded(self.attn_r)]
+        parts = [self.fc.weight, *self._folded()]
         parts += [] if self.res_fc is None else [self.res_fc.weight]
         width, weight, bias = self.heads * self.head_dim, torch.cat(parts), None
         sizes = [width, 2 * self.heads] + ([] if self.res_fc is None else [width])
@@ -232,9 +234,10 @@ class GATLayer(nn.Module):
     def _by_head(self) -> Tensor:
         return self.fc.weight.view(self.heads, self.head_dim, -1)  # [H, F, in_dim]
 
-    def _folded(self, vector: Tensor) -> Tensor:
-        """``a^T W`` ``[H, in_dim]``, which maps an input to its scores ``<a, W h>``."""
-        return torch.einsum("hfi,hf->hi", self._by_head, vector[0])
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """``a^T W`` as source and as destination, each ``[H, in_dim]``: what maps inputs h to scores ``<a, W h>``."""
+        vectors = torch.cat([self.attn_l, self.attn_r]).transpose(0, 1)  # [H, 2, F]
+        return torch.bmm(vectors, self._by_head).unbind(1)
 
 
 class GAT(nn.Module):

@@ -11,7 +11,7 @@ from mil_zoo.kernels._triton.tools import LONG, Dropout, Kernel, block
 from mil_zoo.kernels.csr import CSR, Rows, Transposed
 
 # Rows and edges of a tile. A window graph has 25 edges a row, nearest neighbours 5 to 9.
-_TILES = [(1, 8, 4), (1, 32, 4), (4, 16, 4), (16, 8, 8), (16, 1, 4), (32, 2, 8)]
+_TILES = [(1, 32, 4), (8, 1, 1), (8, 4, 4), (16, 1, 4), (16, 2, 4), (32, 1, 4)]
 ROW_BLOCKS = [{"BLOCK_R": rows, "BLOCK_E": edges, "num_warps": warps} for rows, edges, warps in _TILES]
 INTERPRETED_ROW_BLOCKS = {"BLOCK_R": 128, "BLOCK_E": 32}
 
