@@ -21,6 +21,7 @@ from mil_zoo.data.card import list_cards, read_card
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KINDS = ("real", "table")  # slides first, then bags from other tables, then what is simulated
+PUBLISHED = """aggregator.load_published("checkpoint.pth")  # weights of the authors' code"""
 GOLDEN_NAMES = {"smabmil": "sm_abmil", "smtransformer": "sm_transformer", "mhim2": "mhim", "stamp_vit": "vit"}
 
 
@@ -116,7 +117,7 @@ mil-zoo bench --models {name},abmil
 
 ```python
 aggregator = mil_zoo.create_aggregator("{name}", in_dim=1024, num_classes=2)
-{'aggregator.load_published("checkpoint.pth")  # weights of the authors own code' if about.loads_published else ""}
+{PUBLISHED if about.loads_published else ""}
 ```
 
 ## Options
