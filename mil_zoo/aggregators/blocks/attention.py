@@ -53,4 +53,4 @@ def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
     """Makes an instance-wise Linear + ReLU of width ``embed_dim``, or the identity for None; returns its width too."""
     if embed_dim is None:
         return nn.Identity(), in_dim
-    return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU()), embed_dim
+    return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True)), embed_dim
