@@ -96,7 +96,8 @@ def onnx_text() -> str:
     why = table(("aggregator", "why not"), reasons)
     return f"""Exported are {", ".join(exported)}.
 
-The others say why not. {", ".join(graph)} need the graph of a slide's patches, which is built outside the model. Of the rest:
+The others say why not. {", ".join(graph)} need the graph of a slide's patches, which is built outside the model.
+Of the rest:
 
 {why}"""
 
