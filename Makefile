@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 WORKERS ?= auto
 
+STRICT_SITE := -m sphinx -W --keep-going -q -b html
+
 .PHONY: bench test check docs dist benchmark benchmark-gpu parity clean
 
 # Each stamp says what is installed in .venv; installing is done again only when the package's metadata change.
@@ -38,17 +40,19 @@ bench: $(VENV)/.installed-run
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Style, types, import directions, and the built wheel in an environment of its own.
-check: $(VENV)/.installed-test
+# Style, types, import directions, the built wheel in an environment of its own, and the site without its notebooks.
+check: $(VENV)/.installed-test $(VENV)/.installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_wheel.py
+	MIL_ZOO_DOCS_NOTEBOOKS=off $(ONE_THREAD) $(BIN)/python $(STRICT_SITE) -E docs docs/_build/check
+	$(BIN)/python docs/check_offline.py docs/_build/check
 
-# The site, in docs/_build/html. Any warning fails it, and so does a page that would load something from a network.
+# The site, its notebooks executed, in docs/_build/html. A warning fails it, and a page that would load from a network.
 docs: $(VENV)/.installed-docs
-	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(ONE_THREAD) $(BIN)/python $(STRICT_SITE) docs docs/_build/html
 	$(BIN)/python docs/check_offline.py docs/_build/html
 
 # Wheel and sdist in dist/, built twice: the same bytes each time, or it fails.

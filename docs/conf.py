@@ -39,7 +39,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
-# MIL_ZOO_DOCS_NOTEBOOKS=off builds without running the notebooks, which takes a few seconds instead of a minute.
+# MIL_ZOO_DOCS_NOTEBOOKS=off builds without running the notebooks, which takes a minute instead of three.
 nb_execution_mode = os.environ.get("MIL_ZOO_DOCS_NOTEBOOKS", "force")
 nb_execution_timeout = 300
 suppress_warnings = ["myst-nb.lexer"] if nb_execution_mode == "off" else []  # a kernel that runs names its language

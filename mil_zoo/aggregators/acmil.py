@@ -79,7 +79,7 @@ class ACMIL(Aggregator):
                 "between 0 and 1"
             )
         self.n_token, self.n_masked_patch, self.mask_drop = n_token, n_masked_patch, mask_drop
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim, bias=False), nn.ReLU())
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim, bias=False), nn.ReLU(inplace=True))
         self.attention = GatedAttention(embed_dim, attention_dim, n_token)
         branches = n_token if n_token > 1 else 0
         self.branch_classifiers = nn.ModuleList(nn.Linear(embed_dim, num_classes) for _ in range(branches))

@@ -52,7 +52,7 @@ class _CLAM(Aggregator):
                 f"clam: k_sample must be at least 1 and bag_weight lie between 0 and 1, not {k_sample} and {bag_weight}"
             )
         self.k_sample, self.subtyping, self.bag_weight = k_sample, subtyping, bag_weight
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True), Dropout(dropout))
         branches = num_classes if self.multi_branch else 1
         self.attention = GatedAttention(embed_dim, attention_dim, branches, dropout)
         self.classifiers = (

@@ -83,7 +83,7 @@ class DSMIL(Aggregator):
         self.instance_classifier = nn.Linear(in_dim, num_classes)
         self.query: nn.Module = nn.Linear(in_dim, QUERY_DIM)
         if nonlinear:
-            self.query = nn.Sequential(self.query, nn.ReLU(), nn.Linear(QUERY_DIM, QUERY_DIM), nn.Tanh())
+            self.query = nn.Sequential(self.query, nn.ReLU(inplace=True), nn.Linear(QUERY_DIM, QUERY_DIM), nn.Tanh())
         layer = (nn.Linear(in_dim, in_dim), nn.ReLU()) if passing_v else ()
         self.value = nn.Sequential(Dropout(dropout), *layer)
         self.bag_classifier = nn.Conv1d(num_classes, num_classes, in_dim)

@@ -92,6 +92,7 @@ class DTFD(Aggregator):
     """
 
     family = "attention"
+    not_in_onnx = "how many pseudo-bags it makes follows from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "DTFD-MIL: Double-Tier Feature Distillation Multiple Instance Learning for Histopathology Whole Slide Image "
         "Classification",
@@ -183,7 +184,7 @@ class DTFD(Aggregator):
         groups, sizes = self._draw_groups(batch) if groups is None else _checked(groups, batch)
         order = (batch.bag_index * (groups.max() + 1) + groups).argsort(stable=True)
         offsets = _offsets(itertools.chain(*sizes), groups.device)
-        h = F.relu(self.embed(batch.features)).index_select(0, order)
+        h = F.relu_(self.embed(batch.features)).index_select(0, order)
         pooled, attention = segment_attention_pool(self.tier1_attention(h), h, offsets)
         return FirstTier(
             order=order,

@@ -33,7 +33,7 @@ class MeanMLP(Aggregator):
 
     def __init__(self, in_dim: int, num_classes: int, hidden: int = 512, dropout: float = 0.25) -> None:
         super().__init__(in_dim, num_classes)
-        self.embed = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(inplace=True), Dropout(dropout))
         self.classifier = nn.Linear(hidden, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:

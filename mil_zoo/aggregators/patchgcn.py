@@ -123,10 +123,10 @@ class PatchGCN(Aggregator):
                 f"patchgcn: num_layers ({num_layers}) must be at least 2 and hidden_dim ({hidden_dim}) positive"
             )
         width = num_layers * hidden_dim
-        self.embed = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), Dropout(dropout))
         self.convolutions = nn.ModuleList(GENConv(hidden_dim) for _ in range(num_layers - 1))
         self.norms = nn.ModuleDict({str(layer): nn.LayerNorm(hidden_dim) for layer in range(1, num_layers - 1)})
-        self.phi = nn.Sequential(nn.Linear(width, width), nn.ReLU(), Dropout(dropout))
+        self.phi = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), Dropout(dropout))
         self.head = AttentionHead(width, num_classes, dropout)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:

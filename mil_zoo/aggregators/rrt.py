@@ -174,6 +174,7 @@ class RRT(Aggregator):
     """
 
     family = "transformer"
+    not_in_onnx = "its regions follow from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "Feature Re-Embedding: Towards Foundation Model-Level Performance in Computational Pathology",
         2024,
@@ -211,7 +212,7 @@ class RRT(Aggregator):
         super().__init__(in_dim, num_classes)
         _check_options(embed_dim, n_heads, crmsa_heads, region_num, epeg_k, crmsa_k, pool_act)
         self.all_shortcut = all_shortcut
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(), Dropout(dropout))
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True), Dropout(dropout))
         self.region = RegionLayer(embed_dim, n_heads, region_num, epeg_k, proj_drop)
         self.cross = CrossRegionLayer(embed_dim, crmsa_heads, crmsa_k, proj_drop)
         self.norm = nn.LayerNorm(embed_dim)

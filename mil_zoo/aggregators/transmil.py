@@ -173,6 +173,9 @@ class TransMIL(Aggregator):
     """
 
     family = "transformer"
+    not_in_onnx = (
+        "its square of tokens and its landmarks follow from the size of the bag, which torch's exporter would fix"
+    )
     paper = Paper(
         "TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide Image Classification",
         2021,
@@ -204,7 +207,7 @@ class TransMIL(Aggregator):
             raise InputError(f"transmil: embed_dim ({embed_dim}) must be a multiple of heads ({heads})")
         if landmarks < 1:
             raise InputError(f"transmil: landmarks must be at least 1, not {landmarks}")
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU())
+        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True))
         self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.layer1 = TransLayer(embed_dim, heads, landmarks, dropout)
         self.ppeg = PPEG(embed_dim)

@@ -7,6 +7,7 @@ kernels, compiled on first use and kept on disk, ``triton`` fused CUDA kernels, 
 from mil_zoo.kernels.backends import available_backends, backend_status
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.ops.dropout_linear import dropout_linear
+from mil_zoo.kernels.ops.gated_scores import gated_scores
 from mil_zoo.kernels.ops.graph_attention import GlobalKey, graph_attention
 from mil_zoo.kernels.ops.graph_dot_attention import graph_dot_attention
 from mil_zoo.kernels.ops.graph_softmax_sum import graph_softmax_sum
@@ -25,6 +26,7 @@ __all__ = [
     "available_backends",
     "backend_status",
     "dropout_linear",
+    "gated_scores",
     "graph_attention",
     "graph_dot_attention",
     "graph_softmax_sum",

@@ -1,4 +1,4 @@
-"""The ops that make up a layer (dropout_linear, seeded_dropout, residual_norm_prelu) against the float64 reference."""
+"""The ops that make up a layer against the float64 reference."""
 
 import importlib
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mil_zoo import InputError
-from mil_zoo.kernels import dropout_linear, residual_norm_prelu, seeded_dropout
+from mil_zoo.kernels import dropout_linear, gated_scores, residual_norm_prelu, seeded_dropout
 from mil_zoo.kernels.dropout import dropout_scale
 
 BACKENDS = ["reference", "numba"]
@@ -115,6 +115,34 @@ def test_seeded_dropout(dtype, backend):
     assert not first.equal(seeded_dropout(x, 0.3, backend=backend))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize(("n", "width", "heads"), [(1, 3, 1), (63, 37, 2), (2500, 5, 3)])
+def test_gated_scores(n, width, heads, dropout_p, dtype, backend):
+    def inputs(dtype):  # beyond where tanh is 1 in float32, and near 0
+        x = draw(n, 2 * width, seed=0, dtype=torch.float64).detach() * torch.logspace(-4, 1, 2 * width)
+        return [x.to(dtype).requires_grad_(), draw(heads, width, seed=1, dtype=dtype)]
+
+    def run(backend):
+        return lambda x, weight: gated_scores(x, weight, dropout_p=dropout_p, seed=3, backend=backend)
+
+    expected = outputs_and_gradients(run("reference"), inputs(torch.float64))
+    assert_close(outputs_and_gradients(run(backend), inputs(dtype)), expected, dtype)
+    if dropout_p == 0:
+        x, weight = (tensor.detach() for tensor in inputs(torch.float64))
+        plain = (x[:, :width].tanh() * x[:, width:].sigmoid()) @ weight.T
+        assert_close(expected[:1], [plain], torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gated_scores_of_nan_and_infinity(backend):
+    x = torch.tensor([[torch.nan, 0.0], [0.0, torch.nan], [torch.inf, torch.inf], [-torch.inf, 0.0], [1.0, -torch.inf]])
+    scores = gated_scores(x, torch.ones(1, 1), backend=backend)[:, 0]
+    assert scores[:2].isnan().all()
+    assert scores[2:].tolist() == [1, -0.5, 0]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_does_not_change_a_bit(threads, monkeypatch):
     numba_threads = importlib.import_module("mil_zoo.kernels._numba.threads")
@@ -130,6 +158,8 @@ def test_the_number_of_threads_does_not_change_a_bit(threads, monkeypatch):
             lambda x, *v: residual_norm_prelu(x, x * 2, *v, backend="numba"), [x, *vectors, slope]
         )
         dropped = outputs_and_gradients(lambda x: seeded_dropout(x, 0.2, seed=1, backend="numba"), [x])
+        gates = [draw(1500, 32, seed=5, dtype=torch.float32), draw(2, 16, seed=6, dtype=torch.float32)]
+        dropped += outputs_and_gradients(lambda *v: gated_scores(*v, dropout_p=0.2, seed=1, backend="numba"), gates)
         return normed + dropped + outputs_and_gradients(lambda x: dropout_linear(x, torch.eye(33), **options), [x])
 
     expected = run()

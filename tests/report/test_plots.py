@@ -311,6 +311,14 @@ def test_a_backend_that_matplotlib_does_not_know_is_no_matter(make_run):
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("backend", ["svg", "module://matplotlib.backends.backend_pdf"])
+def test_the_backend_of_a_notebook_stays_its_own(backend):
+    code = "import mil_zoo.report.figures, matplotlib\nprint(matplotlib.rcParams._get_backend_or_none())"
+    environment = dict(os.environ, MPLBACKEND=backend)
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert printed.stdout.strip() == backend
+
+
 def test_dollars_in_names_are_dollars(make_run, draw):
     figures = draw(make_run(models=("abmil",), folds=1, title="costs $1 or $2", classes=["a$b$", "c$d$"]))
     for figure in figures.values():

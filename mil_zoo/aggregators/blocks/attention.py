@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.kernels import gated_scores
 
 
 class Attention(nn.Module):
@@ -46,11 +48,14 @@ class GatedAttention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """``[N, in_dim]`` to attention logits ``[N, K]``."""
-        return self.w(self.drop(torch.tanh(self.V(h))) * self.drop(torch.sigmoid(self.U(h))))
+        # One product for both halves; after it nothing as wide is kept for backward but its result.
+        x = F.linear(h, torch.cat([self.V.weight, self.U.weight]), torch.cat([self.V.bias, self.U.bias]))
+        rate = self.drop.p if self.drop.training else 0.0
+        return gated_scores(x, self.w.weight, dropout_p=rate) + self.w.bias
 
 
 def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
     """Makes an instance-wise Linear + ReLU of width ``embed_dim``, or the identity for None; returns its width too."""
     if embed_dim is None:
         return nn.Identity(), in_dim
-    return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU()), embed_dim
+    return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True)), embed_dim

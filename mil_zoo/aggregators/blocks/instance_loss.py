@@ -30,8 +30,8 @@ def instance_clustering_loss(
     Source: Lu et al., Nature Biomedical Engineering 2021; github mahmoodlab/CLAM.
     """
     k, total = batch.sizes.clamp(max=k_sample), sum(min(size, k_sample) for size in batch.lengths)
-    top = _log_probabilities(h, segment_topk(scores, batch.offsets, k, total), classifiers)  # [sum k, C, 2]
-    bottom = _log_probabilities(h, segment_topk(-scores, batch.offsets, k, total), classifiers)
+    ends = [segment_topk(sign * scores, batch.offsets, k, total) for sign in (1, -1)]
+    top, bottom = _log_probabilities(h, torch.cat(ends), classifiers).chunk(2)  # [sum k, C, 2]
     inside = -(top[..., 1] + bottom[..., 0]) / 2
     outside = -top[..., 0] if subtyping else torch.zeros_like(inside)
     classes = torch.arange(len(classifiers), device=h.device) + (len(classifiers) == 1)
@@ -42,7 +42,10 @@ def instance_clustering_loss(
 
 
 def _log_probabilities(h: Tensor, rows: Tensor, classifiers: nn.ModuleList) -> Tensor:
-    """Of instances ``rows`` ``[M, K]`` under each class's classifier, ``[M, C, 2]``."""
-    rows = rows.expand(-1, len(classifiers))
-    logits = [classifier(h.index_select(0, rows[:, c])) for c, classifier in enumerate(classifiers)]
-    return torch.stack(logits, dim=1).log_softmax(-1)
+    """Of instances ``rows`` ``[M, C or 1]`` under each class's classifier, ``[M, C, 2]``."""
+    weight = torch.stack([classifier.weight for classifier in classifiers])  # [C, 2, E]
+    bias = torch.stack([classifier.bias for classifier in classifiers])
+    # One index for all: backward of each is as large as h.
+    picked = h.index_select(0, rows.T.flatten()).view(rows.shape[1], len(rows), -1)  # [C or 1, M, E]
+    logits = picked @ weight.transpose(1, 2)
+    return (logits.transpose(0, 1) + bias).log_softmax(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 
 import numba
 import numpy as np
@@ -17,6 +18,7 @@ GRAIN = 2**19  # multiplications worth a thread: some 50 us, where waking one ta
 # TBB is not distributed with Numba, and workqueue neither survives two Python threads nor is as fast.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 _process = os.getpid()
+_last = threading.local()
 
 
 def _start_threads() -> None:
@@ -55,8 +57,10 @@ def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
         )
     rows = len(starts) - 1
     work = int(starts[-1]) + 4 * rows
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, 1 + work * cost // GRAIN)
-    numba.set_num_threads(threads)
+    threads = 1 + work * cost // GRAIN
+    if threads > 1:
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, threads)
+    _set_threads(threads)
     if threads == 1:
         return np.array([0, rows])
     until = np.asarray(starts) + 4 * np.arange(rows + 1)  # work before each row
@@ -71,7 +75,14 @@ def stripes(width: int) -> np.ndarray:
     """
     blocks(np.array([0, 0]), 0)  # of no use but for its check of the process
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+    _set_threads(threads)
     bounds = np.linspace(0, width, 4 * threads + 1).astype(np.int64) // 16 * 16
     bounds[-1] = width
     return bounds
+
+
+def _set_threads(number: int) -> None:
+    """``numba.set_num_threads``, whose setting is a thread's own, where it is another one than before."""
+    if getattr(_last, "threads", 0) != number:
+        numba.set_num_threads(number)
+        _last.threads = number

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numba import prange
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
@@ -45,8 +46,7 @@ class _Flows(NamedTuple):
 def forward(scores, values, offsets, dropout_p, seed):
     """See ``segment_attention_pool``. Half precision is converted to float32 and back."""
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    shaped = values[:, None] if values.ndim == 2 else values
-    pooled, attention = _SegmentAttentionPool.apply(scores.to(dtype), shaped.to(dtype), offsets, dropout_p, seed)
+    pooled, attention = _SegmentAttentionPool.apply(scores.to(dtype), values.to(dtype), offsets, dropout_p, seed)
     return pooled.to(scores.dtype), attention.to(scores.dtype)
 
 
@@ -63,7 +63,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
         weight = np.empty_like(scores_) if dropout_p > 0 else attention
         bounds = blocks(starts, 16 * scores.shape[1])
         _attention(bounds, starts, (scores_, lse[bag]), dropout, (attention, weight))
-        pooled = torch.from_numpy(segment_weighted_sum(weight, array(values, values), offsets_))
+        pooled = torch.from_numpy(segment_weighted_sum(weight, _by_head(values), offsets_))
         attention = torch.from_numpy(attention)
         ctx.save_for_backward(values, attention)
         ctx.offsets, ctx.dropout = offsets_, dropout
@@ -76,25 +76,33 @@ class _SegmentAttentionPool(torch.autograd.Function):
         values, attention = ctx.saved_tensors
         attention_, heads = array(attention, attention), attention.shape[1]
         if grad_pooled is None:
-            grad_pooled = values.new_zeros(len(ctx.offsets) - 1, heads, values.shape[2])
+            grad_pooled = values.new_zeros(len(ctx.offsets) - 1, heads, values.shape[-1])
         starts, first = pieces(ctx.offsets)
         bag = np.repeat(np.arange(len(ctx.offsets) - 1), np.diff(first))
         grad_weights = np.empty_like(attention_)
+        # Of the shape of the values: autograd adds to a gradient in place where it is no view of another tensor.
         wanted, layout = ctx.needs_input_grad[1], torch.contiguous_format
         grad_values = torch.empty_like(values, memory_format=layout) if wanted else None
+        values_ = _by_head(values)
         flows = _Flows(
             attention=attention_,
-            values=array(values, values),
+            values=values_,
             grad_pooled=array(grad_pooled, attention),
             grad_attention=array(grad_attention, attention, 0, heads),
             grad_weights=grad_weights,
-            grad_values=array(grad_values, values, 0, *values.shape[1:]),
+            grad_values=_by_head(grad_values) if wanted else np.empty_like(values_, shape=(0, *values_.shape[1:])),
             sums=np.zeros((2, len(bag), heads)),
         )
-        _backward(blocks(starts, heads * values.shape[2]), starts, bag, ctx.dropout, flows)
+        _backward(blocks(starts, heads * values.shape[-1]), starts, bag, ctx.dropout, flows)
         product, total = np.add.reduceat(flows.sums, first[:-1], axis=1)
         _centre(blocks(starts, heads), starts, attention_, (product / total)[bag], grad_weights)
         return torch.from_numpy(grad_weights), grad_values, None, None, None
+
+
+def _by_head(values: Tensor) -> np.ndarray:
+    """``[N, K or 1, F]``."""
+    numbers = array(values, values)
+    return numbers[:, None] if numbers.ndim == 2 else numbers
 
 
 @jit(parallel=True)
