@@ -33,15 +33,14 @@ def holm(p_values: npt.ArrayLike) -> Floats:
 
     Adjust only the p-values that answer one question: k aggregators against a control are k - 1 of them, not all pairs.
 
+    Of m tests the i-th smallest p becomes ``max_{j <= i} min(1, (m - j + 1) p_(j))``.
+
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
-    from statsmodels.stats.multitest import multipletests
-
     p = np.asarray(p_values, dtype=np.float64)
-    tested = ~np.isnan(p)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN is sorted last
     adjusted = np.full(len(p), np.nan)
-    if tested.any():
-        adjusted[tested] = multipletests(p[tested], method="holm")[1]
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
 
 

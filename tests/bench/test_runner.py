@@ -177,6 +177,7 @@ def _with(name, cls, get):
 KILLS = """
 import os, random, signal, sys, time
 import mil_zoo, torch
+import numba, torch._dynamo  # a run imports them late: here once, so that kills meet trials and not imports
 torch.set_num_threads(1)
 from pathlib import Path
 from mil_zoo.bench.plan import make_plan

@@ -5,6 +5,7 @@ import pytest
 from examples import some
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from mil_zoo.metrics import score
 from mil_zoo.stats.decisions import holm
@@ -79,4 +80,6 @@ def test_holm_keeps_order_and_never_lowers_a_p_value(p_values):
     assert (np.isnan(adjusted) == ~told).all()
     assert (adjusted[told] >= p[told] - 1e-12).all()
     assert (adjusted[told] <= 1).all()
+    if told.any():
+        assert adjusted[told].tolist() == multipletests(p[told], method="holm")[1].tolist()
     assert (np.diff(adjusted[told][np.argsort(p[told], kind="stable")]) >= -1e-12).all()
