@@ -57,7 +57,7 @@ RESAMPLED = {  # folds, repeats, whether test parts are drawn anew each time
     "5 x 5 folds": (5, 5, False),
     "10 Monte-Carlo draws": (10, 1, True),
 }
-PLACES = {"roc": (0.1, 0.2, 0.5), "pr": (0.3, 0.5, 0.8)}  # false-positive rates, and recalls
+PLACES = {"roc": (0.02, 0.05, 0.1, 0.2, 0.5, 0.8), "pr": (0.1, 0.3, 0.5, 0.8, 0.95)}  # false-positive rates, recalls
 SEEDS = {"type_one": 0, "coverage": 1, "curve_coverage": 2, "survival_coverage": 3, "survival_type_one": 4}
 FOLLOWED = (40, 150)  # patients of a survival test set
 
@@ -201,7 +201,7 @@ def coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str, str, 
 
 
 def curve_coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str, str, float]]:
-    """Rows of a curve's band at a place, design, share that hold the population's curve there."""
+    """Rows of a curve's band at a place, design, share (of those drawn) that hold the population there."""
     rows = []
     for design, (patients, per, shift, parts) in DESIGNS.items():
         noisy = None if parts is None else (1.0, 1)
@@ -209,7 +209,7 @@ def curve_coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str,
         middle = len(population.labels) // 2
         halves = [_slides(population, half) for half in (slice(middle), slice(middle, None))]  # two: nothing is drawn
         whole = {kind: mean_curve(halves, kind, 1, 1) for kind in PLACES}
-        inside: dict[str, list[bool]] = {}
+        inside: dict[str, list[float]] = {}
         for _ in range(replicates):
             (sets,) = test_sets(rng, *cohort(rng, patients, per, shift, models=1), parts)
             n_test = len(sets[0].labels)
@@ -218,8 +218,9 @@ def curve_coverage(rng: np.random.Generator, replicates: int) -> list[tuple[str,
                 for place in places:
                     i = int(np.argmin(np.abs(found.x - place)))
                     name = f"band of the {kind.upper()} curve at {place:g}"
-                    inside.setdefault(name, []).append(found.low[i] <= whole[kind].y[i] <= found.high[i])
-        rows += [(name, design, float(np.mean(values))) for name, values in inside.items()]
+                    held = found.low[i] <= whole[kind].y[i] <= found.high[i]
+                    inside.setdefault(name, []).append(np.nan if np.isnan(found.low[i]) else float(held))
+        rows += [(name, design, float(np.nanmean(values))) for name, values in inside.items()]
     return rows
 
 
@@ -329,9 +330,10 @@ def main() -> None:
         "\nPermutation and DeLong speak of these trained models, the corrected t of the procedures. The bootstrap is "
         "in `table.csv` only: near the ends of a metric's range it is too short, as its rows show. The interval of a "
         "difference on a single test set (DeLong's, the jackknife's) is its test turned round: it covers what the test "
-        "does not reject. The band of a curve on a single test set is a bootstrap's: where the curve is at 1 in nearly "
-        "every draw it has no width, and covers much less than it should, as the rows of small and of nearly separated "
-        "test sets show.\n",
+        "does not reject. The band of a curve on a single test set is Jeffreys' with an effective number of "
+        "patients: it has a width where the curve is 1, and is wide (and covers more than 95 %) where a few patients "
+        "make the curve, as at small recalls. Of several test sets it is the corrected t, and there is none where all "
+        "of them have the same value (those are not counted).\n",
     ]
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "statistics.md").write_text("\n".join(lines), encoding="utf-8")

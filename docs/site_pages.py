@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.aggregators.catalogue import Description, describe_aggregators
 from mil_zoo.bench.cost import Cost, count_parameters, read_costs
 from mil_zoo.cli.models import COLUMNS, conditions, families, row_of, split_docstring
@@ -35,7 +36,11 @@ def write(docs: Path) -> None:
     pages["zoo/index.md"] = zoo_index(described, costs)
     pages |= {f"datasets/{name}.md": dataset_page(name) for name in list_cards()}
     pages["datasets/index.md"] = datasets_index()
-    pages |= {"_generated/ops.md": ops_table(), "_generated/results.md": results_text()}
+    pages |= {
+        "_generated/ops.md": ops_table(),
+        "_generated/results.md": results_text(),
+        "_generated/onnx.md": onnx_text(),
+    }
     for name, text in pages.items():
         path = docs / name
         path.parent.mkdir(exist_ok=True)
@@ -80,6 +85,21 @@ is trained, how near it comes to its authors' code, and what it costs. `mil-zoo 
 {entries}
 ```
 """
+
+
+def onnx_text() -> str:
+    """Which aggregators can be ONNX models, and why the others cannot."""
+    known = {name: AGGREGATORS.get(name) for name in AGGREGATORS.names()}
+    graph = [f"`{name}`" for name, cls in known.items() if cls.graph]
+    exported = [f"`{name}`" for name, cls in known.items() if not cls.graph and not cls.not_in_onnx]
+    reasons = [(f"`{name}`", cls.not_in_onnx) for name, cls in known.items() if cls.not_in_onnx]
+    why = table(("aggregator", "why not"), reasons)
+    return f"""Exported are {", ".join(exported)}.
+
+The others say why not. {", ".join(graph)} need the graph of a slide's patches, which is built outside the model.
+Of the rest:
+
+{why}"""
 
 
 def zoo_page(about: Description, cost: Cost | None, parity: pd.DataFrame, scores: pd.DataFrame) -> str:

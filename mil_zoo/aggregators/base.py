@@ -113,6 +113,7 @@ class Aggregator(nn.Module):
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
+        not_in_onnx: why no ONNX model can compute it; "" where one may.
         published_renames: regular expressions and replacements that turn the authors' parameter names into those here.
         published_unused: regular expressions of the names that the authors carry and do not use.
 
@@ -132,6 +133,7 @@ class Aggregator(nn.Module):
     graph: ClassVar[str | None] = None
     paper: ClassVar[Paper | None] = None
     permutation_invariant: ClassVar[bool] = True
+    not_in_onnx: ClassVar[str] = ""
     published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     published_unused: tuple[str, ...] = ()
 

@@ -63,6 +63,7 @@ class DGRMIL(Aggregator):
     """
 
     family = "transformer"
+    not_in_onnx = "its landmarks follow from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "DGR-MIL: Exploring Diverse Global Representation in Multiple Instance Learning for Whole Slide Image "
         "Classification",

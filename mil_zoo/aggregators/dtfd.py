@@ -92,6 +92,7 @@ class DTFD(Aggregator):
     """
 
     family = "attention"
+    not_in_onnx = "how many pseudo-bags it makes follows from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "DTFD-MIL: Double-Tier Feature Distillation Multiple Instance Learning for Histopathology Whole Slide Image "
         "Classification",

@@ -184,6 +184,7 @@ class MambaMIL(Aggregator):
     """
 
     family = "state space"
+    not_in_onnx = "its scan takes as many steps as the bag has patches, which torch's exporter would fix"
     paper = Paper(
         "MambaMIL: Enhancing Long Sequence Modeling with Sequence Reordering in Computational Pathology",
         2024,

@@ -133,6 +133,9 @@ class S4MIL(Aggregator):
     """
 
     family = "state space"
+    not_in_onnx = (
+        "the parts that its convolution takes follow from the size of the bag, which torch's exporter would fix"
+    )
     paper = Paper(
         "Structured State Space Models for Multiple Instance Learning in Digital Pathology",
         2023,

@@ -173,6 +173,9 @@ class TransMIL(Aggregator):
     """
 
     family = "transformer"
+    not_in_onnx = (
+        "its square of tokens and its landmarks follow from the size of the bag, which torch's exporter would fix"
+    )
     paper = Paper(
         "TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide Image Classification",
         2021,

@@ -53,6 +53,9 @@ class WiKG(Aggregator):
     """
 
     family = "spatial"
+    not_in_onnx = (
+        "its search for neighbours takes parts that follow from the size of the bag, which torch's exporter would fix"
+    )
     paper = Paper(
         "Dynamic Graph Representation with Knowledge-aware Attention for Histopathology Whole Slide Image Analysis",
         2024,

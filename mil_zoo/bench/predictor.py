@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +18,10 @@ from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import TASK
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.labelled import Standardiser
+from mil_zoo.diagnostics.explanations import Floats
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.fitted import Facts, Fitted, Prediction, predict_together
+from mil_zoo.fitted.explained import explain_together
 from mil_zoo.tasks import Task, task_of_config
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import PROTOCOLS
@@ -104,6 +106,10 @@ class Predictor:
     def predict(self, bag: Bag) -> Prediction:
         """Predicts one slide, see :meth:`__call__`."""
         return predict_together(self.members, bag)
+
+    def explain(self, prediction: Prediction, explainers: Sequence[str]) -> dict[str, Floats]:
+        """Scores the instances of a predicted slide, see :func:`mil_zoo.fitted.explained.explain_together`."""
+        return explain_together(self.members, prediction, explainers)
 
 
 def _facts(config: RunConfig, model: str, trial: Trial, parts: dict[str, tuple[str, ...]]) -> Facts:

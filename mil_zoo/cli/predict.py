@@ -26,6 +26,7 @@ Examples:
   mil-zoo predict --run runs/c16 --model srmil slide_001.h5 slide_002.h5
   mil-zoo predict --run runs/c16 --model srmil /data/trident_processed --features uni_v1 --write geojson
   mil-zoo predict --run runs/c16 --model abmil --trial abmil-r0-f2-s0 my.store --write none
+  mil-zoo predict --run runs/c16 --model abmil slide_001.h5 --explain attention,gradient,occlusion
 """
 )
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
@@ -38,6 +39,13 @@ Examples:
 @click.option(
     "--write", default="csv,png,geojson", show_default=True, callback=comma_list(), help="Attention files, or none."
 )
+@click.option(
+    "--explain",
+    callback=comma_list(),
+    metavar="NAME,...",
+    help="Score the instances by these explainers: attention, gradient, integrated_gradients, "
+    "integrated_gradients_mean, occlusion, random.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
 @plugin_option
 def predict(
@@ -49,13 +57,15 @@ def predict(
     layout: str | None,
     allow_pickle: bool,
     write: list[str],
+    explain: list[str] | None,
     out: Path,
     plugin: tuple[Path, ...],
 ) -> int:
     """Predict SLIDEs (feature files, folders of them, packed stores, bag tables) with a model of a run.
 
     Writes OUT/probabilities.csv and, for each slide, its attention as csv, as a png map, and as GeoJSON that QuPath
-    opens on the slide. A slide that cannot be read is a row with its reason. Slides pass one at a time.
+    opens on the slide; with --explain what every explainer says of each patch as csv, and their maps beside each other
+    as png. A slide that cannot be read is a row with its reason. Slides pass one at a time.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -67,7 +77,10 @@ def predict(
     with console.status("Loading torch and the weights"):
         from mil_zoo.bench.predictor import Predictor
         from mil_zoo.data.prefetch import map_ahead
+        from mil_zoo.diagnostics.explanations import EXPLAINERS
 
+        for name in explain or ():
+            EXPLAINERS.get(name)
         predictor = Predictor(run, model, trial)
     found = list(_slides(slides, features, layout, allow_pickle))
     table = out / "probabilities.csv"
@@ -87,7 +100,7 @@ def predict(
         rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
         rows.writeheader()
         for name, bag in zip((name for name, _ in found), map_ahead(_reading, iter(found)), strict=True):
-            row = _row(name, bag, predictor, wanted, out, taken)
+            row = _row(name, bag, predictor, wanted, explain or [], out, taken)
             rows.writerow(row)
             file.flush()
             failures += row["status"] != "ok"
@@ -161,11 +174,14 @@ def _reading(slide: SlideReader) -> Any:
         return InputError(f"{slide[0]} cannot be read ({error})")
 
 
-def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path, taken: dict[str, str]) -> dict[str, Any]:
+def _row(
+    name: str, bag: Any, predictor: Any, wanted: list[str], explain: list[str], out: Path, taken: dict[str, str]
+) -> dict[str, Any]:
     if isinstance(bag, InputError):
         return {"slide_id": Path(name).stem, "source": name, "status": "failed", "reason": str(bag)}
     try:
         prediction = predictor.predict(bag)
+        scores = predictor.explain(prediction, explain) if explain else {}
     except (InputError, RuntimeError, MemoryError) as error:  # an isolated or giant slide costs itself alone
         return {"slide_id": bag.slide_id, "source": name, "status": "failed", "reason": str(error)}
     row = {
@@ -181,14 +197,19 @@ def _row(name: str, bag: Any, predictor: Any, wanted: list[str], out: Path, take
         name: repr(float(mean)) for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
+    stem, caption = _stem(bag.slide_id, name, taken), predictor.task.caption(prediction.values)
+    said = []
+    if (wanted or explain) and stem != file_stem(bag.slide_id):
+        said.append(f"files are called {stem}.*, since another slide has the same name")
     if prediction.attention is not None:
-        stem = _stem(bag.slide_id, name, taken)
-        skipped = _write(prediction, predictor.task.caption(prediction.values), wanted, out / "attention" / stem)
-        if wanted and stem != file_stem(bag.slide_id):
-            skipped.insert(0, f"attention in {stem}.*, since another slide has the same name")
-        row["reason"] = "; ".join(skipped)
+        said += _write(prediction, caption, wanted, out / "attention" / stem)
     elif wanted:
-        row["reason"] = "the model has no attention"
+        said.append("the model has no attention")
+    if absent := [each for each in explain if each not in scores]:
+        said.append(f"no explanation by {', '.join(absent)}: the model has none")
+    if scores:
+        said += _write_explanations(scores, bag, caption, "png" in wanted, out / "explanations" / stem)
+    row["reason"] = "; ".join(said)
     return row
 
 
@@ -198,6 +219,22 @@ def _stem(slide: str, source: str, taken: dict[str, str]) -> str:
     if taken.setdefault(stem.casefold(), source) != source:
         stem = f"{stem}-{short_hash(source)}"
     return stem
+
+
+def _write_explanations(scores: dict[str, Any], bag: Any, caption: str, maps: bool, stem: Path) -> list[str]:
+    """Writes the explanations of a slide; says what cannot be, and why."""
+    from mil_zoo.report.attention_files import write_explanations_csv, write_explanations_png
+
+    coords = None if bag.coords is None else bag.coords.double().numpy()
+    stem.parent.mkdir(exist_ok=True)
+    write_explanations_csv(stem.with_name(f"{stem.name}.csv"), scores, coords)
+    if not maps:
+        return []
+    if coords is None:
+        return ["no maps of explanations: the slide has no coordinates"]
+    path = stem.with_name(f"{stem.name}.png")
+    write_explanations_png(path, scores, coords, bag.patch_size, f"{bag.slide_id}: {caption}")
+    return []
 
 
 def _write(prediction: Any, caption: str, wanted: list[str], stem: Path) -> list[str]:

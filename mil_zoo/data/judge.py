@@ -106,6 +106,14 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     if not card.classes and len(table) > 4 and (labels == len(table) or labels > max(10, len(table) / 2)):
         remedy = "name the column that holds the class"
         add("error", f"{where}: {labels} different labels of {len(table)} slides are no classes; {remedy}")
+    odd = table[table["label"].astype(str).str.fullmatch(r"[0-9]{7,}")]
+    if not card.classes and len(odd):
+        label, slides = odd["label"].iloc[0], odd["slide_id"]
+        remedy = "write a class name or a small whole number, or drop the slide"
+        add(
+            "error", f"{where}: label {label} is a date, an id or a mark of what is missing, no class; {remedy}", slides
+        )
+        return findings
     for group in labels_alike(card.classes or table["label"]):
         add("error", f"{where}: classes differ in case or blanks only, {' and '.join(map(repr, group))}; write one")
     classes = class_indices(card.classes or class_names(table))

@@ -28,7 +28,7 @@ from mil_zoo.data.labels.names import both_sides, match_names
 from mil_zoo.data.labels.tables import column_of, find_labels, read_csv, read_labels, spelled_as
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
 from mil_zoo.data.layouts.find import choose_features, find_features, layout_of
-from mil_zoo.data.layouts.table import read_published_folds, read_table
+from mil_zoo.data.layouts.table import named_classes, read_published_folds, read_table
 from mil_zoo.data.packed.store import PackedStore, is_store
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split, from_masks
@@ -272,10 +272,12 @@ def _suffixes() -> set[str]:
 
 def _table(card: DataCard, path: Path) -> Contents:
     with boundary(path, "a readable bag table"):
-        bags = read_table(path, card.positive_instance_class, card.single_label)
+        classes = card.classes or named_classes(path)
+        bags = read_table(path, card.positive_instance_class, card.single_label, classes)
     if not card.classes:  # nothing but the table says what it is
         card = replace(
             card,
+            classes=classes,
             standardise=True,
             graph="feature_knn:8" if bags[0].coords is None else "knn:8",
             instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",

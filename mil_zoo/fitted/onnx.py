@@ -44,8 +44,8 @@ def export_onnx(fitted: Fitted, path: Path | str, tolerance: float = 1e-5) -> Pa
         The path.
 
     Raises:
-        InputError: packages are missing, the aggregator needs a graph, an op of it cannot be traced or its size depends
-            on the values of a bag, or the model differs from torch. No file is written then.
+        InputError: packages are missing, the aggregator needs a graph or says in ``not_in_onnx`` that it cannot be
+            exported, an op of it cannot be traced, or the model differs from torch. No file is written then.
 
     Example:
         >>> fitted = mil_zoo.load("my_model")
@@ -60,6 +60,8 @@ def export_onnx(fitted: Fitted, path: Path | str, tolerance: float = 1e-5) -> Pa
             f"{fitted.name} needs the graph of a slide's patches ({fitted.graph}), which an ONNX model cannot build; "
             "use Fitted.predict, or an aggregator without a graph"
         )
+    if why := fitted.aggregator.not_in_onnx:
+        raise InputError(f"{fitted.name} cannot be exported to ONNX: {why}; use Fitted.predict, or another aggregator")
     path = Path(path)
     aggregator = fitted.aggregator
     was_training, device = aggregator.training, next(aggregator.parameters()).device
@@ -217,7 +219,8 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        aside = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,9 +1,11 @@
-"""The attention of one slide as files for other programs: CSV, a PNG map, and GeoJSON for QuPath."""
+"""Attention and explanations of one slide as files for other programs: CSV, PNG maps, and GeoJSON for QuPath."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from matplotlib.figure import Figure
 
 from mil_zoo.files import replacing, write_text
 from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
+from mil_zoo.report.figures.explanation_maps import draw_ranks
 from mil_zoo.report.figures.look import drawing
+from mil_zoo.report.tables.explanations_table import TITLES
 
 # Upper ends of the classes of N x attention, which is 1 for uniform attention.
 _STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
@@ -58,6 +62,39 @@ def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size:
         )
         axes.set_title(title, fontsize=9, parse_math=False)
         figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150, format="png")
+
+
+def write_explanations_csv(path: Path, scores: Mapping[str, np.ndarray], coords: np.ndarray | None) -> None:
+    """One row a patch: x and y (where known), and the score of every explainer.
+
+    Args:
+        path: file to write.
+        scores: float ``[N]`` by explainer; higher speaks more for the prediction.
+        coords: as in :func:`write_csv`.
+    """
+    columns = {} if coords is None else {"x": coords[:, 0], "y": coords[:, 1]}
+    table = pd.DataFrame(columns | dict(scores))
+    write_text(path, table.to_csv(index_label="patch", float_format="%.6g", lineterminator="\n"))
+
+
+def write_explanations_png(
+    path: Path, scores: Mapping[str, np.ndarray], coords: np.ndarray, patch_size: float | None, title: str
+) -> None:
+    """Maps of the explainers beside each other, coloured by the rank of a score within the slide.
+
+    Arguments as in :func:`write_explanations_csv` and :func:`write_png`.
+    """
+    with drawing():
+        width, height = np.ptp(coords, axis=0) + (patch_size or 0)
+        panel = 2.8 * float(np.clip(height / max(width, 1), 0.4, 1.8))
+        figure = Figure(figsize=(2.8 * max(len(scores), 2), panel + 0.8), layout="constrained")
+        side = np.nan if patch_size is None else float(patch_size)
+        for axes, (name, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
+            draw_ranks(axes, coords, side, values, figure.get_figwidth() / len(scores))
+            axes.set_title(textwrap.fill(TITLES.get(name, name), 24), fontsize=8, parse_math=False)
+        figure.suptitle(title, fontsize=9, parse_math=False)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
 

@@ -38,7 +38,7 @@ from mil_zoo.stats.drawn import (
     pooled_concordance,
 )
 from mil_zoo.stats.equivalence import ROPE, Equivalence, correlated_t, posterior_of_difference
-from mil_zoo.stats.intervals import Estimate, Interval, Summary, estimate, patient_interval, summarise
+from mil_zoo.stats.intervals import ALL_EQUAL, Estimate, Interval, Summary, estimate, patient_interval, summarise
 from mil_zoo.stats.paired import (
     EXCHANGED,
     DeLong,
@@ -88,6 +88,7 @@ from mil_zoo.survival import (
 )
 
 __all__ = [
+    "ALL_EQUAL",
     "EXCHANGED",
     "ROPE",
     "Baseline",

@@ -92,14 +92,12 @@ def detectable_difference(
         comparisons: c, tests that the level is shared by.
 
     Returns:
-        the difference, in the metric's unit; 0 for a standard error of 0, NaN for one that is NaN or ``df`` below 1.
+        the difference, in the metric's unit; NaN for a standard error that is NaN or 0, or ``df`` below 1.
 
     Source: Cohen, Statistical Power Analysis (1988), chapter 2, with the corrected error of Nadeau & Bengio 2003.
     """
-    if np.isnan(se) or not df >= 1:
+    if not se > 0 or not df >= 1:
         return np.nan
-    if se == 0:
-        return 0.0
     tail = level / (2 * comparisons)
     nodes, weights = _nodes()
     if np.isinf(df):

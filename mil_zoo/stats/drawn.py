@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
 from mil_zoo.noted import Noted, note_of, undefined
-from mil_zoo.stats.resampling import Floats, Ints, Patients
+from mil_zoo.stats.resampling import Floats, Ints, Patients, all_equal
 from mil_zoo.survival import concordance_pairs
 from mil_zoo.survival.concordance import NO_PAIR
 
@@ -54,7 +54,8 @@ class Drawn:
     Attributes:
         value: of the patients as they are; NaN, with the reason, where it is undefined. A note on a mean over folds
             says of how many, where some are undefined.
-        low, high: 95 % percentile interval; NaN, with the reason, where over 5 % of the draws are undefined.
+        low, high: 95 % percentile interval; NaN, with the reason, where over 5 % of the draws are undefined, or where
+            all give the same value.
         p: two-sided, of "the value is 0", for differences.
         replicates: number of draws.
         lost: of them, those in which the value is undefined (no comparable pair).
@@ -98,12 +99,14 @@ class Draws:
         if np.isnan(self.value) or lost > LOST * n:
             gone = undefined(reason)
             return Drawn(self.value, gone, gone, gone, n, lost, gone, gone)
-        low, high = np.quantile(known, [0.025, 0.975])
+        low, high = map(float, np.quantile(known, [0.025, 0.975]))
+        if all_equal(known):
+            low = high = undefined("every draw of the patients gives the same value")
         below, above = int((known < 0).sum()), int((known > 0).sum())
         p = min(1.0, 2 * (1 + len(known) - max(below, above)) / (1 + len(known)))
         worse = (0.5 + above + (len(known) - below - above) / 2) / (1 + len(known))
         se = float(known.std(ddof=1)) if len(known) > 1 else np.nan
-        return Drawn(self.value, float(low), float(high), p, n, lost, se, worse)
+        return Drawn(self.value, low, high, p, n, lost, se, worse)
 
 
 Statistic = Callable[[Sequence[Scored], Sequence[Floats]], Floats]

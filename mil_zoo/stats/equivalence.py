@@ -32,7 +32,8 @@ class Equivalence:
 def posterior_of_difference(difference: float, se: float, df: float, rope: float = ROPE) -> Equivalence:
     """Probabilities by the posterior of a difference, ``difference + se t_df`` (normal for infinite ``df``).
 
-    That is the posterior under a flat prior. Of results without any spread all of it is at the difference.
+    That is the posterior under a flat prior. Results without any spread leave it undefined: a few equal differences do
+    not make the next one certain.
 
     Args:
         difference: a - b, observed.
@@ -45,10 +46,8 @@ def posterior_of_difference(difference: float, se: float, df: float, rope: float
     """
     if rope < 0:
         raise InputError(f"a region of practical equivalence has a width, not {rope:g}")
-    if np.isnan(difference) or np.isnan(se) or not df >= 1:
+    if np.isnan(difference) or not se > 0 or not df >= 1:
         return Equivalence(np.nan, np.nan, np.nan)
-    if se == 0:
-        return Equivalence(float(difference > rope), float(abs(difference) <= rope), float(difference < -rope))
     spread = stats.norm if np.isinf(df) else stats.t(df)
     above, below = spread.sf((rope - difference) / se), spread.cdf((-rope - difference) / se)
     return Equivalence(float(above), float(max(0.0, 1 - above - below)), float(below))
@@ -74,5 +73,4 @@ def correlated_t(differences: Sequence[float | None], n_train: float, n_test: fl
     Source: Corani & Benavoli, Machine Learning 100 (2015); Benavoli, Corani, Demšar & Zaffalon, JMLR 18 (2017).
     """
     found = corrected_t_test(differences, n_train, n_test)
-    se = found.difference.sd * float(np.sqrt(1 / max(found.difference.n, 1) + n_test / n_train))
-    return posterior_of_difference(found.difference.mean, se, found.difference.n - 1, rope)
+    return posterior_of_difference(found.difference.mean, found.se, found.difference.n - 1, rope)

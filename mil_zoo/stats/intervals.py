@@ -11,11 +11,12 @@ from scipy import stats
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
+from mil_zoo.noted import undefined
 from mil_zoo.stats.drawn import Scored, bootstrap_patients
 from mil_zoo.stats.influence import area, area_variance, each_slide, jackknife_variance, leave_one_out
-from mil_zoo.stats.resampling import Floats, Patients, TestSet, distinct_test_sets
+from mil_zoo.stats.resampling import Floats, Patients, TestSet, all_equal, distinct_test_sets
 
-_EQUAL = 1e-9  # values that differ by less than this part of the largest are equal: it is rounding
+ALL_EQUAL = "all test sets have the same value, so that there is no spread to take an interval from"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Summary:
     Attributes:
         mean: NaN for n = 0.
         sd: sample standard deviation (ddof 1); NaN for n < 2.
-        low: lower end of the interval, never clipped to the metric's range; NaN for n < 2.
+        low: lower end of the interval, never clipped to the metric's range; NaN for n < 2, and with its reason where
+            all values are equal.
         high: upper end.
         n: number of values that were defined.
     """
@@ -86,7 +88,8 @@ def summarise(values: Sequence[float | None], n_train: float, n_test: float) -> 
 
     Args:
         values: one a split (splits of one test set averaged first, see :func:`estimate`); None and NaN (an undefined
-            metric) are left out and not counted. Values that differ by rounding only are equal: sd is 0.
+            metric) are left out and not counted. Values that differ by rounding only are equal: sd is 0, the interval
+            NaN, with the reason. No spread over a few test sets is no knowledge of the next one.
         n_train: slides in a training set (the mean over splits, where they differ), before any labels are withheld.
         n_test: slides in a test set.
 
@@ -106,7 +109,9 @@ def summarise(values: Sequence[float | None], n_train: float, n_test: float) -> 
     if n < 2:
         return Summary(float(numbers[0]) if n else np.nan, np.nan, np.nan, np.nan, n)
     mean = float(numbers.mean())
-    sd = 0.0 if all_equal(numbers) else float(numbers.std(ddof=1))
+    if all_equal(numbers):
+        return Summary(mean, 0.0, undefined(ALL_EQUAL), undefined(ALL_EQUAL), n)
+    sd = float(numbers.std(ddof=1))
     half_width = float(stats.t.ppf(0.975, n - 1)) * sd * float(np.sqrt(1 / n + n_test / n_train))
     return Summary(mean, sd, mean - half_width, mean + half_width, n)
 
@@ -204,7 +209,8 @@ def patient_interval(
     z = float(stats.norm.ppf(0.5 + level / 2))
     bounds = metric.bounds
     if not np.isfinite(bounds).all() or not bounds[0] <= value <= bounds[1]:
-        t = float(stats.t.ppf(0.5 + level / 2, len(patients.names) - 1)) if len(patients.names) > 1 else np.nan
+        several = len(patients.names) > 1 and se > 0
+        t = float(stats.t.ppf(0.5 + level / 2, len(patients.names) - 1)) if several else np.nan
         return Interval(value, value - t * se, value + t * se, se, np.nan)
     width = bounds[1] - bounds[0]
     share = (value - bounds[0]) / width
@@ -230,11 +236,6 @@ def defined(values: Sequence[float | None]) -> Floats:
     """The values that are neither None nor NaN."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     return numbers[~np.isnan(numbers)]
-
-
-def all_equal(numbers: Floats) -> bool:
-    """Whether the numbers differ by no more than rounding: a part of 1e-9 of the largest, or 1e-12."""
-    return bool(np.ptp(numbers) <= max(_EQUAL * np.abs(numbers).max(), 1e-12)) if len(numbers) else True
 
 
 def _variance(test_sets: Sequence[TestSet], metric: Metric, patients: Patients) -> float:

@@ -12,10 +12,12 @@ from scipy import stats
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric, find_metric, ranks_of_class
+from mil_zoo.noted import undefined
 from mil_zoo.stats.influence import Area, area, area_variance, jackknife_variance, leave_one_out
-from mil_zoo.stats.intervals import Summary, all_equal, defined, summarise
-from mil_zoo.stats.resampling import Floats, Patients, TestSet
+from mil_zoo.stats.intervals import Summary, defined, summarise
+from mil_zoo.stats.resampling import Floats, Patients, TestSet, all_equal
 
+_UNMOVED = "no patient changes the difference, so that there is no spread to take an interval from"
 EXCHANGED = ("accuracy", "balanced_accuracy", "auc", "f1")  # metrics that the permutation test knows
 
 
@@ -45,10 +47,10 @@ class PairedT:
 
     Attributes:
         difference: a - b with its interval.
-        se: its standard error; NaN for fewer than two differences.
+        se: its standard error; NaN where there is no spread to take it from (fewer than two differences, all equal).
         p: two-sided; 1 where all differences are 0, NaN where it is undefined.
         p_worse: one-sided, of "a is not worse than b": small where a is worse.
-        reason: why p is NaN, as a sentence; else "".
+        reason: why p, or else the interval alone, is NaN, as a sentence; else "".
     """
 
     difference: Summary
@@ -70,7 +72,7 @@ def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test
     Returns:
         the difference with its interval, and p: 1 where all differences are 0; NaN, with the reason, for fewer than two
         of them or where all are equal and not 0 (up to a part of 1e-9, which is rounding): they have no spread to test
-        against.
+        against. Where all are equal, 0 or not, the interval is NaN.
 
     Source: Nadeau & Bengio 2003, see :func:`mil_zoo.stats.summarise`.
     """
@@ -81,9 +83,10 @@ def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test
         return PairedT(summary, np.nan, np.nan, np.nan, f"{summary.n} test sets have a difference; a test needs two.")
     if all_equal(numbers):
         if not numbers.any():
-            return PairedT(summary, 0.0, 1.0, 0.5, "")
+            reason = "The difference is 0 in every split, so that there is no spread to take an interval from."
+            return PairedT(summary, np.nan, 1.0, 0.5, reason)
         reason = "The difference is the same in every split, so that there is no spread to test it against."
-        return PairedT(summary, 0.0, np.nan, np.nan, reason)
+        return PairedT(summary, np.nan, np.nan, np.nan, reason)
     error = float(summary.sd * np.sqrt(1 / summary.n + n_test / n_train))
     t = summary.mean / error
     p = float(2 * stats.t.sf(abs(t), summary.n - 1))
@@ -184,12 +187,14 @@ def patient_test(a: Sequence[TestSet], b: Sequence[TestSet], metric: Metric) -> 
     if np.isnan(difference) or np.isnan(se):
         reason = "The metric is undefined on these slides."
         return PairedT(Summary(difference, np.nan, np.nan, np.nan, 1), np.nan, np.nan, np.nan, reason)
+    if se < 1e-12:
+        summary = Summary(difference, np.nan, undefined(_UNMOVED), undefined(_UNMOVED), 1)
+        p, worse = (1.0, 0.5) if abs(difference) < 1e-12 else (np.nan, np.nan)
+        return PairedT(summary, np.nan, p, worse, f"{_UNMOVED[0].upper()}{_UNMOVED[1:]}.")
     half = float(stats.t.ppf(0.975, df)) * se
     summary = Summary(difference, np.nan, difference - half, difference + half, 1)
     if abs(difference) < 1e-12:
         return PairedT(summary, se, 1.0, 0.5, "")
-    if se < 1e-12:
-        return PairedT(summary, se, np.nan, np.nan, "No patient changes the difference, so that nothing tests it.")
     t = difference / se
     return PairedT(summary, se, float(2 * stats.t.sf(abs(t), df)), float(stats.t.cdf(t, df)), "")
 

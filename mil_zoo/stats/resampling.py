@@ -14,6 +14,7 @@ from mil_zoo.metrics import metrics_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+_EQUAL = 1e-9  # values that differ by less than this part of the largest are equal: it is rounding
 _SAME = 0.9  # test sets that share this part of their patients are one
 
 
@@ -150,13 +151,13 @@ def bootstrap(
     return intervals
 
 
-def bands(
+def drawn_variance(
     test_sets: Sequence[TestSet],
     statistic: Callable[[TestSet, Floats], Floats],
     replicates: int = 500,
     seed: int = 0,
-) -> tuple[Floats, Floats]:
-    """Pointwise 95 % percentile band of the mean over splits of ``statistic(test_set, weights [R, n]) -> [R, points]``.
+) -> Floats:
+    """Variance ``[points]`` of the mean over splits of ``statistic(test_set, weights [R, n]) -> [R, points]``.
 
     A patient is drawn once for all splits, as in :func:`bootstrap`.
     """
@@ -164,5 +165,9 @@ def bands(
     counts = patients.draws(replicates, seed)
     places = zip(test_sets, patients.places, strict=True)
     values = np.mean([statistic(part, counts[:, place]) for part, place in places], axis=0)
-    low, high = np.nanquantile(values, [0.025, 0.975], axis=0)
-    return low, high
+    return np.asarray(np.nanvar(values, axis=0))
+
+
+def all_equal(numbers: Floats) -> bool:
+    """Whether the numbers differ by no more than rounding: a part of 1e-9 of the largest, or 1e-12."""
+    return bool(np.ptp(numbers) <= max(_EQUAL * np.abs(numbers).max(), 1e-12)) if len(numbers) else True

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.noted import undefined
-from mil_zoo.stats.resampling import Floats
+from mil_zoo.stats.resampling import Floats, all_equal
 
 FEWEST = 10  # patients of a site that is told apart
 
@@ -20,7 +20,7 @@ class SiteLeak:
     Attributes:
         accuracy: balanced accuracy of telling the site; NaN, with its reason, where it cannot be told.
         chance: 1 over the number of sites.
-        low, high: 95 % interval of the accuracy over the choice of patients.
+        low, high: 95 % interval of the accuracy over the choice of patients; NaN where all draws give the same.
         sites: that were told apart.
         patients: of these sites.
     """
@@ -82,7 +82,8 @@ def site_probe(
         counts = rng.multinomial(len(who), np.full(len(who), 1 / len(who)), replicates)
         recalls.append(right[own].mean())
         drawn.append((counts @ hits) / (counts @ slides))
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    means = np.mean(drawn, axis=0)
+    low, high = np.quantile(means, [0.025, 0.975]) if not all_equal(means) else (np.nan, np.nan)
     return SiteLeak(float(np.mean(recalls)), 1 / k, float(low), float(high), k, len(np.unique(owners)))
 
 

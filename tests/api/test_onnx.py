@@ -14,6 +14,7 @@ DIM = 8
 SMALL = {
     "abmil": {"embed_dim": 16, "gated": True},
     "abmilx": {"embed_dim": 16},
+    "acmil": {"embed_dim": 16},
     "clam_mb": {"embed_dim": 16},
     "clam_sb": {"embed_dim": 16},
     "dsmil": {},
@@ -22,6 +23,7 @@ SMALL = {
     "max": {"embed_dim": 16},
     "mean": {"embed_dim": 16},
     "mhim": {"embed_dim": 16},
+    "mlp": {"hidden": 16},
     "vit": {"embed_dim": 16},
 }
 
@@ -68,10 +70,37 @@ def test_an_aggregator_with_a_graph_says_that_it_has_one(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_traced_is_one_sentence(tmp_path):
-    with pytest.raises(mil_zoo.InputError, match=r"topk cannot be exported to ONNX: torch cannot trace .*; use Fitted"):
-        mil_zoo.export_onnx(made("topk"), tmp_path / "model.onnx")
+REFUSED = [name for name in AGGREGATORS.names() if AGGREGATORS.get(name).not_in_onnx]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_aggregator_that_cannot_be_exported_says_why(name, tmp_path):
+    options = {} if name == "topk" else {"embed_dim": 16}
+    fitted = Fitted(mil_zoo.create_aggregator(name, DIM, **options), name)
+    with pytest.raises(mil_zoo.InputError) as refused:
+        mil_zoo.export_onnx(fitted, tmp_path / "model.onnx")
+    assert str(refused.value) == (
+        f"{name} cannot be exported to ONNX: {AGGREGATORS.get(name).not_in_onnx}; use Fitted.predict, or another "
+        "aggregator"
+    )
     assert not list(tmp_path.iterdir())
+
+
+def test_every_aggregator_without_a_graph_is_exported_or_says_why_not():
+    without = {name for name in AGGREGATORS.names() if not AGGREGATORS.get(name).graph}
+    assert set(SMALL) | set(REFUSED) == without
+
+
+@pytest.mark.parametrize("name", ["topk", "dtfd", "s4mil", "wikg"])  # the others take longer to fail
+def test_what_cannot_be_traced_is_one_sentence(name, tmp_path, monkeypatch, capfd):
+    fitted = made(name)
+    monkeypatch.setattr(type(fitted.aggregator), "not_in_onnx", "")
+    with pytest.raises(
+        mil_zoo.InputError, match=rf"{name} cannot be exported to ONNX: torch cannot trace .*; use Fitted"
+    ):
+        mil_zoo.export_onnx(fitted, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely.geometry
+import torch
 
+import mil_zoo
 from mil_zoo import InputError, Predictor
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
@@ -178,6 +180,48 @@ def test_the_command_writes_what_others_open_and_a_bad_slide_costs_itself(run, r
         assert square.exterior.is_ccw
     measured = [feature["properties"]["measurements"]["attention"] for feature in features]
     assert sum(measured) == pytest.approx(1, abs=1e-4)
+
+
+def test_explanations_are_means_over_members_and_lie_beside_each_other(run, run_cli, tmp_path):
+    _, directory = run
+    write_slide(tmp_path / "new.h5", 50)
+    names = "attention,gradient,integrated_gradients,occlusion,random"
+    command = ("predict", "--run", directory.path, "--model", "srmil", tmp_path / "new.h5", "--explain", names)
+    assert run_cli(*command, "--write", "png", "--out", tmp_path / "p")[0] == 0
+    written = tmp_path / "p" / "explanations"
+    assert sorted(path.name for path in written.iterdir()) == ["new.csv", "new.png"]
+    table = pd.read_csv(written / "new.csv", index_col="patch")
+    assert list(table) == ["x", "y", *names.split(",")]
+    assert (written / "new.png").stat().st_size > 5000
+
+    together = Predictor(directory, "srmil")
+    prediction = together.predict(mil_zoo.data.read_bag(tmp_path / "new.h5"))
+    np.testing.assert_allclose(table["attention"], prediction.attention, rtol=1e-4)
+    # Of a smooth model the scores add up to what a slide of zeros changes, in the mean over the members.
+    together = Predictor(directory, "mean")
+    prediction = together.predict(prediction.bag)
+    (scores,) = together.explain(prediction, ["integrated_gradients"]).values()
+    empty = prediction.bag.with_features(torch.zeros_like(prediction.bag.features))
+    shown, changes = int(prediction.probabilities.argmax()), []
+    for member in together.members:
+        full, none = (member.predict([bag])[0].probabilities for bag in (prediction.bag, empty))
+        changes.append(np.log(full[shown] / full[1 - shown]) - np.log(none[shown] / none[1 - shown]))
+    assert scores.sum() == pytest.approx(np.mean(changes), rel=0.02)
+
+
+def test_a_model_without_attention_is_explained_by_the_others(run, run_cli, tmp_path):
+    _, directory = run
+    write_slide(tmp_path / "new.h5", 50)
+    command = ("predict", "--run", directory.path, "--model", "mean", tmp_path / "new.h5", "--write", "none")
+    assert run_cli(*command, "--explain", "attention,gradient", "--out", tmp_path / "p")[0] == 0
+    table = pd.read_csv(tmp_path / "p" / "explanations" / "new.csv")
+    assert list(table) == ["patch", "x", "y", "gradient"]
+    row = pd.read_csv(tmp_path / "p" / "probabilities.csv").iloc[0]
+    assert (row["status"], row["reason"]) == ("ok", "no explanation by attention: the model has none")
+    code, _, err = run_cli(*command, "--explain", "gradents", "--out", tmp_path / "q")
+    assert code == 2
+    assert "did you mean 'gradient'" in err
+    assert not (tmp_path / "q").exists()
 
 
 def test_stores_and_tables_are_slides_too(run, run_cli, tmp_path, bag_table):

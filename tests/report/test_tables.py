@@ -7,6 +7,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from mil_zoo.report.figures.score_points import draw as draw_metrics
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import score_table, skew_table, terminal_scores, write_tables
 from mil_zoo.report.tables.sentences import notes
@@ -73,7 +74,43 @@ def test_an_undefined_metric_is_left_out_and_said(write):
     run = write.run(rows, ["abmil"])
     assert score_table(Results.load(run)).iloc[0]["auc_n"] == 2
     write_tables(Results.load(run))
-    assert "0.900 ± 0.000 [0.90, 0.90] (n = 2)" in read(run, "table.md")
+    assert "0.900 ± 0.000 (no interval) (n = 2)" in read(run, "table.md")
+
+
+def test_equal_values_in_all_folds_have_no_interval_anywhere_and_say_why(write):
+    rows = [
+        write.row(name, fold, metrics=metrics(0.8 + fold / 20, auc=1.0))
+        for name in ("abmil", "mean")
+        for fold in range(5)
+    ]
+    run = write.run(rows, ["abmil", "mean"])
+    results = Results.load(run)
+    write_tables(results)
+    reason = "all test sets have the same value, so that there is no spread to take an interval from"
+    table = pd.read_csv(run.path / "table.csv")
+    assert (table["auc_mean"] == 1).all()
+    assert table[["auc_low", "auc_high"]].isna().all(axis=None)
+    assert table[["accuracy_low", "accuracy_high"]].notna().all(axis=None)
+    told = pd.read_csv(run.path / "undefined.csv")
+    assert told["note"].tolist() == [reason] * 2
+    assert told["metric"].tolist() == ["auc_low, auc_high"] * 2
+    for text in (read(run, "table.md"), read(run, "table.tex")):
+        assert text.count("(no interval)") == 2
+        assert "[1.00, 1.00]" not in text
+    assert f"No interval: AUC of abmil, mean: {reason}." in read(run, "table.md")
+    pairs = pd.read_csv(run.path / "comparisons.csv").set_index("metric")
+    assert pairs.loc["auc", ["low", "high", "detectable"]].isna().all()
+    assert "0 in every split" in pairs.loc["auc", "reason"]
+    assert "0 in every split" in read(run, "comparisons.md")
+    assert pd.read_csv(run.path / "equivalence.csv").set_index("metric").loc["auc", "p_equal"] != 1
+
+
+def test_the_figure_of_scores_says_why_a_line_is_missing(make_run):
+    results = Results.load(make_run(models=("abmil",), folds=2))
+    for trial in results.trials:
+        trial.metrics["auc"] = 1.0
+    caption = draw_metrics(results)["metrics"].get_supxlabel()
+    assert "No line: all test sets have the same value" in caption
 
 
 def test_rows_follow_the_config_and_grids_their_numbers(write):

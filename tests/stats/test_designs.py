@@ -143,6 +143,32 @@ def test_the_band_of_one_test_set_is_over_its_patients():
     assert (band.low <= band.y + 1e-9).all()
 
 
+@pytest.mark.parametrize("of_class", [0, 1])
+@pytest.mark.parametrize("kind", ["roc", "pr"])
+def test_the_band_has_a_width_where_every_slide_is_right(kind, of_class):
+    labels, few = np.arange(40) % 2, np.arange(12) % 2
+    widths = []
+    for right in (labels, few):
+        p = np.stack([1 - right, right], -1)[None].astype(float)
+        curve = mean_curve([TestSet(right, p, np.arange(len(right)).astype(str))], kind, 1, 1, of_class)
+        assert (curve.y == 1).all()
+        assert (curve.high == 1).all()
+        assert (curve.low < 0.97).all()
+        assert (curve.low >= 0).all()
+        widths.append(curve.high[50] - curve.low[50])
+    assert widths[1] > 1.5 * widths[0], "fewer patients tell less"
+
+
+def test_the_band_counts_patients_not_slides():
+    right = np.repeat(np.arange(20) % 2, 4)
+    p = np.stack([1 - right, right], -1)[None].astype(float)
+    names = np.arange(80).astype(str)
+    slides, patients = (
+        mean_curve([TestSet(right, p, owners)], "roc", 1, 1) for owners in (names, np.repeat(names[:20], 4))
+    )
+    assert patients.low[50] < slides.low[50]
+
+
 def test_the_best_is_told_without_a_choice_by_the_same_numbers():
     p = np.array([[np.nan, 0.9, 0.5], [0.004, np.nan, 0.02], [0.5, 0.98, np.nan]])
     found = could_be_best(p)
@@ -172,7 +198,7 @@ def test_what_can_be_seen():
         assert detectable_difference(1 / np.sqrt(n), n - 1) == pytest.approx(expected, rel=1e-5)
     assert detectable_difference(0.02) == pytest.approx(0.02 * (1.959964 + 0.841621), rel=1e-4)
     assert detectable_difference(0.02, comparisons=14) > detectable_difference(0.02)
-    assert detectable_difference(0.0, 4) == 0
+    assert np.isnan(detectable_difference(0.0, 4))
     assert np.isnan(detectable_difference(np.nan, 4))
     assert np.isnan(detectable_difference(0.1, 0))
     assert design_error(0.05, 5, 80, 20, correlation=0.5) == pytest.approx(0.05 * np.sqrt(1 / 5 + 0.25))

@@ -187,8 +187,21 @@ def test_equal_differences_have_no_p(a, b):
     found = corrected_t_test(list(np.subtract(a, b)), 80, 20)
     assert np.isnan(found.p)
     assert "the same in every split" in found.reason
-    assert (found.difference.sd, found.se) == (0, 0)
-    assert corrected_t_test(list(np.subtract(a, a) + [1e-17] * len(a)), 80, 20).p == 1
+    assert found.difference.sd == 0
+    assert np.isnan([found.se, found.difference.low, found.difference.high]).all()
+    none = corrected_t_test(list(np.subtract(a, a) + [1e-17] * len(a)), 80, 20)
+    assert none.p == 1
+    assert np.isnan([none.se, none.difference.low]).all()
+    assert "0 in every split" in none.reason
+
+
+def test_models_that_no_patient_tells_apart_have_a_difference_without_interval():
+    labels = np.arange(20) % 2
+    sets = [TestSet(labels, np.stack([1 - labels, labels], -1)[None].astype(float), np.arange(20).astype(str))]
+    found = patient_test(sets, sets, find_metric("accuracy"))
+    assert (found.difference.mean, found.p) == (0, 1)
+    assert np.isnan([found.difference.low, found.difference.high, found.se]).all()
+    assert found.reason.startswith("No patient changes")
 
 
 def test_corrected_t_without_test_slides_is_the_paired_t_test():

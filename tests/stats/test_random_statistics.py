@@ -59,7 +59,8 @@ def test_intervals_hold_their_mean_and_tests_turn_with_their_sign(values, n_trai
     found = summarise(values, n_train, n_test)
     assert found.n == len(told)
     if found.n > 1:
-        assert found.low <= found.mean <= found.high
+        assert np.isnan(found.low) == np.isnan(found.high) == (found.sd == 0)
+        assert not found.sd or found.low <= found.mean <= found.high
         assert found.mean == pytest.approx(np.mean(told))
     there = corrected_t_test(values, n_train, n_test)
     back = corrected_t_test([None if value is None else -value for value in values], n_train, n_test)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mil_zoo.errors import InputError
+from mil_zoo.noted import note_of
 from mil_zoo.stats import summarise
 
 T_2 = 4.302652729911275  # the 97.5 % point of Student's t with 2 degrees of freedom, from a printed table
@@ -41,9 +42,13 @@ def test_no_value(values):
     assert all(map(math.isnan, (summary.mean, summary.sd, summary.low, summary.high)))
 
 
-def test_equal_values_have_an_interval_of_no_width():
-    summary = summarise([0.5] * 5, 80, 20)
-    assert (summary.low, summary.high, summary.sd) == (0.5, 0.5, 0)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_equal_values_have_no_interval_and_say_why(value):
+    summary = summarise([value] * 5, 80, 20)
+    assert (summary.mean, summary.sd, summary.n) == (value, 0, 5)
+    for end in (summary.low, summary.high):
+        assert math.isnan(end)
+        assert "the same value" in note_of(end)
 
 
 @pytest.mark.parametrize(("n_train", "n_test"), [(0, 20), (80, 0), (float("nan"), 20)])

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_arrays
+from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, register_layout
 from mil_zoo.errors import InputError
 
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_WHOLE_FLOAT = re.compile(r"^([0-9]+)\.0+$")  # "1.0", which pandas writes for 1
 
-def read_table(path: Path, positive_instance_class: int | None = None, single_label: int | None = None) -> list[Bag]:
+
+def read_table(
+    path: Path,
+    positive_instance_class: int | None = None,
+    single_label: int | None = None,
+    classes: Sequence[str] = (),
+) -> list[Bag]:
     """Reads every bag of a table.
 
-    Arrays of the file: ``X`` float [n_inst, d]; ``bag_ptr`` int [n_bags + 1]; ``bag_label`` int [n_bags], or
+    Arrays of the file: ``X`` float [n_inst, d]; ``bag_ptr`` int [n_bags + 1]; ``bag_label`` [n_bags], class indices
+    (1.0 counts as 1) or names of ``classes``, or
     ``bag_labels`` [n_bags, T] where a bag has several labels (its target, then); optional
     ``bag_name`` [n_bags], ``patient_id`` [n_bags] (patients or any other groups), ``coords`` [n_inst, 2]
     (x, y), ``inst_label`` int [n_inst] (1 positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
@@ -29,6 +42,7 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
         positive_instance_class: the value of ``inst_class`` that counts as positive.
         single_label: for tables with ``bag_labels`` 0/1 [n_bags, classes] instead of ``bag_label``: keep the bags with
             exactly one label, of the classes that at least this many of them have.
+        classes: the classes that ``bag_label`` names, where it holds names; see :func:`named_classes`.
 
     Raises:
         InputError: the file is missing, damaged or no bag table, or a bag in it is malformed.
@@ -62,8 +76,7 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
     for key, values in per_bag.items():
         if values is not None and values.shape != (num_bags,):
             raise InputError(f"{path}: {key} has {list(values.shape)} entries for {num_bags} bags")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or (labels < 0).any():
-        raise InputError(f"{path}: bag_label must be one class index (0, 1, ...) a bag")
+    labels = _class_indices(path, labels, names, classes)
     if len(set(names.tolist())) < num_bags:
         raise InputError(f"{path}: bag_name holds a name twice; every bag needs its own")
     instance_labels = _instance_labels(path, arrays, positive_instance_class)
@@ -88,6 +101,39 @@ def read_table(path: Path, positive_instance_class: int | None = None, single_la
         )
         for i in range(num_bags)
     ]
+
+
+def named_classes(path: Path) -> list[str]:
+    """The class names that ``bag_label`` of a table holds, sorted; none where it holds numbers."""
+    labels = load_arrays(path).get("bag_label")
+    found = set() if labels is None or labels.dtype.kind not in "US" else {_text(label) for label in labels.ravel()}
+    return [] if all(_WHOLE.fullmatch(label) for label in found) else sorted(found - {""})
+
+
+def _text(label: Any) -> str:
+    text = (label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)).strip()
+    return _WHOLE_FLOAT.sub(r"\1", text)
+
+
+def _class_indices(path: Path, labels: Any, names: Any, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """``bag_label`` as whole numbers from 0, or an ``InputError`` that names the bag whose label is none."""
+    known = class_indices(classes)
+    number = {i: int(text) for text, i in known.items() if _WHOLE.fullmatch(text)}
+    found = []
+    for label, name in zip(labels.tolist(), names.tolist(), strict=True):
+        text = _text(label) if isinstance(label, (bytes, str)) else ""
+        if text in known:
+            found.append(number[known[text]])
+        elif _WHOLE.fullmatch(text):
+            found.append(int(text))
+        elif isinstance(label, (bool, int, float)) and label >= 0 and label == label // 1 and label < 2**63:
+            found.append(int(label))
+        else:
+            wanted = f"one of {', '.join(classes)}" if classes else "a whole number from 0 (0, 1, ...)"
+            raise InputError(
+                f"{path}: bag_label of bag {name!r} is {label!r}, not {wanted}; correct it or drop the bag"
+            )
+    return np.array(found, dtype=np.int64)
 
 
 def read_published_folds(path: Path) -> Any:

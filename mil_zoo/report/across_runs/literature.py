@@ -14,7 +14,7 @@ from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.files import write_text, writing
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import one_line
+from mil_zoo.report.tables.text import interval, one_line
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _ours(run: Results, number: PublishedNumber) -> list[dict[str, Any]]:
 
 
 def _interval(row: dict[Any, Any], bounds: tuple[float, float]) -> Cell:
-    if np.isnan(row["low"]):
+    if np.isnan(row["sd"]):
         return Cell(f"{row['mean']:.3f}")
     low, high = np.clip([row["low"], row["high"]], *bounds)
-    return Cell(f"{row['mean']:.3f}", f"{row['sd']:.3f}", (f"[{low:.3f}, {high:.3f}]",))
+    return Cell(f"{row['mean']:.3f}", f"{row['sd']:.3f}", (interval(low, high, ".3f"),))

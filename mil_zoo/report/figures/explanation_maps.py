@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import h5py
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mil_zoo.report.figures.attention_maps import TRUTH, draw_patches
@@ -47,7 +49,6 @@ def draw(results: Results) -> dict[str, Figure]:
     figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * len(maps)), layout="constrained")
     figure.suptitle(title(results, f"Explanations of slide {slide}"))
     panels = figure.subplots(len(maps), columns, squeeze=False)
-    cmap = mpl.colormaps["viridis"]
     for row, (label, part) in zip(panels, maps.items(), strict=True):
         row[0].set_ylabel(wrapped(label, 14), fontsize=7)
         shown = list(row)
@@ -58,12 +59,17 @@ def draw(results: Results) -> dict[str, Figure]:
             if name not in part["scores"]:
                 axes.set_axis_off()
                 continue
-            rank = part["scores"][name].argsort().argsort() / max(len(part["coords"]) - 1, 1)
-            draw_patches(axes, part["coords"], part["patch_size"], cmap(rank), rank, 0.6 * WIDTH)
+            draw_ranks(axes, part["coords"], part["patch_size"], part["scores"][name], 0.6 * WIDTH)
     headings = ["Truth"] * (truth is not None) + [TITLES.get(name, name) for name in names]
     for axes, heading in zip(panels[0], headings, strict=True):
         axes.set_title(plain(textwrap.fill(heading, 20)), fontsize=7)
     return {"explanation-maps": figure}
+
+
+def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, width: float) -> None:
+    """Patches coloured by the rank of their score ``[N]``; the other arguments are those of ``draw_patches``."""
+    rank = scores.argsort().argsort() / max(len(scores) - 1, 1)
+    draw_patches(axes, coords, side, mpl.colormaps["viridis"](rank), rank, width)
 
 
 def _slide(results: Results, trial: str) -> str:

@@ -49,7 +49,7 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ticks = sorted({round(n) for n in table["slides"]})
     axes.set(xscale="log", xlabel="labelled training slides", ylabel=f"test {score}")
-    axes.set_ylim(max(0, min(0.4, table["low"].min())) - 0.02, 1.02)
+    axes.set_ylim(max(0, min(0.4, table[["low", "mean"]].min().min())) - 0.02, 1.02)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{tick}" for tick in ticks])

@@ -120,8 +120,9 @@ def _note(kind: str, sets: dict[str, list[TestSet]], banded: bool, left_out: boo
     if banded and 1 < splits < FEW:
         note += "Thin: each fold. "
     elif banded:
-        how = "corrected resampled t interval, cut to [0, 1]" if splits > 1 else "bootstrap over test patients"
+        how = "corrected resampled t interval, cut to [0, 1]" if splits > 1 else "Jeffreys, over test patients"
         note += f"Band: 95 % at each point ({how}). "
+        note += "No band where all folds agree. " * (splits > 1)
     if left_out:
         note += "Folds without a slide of either side are left out. "
     if kind == "pr":

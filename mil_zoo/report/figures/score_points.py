@@ -50,5 +50,10 @@ def draw(results: Results) -> dict[str, Figure]:
     figure.suptitle(title(results, "Test metrics"))
     several = table["splits"].max() > 1
     how = f"corrected resampled t, cut to {bounds(results)}" if several else "over the patients of the one test set"
-    figure.supxlabel(f"One point a trial; diamond: mean, line: its 95 % interval ({how}).", fontsize=7)
+    lows = table[[f"{metric.name}_low" for metric in results.shown]]
+    means = table[[f"{metric.name}_mean" for metric in results.shown]]
+    missing = several and (lows.isna().to_numpy() & means.notna().to_numpy()).any()
+    note = f"One point a trial; diamond: mean, line: its 95 % interval ({how})."
+    note += " No line: all test sets have the same value, or only one has any." * bool(missing)
+    figure.supxlabel(note, fontsize=7)
     return {"metrics": figure}

@@ -30,7 +30,9 @@ def _score(results: Results, metric: Metric) -> list[str]:
     order = table.sort_values(f"{metric.name}_mean", ascending=metric.higher_is_better is False)
     top, others = order.iloc[0], list(order["aggregator"])[1:]
     low, high = (top[f"{metric.name}_{end}"] for end in ("low", "high"))
-    interval = "" if np.isnan(low) else f" (95 % interval {_within(metric, low):.3f} to {_within(metric, high):.3f})"
+    interval = " (no interval: all test sets have this value)" if top[f"{metric.name}_sd"] == 0 else ""
+    if not np.isnan(low):
+        interval = f" (95 % interval {_within(metric, low):.3f} to {_within(metric, high):.3f})"
     which = "highest" if metric.higher_is_better is not False else "lowest"
     said = (
         f"{top['aggregator']} has the {which} mean {inside(metric.title)}, {top[f'{metric.name}_mean']:.3f}{interval}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mil_zoo.files import write_text
+from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
@@ -119,12 +120,16 @@ def write_tables(results: Results) -> list[Path]:
 
 
 def _notes_of_trials(results: Results) -> pd.DataFrame:
-    """trial, metric, value (empty where undefined) and the note on it."""
+    """trial, metric, value (empty where undefined) and the note on it; of missing intervals the aggregator as trial."""
     rows = [
         (trial.trial, name, trial.metrics.get(name), note)
         for trial in results.trials
         for name, note in trial.notes.items()
     ]
+    for label in results.finished:
+        for metric in results.metrics:
+            if note := note_of(results.estimate(label, metric.name).low):
+                rows.append((label, f"{metric.name}_low, {metric.name}_high", None, note))
     return pd.DataFrame(rows, columns=["trial", "metric", "value", "note"])
 
 

@@ -103,8 +103,8 @@ def _explanations_table(results: Results) -> pd.DataFrame:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of t of a mean; NaN of a single value."""
-    if len(values) < 2:
+    """The 95 % interval of t of a mean; NaN of a single value, and of values that are all equal."""
+    if len(values) < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)

@@ -13,6 +13,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.pairs import corrected_t
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.text import interval
 
 BASELINE = "abmil"
 _LABELLED = re.compile(r"(^|,)labelled=([^,]+)")
@@ -93,4 +94,4 @@ def _cell(row: dict[Any, Any], prefix: str, sign: str) -> Cell:
     mean, sd, low, high = (row[prefix + name] for name in ("mean", "sd", "low", "high"))
     if np.isnan(sd):
         return Cell(f"{mean:{sign}.3f}")
-    return Cell(f"{mean:{sign}.3f}", f"{sd:.3f}", (f"[{low:{sign}.2f}, {high:{sign}.2f}]",))
+    return Cell(f"{mean:{sign}.3f}", f"{sd:.3f}", (interval(low, high, f"{sign}.2f"),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import count, p_value
+from mil_zoo.report.tables.text import count, interval, p_value
 from mil_zoo.stats import (
     EXCHANGED,
     PairedT,
@@ -49,7 +50,7 @@ def comparisons(results: Results) -> pd.DataFrame:
     jackknife over patients, or without class probabilities the bootstrap of the difference), its ``p``, ``p_worse``
     (one-sided, small where a is worse), ``p_holm`` (adjusted over all pairs of the metric), ``detectable`` (the
     difference that the deciding test finds with a power of 80 % where the level is shared by k - 1 comparisons) and
-    ``reason`` (why p is missing).
+    ``reason`` (why p or the interval is missing).
     """
     return results.once(_without_errors)
 
@@ -129,7 +130,7 @@ def shown_comparisons(results: Results, control: str | None = None) -> Document:
         if row["metric"] in titles:
             rows.append([titles[row["metric"]], row["a"], row["b"], _difference(row), *_decision(row, row["p_holm"])])
     header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
-    tables.append(Table(header, rows, [*_NOTES, _least(results)], "All pairs"))
+    tables.append(Table(header, rows, [*_NOTES, *_reasons(results), _least(results)], "All pairs"))
     return Document("comparisons", "Paired comparisons", tables)
 
 
@@ -205,9 +206,17 @@ def _least(results: Results) -> str:
     )
 
 
+def _reasons(results: Results) -> list[str]:
+    """Why headline differences of how many pairs have no p or no interval."""
+    names = {metric.name for metric in results.headline}
+    found = Counter(
+        row["reason"] for row in comparisons(results).to_dict("records") if row["metric"] in names and row["reason"]
+    )
+    return [f"No p, or no interval, in {count(number, 'row')}: {reason}" for reason, number in found.items()]
+
+
 def _difference(row: Mapping[Any, Any]) -> Cell:
-    interval = () if np.isnan(row["low"]) else (f"[{row['low']:.3f}, {row['high']:.3f}]",)
-    return Cell(f"{row['difference']:.3f}", below=interval)
+    return Cell(f"{row['difference']:.3f}", below=(interval(row["low"], row["high"], ".3f"),))
 
 
 def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:
@@ -290,9 +299,9 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     row |= {"p": found.p, "p_worse": found.p_worse, "reason": found.reason}
     se = found.se
     if row["test"] == "jackknife" and areas is not None:
-        low, high = (areas.difference + sign * 1.959964 * areas.se for sign in (-1, 1))
+        se = areas.se if areas.se > 1e-12 else np.nan  # no patient changes the difference: found.reason says so
+        low, high = (areas.difference + sign * 1.959964 * se for sign in (-1, 1))
         row |= {"test": "DeLong", "p": areas.p, "p_worse": areas.p_worse, "low": low, "high": high}
-        se = areas.se
     elif row["test"] == "jackknife" and exchanged:
         p, lower = row["p_permutation"], row["difference"] < 0
         row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
@@ -316,7 +325,12 @@ def _of_any_task(
         a, b = (draws_of(results, label, metric, rule) for label in pair)
         drawn = (a - b).interval()
         row |= {"test": "bootstrap", "difference": drawn.value, "low": drawn.low, "high": drawn.high, "p": drawn.p}
-        row |= {"p_worse": drawn.p_worse, "reason": note_of(drawn.p), "se": drawn.se, "df": np.inf}
+        row |= {
+            "p_worse": drawn.p_worse,
+            "reason": note_of(drawn.p) or note_of(drawn.low),
+            "se": drawn.se,
+            "df": np.inf,
+        }
     else:
         found = over_sets.difference
         row |= {"test": "corrected t" if splits > 1 else "", "difference": found.mean, "low": found.low}

@@ -12,7 +12,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.pairs import decides, tested, turned
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import inside
+from mil_zoo.report.tables.text import inside, interval
 from mil_zoo.stats import ROPE, posterior_of_difference
 
 SIMPLE = ("mean", "max", "mlp", "linear_probe", "knn_probe")  # pool, then classify: nothing learns where to look
@@ -67,10 +67,8 @@ def shown_baselines(results: Results) -> Table | None:
         if row["metric"] not in metrics:
             continue
         metric = metrics[row["metric"]]
-        interval = () if np.isnan(row["low"]) else (f"[{row['low']:+.3f}, {row['high']:+.3f}]",)
-        rows.append(
-            [metric.title, row["aggregator"], Cell(f"{row['difference']:+.3f}", below=interval), row["baseline"]]
-        )
+        below = (interval(row["low"], row["high"], "+.3f"),)
+        rows.append([metric.title, row["aggregator"], Cell(f"{row['difference']:+.3f}", below=below), row["baseline"]])
         words.append((metric, row))
     if not rows:
         return None

@@ -8,6 +8,7 @@ import pandas as pd
 
 from mil_zoo.metrics import metrics_of
 from mil_zoo.report.tables.table import Cell, Table
+from mil_zoo.report.tables.text import interval
 from mil_zoo.stats import summarise
 
 
@@ -48,7 +49,7 @@ def _metrics(rows: pd.DataFrame) -> dict[str, str]:
 
 def _cell(row: dict[Any, Any], metric: str) -> Cell:
     mean, sd, low, high = (row[f"{metric}_{name}"] for name in ("mean", "sd", "low", "high"))
-    return Cell(f"{mean:.3f}", f"{sd:.3f}", (f"[{low:.2f}, {high:.2f}]",))
+    return Cell(f"{mean:.3f}", f"{sd:.3f}", (interval(low, high),))
 
 
 def _notes(rows: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS, without_encoder
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import short
+from mil_zoo.report.tables.text import interval, short
 from mil_zoo.stats import TestSet, bootstrap, calibration
 
 COSTS = {"parameters": "Parameters", "seconds_per_epoch": "s / epoch", "peak_mem_mib": "Peak memory (MiB)"}
@@ -178,7 +178,7 @@ def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[
 def _metric_cell(row: dict[Any, Any], metric: Metric, fullest: int, bold: Mapping[str, set[str]]) -> Cell:
     mean, sd, n = (row[f"{metric.name}_{part}"] for part in ("mean", "sd", "n"))
     low, high = (np.clip(row[f"{metric.name}_{part}"], *metric.bounds) for part in ("low", "high"))
-    below = [] if np.isnan(low) else [f"[{low:.2f}, {high:.2f}]"]
+    below = [interval(low, high)] if n > 1 or not np.isnan(low) else []
     if 0 < n < fullest:
         below.append(f"(n = {n})")
     marked = row["aggregator"] in bold.get(metric.name, ())

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from mil_zoo.config import read_shipped, shipped_names
+from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.text import count, sentence
+from mil_zoo.stats import ALL_EQUAL
 
 _KINDS = {
     "real": "real slides",
@@ -134,7 +136,7 @@ def _outcome(results: Results) -> list[str]:
             f"Failed: {label}, {len(names)} of {count(len(group), 'trial')} ({', '.join(names)}): {reason}"
             for reason, names in reasons.items()
         ]
-    lines += _undefined(results)
+    lines += [*_undefined(results), *_without_interval(results)]
     if results.unknown_metrics:
         lines.append(
             f"Not shown, since nothing registers it now: {', '.join(results.unknown_metrics)} (pass --plugin the file "
@@ -170,6 +172,21 @@ def _undefined(results: Results) -> list[str]:
     return [
         f"{text} ({', '.join(metrics[text])}; {len(found)} of {count(len(results.trials), 'trial')}; undefined.csv)."
         for text, found in trials.items()
+    ]
+
+
+def _without_interval(results: Results) -> list[str]:
+    """Whose test sets all have the same value of a metric, so that there is no interval."""
+    of_metrics: dict[tuple[str, ...], list[str]] = {}
+    for metric in results.metrics:
+        labels = tuple(
+            label for label in results.finished if note_of(results.estimate(label, metric.name).low) == ALL_EQUAL
+        )
+        if labels:
+            of_metrics.setdefault(labels, []).append(metric.title)
+    return [
+        f"No interval: {', '.join(titles)} of {', '.join(labels)}: {ALL_EQUAL}."
+        for labels, titles in of_metrics.items()
     ]
 
 

@@ -11,6 +11,7 @@ from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
 from mil_zoo.report.subgroups import FEWEST, GroupScore, columns_of, group_scores, reason_of, site_leaks
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.text import interval
 
 MOST = 40  # groups that a table lists
 
@@ -106,7 +107,7 @@ def _worst(results: Results) -> Table:
                 low, high = (pick(own, key=lambda one: float(one.drawn.value)) for pick in (min, max))
                 worst = high if metric.higher_is_better is False else low
                 spread = float(high.drawn.value) - float(low.drawn.value)
-                value = Cell(f"{worst.drawn.value:.3f}", below=(f"[{worst.drawn.low:.2f}, {worst.drawn.high:.2f}]",))
+                value = Cell(f"{worst.drawn.value:.3f}", below=(interval(worst.drawn.low, worst.drawn.high),))
                 rows.append([column, metric.title, label, worst.group, worst.patients, value, f"{spread:.3f}"])
     note = (
         "Spread: the best group's value less the worst's. It grows with the number of groups and as they get smaller, "
@@ -124,7 +125,7 @@ def _leaks(results: Results) -> Table:
             value = Cell("-", below=(f"({note_of(leak.accuracy)})",))
             rows.append([column, label, source, "-", "-", value])
             continue
-        value = Cell(f"{leak.accuracy:.3f}", below=(f"[{leak.low:.2f}, {leak.high:.2f}]",))
+        value = Cell(f"{leak.accuracy:.3f}", below=(interval(leak.low, leak.high),))
         rows.append([column, label, source, leak.sites, f"{leak.chance:.3f}", value])
     note = (
         "Balanced accuracy of a logistic regression that tells the site of patients it was not fitted to, against "

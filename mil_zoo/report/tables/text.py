@@ -13,6 +13,11 @@ def short(value: float) -> str:
     return "-" if np.isnan(value) else f"{float(f'{value:.3g}'):,.10g}"
 
 
+def interval(low: float, high: float, form: str = ".2f") -> str:
+    """The ends of an interval, each written in ``form``; where they are NaN that there is none."""
+    return "(no interval)" if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+
+
 def p_value(value: float) -> str:
     """A p-value to three decimals, "-" for NaN."""
     if np.isnan(value):
