@@ -22,7 +22,7 @@ TABLE = Table(
 def test_markdown():
     assert TABLE.markdown() == (
         "| Aggregator | AUC [95 %] |\n| --- | ---: |\n"
-        "| a\\*b\\<i>&_x | **0.900** ± 0.012 [0.85, 0.95] (n = 3) |\n| c\\|d | 0.8 |\n"
+        "| a\\*b\\<i>&\\_x | **0.900** ± 0.012 [0.85, 0.95] (n = 3) |\n| c\\|d | 0.8 |\n"
         "\n- One \\*note\\* of 5 %.\n"
     )
 
