@@ -94,6 +94,10 @@ class DSMIL(Aggregator):
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention and instance_logits ``[ΣN, C]``, embedding ``[B, C * D]``."""
+        return self._score(batch)[0]
+
+    def _score(self, batch: BagBatch) -> tuple[AggregatorOutput, Tensor]:
+        """The output, and the critical instances int64 ``[B, C]``."""
         instance_logits = self.instance_classifier(batch.features)  # [ΣN, C]
         _, critical = segment_reduce(instance_logits.detach(), batch.offsets, "max", return_argmax=True)  # [B, C]
         query = self.query(batch.features)  # [ΣN, Q]
@@ -103,7 +107,8 @@ class DSMIL(Aggregator):
         scores = torch.cat([instances @ of_bag.T for instances, of_bag in parts]) / QUERY_DIM**0.5  # [ΣN, C]
         pooled, attention = segment_attention_pool(scores, self.value(batch.features), batch.offsets)  # [B, C, D]
         logits = self.bag_classifier(pooled)[:, :, 0]
-        return AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
+        output = AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
+        return output, critical
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns log-sigmoids ``[B, C]``, whose softmax are the sigmoids over their sum (``probability``)."""
@@ -111,7 +116,7 @@ class DSMIL(Aggregator):
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""
-        output = self(batch)
+        output, critical = self._score(batch)
         bag = one_vs_rest_loss(self, output.logits, batch)
-        instance = one_vs_rest_loss(self, segment_reduce(output.instance_logits, batch.offsets, "max"), batch)
+        instance = one_vs_rest_loss(self, output.instance_logits.gather(0, critical), batch)
         return {"loss": (bag + instance) / 2, "bag": bag, "instance": instance}

@@ -51,6 +51,7 @@ class BenchOptions:
     allow_leaky_splits: bool | None
     test_on: str | None
     test_root: Path | None
+    test_labels: Path | None
     patients: str | None
     folds: str | None
     repeats: int | None
@@ -104,6 +105,7 @@ Examples:
   mil-zoo bench --models abmil,mean --dataset bags.npz --folds 5 --epochs 30
   mil-zoo bench --dataset tcga_nsclc --root DATA --split site --folds 5
   mil-zoo bench --dataset slides_of_a --test-on slides_of_b --repeats 3
+  mil-zoo bench --dataset a --labels a.csv --test-on b --test-labels b.csv
   mil-zoo bench --models abmil,mean --dataset features_dir --labels labels.csv --features uni_v1
   mil-zoo bench --dataset features_dir --labels labels.csv --time os_days --event os_event
   mil-zoo bench --dataset features_dir --labels labels.csv --task ordinal:loss=coral
@@ -165,6 +167,7 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option("--test-on", metavar="CARD|PATH", help="Train and validate on --dataset, test on all slides of this one.")
 @click.option("--test-root", type=click.Path(path_type=Path), help="Folder of its files.  [default: --root]")
+@click.option("--test-labels", type=click.Path(path_type=Path), help="csv of its labels, as --labels.")
 @click.option(
     "--patients",
     type=click.Choice(["mean", "max", "packed"]),
@@ -381,8 +384,14 @@ def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:
         allow_missing=options.allow_missing,
     )
     if suite.test_on is None:
+        if options.test_labels is not None:
+            raise InputError(
+                "--test-labels are those of --test-on; name the dataset that is tested on, or leave them out"
+            )
         return source
-    other = dataclasses.replace(source, name=suite.test_on, labels=None, root=options.test_root or options.root)
+    other = dataclasses.replace(
+        source, name=suite.test_on, labels=options.test_labels, root=options.test_root or options.root
+    )
     return dataclasses.replace(source, test_on=other)
 
 

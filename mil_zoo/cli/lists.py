@@ -15,6 +15,7 @@ from mil_zoo.cli.options import plugin_option
 def datasets() -> None:
     """List the data cards: what each holds and where its files are expected."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from mil_zoo.data.card import list_cards, read_card
@@ -23,7 +24,9 @@ def datasets() -> None:
     for name in list_cards():
         card = read_card(name)
         table.add_row(
-            name, card.title, card.kind, str(card.bags or ""), ", ".join(card.classes), card.path or "none needed"
+            *map(escape, (name, card.title, card.kind, str(card.bags or ""))),
+            escape(", ".join(card.classes)),
+            escape(card.path or "none needed"),
         )
     Console().print(table)
 

@@ -45,8 +45,19 @@ def open_dataset(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
     source = as_source(source, **fields)
     dataset = _open(source)
     if source.test_on is not None:
-        dataset = joined(dataset, _open(source.test_on))
+        dataset = joined(dataset, _open(_same_task(source.test_on, dataset, source)))
     return by_patient(dataset, source.patients or dataset.card.patient_level)
+
+
+def _same_task(other: DatasetSource, dataset: Dataset, source: DatasetSource) -> DatasetSource:
+    """How to open what is tested on: with the task of what is trained on, unless it is a card, which names its own.
+
+    Columns that nobody named (of a card, or found in the header) are found anew, as the other table may call them
+    otherwise.
+    """
+    if other.task or other.names_card or dataset.card.of_classes:
+        return other
+    return replace(other, task=source.task or (("name", dataset.task.name),))
 
 
 def by_patient(dataset: Dataset, wanted: PatientRule | None) -> Dataset:

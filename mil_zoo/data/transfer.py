@@ -22,16 +22,16 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
         A dataset whose ``test_ids`` are the slides of ``test``.
 
     Raises:
-        InputError: other classes, another feature dimension, or patients (or slides) in both; all are named.
+        InputError: other classes, another feature dimension, or patients (or slides) in both; ten of them are named.
     """
     a, b = train.card, test.card
+    if reason := train.task.refuses(test.task) or ("" if a.of_classes == b.of_classes else "they predict other things"):
+        raise InputError(f"{a.name!r} cannot be tested on {b.name!r}: {reason}")
     if a.classes != b.classes:
         raise InputError(
             f"{a.name!r} has the classes {', '.join(a.classes)} and {b.name!r} {', '.join(b.classes)}; --test-on needs "
             "the same ones in the same order"
         )
-    if reason := train.task.refuses(test.task) or ("" if a.of_classes == b.of_classes else "they predict other things"):
-        raise InputError(f"{a.name!r} cannot be tested on {b.name!r}: {reason}")
     if train.in_dim != test.in_dim:
         raise InputError(
             f"{a.name!r} has {train.in_dim} features a patch and {b.name!r} {test.in_dim}; use one encoder for both"
@@ -40,7 +40,8 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
     patient_of = {slide.slide_id: patient_key(slide) for d in (train, test) for slide in d.bags.slides}
     shared = sorted({*find_leaks(ours, theirs, patient_of), *(set(ours) & set(theirs))})
     if shared:
-        raise InputError(f"patients are in both {a.name!r} and {b.name!r}: {', '.join(shared)}; drop them from one")
+        some = ", ".join(shared[:10]) + (f" and {len(shared) - 10} more" if len(shared) > 10 else "")
+        raise InputError(f"patients are in both {a.name!r} and {b.name!r}: {some}; drop them from one")
     kinds = [card.kind for card in (a, b)]
     card = replace(
         a,

@@ -20,7 +20,8 @@ from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
-from mil_zoo.stats import Estimate, Summary, TestSet, distinct_test_sets, estimate
+from mil_zoo.report.scored import owners_of, scored
+from mil_zoo.stats import Estimate, Scored, Summary, TestSet, distinct_test_sets, estimate
 from mil_zoo.tasks import Task, task_of_config
 
 Made = TypeVar("Made")
@@ -305,6 +306,13 @@ class Results:
         """
         return self.once(_test_sets, label, patient_rule)
 
+    def scored_sets(self, label: str, patient_rule: str | None = None) -> dict[SplitKey, list[Scored]]:
+        """As :meth:`test_sets`, of a task without class probabilities: by (repeat, fold) one of each seed.
+
+        Empty for classes, and where slides are scored of which a patient has several: what is drawn is patients.
+        """
+        return self.once(_scored_sets, label, patient_rule)
+
     # What is said of the data ---------------------------------------------------------------------------------------
 
     @property
@@ -448,10 +456,11 @@ def _estimate(results: Results, label: str, metric: str, patient_rule: str | Non
     values: dict[SplitKey, list[float | None]] = defaultdict(list)
     for trial in trials:
         values[trial.split].append(scores_of(trial, patient_rule is not None).get(metric))
-    sets = results.test_sets(label, patient_rule) if trials else {}
-    return estimate(
-        values, {split: sets[split] for split in values if split in sets}, results.metric(metric), *mean_sizes(trials)
-    )
+    sizes, measured = mean_sizes(trials), results.metric(metric)
+    if not trials or (sets := results.test_sets(label, patient_rule)):
+        kept = {split: sets[split] for split in values if split in sets} if trials else {}
+        return estimate(values, kept, measured, *sizes)
+    return estimate(values, results.scored_sets(label, patient_rule), measured, *sizes)
 
 
 def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitKey, int]:
@@ -459,7 +468,26 @@ def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitK
     for label, trials in results.finished.items():
         for split, part in (results.test_sets(label, patient_rule) if trials else {}).items():
             patients.setdefault(split, part.patients)
+        for split, parts in (results.scored_sets(label, patient_rule) if trials else {}).items():
+            patients.setdefault(split, parts[0].patients)
     return dict(zip(patients, distinct_test_sets(list(patients.values())), strict=True))
+
+
+def _scored_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, list[Scored]]:
+    if results.test_sets(label, patient_rule):
+        return {}
+    sets: dict[SplitKey, list[Scored]] = defaultdict(list)
+    for trial in sorted(results.finished[label], key=lambda trial: (trial.split, trial.seed)):
+        if not trial.files and not (results.path / "trials" / trial.trial).is_dir():
+            continue
+        task = results.task_of(trial)
+        rows = results.scored_rows(trial) if task.of_patients else results.test_predictions(trial)
+        if patient_rule is not None:
+            rows = task.patients(rows, patient_rule)
+        if owners_of(rows).duplicated().any():
+            return {}
+        sets[trial.split].append(scored(task, rows))
+    return dict(sets)
 
 
 def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, TestSet]:

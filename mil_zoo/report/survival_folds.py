@@ -11,6 +11,7 @@ import pandas as pd
 
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.load import Results
+from mil_zoo.report.scored import owners_of, scored
 from mil_zoo.stats import Clinical, Covariates, RiskGroups, Scored, fit_clinical, read_covariates, risk_groups
 from mil_zoo.tasks import Survival
 
@@ -31,22 +32,20 @@ class Fold:
     task: Survival
     rows: pd.DataFrame
 
-    @cached_property
+    @property
     def arguments(self) -> tuple[npt.NDArray[np.float64], ...]:
         """Time, event, risk and what else metrics take."""
-        return self.task.arguments(*self.task.read(self.rows))
+        return self.scored.arguments
 
     @property
     def patients(self) -> list[str]:
         """Their names."""
-        known = self.rows["patient_id"].fillna("").astype(str)
-        return known.where(known != "", self.rows["slide_id"]).tolist()
+        return owners_of(self.rows).tolist()
 
     @cached_property
     def scored(self) -> Scored:
         """As the statistics take them."""
-        events = self.arguments[1].astype(np.int64)
-        return Scored(self.arguments, np.array(self.patients, dtype=str), events, self.task.context())
+        return scored(self.task, self.rows)
 
 
 def folds_of(results: Results, label: str) -> list[Fold]:

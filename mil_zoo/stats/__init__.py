@@ -29,10 +29,12 @@ from mil_zoo.stats.curves import Curve, mean_curve
 from mil_zoo.stats.decisions import Best, area_error, could_be_best, design_error, detectable_difference, holm
 from mil_zoo.stats.drawn import (
     Drawn,
+    Draws,
     Scored,
     bootstrap_difference,
     bootstrap_patients,
     external_difference,
+    patient_draws,
     pooled_concordance,
 )
 from mil_zoo.stats.equivalence import ROPE, Equivalence, correlated_t, posterior_of_difference
@@ -101,6 +103,7 @@ __all__ = [
     "DCalibration",
     "DeLong",
     "Drawn",
+    "Draws",
     "Equivalence",
     "Estimate",
     "FriedmanNemenyi",
@@ -156,6 +159,7 @@ __all__ = [
     "logrank",
     "mean_curve",
     "observed_over_expected",
+    "patient_draws",
     "patient_interval",
     "patient_test",
     "permutation_test",

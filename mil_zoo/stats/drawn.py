@@ -59,6 +59,8 @@ class Drawn:
         p: two-sided, of "the value is 0", for differences.
         replicates: number of draws.
         lost: of them, those in which the value is undefined (no comparable pair).
+        se: standard deviation of the draws.
+        p_worse: one-sided, of "the value is not below 0": small where it is below.
     """
 
     value: float
@@ -67,6 +69,44 @@ class Drawn:
     p: float
     replicates: int
     lost: int
+    se: float = np.nan
+    p_worse: float = np.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """A value of the test patients as they are, and in each draw of them.
+
+    Attributes:
+        value: NaN, with the reason, where it is undefined.
+        drawn: ``[R]``, NaN in draws in which it is undefined.
+    """
+
+    value: float
+    drawn: Floats
+
+    def __sub__(self, other: Draws) -> Draws:
+        """Of the difference: of two models with one draw of the patients for both, or of two cohorts."""
+        return Draws(_minus(self.value, other.value), self.drawn - other.drawn)
+
+    def interval(self) -> Drawn:
+        """The value with its interval and p."""
+        known = self.drawn[~np.isnan(self.drawn)]
+        lost, n = len(self.drawn) - len(known), len(self.drawn)
+        reason = note_of(self.value) if np.isnan(self.value) else ""
+        if not np.isnan(self.value) and lost > LOST * n:
+            reason = f"the value is undefined in {lost} of {n} draws of the patients"
+        if np.isnan(self.value) or lost > LOST * n:
+            gone = undefined(reason)
+            return Drawn(self.value, gone, gone, gone, n, lost, gone, gone)
+        low, high = map(float, np.quantile(known, [0.025, 0.975]))
+        if all_equal(known):
+            low = high = undefined("every draw of the patients gives the same value")
+        below, above = int((known < 0).sum()), int((known > 0).sum())
+        p = min(1.0, 2 * (1 + len(known) - max(below, above)) / (1 + len(known)))
+        worse = (0.5 + above + (len(known) - below - above) / 2) / (1 + len(known))
+        se = float(known.std(ddof=1)) if len(known) > 1 else np.nan
+        return Drawn(self.value, low, high, p, n, lost, se, worse)
 
 
 Statistic = Callable[[Sequence[Scored], Sequence[Floats]], Floats]
@@ -103,8 +143,17 @@ def bootstrap_patients(
     Raises:
         InputError: no test set.
     """
+    return patient_draws(parts, what, replicates, seed).interval()
+
+
+def patient_draws(parts: Sequence[Scored], what: Metric | None = None, replicates: int = 2000, seed: int = 0) -> Draws:
+    """The draws of :func:`bootstrap_patients`: those of two models on the same patients can be subtracted.
+
+    Args:
+        parts, what, replicates, seed: as there. Equal patients, in the same order, are drawn alike by the same seed.
+    """
     statistic, value = _statistic(parts, what)
-    return _drawn(value, statistic(parts, _weights(parts, replicates, seed)))
+    return Draws(value, statistic(parts, _weights(parts, replicates, seed)))
 
 
 def bootstrap_difference(
@@ -120,10 +169,8 @@ def bootstrap_difference(
     Raises:
         InputError: the patients differ; the message names those that one of the two lacks.
     """
-    b = _aligned(a, b)
-    (of_a, value_a), (of_b, value_b) = _statistic(a, what), _statistic(b, what)
-    weights = _weights(a, replicates, seed)
-    return _drawn(_minus(value_a, value_b), of_a(a, weights) - of_b(b, weights))
+    own = patient_draws(a, what, replicates, seed)
+    return (own - patient_draws(_aligned(a, b), what, replicates, seed)).interval()
 
 
 def external_difference(
@@ -140,12 +187,8 @@ def external_difference(
         external: its predictions for the other cohort: one, or one of each fold's model (then drawn together).
         what, replicates, seed: as in :func:`bootstrap_patients`.
     """
-    (inside, value), (outside, other) = _statistic(internal, what), _statistic(external, what)
-    draws = (
-        inside(internal, _weights(internal, replicates, seed)),
-        outside(external, _weights(external, replicates, seed + 1)),
-    )
-    return _drawn(_minus(value, other), draws[0] - draws[1])
+    inside = patient_draws(internal, what, replicates, seed)
+    return (inside - patient_draws(external, what, replicates, seed + 1)).interval()
 
 
 def _statistic(parts: Sequence[Scored], metric: Metric | None) -> tuple[Statistic, float]:
@@ -188,22 +231,6 @@ def _weights(parts: Sequence[Scored], replicates: int, seed: int) -> list[Floats
     patients = Patients.of(parts)
     counts = patients.draws(replicates, seed)
     return [counts[:, place] for place in patients.places]
-
-
-def _drawn(value: float, draws: Floats) -> Drawn:
-    known = draws[~np.isnan(draws)]
-    lost, n = len(draws) - len(known), len(draws)
-    if np.isnan(value):
-        gone = undefined(note_of(value))
-        return Drawn(value, gone, gone, gone, n, lost)
-    if lost > LOST * n:
-        gone = undefined(f"the value is undefined in {lost} of {n} draws of the patients")
-        return Drawn(value, gone, gone, gone, n, lost)
-    low, high = map(float, np.quantile(known, [0.025, 0.975]))
-    if all_equal(known):
-        low = high = undefined("every draw of the patients gives the same value")
-    beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return Drawn(value, low, high, min(1.0, 2 * (1 + beyond) / (1 + len(known))), n, lost)
 
 
 def _minus(a: float, b: float) -> float:

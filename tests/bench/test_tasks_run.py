@@ -8,23 +8,36 @@ import pytest
 
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.suite import Suite
+from mil_zoo.cli import main
 from mil_zoo.data.source import DatasetSource
-from mil_zoo.survival import concordance
+from mil_zoo.report.load import Results
+from mil_zoo.stats import bootstrap_difference, bootstrap_patients
+from mil_zoo.survival import concordance, hazard_ratio
 from mil_zoo.tasks import task_of_config
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     """Bags whose positive instances hasten the event; ten patients have two slides, three lack an outcome."""
-    rng, folder, n = np.random.default_rng(0), tmp_path_factory.mktemp("cohort"), 70
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Other patients of the same kind."""
+    return make_cohort(tmp_path_factory.mktemp("elsewhere"), seed=1, mark="X")
+
+
+def make_cohort(folder, seed=0, mark=""):
+    rng, n = np.random.default_rng(seed), 70
     sizes, amount = rng.integers(8, 16, n), rng.uniform(0, 1, n)
-    patient = np.array([f"P{i:02d}" for i in range(n)])
+    patient = np.array([f"{mark}P{i:02d}" for i in range(n)])
     for i in range(0, 20, 2):
         patient[i + 1], amount[i + 1] = patient[i], amount[i]
     features = [
         rng.normal(size=(s, 5)) + 3 * (np.arange(s) < a * s)[:, None] for s, a in zip(sizes, amount, strict=True)
     ]
-    names = np.array([f"slide_{i:02d}" for i in range(n)])
+    names = np.array([f"{mark}slide_{i:02d}" for i in range(n)])
     np.savez(
         folder / "bags.npz",
         X=np.concatenate(features).astype(np.float32),
@@ -153,3 +166,88 @@ def test_slides_of_a_patient_that_differ_are_refused(cohort, tmp_path, run_cli):
     assert "patient 'P00' has time_months" in err
     assert "'slide_01'" in err
     assert "time_months 77" in err
+
+
+@pytest.fixture(scope="module")
+def abroad(cohort, elsewhere, tmp_path_factory):
+    """Two models trained on one cohort and tested on the other."""
+    out = tmp_path_factory.mktemp("abroad") / "run"
+    where = ["--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv"]
+    other = ["--test-on", elsewhere / "bags.npz", "--test-labels", elsewhere / "labels.csv"]
+    budget = ["--models", "mean,max", "--epochs", 8, "--set", "learning_rate=0.01", "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mil-zoo", "bench", *map(str, [*where, *other, *OUTCOME, *budget])])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return out
+
+
+@pytest.mark.figures
+def test_survival_of_another_cohort(abroad):
+    table = pd.read_csv(abroad / "external.csv").set_index(["aggregator", "metric"])
+    assert set(table.index) == {(model, metric) for model in ("mean", "max") for metric in ("c_index", "nll")}
+    for model in ("mean", "max"):
+        trial = next(one for one in trials(abroad) if one["aggregator"] == model)
+        folder = abroad / "trials" / trial["trial"]
+        rows = pd.read_csv(folder / "predictions.csv")
+        val, test = (rows[rows["split"] == part] for part in ("val", "test"))
+        assert test["patient_id"].str.startswith("X").all()
+        assert not val["patient_id"].str.startswith("X").any()
+        row = table.loc[model, "c_index"]
+        expected = [concordance(part["time_months"], part["event"], part["risk"]) for part in (val, test)]
+        assert row[["internal", "external"]].tolist() == pytest.approx(expected)
+        assert row["low"] < row["difference"] < row["high"]
+        horizon = f"surv_{row['horizon_months']:g}"
+        assert row["predicted"] == pytest.approx(1 - test[horizon].mean())
+        assert row["oe"] == pytest.approx(trial["metrics"][f"oe_{row['horizon_months']:g}"])
+        fitted = task_of_config(json.loads((folder / "task.json").read_text(encoding="utf-8")))
+        high = test["risk"] > fitted.median_risk  # of the training patients
+        ratio = hazard_ratio(test["time_months"], test["event"], high, np.zeros(len(test)))
+        assert row["hazard_ratio"] == pytest.approx(ratio.value)
+    assert "High-risk hazard ratio" in (abroad / "external.md").read_text(encoding="utf-8")
+    page = (abroad / "report.html").read_text(encoding="utf-8")
+    assert "On the other dataset" in page
+    assert (abroad / "figures" / "external.png").exists()
+
+
+def test_a_single_test_set_has_intervals_and_tests_by_patient(abroad):
+    """The same in the table, the comparisons and the page."""
+    results = Results.load(abroad)
+    table = pd.read_csv(abroad / "table.csv").set_index("aggregator")
+    pairs = pd.read_csv(abroad / "comparisons.csv").set_index("metric")
+    parts = {model: results.scored_sets(model)[0, 0] for model in ("mean", "max")}
+    metric = results.metric("c_index")
+    for model, (part,) in parts.items():
+        drawn = bootstrap_patients([part], metric)
+        row = table.loc[model]
+        assert row[["c_index_low", "c_index_high"]].tolist() == pytest.approx([drawn.low, drawn.high])
+        assert row[["c_index_boot_low", "c_index_boot_high"]].tolist() == pytest.approx([drawn.low, drawn.high])
+        assert f"[{drawn.low:.2f}, {drawn.high:.2f}]" in (abroad / "table.md").read_text(encoding="utf-8")
+        assert f"[{drawn.low:.2f}, {drawn.high:.2f}]" in (abroad / "report.html").read_text(encoding="utf-8")
+    apart, row = bootstrap_difference(parts["mean"], parts["max"], metric), pairs.loc["c_index"]
+    assert row["test"] == "bootstrap"
+    assert row[["difference", "low", "high", "p"]].astype(float).tolist() == pytest.approx(
+        [apart.value, apart.low, apart.high, apart.p]
+    )
+    assert "bootstrap" in (abroad / "comparisons.md").read_text(encoding="utf-8")
+
+
+def test_labels_of_no_other_dataset_are_refused(cohort, tmp_path, run_cli):
+    where = ("--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv", *OUTCOME)
+    code, _, err = run_cli("bench", *where, "--test-labels", cohort / "labels.csv", "--out", tmp_path / "run")
+    assert code == 2
+    assert "--test-labels are those of --test-on" in err
+
+
+def test_times_in_another_unit_are_refused(cohort, elsewhere, tmp_path, run_cli):
+    for folder, unit in ((cohort, "months"), (elsewhere, "days")):
+        table = pd.read_csv(folder / "labels.csv")
+        table[f"time_{unit}"], table["event"] = table["os_months"], 1 - table["censorship"]
+        table[["slide_id", "patient_id", f"time_{unit}", "event"]].to_csv(tmp_path / f"{unit}.csv", index=False)
+    where = ("--dataset", cohort / "bags.npz", "--labels", tmp_path / "months.csv")
+    other = ("--test-on", elsewhere / "bags.npz", "--test-labels", tmp_path / "days.csv")
+    columns = ("--task", "survival", "--event", "event")
+    code, _, err = run_cli("bench", *where, *other, *columns, *BUDGET, "--out", tmp_path / "run")
+    assert code == 2
+    assert "times are in months and in days" in err

@@ -45,7 +45,7 @@ def test_probabilities_are_those_of_the_correlated_t_test(run):
         [found.above, found.equal, found.below]
     )
     assert table.loc[("auc", "abmil", "srmil")]["p_equal"] > 0.99
-    assert table.loc[("accuracy", "abmil", "mean")]["p_equal"] == 1  # the same in every fold
+    assert np.isnan(table.loc[("accuracy", "abmil", "mean")]["p_equal"]), "the same in every fold: no spread to tell by"
 
 
 def test_the_best_simple_baseline(run):

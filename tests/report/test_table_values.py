@@ -22,7 +22,7 @@ TABLE = Table(
 def test_markdown():
     assert TABLE.markdown() == (
         "| Aggregator | AUC [95 %] |\n| --- | ---: |\n"
-        "| a\\*b\\<i>&_x | **0.900** ± 0.012 [0.85, 0.95] (n = 3) |\n| c\\|d | 0.8 |\n"
+        "| a\\*b\\<i>&\\_x | **0.900** ± 0.012 [0.85, 0.95] (n = 3) |\n| c\\|d | 0.8 |\n"
         "\n- One \\*note\\* of 5 %.\n"
     )
 
@@ -35,7 +35,7 @@ def test_latex_puts_what_stands_below_on_lines_of_its_own():
         r" & [0.85, 0.95] \\",
         r" & (n = 3) \\",
         r"\addlinespace",
-        r"c|d & 0.8 \\",
+        r"c\textbar{}d & 0.8 \\",
     ]
     assert r"\caption{AUC \& more.}" in text
     assert r"One *note* of 5 \%.\par" in text

@@ -134,7 +134,7 @@ def test_failed_trials_are_marked_and_explained(write):
     assert "| 2 (1 FAILED) |" in markdown
     assert "| clam_sb | - | - | - | - | 0 (1 FAILED) | - |" in markdown
     assert r"- Failed: abmil, 1 of 3 trials (abmil-r0-f2-s0): ValueError: 100 % of \<bag_1> is \| empty." in markdown
-    assert r"ValueError: 100 \% of \textless{}bag\_1\textgreater{} is | empty.\par" in latex
+    assert r"ValueError: 100 \% of \textless{}bag\_1\textgreater{} is \textbar{} empty.\par" in latex
 
 
 def test_latex_escapes_and_stays_a_table(write):

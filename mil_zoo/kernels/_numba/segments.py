@@ -6,6 +6,8 @@ in order, so that the bits do not depend on the number of threads.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
 
@@ -15,37 +17,48 @@ from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted
 
 PIECE = 512  # rows that one thread works on; fixed, so that the order of additions does not depend on the threads
+ROWS = 16  # of a piece that are read at a time, column by column: more are out of the cache before their next columns
 
 
-def pieces(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Splits segments into pieces of at most ``PIECE`` rows.
+class Pieces(NamedTuple):
+    """Segments in pieces of at most ``PIECE`` rows.
 
-    Args:
-        offsets: int ``[B + 1]``; segments may be empty.
-
-    Returns:
-        int64 ``[P + 1]``, where each piece starts, and ``[B + 1]``, the first piece of each segment.
+    Attributes:
+        starts: int64 ``[P + 1]``, where each piece starts, and the end.
+        first: int64 ``[B + 1]``, the first piece of each segment.
     """
+
+    starts: np.ndarray
+    first: np.ndarray
+
+    @property
+    def segment(self) -> np.ndarray:
+        """int64 ``[P]``, the segment that a piece is of."""
+        return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
+
+
+def cut(offsets: np.ndarray) -> Pieces:
+    """Cuts segments into pieces; ``offsets`` is int ``[B + 1]``, and segments may be empty."""
     sizes = np.diff(offsets)
     if len(sizes) and sizes.max() <= PIECE and sizes.min() > 0:  # every segment is one piece
-        return np.asarray(offsets, np.int64), np.arange(len(offsets))
+        return Pieces(np.asarray(offsets, np.int64), np.arange(len(offsets)))
     first = np.concatenate([[0], np.cumsum(-(-sizes // PIECE))])
     segment = np.repeat(np.arange(len(offsets) - 1), np.diff(first))
     starts = offsets[segment] + PIECE * (np.arange(first[-1]) - first[segment])
-    return np.append(starts, offsets[-1]), first
+    return Pieces(np.append(starts, offsets[-1]), first)
 
 
-def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, pieces: Pieces) -> np.ndarray:
     """The sum of ``weight[n, h] * values[n, h]`` over the rows n of each segment.
 
     ``weight`` is ``[N, H]``, ``values`` ``[N, H or 1, F]`` and the sum ``[B, H, F]``; an empty segment gets zeros.
     Pieces are summed in parallel and then added in order, so that the bits do not depend on the threads.
     """
-    starts, first = pieces(offsets)
+    starts, first = pieces
     heads, width = weight.shape[1], values.shape[2]
     partial = np.empty((len(starts) - 1, heads, width), weight.dtype)
     _sum_pieces(blocks(starts, heads * width), starts, weight, values, partial)
-    out = np.empty((len(offsets) - 1, heads, width), weight.dtype)
+    out = np.empty((len(first) - 1, heads, width), weight.dtype)
     _add_pieces(first, partial, out)
     return out
 
@@ -60,11 +73,14 @@ def _sum_pieces(bounds, starts, weight, values, partial):
 @jit()
 def _sum_piece(weight, values, total):
     total[:] = 0
-    by_head = np.empty(weight.shape[::-1], weight.dtype)
-    for n in range(len(weight)):
-        for h in range(weight.shape[1]):
-            by_head[h, n] = weight[n, h]
-    add_weighted(total, by_head, values, np.arange(len(weight)).astype(np.int32))
+    numbers = np.arange(ROWS).astype(np.int32)
+    for first in range(0, len(weight), ROWS):
+        some = values[first : first + ROWS]
+        by_head = np.empty((weight.shape[1], len(some)), weight.dtype)
+        for n in range(len(some)):
+            for h in range(weight.shape[1]):
+                by_head[h, n] = weight[first + n, h]
+        add_weighted(total, by_head, some, numbers[: len(some)])
 
 
 @jit()
@@ -77,17 +93,17 @@ def _add_pieces(first, partial, out):
                     out[b, h, f] += partial[p, h, f]
 
 
-def segment_statistics(scores: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def segment_statistics(scores: np.ndarray, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
     """The maximum of each segment and column, and the sum of the exponentials relative to it.
 
     Args:
         scores: ``[N, K]``.
-        offsets: int64 ``[B + 1]``; no segment may be empty.
+        pieces: of segments of which none is empty.
 
     Returns:
         ``[B, K]`` each. Where all scores are -inf, the lowest finite number and 0.
     """
-    starts, first = pieces(offsets)
+    starts, first = pieces
     top = np.empty((len(starts) - 1, scores.shape[1]), scores.dtype)
     total = np.empty_like(top)
     _statistics(blocks(starts, 16 * scores.shape[1]), starts, scores, top, total)

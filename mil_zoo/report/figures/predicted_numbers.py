@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mil_zoo.report.figures.look import below, colours_of, grid_shape, title, wrapped
+from mil_zoo.report.figures.look import below, colours_of, grid_shape, plain, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 
@@ -74,7 +74,7 @@ def draw_confusion(results: Results) -> dict[str, Figure]:
         for (i, j), count in np.ndenumerate(counts):
             dark = count > 0.6 * max(1, counts[i].sum())
             axes.text(j, i, str(count), ha="center", va="center", color="white" if dark else "0.15", fontsize=7)
-        names = [name if len(name) < 12 else f"{name[:10]}." for name in classes]
+        names = [plain(name if len(name) < 12 else f"{name[:10]}.") for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(classes)), names)
         axes.set(title=wrapped(label, 24))

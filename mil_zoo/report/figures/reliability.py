@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from mil_zoo.report.figures.look import below, colours_of, grid_shape, title, wrapped
+from mil_zoo.report.figures.look import below, colours_of, grid_shape, plain, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.roc_pr import tested
 from mil_zoo.report.load import Results
@@ -46,7 +46,7 @@ def draw(results: Results) -> dict[str, Figure]:
         if i % columns == 0:
             upper.set_ylabel("came true")
             lower.set_ylabel("slides")
-    what = f"probability of {classes[1]}" if len(classes) == 2 else "probability of the predicted class"
+    what = plain(f"probability of {classes[1]}") if len(classes) == 2 else "probability of the predicted class"
     note = (
         f"x: {what}; all test predictions together, in ten bins, a point at the mean probability of its bin. Dashed: "
         "calibrated. ECE: expected calibration error."

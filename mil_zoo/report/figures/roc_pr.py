@@ -149,6 +149,6 @@ def _draw_curve(axes: Axes, curve: Curve, kind: str, colour: Any, banded: bool) 
 
 def _dress(axes: Axes, kind: str, name: str) -> None:
     xlabel, ylabel = _AXES[kind]
-    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=plain(name))
     if kind == "roc":
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)

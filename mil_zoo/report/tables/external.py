@@ -9,10 +9,11 @@ import pandas as pd
 
 from mil_zoo.bench.results import Trial
 from mil_zoo.metrics import Metric
-from mil_zoo.noted import undefined
 from mil_zoo.report.load import Results
+from mil_zoo.report.scored import scored
+from mil_zoo.report.tables.external_survival import carried_survival, defined_mean, shown_carried
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.stats import Scored, calibration, external_difference
+from mil_zoo.stats import Drawn, Scored, bootstrap_patients, calibration, external_difference
 from mil_zoo.stats.shift import (
     at_temperature,
     best_threshold,
@@ -23,6 +24,7 @@ from mil_zoo.stats.shift import (
 )
 
 _NUMBERS = ("threshold", "sensitivity", "specificity", "in_the_large", "slope", "temperature")
+_PARTS = ("val", "test")
 _BEFORE_AFTER = ("nll", "ece")
 
 
@@ -34,32 +36,56 @@ def is_external(results: Results) -> bool:
 def external_table(results: Results) -> pd.DataFrame:
     """One row an ``aggregator[@grid]`` of a run with ``--test-on``; else empty.
 
-    Columns: ``metric`` (the lead one), ``internal`` (on validation slides), ``external`` (on the other dataset),
-    ``difference`` (internal - external) and its interval; of two classes ``threshold`` (best on validation slides),
-    ``sensitivity`` and ``specificity`` there on the other dataset, ``in_the_large`` and ``slope`` of its calibration;
-    ``temperature`` (fitted on validation slides), ``nll``, ``nll_scaled``, ``ece``, ``ece_scaled`` of the other dataset
-    before and after. Means over trials.
+    Of survival and other tasks one a headline metric too. Columns: ``metric``, ``internal`` (on validation slides),
+    ``external`` (on the other dataset), ``difference`` (internal - external) and its interval; of two classes
+    ``threshold`` (best on validation slides), ``sensitivity`` and ``specificity`` there on the other dataset,
+    ``in_the_large`` and ``slope`` of its calibration; ``temperature`` (fitted on validation slides), ``nll``,
+    ``nll_scaled``, ``ece``, ``ece_scaled`` of the other dataset
+    before and after; of survival ``horizon_months``, ``observed`` and ``predicted`` risk by then, their ratio ``oe``
+    (1 is best), and ``hazard_ratio`` and ``log_rank_p`` of those above and below the median risk of the training
+    patients. Means over trials, but risk groups, which are of the first one.
     """
     return results.once(_table)
 
 
+def internal_and_external(results: Results) -> dict[str, tuple[Drawn, Drawn]]:
+    """Of every aggregator the first headline metric there and here, with intervals; of a run with ``--test-on``."""
+    if not is_external(results):
+        return {}
+    metric, found = results.headline[0], {}
+    for label, trials in results.finished.items():
+        if kept := [trial for trial in trials if trial.files]:
+            there, here = ([_scored(results, trial, part) for trial in kept] for part in _PARTS)
+            found[label] = bootstrap_patients(there, metric), bootstrap_patients(here, metric)
+    return found
+
+
 def shown_external(results: Results) -> Document:
     """The same as it is read, in two tables."""
-    lead = results.lead.title
+    table = external_table(results)
+    several = table["metric"].nunique() > 1
     rows: list[list[Any]] = []
     more: list[list[Any]] = []
-    for row in external_table(results).to_dict("records"):
+    for row in table.to_dict("records"):
         interval = () if np.isnan(row["low"]) else (f"[{row['low']:+.3f}, {row['high']:+.3f}]",)
         lost = Cell(_number(row["difference"], "+.3f"), below=interval)
-        rows.append([row["aggregator"], _number(row["internal"]), _number(row["external"]), lost])
+        named = [results.metric(row["metric"]).title] if several else []
+        rows.append([row["aggregator"], *named, _number(row["internal"]), _number(row["external"]), lost])
         if "temperature" in row:
             pairs = [f"{_number(row[name])} / {_number(row[f'{name}_scaled'])}" for name in _BEFORE_AFTER]
             more.append([row["aggregator"], *(_number(row[name]) for name in _NUMBERS), *pairs])
-    header = ["Aggregator", f"{lead}, internal", f"{lead}, external", "Lost [95 %]"]
-    tables = [Table(header, rows, _SCORES, "Internal and external")]
+    if several:
+        header = ["Aggregator", "Metric", "Internal", "External", "Lost [95 %]"]
+    else:
+        lead = results.metric(table["metric"].iloc[0]).title
+        header = ["Aggregator", f"{lead}, internal", f"{lead}, external", "Lost [95 %]"]
+    notes = [*_SCORES, _LOWER] if several else _SCORES
+    tables = [Table(header, rows, notes, "Internal and external")]
     if more:
         header = ["Aggregator", "Threshold", "Sensitivity", "Specificity", "In the large", "Slope", "Temperature"]
         tables.append(Table([*header, "NLL / scaled", "ECE / scaled"], more, _CALIBRATION, "Carried over"))
+    if results.task.family == "survival":
+        tables.append(shown_carried(table.drop_duplicates("aggregator")))
     return Document("external", "On the other dataset", tables)
 
 
@@ -69,6 +95,7 @@ _SCORES = [
     "internal less external, with its interval over the patients of both, which are drawn apart as they are different "
     "ones.",
 ]
+_LOWER = "Of errors and losses, which are better when low, a positive difference is no loss but a gain."
 _CALIBRATION = [
     "Threshold: of highest balanced accuracy on validation slides, carried over as it is; sensitivity and specificity "
     "are those it has on the other dataset. Calibration there: in the large, the shift of the log-odds that would make "
@@ -91,19 +118,29 @@ def _table(results: Results) -> pd.DataFrame:
         kept = [trial for trial in trials if trial.files]
         if not kept:
             continue
-        inside, outside = ([_scored(results, trial, part) for trial in kept] for part in ("val", "test"))
-        lead = results.lead
-        row: dict[str, Any] = {"aggregator": label, "metric": lead.name}
-        row["internal"], row["external"] = (_mean(lead, parts) for parts in (inside, outside))
-        row |= {"difference": row["internal"] - row["external"], "low": np.nan, "high": np.nan}
-        if not np.isnan(row["difference"]):
-            drawn = external_difference(inside, outside, lead, replicates=1000)
-            row |= {"difference": float(drawn.value), "low": float(drawn.low), "high": float(drawn.high)}
-        if results.task.family == "classification":
-            carried = [_carried(one, other) for one, other in zip(inside, outside, strict=True)]
-            row |= {name: _defined_mean([each[name] for each in carried]) for name in carried[0]}
-        rows.append(row)
+        inside, outside = ([_scored(results, trial, part) for trial in kept] for part in _PARTS)
+        carried = _carried_over(results, label, kept, inside, outside)
+        for metric in [results.lead] if results.task.family == "classification" else results.headline:
+            row: dict[str, Any] = {"aggregator": label, "metric": metric.name}
+            row["internal"], row["external"] = (_mean(metric, parts) for parts in (inside, outside))
+            row |= {"difference": row["internal"] - row["external"], "low": np.nan, "high": np.nan}
+            if not np.isnan(row["difference"]):
+                drawn = external_difference(inside, outside, metric, replicates=1000)
+                row |= {"difference": float(drawn.value), "low": float(drawn.low), "high": float(drawn.high)}
+            rows.append(row | carried)
     return pd.DataFrame(rows)
+
+
+def _carried_over(
+    results: Results, label: str, trials: list[Trial], inside: list[Scored], outside: list[Scored]
+) -> dict[str, float]:
+    """What else is said of an aggregator there: of classes the threshold and calibration, of survival likewise."""
+    if results.task.family == "survival":
+        return carried_survival(results, label, trials)
+    if results.task.family != "classification":
+        return {}
+    carried = [_carried(one, other) for one, other in zip(inside, outside, strict=True)]
+    return {name: defined_mean([each[name] for each in carried]) for name in carried[0]}
 
 
 def _scored(results: Results, trial: Trial, part: str) -> Scored:
@@ -114,21 +151,11 @@ def _scored(results: Results, trial: Trial, part: str) -> Scored:
     if owner[owner != ""].duplicated().any():
         rule = results.patient_rule
         rows = task.patients(rows, rule if rule in ("mean", "max") else "mean")
-        owner = rows["patient_id"].fillna("").astype(str)
-    targets, predictions = task.read(rows)
-    arguments = task.arguments(targets, predictions)
-    labels = arguments[1].astype(np.int64) if task.family == "survival" else task.strata(targets)
-    names = owner.where(owner != "", rows["slide_id"]).to_numpy(dtype=str)
-    return Scored(arguments, names, labels, task.context())
+    return scored(task, rows)
 
 
 def _mean(metric: Metric, parts: list[Scored]) -> float:
-    return _defined_mean([metric(*part.arguments, **part.context) for part in parts])
-
-
-def _defined_mean(values: list[float]) -> float:
-    known = [float(value) for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else undefined("undefined in every trial")
+    return defined_mean([metric(*part.arguments, **part.context) for part in parts])
 
 
 def _carried(inside: Scored, outside: Scored) -> dict[str, float]:

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.metrics import Metric
+from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results, mean_sizes, values_by_split
+from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
 from mil_zoo.report.tables.table import Cell, Document, Table
@@ -19,6 +21,7 @@ from mil_zoo.report.tables.text import count, interval, p_value
 from mil_zoo.stats import (
     EXCHANGED,
     PairedT,
+    Scored,
     TestSet,
     corrected_t_test,
     could_be_best,
@@ -43,11 +46,11 @@ def comparisons(results: Results) -> pd.DataFrame:
     their means, ``difference`` (a - b) and its 95 % interval (``low``, ``high``); two-sided p of the corrected
     resampled t-test over test sets, of the permutation test over patients (of a single test set, where it can decide)
     and of DeLong's test by patient (AUC);
-    ``test``, the one that decides here (corrected t over several test sets; on a single one DeLong, permutation, or the
-    jackknife over patients), its ``p``, ``p_worse`` (one-sided, small where a is worse), ``p_holm`` (adjusted over all
-    pairs of the metric), ``detectable`` (the difference that the deciding test finds with a power of 80 % where the
-    level is shared by k - 1 comparisons) and ``reason`` (why p or the interval is
-    missing).
+    ``test``, the one that decides here (corrected t over several test sets; on a single one DeLong, permutation, the
+    jackknife over patients, or without class probabilities the bootstrap of the difference), its ``p``, ``p_worse``
+    (one-sided, small where a is worse), ``p_holm`` (adjusted over all pairs of the metric), ``detectable`` (the
+    difference that the deciding test finds with a power of 80 % where the level is shared by k - 1 comparisons) and
+    ``reason`` (why p or the interval is missing).
     """
     return results.once(_without_errors)
 
@@ -182,7 +185,8 @@ _NOTES = [
     "Two-sided p on the same test slides, by the test that the design supports: over "
     f"{ENOUGH} different test sets or more the corrected resampled t-test (Nadeau & Bengio 2003), which tells of the "
     "training procedures; of fewer it is shown and decides nothing. On a single test set, by patient and of these "
-    "trained models: DeLong's test of the AUC, the permutation test of what is counted, else the jackknife.",
+    "trained models: DeLong's test of the AUC, the permutation test of what is counted, else the jackknife; "
+    "of predictions that are no class probabilities the bootstrap, with one draw of the patients for both.",
     "Adjusted by Holm over all pairs of the metric; a question about the best, or about a control, needs k - 1 of them "
     "only.",
 ]
@@ -276,6 +280,8 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         "mean_b": np.mean([pair[1] for pair in pairs.values()]) if pairs else np.nan,
         "p_corrected_t": over_sets.p,
     }
+    if not results.test_sets(a, rule) and not results.test_sets(b, rule):
+        return row | _of_any_task(results, metric, (a, b), rule, over_sets, len(pairs), k)
     left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
     same = bool(left) and all(_alike(left[key], right[key]) for key in left)
     sets = [*left.values()], [*right.values()]
@@ -302,6 +308,42 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     row |= {"se": se, "df": df}
     row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
     return row
+
+
+def _of_any_task(
+    results: Results,
+    metric: Metric,
+    pair: tuple[str, str],
+    rule: str | None,
+    over_sets: PairedT,
+    splits: int,
+    k: int,
+) -> dict[str, Any]:
+    """The decision without class probabilities: on a single test set by draws of its patients, one for both models."""
+    row: dict[str, Any] = {"p_permutation": np.nan, "p_delong": np.nan}
+    if splits == 1 and _drawn_alike(*(results.scored_sets(label, rule) for label in pair)):
+        a, b = (draws_of(results, label, metric, rule) for label in pair)
+        drawn = (a - b).interval()
+        row |= {"test": "bootstrap", "difference": drawn.value, "low": drawn.low, "high": drawn.high, "p": drawn.p}
+        row |= {
+            "p_worse": drawn.p_worse,
+            "reason": note_of(drawn.p) or note_of(drawn.low),
+            "se": drawn.se,
+            "df": np.inf,
+        }
+    else:
+        found = over_sets.difference
+        row |= {"test": "corrected t" if splits > 1 else "", "difference": found.mean, "low": found.low}
+        row |= {"high": found.high, "p": over_sets.p, "p_worse": over_sets.p_worse, "reason": over_sets.reason}
+        row |= {"se": over_sets.se, "df": float(splits - 1)}
+    row["detectable"] = detectable_difference(row["se"], row["df"], comparisons=max(k - 1, 1))
+    return row
+
+
+def _drawn_alike(a: dict[Any, list[Scored]], b: dict[Any, list[Scored]]) -> bool:
+    """Whether two models predicted the same patients, as often."""
+    patients = [[one.patients.tolist() for key in sorted(sets) for one in sets[key]] for sets in (a, b)]
+    return bool(patients[0]) and patients[0] == patients[1]
 
 
 def _alike(a: TestSet, b: TestSet) -> bool:

@@ -11,6 +11,7 @@ import pandas as pd
 from mil_zoo.bench.results import Trial
 from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results
+from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS, without_encoder
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Table
@@ -28,8 +29,9 @@ def score_table(results: Results) -> pd.DataFrame:
     for each metric on the test slides ``<metric>_mean``, ``_sd``, ``_low``, ``_high`` and ``_n`` as
     :func:`mil_zoo.stats.estimate` gives them (over test sets, what was trained for one of them averaged first; of a
     single test set over trainings, with the interval over its patients), and ``_boot_low`` and ``_boot_high``
-    (bootstrap over test patients); of class probabilities ``brier`` and ``ece`` (calibration of all test predictions
-    together); ``trials_ok``, ``trials_failed``; ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib``
+    (bootstrap over test patients; without class probabilities of the headline metrics); of class probabilities
+    ``brier`` and ``ece`` (calibration of all test predictions together); ``trials_ok``, ``trials_failed``;
+    ``parameters``, ``seconds_per_epoch`` (median) and ``peak_mem_mib``
     (largest); of a run with a grid ``validation`` (mean of the lead metric on the validation slides) and ``chosen``
     (the aggregator's best variant by it). NaN where undefined.
     """
@@ -139,6 +141,10 @@ def _row(results: Results, label: str, patient_rule: str | None) -> dict[str, An
         found = results.estimate(label, metric, patient_rule)
         row |= {f"{metric}_{name}": getattr(found, name) for name in ("mean", "sd", "low", "high", "n")}
         row[f"{metric}_boot_low"], row[f"{metric}_boot_high"] = intervals.get(metric, (np.nan, np.nan))
+    if ok and not sets and results.scored_sets(label, patient_rule):
+        for headline in results.headline:
+            drawn = draws_of(results, label, headline, patient_rule).interval()
+            row |= {f"{headline.name}_boot_low": drawn.low, f"{headline.name}_boot_high": drawn.high}
     if "calibration" in results.task.figures:
         row |= _calibration(sets)
     row["trials_ok"], row["trials_failed"] = len(ok), len(trials) - len(ok)

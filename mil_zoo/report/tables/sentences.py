@@ -256,10 +256,10 @@ def _interval_note(results: Results) -> str:
             f"{start}{len(sets)} test folds{averaged}. Corrected resampled t interval (Nadeau & Bengio 2003), shown "
             f"within {bounds(results)}, where metrics lie; table.csv holds it uncut."
         )
-    by_patient = (
-        "the interval is over the choice of test patients (Wilson's, with the number of patients that the variance by "
-        "patient stands for); the training is taken as it was."
-    )
+    how = "Wilson's, with the number of patients that the variance by patient stands for"
+    if any(results.scored_sets(label) for label, known in results.finished.items() if known):
+        how = "of 2000 draws of them"
+    by_patient = f"the interval is over the choice of test patients ({how}); the training is taken as it was."
     if trainings > 1:
         what = (
             f"{trainings} trainings tested on one set" if len(seeds) < trainings else f"{trainings} seeds of one split"

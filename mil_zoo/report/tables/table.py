@@ -70,7 +70,7 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table, its first column left-aligned and the others right-aligned, with the notes as a list."""
-        heading = f"## {self.title}\n\n" if self.title else ""
+        heading = f"## {escape_markdown(self.title)}\n\n" if self.title else ""
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1)]
         lines += [[_markdown(as_cell(cell)) for cell in row] for row in self.rows]
         table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -157,7 +157,7 @@ class Document:
 
     def markdown(self) -> str:
         """The text of the Markdown file."""
-        parts = [f"# {self.heading}\n"] if self.heading else []
+        parts = [f"# {escape_markdown(self.heading)}\n"] if self.heading else []
         parts += [table.markdown() for table in self.tables]
         return "\n".join([*parts, *[bullets(self.notes)] * bool(self.notes)])
 

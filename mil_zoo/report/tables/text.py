@@ -57,6 +57,7 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
@@ -69,5 +70,9 @@ def escape_latex(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` with Markdown's own characters escaped."""
-    return re.sub(r"([|<*`\\])", r"\\\1", text)
+    """``text`` with what Markdown would read as its own escaped; GitHub's reads formulas between dollars, too."""
+    return _MARKDOWN.sub(r"\\\g<0>", text)
+
+
+# Underlines within a word are letters, and brackets mean a link before a parenthesis only.
+_MARKDOWN = re.compile(r"[|<*`\\$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|&(?=#?\w+;)|~(?=~)")

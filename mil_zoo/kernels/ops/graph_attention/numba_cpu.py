@@ -10,7 +10,7 @@ from mil_zoo.errors import InputError
 from mil_zoo.kernels._numba.attention import Edges
 from mil_zoo.kernels._numba.hashing import Dropout
 from mil_zoo.kernels._numba.jit import array
-from mil_zoo.kernels._numba.segments import segment_weighted_sum
+from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels.ops.graph_attention import numba_kernels as kernels
 
@@ -83,12 +83,12 @@ class _GraphAttention(torch.autograd.Function):
 def _backward_key(bag, num_keys, flows):
     """Gradients of the global keys' features and scores: sums over the destinations of each bag."""
     weight, flow, grad_out = flows.key_weight, flows.key_flow, flows.grad_out
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(bag, minlength=num_keys))])
+    pieces = cut(np.concatenate([[0], np.cumsum(np.bincount(bag, minlength=num_keys))]))
     if (np.diff(bag) < 0).any():
         order = np.argsort(bag, kind="stable")
         weight, flow, grad_out = weight[order], flow[order], grad_out[order]
     ones = np.ones((len(bag), 1, 1), weight.dtype)
-    sums = segment_weighted_sum(weight, grad_out, offsets), segment_weighted_sum(flow, ones, offsets)[:, :, 0]
+    sums = segment_weighted_sum(weight, grad_out, pieces), segment_weighted_sum(flow, ones, pieces)[:, :, 0]
     return tuple(map(torch.from_numpy, sums))
 
 

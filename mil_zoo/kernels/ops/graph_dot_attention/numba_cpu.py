@@ -17,7 +17,7 @@ from mil_zoo.kernels._numba.attention import Edges, finish_row, raise_top, softm
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
-from mil_zoo.kernels._numba.segments import segment_weighted_sum
+from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
 
@@ -93,7 +93,7 @@ class _GraphDotAttention(torch.autograd.Function):
         if grad_attention is not None:
             product = array((attention * grad_attention)[:, :, None], q)
             ones, rows = np.ones((graph.num_edges, heads), delta.dtype), graph.indptr.numpy().astype(np.int64)
-            delta = delta + segment_weighted_sum(ones, product, rows)[:, :, 0]
+            delta = delta + segment_weighted_sum(ones, product, cut(rows))[:, :, 0]
         grads = [
             None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, bias)
         ]

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import exponentials
-from mil_zoo.kernels._numba.segments import pieces, segment_statistics, segment_weighted_sum
+from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import dots
 
@@ -53,20 +53,19 @@ def forward(scores, values, offsets, dropout_p, seed):
 class _SegmentAttentionPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, values, offsets, dropout_p, seed):
-        scores_, offsets_ = array(scores, scores), offsets.numpy().astype(np.int64)
+        scores_, pieces = array(scores, scores), cut(offsets.numpy().astype(np.int64))
         dropout = Dropout.of(dropout_p, seed, scores_.dtype)
-        top, total = segment_statistics(scores_, offsets_)
+        top, total = segment_statistics(scores_, pieces)
         lse = top + np.log(total, out=np.full_like(total, np.inf), where=total != 0)
-        starts, first = pieces(offsets_)
-        bag = np.repeat(np.arange(len(offsets) - 1), np.diff(first))  # of each piece
+        starts, bag = pieces.starts, pieces.segment
         attention = np.empty_like(scores_)
         weight = np.empty_like(scores_) if dropout_p > 0 else attention
         bounds = blocks(starts, 16 * scores.shape[1])
         _attention(bounds, starts, (scores_, lse[bag]), dropout, (attention, weight))
-        pooled = torch.from_numpy(segment_weighted_sum(weight, _by_head(values), offsets_))
+        pooled = torch.from_numpy(segment_weighted_sum(weight, _by_head(values), pieces))
         attention = torch.from_numpy(attention)
         ctx.save_for_backward(values, attention)
-        ctx.offsets, ctx.dropout = offsets_, dropout
+        ctx.pieces, ctx.dropout = pieces, dropout
         ctx.set_materialize_grads(False)
         return pooled, attention
 
@@ -76,9 +75,8 @@ class _SegmentAttentionPool(torch.autograd.Function):
         values, attention = ctx.saved_tensors
         attention_, heads = array(attention, attention), attention.shape[1]
         if grad_pooled is None:
-            grad_pooled = values.new_zeros(len(ctx.offsets) - 1, heads, values.shape[-1])
-        starts, first = pieces(ctx.offsets)
-        bag = np.repeat(np.arange(len(ctx.offsets) - 1), np.diff(first))
+            grad_pooled = values.new_zeros(len(ctx.pieces.first) - 1, heads, values.shape[-1])
+        starts, bag = ctx.pieces.starts, ctx.pieces.segment
         grad_weights = np.empty_like(attention_)
         # Of the shape of the values: autograd adds to a gradient in place where it is no view of another tensor.
         wanted, layout = ctx.needs_input_grad[1], torch.contiguous_format
@@ -94,7 +92,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
             sums=np.zeros((2, len(bag), heads)),
         )
         _backward(blocks(starts, heads * values.shape[-1]), starts, bag, ctx.dropout, flows)
-        product, total = np.add.reduceat(flows.sums, first[:-1], axis=1)
+        product, total = np.add.reduceat(flows.sums, ctx.pieces.first[:-1], axis=1)
         _centre(blocks(starts, heads), starts, attention_, (product / total)[bag], grad_weights)
         return torch.from_numpy(grad_weights), grad_values, None, None, None
 

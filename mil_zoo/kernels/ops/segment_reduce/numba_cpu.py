@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import exp
-from mil_zoo.kernels._numba.segments import pieces, segment_statistics, segment_weighted_sum
+from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 
 
@@ -32,7 +32,7 @@ class _Sum(torch.autograd.Function):
     def forward(ctx, values, offsets):
         ctx.sizes = torch.from_numpy(np.diff(offsets))
         ones = np.ones((len(values), 1), array(values, values).dtype)
-        return torch.from_numpy(segment_weighted_sum(ones, array(values[:, None], values), offsets)[:, 0])
+        return torch.from_numpy(segment_weighted_sum(ones, array(values[:, None], values), cut(offsets))[:, 0])
 
     @staticmethod
     @once_differentiable
@@ -43,28 +43,28 @@ class _Sum(torch.autograd.Function):
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets):
-        top, total = segment_statistics(array(values, values), offsets)
+        pieces = cut(offsets)
+        top, total = segment_statistics(array(values, values), pieces)
         with np.errstate(divide="ignore"):
             reduced = torch.from_numpy(top + np.log(total))
         ctx.save_for_backward(values, reduced)
-        ctx.offsets = offsets
+        ctx.pieces = pieces
         return reduced
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         values, reduced = ctx.saved_tensors
-        starts, first = pieces(ctx.offsets)
-        bag = np.repeat(np.arange(len(reduced)), np.diff(first))
+        starts, segment = ctx.pieces.starts, ctx.pieces.segment
         grad_values = torch.empty_like(values, memory_format=torch.contiguous_format)
         flows = array(values, values), array(reduced, values), array(grad, values), grad_values.numpy()
-        _spread(blocks(starts, 16 * values.shape[1]), starts, bag, flows)
+        _spread(blocks(starts, 16 * values.shape[1]), starts, segment, flows)
         return grad_values, None
 
 
 def _argmax(values, offsets):
     """The first row of each segment that holds its maximum, or NaN: int64 ``[B, F]``."""
-    starts, first = pieces(offsets)
+    starts, first = cut(offsets)
     rows = np.empty((len(starts) - 1, values.shape[1]), np.int64)
     _piece_argmax(blocks(starts, 2 * values.shape[1]), starts, values, rows)
     argmax = np.empty((len(offsets) - 1, values.shape[1]), np.int64)
