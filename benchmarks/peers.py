@@ -1,6 +1,6 @@
 """Training steps, evaluation and an epoch beside torchmil's on the same bags: ``python benchmarks/peers.py``.
 
-Needs torchmil (``pip install torchmil``); nothing else of the project does. Both sides take the same widths, one bag a
+Needs torchmil, which the extra ``benchmark`` brings. Both sides take the same widths, one bag a
 step, no dropout, AdamW, and take turns in one process: A B A B. A ratio is the median of those of neighbouring turns,
 above 1 where this package is faster. ``--processor`` counts the process's CPU time instead of the wall's: of use on a
 machine where something else runs.

@@ -217,7 +217,9 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Score the instances of test slides by these explainers, and judge them: attention, gradient, "
     "integrated_gradients, integrated_gradients_mean, occlusion, random. Takes some hundred predictions a slide.",
 )
-@click.option("--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC must be near 0.5.")
+@click.option(
+    "--permute-labels", is_flag=True, default=None, help="Train on shuffled labels: AUC or concordance near 0.5."
+)
 @click.option("--threads", type=int, help="CPU threads of a trial; part of the plan.  [default: 1]")
 @click.option(
     "--jobs",

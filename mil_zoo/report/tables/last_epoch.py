@@ -13,7 +13,7 @@ from mil_zoo.report.tables.table import Document, Table
 
 
 def last_epoch_table(results: Results) -> pd.DataFrame:
-    """One row an ``aggregator[@grid]``; empty where every trial kept its last epoch.
+    """One row an ``aggregator[@grid]`` of the trials that chose an epoch; empty where each chose its last, or none did.
 
     Columns: ``aggregator``; ``epochs`` of the budget; ``chosen`` epoch (median over trials), ``earliest`` and
     ``latest``; of each headline metric ``<metric>_chosen`` and ``<metric>_last``, means over trials on test slides.
