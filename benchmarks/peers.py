@@ -64,7 +64,7 @@ def main() -> None:
             for what, ours, theirs in _sides(name, size):
                 lines.append(_row(f"{name}, {what}, N = {size}", ours, theirs, arguments.rounds, clock))
                 print(lines[-1], flush=True)
-    lines.append(_row("abmil, five epochs of 18 + 6 slides of 1 000 to 12 000", *_epochs(), 3, clock))
+    lines.append(_row("abmil, three epochs of 18 + 6 slides of 1 000 to 12 000", *_epochs(), 2, clock))
     print(lines[-1], flush=True)
     if arguments.out:
         arguments.out.write_text("# Steps beside torchmil's\n\n" + "\n".join(lines) + "\n")
@@ -139,7 +139,7 @@ def _evaluation(module: nn.Module, forward: Callable[[], object]) -> Callable[[]
 
 
 def _epochs() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Five epochs of ``fit`` with its defaults, and of torchmil's Trainer."""
+    """Three epochs of ``fit`` with its defaults, and of torchmil's Trainer."""
     from torch.utils.data import DataLoader
     from torchmil.data import collate_fn
     from torchmil.utils.trainer import Trainer
@@ -153,8 +153,8 @@ def _epochs() -> tuple[Callable[[], object], Callable[[], object]]:
     loaders = [DataLoader(part, 1, shuffle=True, collate_fn=collate_fn) for part in (items[:18], items[18:])]
     model, peer = create_aggregator("abmil", in_dim=DIM, **OPTIONS["abmil"]), _peer("abmil")
     trainer = Trainer(peer, torch.optim.AdamW(peer.parameters()), device="cpu", disable_pbar=True, verbose=False)
-    ours = partial(fit, model, slides[:18], slides[18:], TrainingConfig(epochs=5), device="cpu")
-    return ours, partial(trainer.train, 5, *loaders)
+    ours = partial(fit, model, slides[:18], slides[18:], TrainingConfig(epochs=3), device="cpu")
+    return ours, partial(trainer.train, 3, *loaders)
 
 
 if __name__ == "__main__":

@@ -54,11 +54,13 @@ def without_attention(results: Results) -> str:
 
 def band_note(shown: Iterable[Series], panels: str) -> str:
     """The sentence that says what a band is, where there are several trials."""
-    trials = max(part.epochs["trial"].nunique() for part in shown)
-    if trials < 2:
+    trials = [part.epochs["trial"].nunique() for part in shown]
+    fewest, most = min(trials), max(trials)
+    if most < 2:
         return ""
-    spread = "each a thin line" if trials < FEW else "band from smallest to largest"
-    return f"{panels}mean of {trials} trials, {spread}. ".capitalize()
+    spread = "each a thin line" if most < FEW else "band from smallest to largest"
+    number = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"{panels}mean of {number} trials, {spread}. ".capitalize()
 
 
 def majority(results: Results) -> float | None:
