@@ -56,7 +56,7 @@ def dense(layer, x):
     return matrix[:, pad:, pad:], layer.to_out(out)[pad:]
 
 
-@pytest.mark.parametrize("tokens", [2, 15, 16, 17, 50])
+@pytest.mark.parametrize("tokens", [2, 15, 16, 17, 29, 50])
 @pytest.mark.parametrize("rows", [1, 7, None])
 def test_nystrom_attention_is_that_of_the_full_matrix(tokens, rows):
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ class Zeros(NamedTuple):
         """The zeros before ``tokens`` tokens with that many landmarks."""
         padding = -tokens % landmarks
         equal = padding * landmarks // (padding + tokens)
-        return cls(padding, 1, equal) if equal > landmarks // 32 else cls(padding, padding, 1)
+        return cls(padding, 1, equal) if equal > max(1, landmarks // 32) else cls(padding, padding, 1)
 
     def means(self, x: Tensor, landmarks: int) -> Tensor:
         """The landmarks ``[m - landmarks + 1, ...]`` of ``x`` ``[T, ...]``."""
