@@ -17,7 +17,7 @@ from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import graph_sum, segment_attention_pool
+from mil_zoo.kernels import gated_scores, graph_sum, segment_attention_pool
 
 NEAREST, KEPT = 15, 7  # neighbours whose distances are normalised together, and how many of them count
 TAPS = 33  # of the residual convolution
@@ -175,7 +175,7 @@ class CAMIL(Aggregator):
         local = b * self.value(x)
         gate = torch.sigmoid(-local).square()
         f = 2 * local * gate + 2 * e * (1 - gate)
-        scores = self.w(torch.tanh(self.v(f)) * torch.sigmoid(self.u(f)))
+        scores = gated_scores(F.linear(f, torch.cat([self.v.weight, self.u.weight])), self.w.weight)
         pooled, attention = segment_attention_pool(scores, f, batch.offsets)
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])

@@ -224,11 +224,11 @@ class DTFD(Aggregator):
             rows = torch.cat([rows, segment_topk(-score, tier1.offsets, taken, total)[:, 0]]).sort().values
         return tier1.h.index_select(0, rows), rows
 
-    def _distilled_sizes(self, tier1: FirstTier, times: int) -> list[int]:
-        """How many features each bag has where ``times`` some are distilled from each pseudo-bag."""
+    def _distilled_sizes(self, tier1: FirstTier, ends: int) -> list[int]:
+        """How many features each bag has, taken from one end or both ``ends`` of each pseudo-bag's ranking."""
         if self.distill == "afs":
             return [len(sizes) for sizes in tier1.sizes]
-        return [times * sum(min(size, self.instances_per_group) for size in sizes) for sizes in tier1.sizes]
+        return [ends * sum(min(size, self.instances_per_group) for size in sizes) for sizes in tier1.sizes]
 
     def _second_tier(self, batch: BagBatch, tier1: FirstTier, features: Tensor, rows: Tensor) -> AggregatorOutput:
         sizes = self._distilled_sizes(tier1, 2 if self.distill == "maxmins" else 1)
