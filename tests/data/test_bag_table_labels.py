@@ -66,3 +66,8 @@ def test_an_empty_name_is_told(table):
 def test_a_date_or_an_id_is_no_class(table, odd):
     with pytest.raises(InputError, match=rf"bags\.npz.*label {odd} is a date, an id or a mark.*bag 3"):
         open_dataset(table([0, 1, 0, odd, 1, 0]))
+
+
+def test_a_single_class_is_told(table):
+    with pytest.raises(InputError, match=r"bags\.npz: bag_label is 'a' in every bag, one class; add bags of another"):
+        open_dataset(table(["a", "a", "a"]))

@@ -107,7 +107,12 @@ def named_classes(path: Path) -> list[str]:
     """The class names that ``bag_label`` of a table holds, sorted; none where it holds numbers."""
     labels = load_arrays(path).get("bag_label")
     found = set() if labels is None or labels.dtype.kind not in "US" else {_text(label) for label in labels.ravel()}
-    return [] if all(_WHOLE.fullmatch(label) for label in found) else sorted(found - {""})
+    if all(_WHOLE.fullmatch(label) for label in found):
+        return []
+    classes = sorted(found - {""})
+    if len(found) == 1:
+        raise InputError(f"{path}: bag_label is {classes[0]!r} in every bag, one class; add bags of another")
+    return classes
 
 
 def _text(label: Any) -> str:
