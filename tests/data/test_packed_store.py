@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -288,3 +289,20 @@ def test_memory_stays_while_all_slides_are_read(tmp_path):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert max(seen) - seen[0] < 16 * 2**20, seen
+
+
+def test_covariates_and_what_is_said_of_outcomes_come_back(slides, tmp_path):
+    """A store of a survival dataset has the clinical model, and says what there is to say once."""
+    folder = tmp_path / "cohort"
+    shutil.copytree(slides, folder)
+    table = pd.read_csv(folder / "labels.csv", dtype=str)
+    patient = table["patient_id"].str[1:].astype(int)
+    table["time_months"], table["event"], table["age"] = patient + 1, patient % 2, 50 + patient
+    table.loc[:1, "age"] = None
+    table.drop(columns="label").to_csv(folder / "labels.csv", index=False)
+    (folder / "card.yaml").write_text("task: {name: survival}\ncovariates: [age]\n", encoding="utf-8")
+    dataset = open_dataset(str(folder))
+    again = open_dataset(str(import_dataset(dataset, tmp_path / "store").path))
+    assert dataset.covariates["age"].isna().tolist() == [True, *[False] * 5]
+    pd.testing.assert_frame_equal(again.covariates, dataset.covariates, check_dtype=False)
+    assert again.card.warnings == dataset.card.warnings
