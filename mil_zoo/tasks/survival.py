@@ -160,7 +160,7 @@ class Survival(Task):
 
     def settings(self) -> dict[str, Any]:
         """See ``Task.settings``; what a trial fits is left out where nothing is fitted."""
-        return {name: value for name, value in super().settings().items() if name not in _FITTED or value}
+        return {name: v for name, v in super().settings().items() if name not in _FITTED or v not in (None, (), [])}
 
     @property
     def target_columns(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -5,8 +5,8 @@ A store is a folder:
 - ``features.bin`` ``[ΣN, D]`` in fp16, bf16 or fp32, ``coords.bin`` float32 ``[ΣN, 2]``, ``instance_labels.bin`` int8
   ``[ΣN]``, and for each cached graph its ``indptr``, ``indices`` and ``edge`` (int32): plain little-endian arrays;
 - ``index.jsonl``: one line a slide, where its rows lie, its label and a checksum of its bytes;
-- ``store.json``: the dataset's card, splits, sites and covariates, and checksums of the index and of itself. It is written when
-  everything else is there.
+- ``store.json``: the dataset's card, splits, sites and covariates, and checksums of the index and of itself. It is
+  written when everything else is there.
 """
 
 from __future__ import annotations
