@@ -28,7 +28,7 @@ def auc_macro(labels: Floats, probabilities: Floats, weights: Floats | None = No
 @register_metric("ap_macro", title="Macro AP", higher_is_better=True, task="multilabel", batched=True, bounds=(0, 1))
 def ap_macro(labels: Floats, probabilities: Floats, weights: Floats | None = None) -> Any:
     """Mean over the labels with both classes of their average precision ``sum (R_k - R_(k-1)) P_k``."""
-    return _macro(_average_precision, labels, probabilities, weights)
+    return _macro(average_precision, labels, probabilities, weights)
 
 
 @register_metric(
@@ -107,7 +107,8 @@ def _of_label(score: Callable[..., Any], truth: Floats, scores: Floats, weights:
     return score(truth[known] == 1, scores[known], w)
 
 
-def _average_precision(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
+def average_precision(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
+    """Mean precision over recall, of weights ``[..., n]``; NaN where there are only positive rows, or none."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one step
     true = np.cumsum((weights * positive)[..., order], axis=-1)[..., last]

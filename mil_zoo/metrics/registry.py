@@ -115,7 +115,7 @@ class Metric:
         arrays = map(np.asarray, arguments[: self._takes])
         return np.asarray(self.function(*arrays, weights=rows, **given), dtype=np.float64)
 
-    @property
+    @functools.cached_property
     def _takes(self) -> int | None:
         """How many arguments the function takes by position; None for any number."""
         parameters = inspect.signature(self.function).parameters.values()

@@ -23,7 +23,8 @@ class AttentionStore:
 
     def __init__(self, path_of: Callable[[str], Path]) -> None:
         self._path_of = path_of
-        self._files: OrderedDict[str, h5py.File | None] = OrderedDict()
+        self._files: OrderedDict[str, h5py.File] = OrderedDict()  # those that are open
+        self._without: set[str] = set()  # trials that have none
         self._slides: dict[str, dict[str, dict[str, Any]]] = {}
 
     def slides(self, trial: str) -> dict[str, dict[str, Any]]:
@@ -51,17 +52,15 @@ class AttentionStore:
     def close(self) -> None:
         """Closes every file; they open again when asked for."""
         while self._files:
-            _close(self._files.popitem()[1])
+            self._files.popitem()[1].close()
 
     def _open(self, trial: str) -> h5py.File | None:
-        if trial not in self._files:
+        if trial not in self._files and trial not in self._without:
             path = self._path_of(trial)
-            if sum(file is not None for file in self._files.values()) >= OPEN:
-                _close(self._files.popitem(last=False)[1])
-            self._files[trial] = h5py.File(path) if path.exists() else None
-        return self._files[trial]
-
-
-def _close(file: h5py.File | None) -> None:
-    if file is not None:
-        file.close()
+            if not path.exists():
+                self._without.add(trial)
+                return None
+            if len(self._files) >= OPEN:
+                self._files.popitem(last=False)[1].close()
+            self._files[trial] = h5py.File(path)
+        return self._files.get(trial)

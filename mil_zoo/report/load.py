@@ -21,13 +21,12 @@ from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
 from mil_zoo.report.scored import owners_of, scored
+from mil_zoo.report.skew_rows import SkewRows, skew_rows
 from mil_zoo.stats import Estimate, Scored, Summary, TestSet, distinct_test_sets, estimate
 from mil_zoo.tasks import Task, task_of_config
 
 Made = TypeVar("Made")
 TOGETHER = 50  # trials whose tables are read at a time
-TINY = 2  # instances: in a bag of no more one always holds half of the attention, whatever the aggregator does
-TINY_BAGS = "tiny_bags"  # the name under which training_skew counts them
 SplitKey = tuple[int, int]  # repeat and fold
 
 
@@ -268,17 +267,20 @@ class Results:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
         return self._table_of("epochs.csv", trial, self.run.epochs)
 
-    def test_skew(self, trial: Trial) -> pd.DataFrame:
-        """epoch, slide_id, split, name, value of the test slides; empty for an aggregator without attention."""
-        return self._skew(trial)[0]
+    def test_skew(self, *trials: Trial) -> pd.DataFrame:
+        """trial (its place among ``trials``), epoch, slide_id, split, name, value of the test slides of some trials.
 
-    def training_skew(self, trial: Trial) -> pd.DataFrame:
-        """epoch, name, ``sum`` and ``count`` over the training slides.
+        In the order of the run's trials; without a row for an aggregator without attention.
+        """
+        return self._skew("test", trials)
+
+    def training_skew(self, *trials: Trial) -> pd.DataFrame:
+        """trial (its place), epoch, name, ``sum`` and ``count`` over the training slides of some trials.
 
         Of ``high_count`` it is of slides that hold such an instance, bags of one or two instances left out; these are
         counted under ``tiny_bags``.
         """
-        return self._skew(trial)[1]
+        return self._skew("training", trials)
 
     def _table_of(self, name: str, trial: Trial, read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """A csv of a trial, read with those of its neighbours; alone where its row does not say that it has one."""
@@ -286,8 +288,11 @@ class Results:
             return self.once(_alone, read, trial.trial)
         return self.once(_tables, name, self._place[trial.trial] // TOGETHER)[trial.trial]
 
-    def _skew(self, trial: Trial) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self.once(_skews, self._place[trial.trial] // TOGETHER)[trial.trial]
+    def _skew(self, part: str, trials: Sequence[Trial]) -> pd.DataFrame:
+        places = [self._place[trial.trial] for trial in trials]
+        parts = [getattr(self.once(_skew_rows, number), part) for number in sorted({i // TOGETHER for i in places})]
+        rows = pd.concat([rows for rows in parts if len(rows)] or parts)
+        return rows[rows["trial"].isin(places)]
 
     @cached_property
     def _place(self) -> dict[str, int]:
@@ -340,6 +345,11 @@ class Results:
 def _module(metric: Metric) -> str:
     """Where a metric's function is defined; of one that stands for an entry of the context, the function itself."""
     return str(getattr(metric.function, "func", metric.function).__module__)
+
+
+def probability_columns(predictions: pd.DataFrame) -> list[str]:
+    """The columns ``prob_<class>`` of a table of predictions; [] of a task without class probabilities."""
+    return [name for name in map(str, predictions) if re.fullmatch(r"prob_\d+", name)]
 
 
 def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[SplitKey, float]:
@@ -409,46 +419,12 @@ def _test_predictions(results: Results, trial: str) -> pd.DataFrame:
     return rows.iloc[tested[np.argsort(rows["slide_id"].to_numpy(dtype=object)[tested], kind="stable")]]
 
 
-def _skews(results: Results, number: int) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """``test_skew`` and ``training_skew`` of the trials number ``TOGETHER * number`` and the next."""
-    name, trials = "skew.csv", results.trials[TOGETHER * number : TOGETHER * (number + 1)]
-    tables = results.run.tables([trial.trial for trial in trials if name in trial.files], name)
-    tables |= {trial.trial: results.run.skew(trial.trial) for trial in trials if name not in trial.files}
-    recorded = [table.assign(trial=trial) for trial, table in tables.items() if len(table)]
-    if not recorded:
-        nothing = pd.DataFrame(columns=["epoch", "name", "sum", "count"])
-        return {trial: (table, nothing) for trial, table in tables.items()}
-    skew = pd.concat(recorded, ignore_index=True)
-    train = skew[skew["split"] == "train"]
-    train = train.assign(value=train["value"].where(train["name"] != "high_count", train["value"] > 0).astype(float))
-    tiny = _tiny(train)
-    marks = train[["trial", "epoch"]].drop_duplicates().merge(tiny, on="trial")
-    held = train[train["name"] == "high_count"][["trial", "slide_id"]].merge(tiny[tiny["value"] > 0], how="left")
-    train = train.drop(index=train.index[train["name"] == "high_count"][held["value"].notna()])
-    train = pd.concat([train, marks.assign(split="train", name=TINY_BAGS)])
-    sums = train.groupby(["trial", "epoch", "name"])["value"].agg(["sum", "count"]).reset_index()
-    of_trial = dict(iter(sums.groupby("trial")))
-    none = sums.iloc[:0]
-    return {
-        trial: (
-            table[table["split"] == "test"].copy(),
-            of_trial.get(trial, none).drop(columns="trial").reset_index(drop=True),
-        )
-        for trial, table in tables.items()
-    }
-
-
-def _tiny(train: pd.DataFrame) -> pd.DataFrame:
-    """trial, slide_id, and ``value``: 1 where a training slide's bag is tiny, else 0. N is N x maximum over maximum."""
-    first = train[train["epoch"] == train.groupby("trial")["epoch"].transform("min")]
-    wide = first.drop_duplicates(["trial", "slide_id", "name"]).pivot(
-        index=["trial", "slide_id"], columns="name", values="value"
-    )
-    if not {"n_x_max", "max_attention"} <= set(wide):
-        return train.iloc[:0][["trial", "slide_id", "value"]]
-    instances = (wide["n_x_max"] / wide["max_attention"]).round()
-    instances = instances[instances.groupby("trial").transform("count") > 0]
-    return (instances <= TINY).astype(float).rename("value").reset_index()
+def _skew_rows(results: Results, number: int) -> SkewRows:
+    """``skew.csv`` of the trials number ``TOGETHER * number`` and the next."""
+    first = TOGETHER * number
+    trials = results.trials[first : first + TOGETHER]
+    named = [trial.trial for trial in trials if "skew.csv" in trial.files]
+    return skew_rows(results.run, named, [trial.trial for trial in trials], first)
 
 
 def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:
@@ -501,9 +477,10 @@ def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[S
     sets = {}
     for split, tables in sorted(by_split.items()):
         first = tables[0]
-        probabilities = [table.filter(regex=r"^prob_\d+$").to_numpy(dtype=float) for table in tables]
-        if not probabilities[0].shape[1]:
+        columns = probability_columns(first)
+        if not columns:
             return {}
+        probabilities = [table[columns].to_numpy(dtype=float) for table in tables]
         patients = first["patient_id"].fillna("").where(lambda ids: ids != "", first["slide_id"])
         labels = first["label"].to_numpy(dtype=np.int64)
         sets[split] = TestSet(labels, np.stack(probabilities), patients.to_numpy(dtype=str))

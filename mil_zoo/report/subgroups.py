@@ -97,7 +97,7 @@ def _owners(rows: pd.DataFrame) -> list[str]:
 def _scores(results: Results) -> list[GroupScore]:
     found = []
     tested: dict[str, list[tuple[Trial, pd.DataFrame]]] = {}
-    for label, trials in results.finished.items():
+    for label, trials in results.finished.items() if columns_of(results) else ():
         tested[label] = [(trial, _patients(results, trial)) for trial in trials if trial.files]
     for column in columns_of(results):
         of = _group_of(results, column)

@@ -137,17 +137,17 @@ def bootstrap(
     """
     patients = Patients.of(test_sets)
     counts = patients.draws(replicates, seed)
+    drawn: dict[str, list[Floats]] = {metric.name: [] for metric in metrics_of(task)}
+    for part, place in zip(test_sets, patients.places, strict=True):
+        weights = counts[:, place]
+        for metric in metrics_of(task):
+            drawn[metric.name] += [metric.weighted(part.labels, one, weights=weights) for one in part.probabilities]
     intervals = {}
-    for metric in metrics_of(task):
-        values = [
-            metric.weighted(part.labels, one_seed, weights=counts[:, place])
-            for part, place in zip(test_sets, patients.places, strict=True)
-            for one_seed in part.probabilities
-        ]
+    for name, values in drawn.items():
         defined = ~np.isnan(values)
         total = np.where(defined, values, 0).sum(0)[defined.any(0)] / defined.sum(0)[defined.any(0)]
         low, high = np.quantile(total, [0.025, 0.975]) if len(total) else (np.nan, np.nan)
-        intervals[metric.name] = float(low), float(high)
+        intervals[name] = float(low), float(high)
     return intervals
 
 

@@ -219,3 +219,9 @@ def change_table(tmp_path_factory):
         run.add_trial(row, lambda folder: shutil.copytree(kept, folder, dirs_exist_ok=True))
 
     return change
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer pixels, which nobody looks at here."""
+    monkeypatch.setattr("mil_zoo.report.figures.registry.DPI", 60)

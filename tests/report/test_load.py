@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pandas as pd
 import pytest
 
 from mil_zoo import InputError
@@ -69,6 +70,19 @@ def test_comparisons_are_computed_once(make_run, monkeypatch):
     assert comparisons(results) is comparisons(results)
     assert score_table(results) is score_table(results)
     assert len(calls) == 3 * 4  # pairs and metrics
+
+
+def test_trials_read_together_say_what_each_says_alone(make_run, monkeypatch):
+    from mil_zoo.report import load
+
+    results = Results.load(make_run(models=("abmil", "srmil"), folds=3))
+    parts = {name: getattr(results, name)(*results.trials) for name in ("test_skew", "training_skew")}
+    assert all(part["trial"].unique().tolist() == list(range(6)) for part in parts.values())
+    monkeypatch.setattr(load, "TOGETHER", 1)
+    alone = Results.load(results.run)
+    for name, together in parts.items():
+        each = [getattr(alone, name)(trial) for trial in alone.trials]
+        pd.testing.assert_frame_equal(together.reset_index(drop=True), pd.concat(each, ignore_index=True))
 
 
 def test_trials_are_typed_and_in_order(write):

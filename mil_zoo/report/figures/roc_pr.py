@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
+from mil_zoo.metrics.multilabel import average_precision
 from mil_zoo.report.figures.look import FEW, WIDTH, below, colours_of, plain, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results, mean_sizes
@@ -105,10 +106,10 @@ def _score(results: Results, kind: str, label: str, parts: list[TestSet]) -> str
         return "AUC -" if values is None or np.isnan(values[label]) else f"AUC {values[label]:.3f}"
     of_classes = [1] if parts[0].probabilities.shape[2] == 2 else range(parts[0].probabilities.shape[2])
     found = [
-        average_precision_score(part.labels == of_class, seed[:, of_class])
+        average_precision(part.labels == of_class, seed[:, of_class], np.ones(len(seed)))
         for part in parts
         for of_class in of_classes
-        if (part.labels == of_class).any()
+        if len(np.unique(part.labels == of_class)) == 2
         for seed in part.probabilities
     ]
     return f"AP {np.mean(found):.3f}" if found else "AP -"

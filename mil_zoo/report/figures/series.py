@@ -10,7 +10,8 @@ import pandas as pd
 
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.figures.look import FEW
-from mil_zoo.report.load import TINY, Results
+from mil_zoo.report.load import Results
+from mil_zoo.report.skew_rows import TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +80,12 @@ def _majority(results: Results) -> float | None:
 
 
 def wide_skew(test: pd.DataFrame) -> pd.DataFrame:
-    """The test rows of a ``skew.csv``, one row a slide and one column a number.
+    """The test rows of the ``skew.csv`` of an aggregator, one row a slide of a trial and one column a number.
 
     Two columns are added: ``heads``, how many there are, and ``head_max``, the mean of their maxima. A model that
     records no heads has one, whose maximum is the attention's.
     """
-    wide = test.pivot(index="slide_id", columns="name", values="value")
+    wide = test.pivot(index=["trial", "slide_id"], columns="name", values="value")
     heads = [name for name in wide if name.startswith("head_max_")]
     if len(wide):
         wide["heads"] = max(len(heads), 1)
@@ -97,9 +98,11 @@ def _all(results: Results) -> dict[str, Series]:
 
 
 def _read(results: Results, trials: Sequence[Trial]) -> Series:
-    epochs, attention, test = [pd.DataFrame()], [pd.DataFrame()], [pd.DataFrame()]
-    for trial in trials:
-        epochs.append(results.epochs(trial).assign(trial=trial.trial))
-        attention.append(results.training_skew(trial).assign(trial=trial.trial))
-        test.append(wide_skew(results.test_skew(trial)))
-    return Series(*(pd.concat([part for part in parts if len(part)] or parts) for parts in (epochs, attention, test)))
+    if not trials:
+        return Series(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+    names = [trial.trial for trial in trials]
+    tables = [results.epochs(trial) for trial in trials]
+    epochs = pd.concat(tables).assign(trial=np.repeat(names, [len(table) for table in tables]))
+    attention = results.training_skew(*trials)
+    place = {i: trial.trial for i, trial in enumerate(results.trials)}
+    return Series(epochs, attention.assign(trial=attention["trial"].map(place)), wide_skew(results.test_skew(*trials)))

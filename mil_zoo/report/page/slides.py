@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mil_zoo.report.load import Results
+from mil_zoo.report.load import Results, probability_columns
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,19 @@ def _has_classes(results: Results) -> bool:
 
 def _rows(results: Results, label: str) -> pd.DataFrame:
     """A row a test slide of a trial: what was said of it, whether that is wrong, and its loss."""
-    parts = []
-    for trial in results.finished[label]:
-        rows = results.test_predictions(trial)
-        known = pd.DataFrame(
-            {
-                "slide_id": rows["slide_id"].to_numpy(),
-                "patient_id": rows["patient_id"].fillna("").to_numpy(),
-                "model": label,
-            }
-        )
-        parts.append(known.assign(**(_of_classes if _has_classes(results) else _of_values)(results, rows)))
-    return pd.concat(parts)
+    rows = pd.concat([results.test_predictions(trial) for trial in results.finished[label]])
+    known = pd.DataFrame(
+        {
+            "slide_id": rows["slide_id"].to_numpy(),
+            "patient_id": rows["patient_id"].fillna("").to_numpy(),
+            "model": label,
+        }
+    )
+    return known.assign(**(_of_classes if _has_classes(results) else _of_values)(results, rows))
 
 
 def _of_classes(results: Results, rows: pd.DataFrame) -> dict[str, object]:
-    scores = rows.filter(regex=r"^prob_\d+$").astype(float).to_numpy()
+    scores = rows[probability_columns(rows)].astype(float).to_numpy()
     labels, names = rows["label"].to_numpy(dtype=int), results.config.dataset.classes
     value = scores[np.arange(len(rows)), labels]
     return {

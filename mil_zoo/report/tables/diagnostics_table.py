@@ -33,25 +33,33 @@ def diagnostics_table(results: Results) -> pd.DataFrame:
 
 def _diagnostics(results: Results) -> pd.DataFrame:
     parts = []
+    place = {trial.trial: i for i, trial in enumerate(results.trials)}
     for trials in results.finished.values():
-        of_fold = defaultdict(list)
+        if not trials:
+            continue
+        of_trials, of_fold = [results.test_skew(*trials)], defaultdict(list)
         for trial in trials:
-            parts.append(_rows(trial, results.test_skew(trial)))
             if results.attention.slides(trial.trial):
-                numbers = _froc(results, trial)
-                parts.append(_rows(trial, pd.DataFrame(numbers.items(), columns=["name", "value"])))
+                numbers = pd.DataFrame(_froc(results, trial).items(), columns=["name", "value"])
+                known = {"trial": place[trial.trial], "slide_id": "", "epoch": trial.selected_epoch}
+                of_trials.append(numbers.assign(**known))
                 of_fold[trial.split].append(trial)
+        rows = pd.concat([part for part in of_trials if len(part)] or of_trials)
+        parts.append(_named(results, rows.sort_values("trial", kind="stable")))
         for of_seeds in of_fold.values():
             if len(of_seeds) > 1:
-                parts.append(_rows(of_seeds[0], _stability(results, of_seeds)).assign(seed=None, epoch=None))
+                numbers = _stability(results, of_seeds).assign(trial=place[of_seeds[0].trial], epoch=None)
+                parts.append(_named(results, numbers).assign(seed=None))
     parts = [part for part in parts if len(part)]
     return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
 
 
-def _rows(trial: Trial, numbers: pd.DataFrame) -> pd.DataFrame:
-    known: dict[str, Any] = {"repeat": trial.repeat, "fold": trial.fold, "seed": trial.seed}
-    known |= {"aggregator": trial.label, "epoch": trial.selected_epoch, "slide_id": ""}
-    return numbers.assign(**{name: value for name, value in known.items() if name not in numbers})
+def _named(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with aggregator, repeat, fold and seed of their trials."""
+    names = {"aggregator": "label", "repeat": "repeat", "fold": "fold", "seed": "seed"}
+    place = rows["trial"].to_numpy(dtype=int)
+    known = {name: np.array([getattr(trial, key) for trial in results.trials]) for name, key in names.items()}
+    return rows.assign(**{name: values[place] for name, values in known.items()})
 
 
 def _froc(results: Results, trial: Trial) -> dict[str, float]:

@@ -71,10 +71,11 @@ def shown_skew(results: Results, notes: Sequence[str]) -> Document:
 
 def _skew_table(results: Results) -> pd.DataFrame:
     numbers = diagnostics_table(results)
-    faithful = sorted({name for name in numbers["name"] if _FAITHFUL.fullmatch(name)}, key=_faithful_place)
+    faithful = sorted((name for name in numbers["name"].unique() if _FAITHFUL.fullmatch(name)), key=_faithful_place)
+    of_heads = [name for name in numbers["name"].unique() if name.startswith("head_max_")]
     rows = []
     for label, part in numbers.groupby("aggregator", sort=False):
-        heads = part[part["name"].str.startswith("head_max_")]
+        heads = part[part["name"].isin(of_heads)]
         of_slide = ["repeat", "fold", "seed", "slide_id"]
         values = {name: group["value"] for name, group in part.groupby("name")}
         values["head_max"] = heads.groupby(of_slide)["value"].mean() if len(heads) else values["max_attention"]

@@ -65,7 +65,7 @@ class Table:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.header)
-        writer.writerows([_number(cell) for cell in row] for row in self.rows)
+        writer.writerows(zip(*map(_numbers, zip(*self.rows, strict=True)), strict=True))
         return text.getvalue()
 
     def markdown(self) -> str:
@@ -165,6 +165,11 @@ class Document:
 def as_cell(value: Any) -> Cell:
     """A cell as it is, and any other value as one of text."""
     return value if isinstance(value, Cell) else Cell(str(value))
+
+
+def _numbers(column: Sequence[Any]) -> Sequence[Any]:
+    kinds = set(map(type, column))
+    return column if kinds <= {int, str} else [_number(value) for value in column]
 
 
 def _number(value: Any) -> Any:

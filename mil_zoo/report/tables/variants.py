@@ -67,7 +67,7 @@ def _numbers(results: Results, trials: Sequence[Trial]) -> dict[str, tuple[float
         found = results.estimate(trials[0].label, metric.name)
         low, high = np.clip([found.low, found.high], *metric.bounds)
         numbers[metric.name] = found.mean, float(low), float(high)
-    for name, group in pd.concat([results.test_skew(trial) for trial in trials]).groupby("name"):
+    for name, group in results.test_skew(*trials).groupby("name"):
         low, middle, high = group["value"].quantile([0.25, 0.5, 0.75])
         numbers[str(name)] = middle, low, high
     return numbers
