@@ -76,9 +76,9 @@ def auc(labels: Floats, probabilities: Floats, *, label: int, weights: Floats | 
     batched=True,
     bounds=(0, 1),
 )
-def average_precision(labels: Floats, probabilities: Floats, *, label: int, weights: Floats | None = None) -> Any:
+def ap(labels: Floats, probabilities: Floats, *, label: int, weights: Floats | None = None) -> Any:
     """Average precision of one label; of a model that knows nothing it is the share of the bags that have the label."""
-    return _one_label(_average_precision, labels, probabilities, label, weights)
+    return _one_label(average_precision, labels, probabilities, label, weights)
 
 
 def _one_label(
