@@ -3,14 +3,18 @@
 import os
 import platform
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mil_zoo import Aggregator, Bag, BagBatch, create_aggregator
+from mil_zoo.bench.processes import fresh_interpreters
 from mil_zoo.graph import BagGraph
 from mil_zoo.kernels import CSR, available_backends
 
@@ -18,6 +22,12 @@ GOLDEN = Path(__file__).parent / "golden"
 # Where DGL can be installed these tests fail without it.
 needs_dgl = pytest.mark.skipif(sys.version_info >= (3, 13), reason="DGL's wheels stop at Python 3.12")
 TOLERANCE = 1e-4  # of golden values: largest difference over largest entry
+
+
+def in_fresh_interpreter(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function of a module in a process that has imported torch and the like, and nothing of this one."""
+    with ProcessPoolExecutor(1, fresh_interpreters()) as process:
+        return process.submit(function, *arguments).result()
 
 
 def make_bag(n: int, dim: int, label: int = 0, seed: int = 0, name: str = "") -> Bag:

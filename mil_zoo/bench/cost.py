@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from importlib import resources
@@ -19,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mil_zoo.bench.processes import fresh_interpreters
 from mil_zoo.config import from_mapping
 from mil_zoo.errors import InputError
 from mil_zoo.files import replacing, writing
@@ -66,21 +65,26 @@ def measure(name: str, threads: int = 2, plugins: Iterable[str | Path] = ()) -> 
         plugins: files that register aggregators.
 
     Raises:
-        InputError: the aggregator failed in the process; its last line of output is the reason.
+        InputError: the aggregator failed in the process.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     numbers: dict[str, float] = {}
-    parameters = 0
     for step in STEPS:
-        command = [sys.executable, "-m", "mil_zoo.bench.cost", name, step, str(threads), *map(str, plugins)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-            raise InputError(f"{name} could not be measured on a bag of {INSTANCES:,} instances: {reason}")
-        result = json.loads(done.stdout.splitlines()[-1])
+        with ProcessPoolExecutor(1, fresh_interpreters()) as process:
+            try:
+                result = process.submit(_run, name, step, threads, list(plugins)).result()
+            except Exception as error:  # of the aggregator, whatever it is
+                reason = f"{type(error).__name__}: {error}"
+                raise InputError(
+                    f"{name} could not be measured on a bag of {INSTANCES:,} instances: {reason}"
+                ) from error
         numbers |= {f"{step}_ms": result["ms"], f"{step}_mib": result["mib"]}
-        parameters = result["parameters"]
-    return Cost(name=name, parameters=parameters, **numbers, machine=_machine(threads), date=date.today().isoformat())
+    return Cost(
+        name=name,
+        parameters=int(result["parameters"]),
+        **numbers,
+        machine=_machine(threads),
+        date=date.today().isoformat(),
+    )
 
 
 def read_costs(path: Path | None = None) -> dict[str, Cost]:
@@ -130,14 +134,17 @@ def count_parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in create_aggregator(name, FEATURES, 2).parameters())
 
 
-def _run(name: str, step: str, threads: int) -> dict[str, float]:
+def _run(name: str, step: str, threads: int, plugins: Iterable[str | Path]) -> dict[str, float]:
     """Measures parameters, time in ms and memory in MiB of one kind of step, in this process."""
     import torch
 
     from mil_zoo.aggregators.base import create_aggregator
     from mil_zoo.bench import memory
     from mil_zoo.data.bag import BagBatch
+    from mil_zoo.registry import load_plugin
 
+    for plugin in plugins:
+        load_plugin(plugin)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     aggregator = create_aggregator(name, FEATURES, 2).train(step == "train")
@@ -177,11 +184,3 @@ def _bag(n: int) -> Bag:
     site = torch.randperm(side * side)[:n]
     coords = torch.stack([site % side, site // side], dim=1) * 256.0
     return Bag(features=torch.randn(n, FEATURES), coords=coords, patch_size=256.0, label=1, slide_id="measured")
-
-
-if __name__ == "__main__":
-    from mil_zoo.registry import load_plugin
-
-    for plugin in sys.argv[4:]:
-        load_plugin(plugin)
-    print(json.dumps(_run(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -21,6 +21,7 @@ import torch
 from mil_zoo.bench import memory
 from mil_zoo.bench.memory import heap_set_aside
 from mil_zoo.bench.plan import Plan, TrialPlan
+from mil_zoo.bench.processes import fresh_interpreters
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
@@ -166,10 +167,10 @@ class _Member:
         self._start()
 
     def _start(self) -> None:
-        # A fresh interpreter: torch's and Numba's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
+        context = fresh_interpreters()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self._gpu), daemon=True)
+        arguments = (theirs, dict(os.environ), self._gpu)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
         self.process.start()
         theirs.close()
         self.job: Job | None = None
@@ -207,8 +208,10 @@ class _Member:
         self.connection.close()
 
 
-def _serve(connection: Connection, gpu: int | None) -> None:
+def _serve(connection: Connection, environment: dict[str, str], gpu: int | None) -> None:
     """The worker process: runs the jobs it receives until it is killed."""
+    os.environ.clear()
+    os.environ.update(environment)  # as it is now: the process that this one is a fork of has an earlier one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:

@@ -24,7 +24,7 @@ SMALL = {
     "mean": {"embed_dim": 16},
     "mhim": {"embed_dim": 16},
     "mlp": {"hidden": 16},
-    "vit": {"embed_dim": 16},
+    "vit": {"embed_dim": 16, "num_layers": 1},
 }
 
 onnxruntime = pytest.importorskip("onnxruntime")

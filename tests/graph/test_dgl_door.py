@@ -1,65 +1,59 @@
 """DGL stands at the door: everything but the door works where it cannot be imported, and the door says why."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_bag, needs_dgl
+from helpers import in_fresh_interpreter, make_bag, needs_dgl
 
 import mil_zoo
 from mil_zoo import InputError, _dgl
+from mil_zoo.cli import main
 from mil_zoo.graph import build, build_csr, register_graph
 from mil_zoo.graph.base import GRAPHS
 
-WITHOUT_DGL = "import sys\nsys.modules['dgl'] = None\n"
 
-
-def run(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def use_everything_without_dgl(table, out):
+    """Everything but the door, in a process where DGL cannot be imported."""
+    sys.modules["dgl"] = None
+    coords = [[0, 0], [256, 0], [1024, 0]]
+    graph = mil_zoo.graph.build_csr(coords, "window:2", patch_size=256)
+    assert graph.indices.tolist() == [0, 1, 0, 1, 2]
+    assert "dgl" not in mil_zoo.kernels.available_backends()
+    bag = mil_zoo.Bag(features=[[1.0], [2.0], [3.0]], coords=coords, patch_size=256, label=1)
+    batch = mil_zoo.BagBatch.from_bags([bag], graph="window:2")
+    mil_zoo.create_aggregator("srmil", in_dim=1, hidden=8).losses(batch)["loss"].backward()
+    with pytest.raises(InputError, match=r"DGL is not installed: .* graph\.build_csr"):
+        build(coords, "window:2", patch_size=256)
+    with pytest.raises(InputError, match="DGL is not installed"):
+        _ = batch.graph.dgl
+    with pytest.raises(InputError, match="backend 'dgl' cannot run here: DGL is not installed"):
+        mil_zoo.kernels.segment_attention_pool(batch.features, batch.features, batch.offsets, backend="dgl")
+    options = ["--models", "srmil,mean", "--folds", "2", "--epochs", "1", "--set", "srmil.hidden=8"]
+    sys.argv = ["mil-zoo", "bench", "--dataset", str(table), *options, "--out", str(out)]
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
 
 
 @pytest.mark.timeout(900)  # compiles kernels where the cache is cold
 def test_everything_but_the_door_works_without_dgl(bag_table, tmp_path):
-    code = WITHOUT_DGL + (
-        "import pytest\n"
-        "import mil_zoo, mil_zoo.kernels, mil_zoo.graph, mil_zoo.data, mil_zoo.aggregators, mil_zoo.train\n"
-        "coords = [[0, 0], [256, 0], [1024, 0]]\n"
-        "graph = mil_zoo.graph.build_csr(coords, 'window:2', patch_size=256)\n"
-        "assert graph.indices.tolist() == [0, 1, 0, 1, 2]\n"
-        "assert 'dgl' not in mil_zoo.kernels.available_backends()\n"
-        "bag = mil_zoo.Bag(features=[[1.0], [2.0], [3.0]], coords=coords, patch_size=256, label=1)\n"
-        "batch = mil_zoo.BagBatch.from_bags([bag], graph='window:2')\n"
-        "aggregator = mil_zoo.create_aggregator('srmil', in_dim=1, hidden=8)\n"
-        "aggregator.losses(batch)['loss'].backward()\n"
-        "with pytest.raises(mil_zoo.InputError, match='DGL is not installed: .* graph.build_csr'):\n"
-        "    mil_zoo.graph.build(coords, 'window:2', patch_size=256)\n"
-        "with pytest.raises(mil_zoo.InputError, match='DGL is not installed'):\n"
-        "    batch.graph.dgl\n"
-        "with pytest.raises(mil_zoo.InputError, match=\"backend 'dgl' cannot run here: DGL is not installed\"):\n"
-        "    mil_zoo.kernels.segment_attention_pool(batch.features, batch.features, batch.offsets, backend='dgl')\n"
-        "from mil_zoo.cli import main\n"
-        "main()\n"
-    )
-    out = tmp_path / "run"
-    options = ["--models", "srmil,mean", "--folds", 2, "--epochs", 1, "--set", "srmil.hidden=8"]
-    run(code, "bench", "--dataset", bag_table, *options, "--out", out)
-    assert (out / "table.md").read_text().count("srmil") >= 1
+    in_fresh_interpreter(use_everything_without_dgl, bag_table, tmp_path / "run")
+    assert (tmp_path / "run" / "table.md").read_text().count("srmil") >= 1
+
+
+def train_a_step():
+    """Whether a training step on a graph of patches loads DGL."""
+    bags = [mil_zoo.Bag(features=torch.rand(9, 4), coords=torch.rand(9, 2), patch_size=1, label=0)]
+    batch = mil_zoo.BagBatch.from_bags(bags, graph="window:2")
+    mil_zoo.create_aggregator("srmil", in_dim=4, hidden=8).losses(batch)["loss"].backward()
+    return "dgl" in sys.modules
 
 
 def test_training_does_not_load_dgl():
-    run(
-        "import sys, torch, mil_zoo\n"
-        "bags = [mil_zoo.Bag(features=torch.rand(9, 4), coords=torch.rand(9, 2), patch_size=1, label=0)]\n"
-        "batch = mil_zoo.BagBatch.from_bags(bags, graph='window:2')\n"
-        "mil_zoo.create_aggregator('srmil', in_dim=4, hidden=8).losses(batch)['loss'].backward()\n"
-        "assert 'dgl' not in sys.modules\n"
-    )
+    assert not in_fresh_interpreter(train_a_step)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +76,16 @@ def test_the_door_says_why_and_what_to_do(monkeypatch, version, sentence):
     assert "\n" not in str(caught.value)
 
 
+def why_dgl_is_not_there(folder):
+    sys.path.insert(0, str(folder))
+    return _dgl.why_not()
+
+
 def test_a_dgl_that_fails_to_load_says_how_it_failed(monkeypatch, tmp_path):
     (tmp_path / "dgl").mkdir()
     (tmp_path / "dgl" / "__init__.py").write_text("raise OSError('libdgl.so: undefined symbol')")
-    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom mil_zoo._dgl import why_not\nprint(why_not())"
-    assert "DGL cannot be imported (OSError: libdgl.so: undefined symbol)" in run(code)
+    reason = in_fresh_interpreter(why_dgl_is_not_there, tmp_path)
+    assert "DGL cannot be imported (OSError: libdgl.so: undefined symbol)" in reason
 
 
 @needs_dgl

@@ -61,7 +61,9 @@ def run(backend, given, offsets, softplus=True):
 @pytest.mark.parametrize(("sizes", "channels", "states"), [((1,), 3, 2), ((63, 1, 64), 5, 3), ((300, 9), 130, 16)])
 @pytest.mark.parametrize("everything", [True, False])
 def test_every_backend_is_the_reference(backend, sizes, channels, states, everything, monkeypatch):
-    if backend == "triton" and channels == 130:  # the interpreter takes its time
+    if backend == "triton" and channels == 5:  # the interpreter takes its time
+        sizes = (33, 1, 2)
+    if backend == "triton" and channels == 130:
         sizes, channels, states = (66, 2), 40, 1
         monkeypatch.setattr(importlib.import_module(f"{OP}.triton_gpu"), "WIDEST", 32)  # two blocks of channels
     given = NAMES if everything else NAMES[:5]

