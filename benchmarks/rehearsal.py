@@ -269,9 +269,9 @@ def write(path: Path, coords_attributes: dict[str, object] | None = None, **arra
         file["coords"].attrs.update(coords_attributes or {})
 
 
-def write_card(out: Path, title: str, warnings: list[str]) -> None:
+def write_card(out: Path, title: str, warnings: list[str], note: str = NOTE) -> None:
     """What differs from the shipped card: the data are simulated, and every table says so."""
-    card = {"title": title, "kind": "simulated", "warnings": [NOTE, *warnings]}
+    card = {"title": title, "kind": "simulated", "warnings": [note, *warnings]}
     (out / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
 
 

@@ -18,7 +18,8 @@ Parts = dict[str, Bags]
 def split_bags(dataset: Dataset, split: Split, shuffle: int | None = None) -> tuple[Parts, Standardiser | None]:
     """The bags of "train", "val", "test" and "unlabelled", and what standardised them where the card says so.
 
-    With a seed to ``shuffle`` by, training and validation slides get each other's labels, others for every seed.
+    With a seed to ``shuffle`` by, training and validation slides get each other's labels, others for every seed; of
+    survival patients get each other's time and event together, the same for all slides of a patient.
     "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
     """
     slides = {part: getattr(split, part) for part in ("train", "val", "test")}
@@ -32,8 +33,7 @@ def split_bags(dataset: Dataset, split: Split, shuffle: int | None = None) -> tu
     if shuffle is not None:
         for number, part in enumerate(("train", "val")):
             rng = np.random.default_rng([number, split.repeat, split.fold, shuffle])
-            order = shuffled_order(dataset.task.strata(parts[part].targets), rng)
-            parts[part] = parts[part].with_targets_of(order.tolist())
+            parts[part] = parts[part].with_targets_of(_givers(parts[part], dataset.task, rng))
     return parts, standardiser
 
 
@@ -53,6 +53,16 @@ def few_labels(bags: Parts, trial: TrialPlan, task: Task) -> Parts:
         chosen = choose_labelled(strata, share, [trial.seed, split.repeat, split.fold, number])
         thinned[part] = bags[part].select([names[i] for i in chosen])
     return thinned
+
+
+def _givers(bags: Bags, task: Task, rng: np.random.Generator) -> list[int]:
+    """For each slide the one whose target it gets."""
+    keys = [patient_key(slide) if task.of_patients else slide.slide_id for slide in bags.slides]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # of each patient the first slide
+    owners = sorted(first.values())
+    order = shuffled_order(task.strata(bags.targets[owners]), rng)
+    giver = {keys[owner]: owners[i] for owner, i in zip(owners, order, strict=True)}
+    return [giver[key] for key in keys]
 
 
 def shuffled_order(strata: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -22,6 +22,7 @@ from mil_zoo.bench.models import ModelPlan, plan_models
 from mil_zoo.bench.opening import open_judged
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts, TuningFacts
 from mil_zoo.bench.suite import Suite
+from mil_zoo.data.bags import Bags
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
@@ -31,7 +32,7 @@ from mil_zoo.tasks import Classification, task_settings
 from mil_zoo.train.protocols import PROTOCOLS, check_protocol
 
 PERMUTED = (
-    "TRAINING LABELS WERE SHUFFLED, anew for every seed: {band}a test AUC further off means that test labels reach "
+    "TRAINING LABELS WERE SHUFFLED, anew for every seed: {band}a test {score} further off means that test labels reach "
     "training or selection. Slides that occur twice and labels written into features do not show so."
 )
 
@@ -102,18 +103,20 @@ class Plan:
         return self.source if features is None else self.source.with_features(features)
 
     def _permuted(self) -> str:
-        """What shuffled labels show, with the band of the mean AUC over the folds of a model that knows nothing."""
-        label_of = {slide.slide_id: slide.label for slide in self.dataset.bags.slides}
-        variances = []
+        """What shuffled labels show, with the band of the mean score over the folds of a model that knows nothing."""
+        task, bags = self.dataset.task, self.dataset.bags
+        score, variances = task.score_at_chance, []
         for split in self.splits:
             if split.repeat == self.splits[0].repeat:
-                positive = sum(label_of[slide] == 1 for slide in split.test)
-                negative = len(split.test) - positive
-                variances.append((len(split.test) + 1) / (12 * positive * negative) if positive and negative else 0.0)
-        if len(self.dataset.card.classes) != 2 or not any(variances):
-            return PERMUTED.format(band="")
+                tested = bags.select(split.test)
+                scored = {patient_key(slide) if task.of_patients else slide.slide_id: slide for slide in tested.slides}
+                variances.append(task.variance_at_chance(Bags(list(scored.values())).targets))
+        if not score or not any(variances):
+            return PERMUTED.format(band="", score=score or "score")
         band = 1.96 * sum(variances) ** 0.5 / len(variances)
-        return PERMUTED.format(band=f"without a leak 95 % of mean AUCs lie in 0.50 +- {band:.2f}, and ")
+        return PERMUTED.format(
+            band=f"without a leak 95 % of mean {score}s lie in 0.50 +- {band:.2f}, and ", score=score
+        )
 
     def config(self) -> RunConfig:
         """What ``config.yaml`` of the run directory holds: all that the results depend on."""

@@ -15,6 +15,7 @@ from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job
+from mil_zoo.data.splits.split import patient_key
 from mil_zoo.registry import PLUGINS
 from mil_zoo.train.checkpoint import CheckpointPlace
 
@@ -60,6 +61,7 @@ def run_plan(
         if plan.dataset.covariates is not None:
             table = plan.dataset.covariates
             run.write_text("covariates.csv", table.to_csv(index=False, lineterminator="\n"))
+            run.write_text("outcomes.csv", _outcomes(plan))
         rows = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
         done = {trial.trial: trial for trial in rows if trial.ok and not _damaged(run, trial, on_damage)}
         jobs = []
@@ -79,6 +81,15 @@ def run_plan(
                     shutil.rmtree(run.unfinished(outcome.trial), ignore_errors=True)
                 on_result(outcome)
     return run
+
+
+def _outcomes(plan: Plan) -> str:
+    """The targets of all patients: the clinical model of a fold is fitted to those of its training patients."""
+    task, slides = plan.dataset.task, plan.dataset.bags.slides
+    of_patient = {patient_key(slide): slide.target for slide in slides if slide.target is not None}
+    return _csv(
+        ["patient_id", *task.target_columns], [(name, *map(str, target)) for name, target in of_patient.items()]
+    )
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

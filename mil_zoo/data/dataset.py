@@ -161,7 +161,7 @@ def _open(source: DatasetSource) -> Dataset:
     if not card.of_classes:
         card = replace(card, task={"name": task.name, **task.settings()})
     notes = [*task.facts(of_patients), *_said_of(excluded, table)]
-    card = replace(card, warnings=[*card.warnings, *notes])
+    card = replace(card, warnings=list(dict.fromkeys([*card.warnings, *notes])))  # a store's card has them
     annotations = None if contents.features is None else place.folder
     if annotations is not None:
         files = annotation_files(card, annotations, contents.bags.slide_ids)
@@ -186,7 +186,7 @@ def _open(source: DatasetSource) -> Dataset:
         site_of=site_of,
         features=contents.features,
         excluded=excluded,
-        covariates=_covariates(table, card),
+        covariates=_covariates(table, card, contents.covariates),
         partial=source.allow_missing,
     )
 
@@ -243,10 +243,18 @@ def _said_of(excluded: list[tuple[str, str, str]], table: pd.DataFrame) -> list[
     return [text]
 
 
-def _covariates(table: pd.DataFrame, card: DataCard) -> pd.DataFrame | None:
-    """The covariates that the card names, a row a patient, as text; None where there are none."""
+def _covariates(table: pd.DataFrame, card: DataCard, stored: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The covariates that the card names, a row a patient, as text; None where there are none.
+
+    Args:
+        table: of labels.
+        card: names them.
+        stored: those that came with the features, where the table lacks them.
+    """
     if not card.covariates:
         return None
+    if not set(card.covariates) <= set(table.columns):
+        return stored
     patients = table["patient_id"].fillna(table["slide_id"]) if "patient_id" in table else table["slide_id"]
     rows: pd.DataFrame = table[card.covariates].assign(patient_id=patients).drop_duplicates("patient_id")
     ordered: pd.DataFrame = rows[["patient_id", *card.covariates]].reset_index(drop=True)

@@ -73,6 +73,7 @@ class Contents:
         features: the files; None but for a folder or a file of features.
         splits: the splits that come with them.
         site_of: the site of each slide, where known.
+        covariates: a row a patient, where they come with the features.
         unreadable: files of several slides each that cannot be read, and why.
     """
 
@@ -83,6 +84,7 @@ class Contents:
     features: FeatureSet | None = None
     splits: Sequence[Split] = ()
     site_of: Mapping[str, str] = field(default_factory=dict)
+    covariates: pd.DataFrame | None = None
     unreadable: Mapping[Path, str] = field(default_factory=dict)
 
 
@@ -139,7 +141,15 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
         return _table(place.card, path)
     if place.kind == "store":
         store = PackedStore.open(path)
-        return Contents(store.card, path, "store", store.bags, None, store.splits, store.site_of)
+        return Contents(
+            store.card,
+            path,
+            "store",
+            store.bags,
+            splits=store.splits,
+            site_of=store.site_of,
+            covariates=store.covariates,
+        )
     if features is None:
         features = choose_features(feature_sets(place, source), None, path)
     slides, unreadable = _slides(features, source.allow_pickle)

@@ -64,8 +64,28 @@ def labels_defined(labels: Floats, probabilities: Floats, weights: Floats | None
 )
 def auc(labels: Floats, probabilities: Floats, *, label: int, weights: Floats | None = None) -> Any:
     """Area under the ROC curve of one label."""
-    area = _of_label(roc_area, labels[:, label], probabilities[:, label], weights)
-    return area if np.ndim(area) or not np.isnan(area) else undefined(ONE_CLASS)
+    return _one_label(roc_area, labels, probabilities, label, weights)
+
+
+@register_metric(
+    "ap",
+    title="AP of {}",
+    higher_is_better=True,
+    task="multilabel",
+    each=("label", "labels"),
+    batched=True,
+    bounds=(0, 1),
+)
+def ap(labels: Floats, probabilities: Floats, *, label: int, weights: Floats | None = None) -> Any:
+    """Average precision of one label; of a model that knows nothing it is the share of the bags that have the label."""
+    return _one_label(average_precision, labels, probabilities, label, weights)
+
+
+def _one_label(
+    score: Callable[..., Any], labels: Floats, probabilities: Floats, label: int, weights: Floats | None
+) -> Any:
+    value = _of_label(score, labels[:, label], probabilities[:, label], weights)
+    return value if np.ndim(value) or not np.isnan(value) else undefined(ONE_CLASS)
 
 
 def _macro(score: Callable[..., Any], labels: Floats, probabilities: Floats, weights: Floats | None) -> Any:

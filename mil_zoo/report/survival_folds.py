@@ -99,14 +99,15 @@ def _clinical(results: Results) -> ClinicalFolds | str:
         return "the card names no covariates"
     parts = next((found for label in results.finished if (found := folds_of(results, label))), [])
     table = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("patient_id", drop=False)
-    outcome = {}
-    for part in parts:
-        for patient, time, event in zip(part.patients, *part.arguments[:2], strict=True):
-            outcome[patient] = time, event
+    outcome = _outcomes(results, parts)
     splits = pd.read_csv(results.path / "splits.csv", dtype=str, keep_default_na=False)
     own = splits["patient_id"].where(splits["patient_id"] != "", splits["slide_id"])
     every = read_covariates(table, [name for name in table.columns if name != "patient_id"])
     place = {patient: i for i, patient in enumerate(table.index)}
+
+    tested = [patient for part in parts for patient in part.patients]
+    if lacking := [patient for patient in tested if patient not in place]:
+        return f"the covariates of {len(lacking)} test patients are unknown ({lacking[0]})"
 
     def of(patients: list[str]) -> Covariates:
         return Covariates(every.names, every.matrix[[place[patient] for patient in patients]])
@@ -118,8 +119,8 @@ def _clinical(results: Results) -> ClinicalFolds | str:
         unknown = [patient for patient in train if patient not in outcome]
         if unknown:
             return (
-                f"outcomes of {len(unknown)} training patients stand in no test part, so that the clinical model "
-                "cannot be fitted from this run"
+                f"the run has no outcomes.csv, and those of {len(unknown)} training patients stand in no test part, so "
+                "that the clinical model cannot be fitted from it"
             )
         time, event = np.array([outcome[patient] for patient in train]).T
         model = fit_clinical(time, event, of(train))
@@ -129,3 +130,14 @@ def _clinical(results: Results) -> ClinicalFolds | str:
         models.append(model)
         covariates.append(here)
     return ClinicalFolds(scored, models, covariates)
+
+
+def _outcomes(results: Results, parts: list[Fold]) -> dict[str, tuple[float, float]]:
+    """Time and event of each patient: of all, or in runs that did not keep them, of those who are tested."""
+    file = results.path / "outcomes.csv"
+    if file.exists():
+        table = pd.read_csv(file, dtype={"patient_id": str}, keep_default_na=False)
+        time, event = (table[name].astype(float) for name in results.task.target_columns)
+        return dict(zip(table["patient_id"], zip(time, event, strict=True), strict=True))
+    rows = (zip(part.patients, *part.arguments[:2], strict=True) for part in parts)
+    return {patient: (time, event) for part in rows for patient, time, event in part}

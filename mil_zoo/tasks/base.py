@@ -44,6 +44,7 @@ class Task:
         strata_are_classes: whether every part of a split must hold each of the strata.
         of_patients: whether patients are scored and never slides, all of whose slides then state one target.
         finishes: whether the task takes something from the trained model, see :meth:`finished`.
+        score_at_chance: the score that is 0.5 of a model that knows nothing, "AUC" or "concordance"; "" for none.
     """
 
     name: ClassVar[str] = ""
@@ -57,6 +58,7 @@ class Task:
     strata_are_classes: ClassVar[bool] = False
     of_patients: ClassVar[bool] = False
     finishes: ClassVar[bool] = False
+    score_at_chance: ClassVar[str] = ""
 
     # What it is made of ---------------------------------------------------------------------------------------------
 
@@ -271,6 +273,10 @@ class Task:
         """The loss over all bags of a part at once, of logits ``[n, width]``; "loss" of a selection rule is this."""
         logits = logits.detach().double()
         return float(self.loss(logits, logits.new_tensor(np.asarray(targets))).mean())
+
+    def variance_at_chance(self, targets: Floats) -> float:
+        """The variance of ``score_at_chance`` over models that know nothing, on bags with ``targets``; 0: not known."""
+        return 0.0
 
     @property
     def criteria(self) -> list[str]:

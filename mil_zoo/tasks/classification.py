@@ -41,6 +41,7 @@ class Classification(Task):
     figures: ClassVar[tuple[str, ...]] = ("roc", "pr", "calibration")
     tests: ClassVar[tuple[str, ...]] = ("delong", "permutation")
     strata_are_classes: ClassVar[bool] = True
+    score_at_chance: ClassVar[str] = "AUC"
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -128,3 +129,10 @@ class Classification(Task):
     def caption(self, prediction: Floats) -> str:
         """The name of the predicted class, and its probability."""
         return f"{self.describe(prediction)}, probability {np.max(prediction):.3f}"
+
+    def variance_at_chance(self, targets: Floats) -> float:
+        """See ``Task``: that of Mann and Whitney's statistic of two classes; of more none is stated."""
+        positive, n = int((targets[:, 0] == 1).sum()), len(targets)
+        if self.count != 2 or positive in (0, n):
+            return 0.0
+        return (n + 1) / (12 * positive * (n - positive))

@@ -26,7 +26,7 @@ class MultiLabel(Task):
         names: of the labels: columns of the label table that hold 1, 0 or nothing (unknown).
 
     Raises:
-        InputError: no name, or one twice.
+        InputError: no name, one twice, or one called "macro".
     """
 
     names: tuple[str, ...]
@@ -41,6 +41,8 @@ class MultiLabel(Task):
             raise InputError(
                 f"multilabel needs the columns of its labels, each once: names=[first,second], not {list(self.names)}"
             )
+        if "macro" in self.names:
+            raise InputError("multilabel: no label can be called 'macro', as means over labels are; rename the column")
 
     @classmethod
     def columns(cls, settings: Mapping[str, Any], header: Sequence[str]) -> tuple[str, ...]:

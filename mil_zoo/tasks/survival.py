@@ -18,6 +18,7 @@ from mil_zoo.survival import (
     Baseline,
     bin_edges,
     breslow_baseline,
+    concordance,
     concordance_pairs,
     discrete_survival,
     follow_up,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 HORIZONS = (12.0, 24.0, 36.0, 60.0)  # months
 FOLLOWED = 10  # patients must be followed beyond a horizon
 FEW_EVENTS = 10  # in a test fold
+_ORDERS = 200
 _OF_CURVES = ("brier", "ibs", "oe", "d_calibration")  # how metrics of S(t) are called
 _FITTED = ("edges", "last", "train_time", "train_event", "baseline_time", "baseline_log_hazard", "median_risk")
 
@@ -101,6 +103,7 @@ class Survival(Task):
     figures: ClassVar[tuple[str, ...]] = ("kaplan_meier", "survival_calibration")
     of_patients: ClassVar[bool] = True
     finishes: ClassVar[bool] = True
+    score_at_chance: ClassVar[str] = "concordance"
 
     def __post_init__(self) -> None:
         if self.event and self.censorship:
@@ -160,7 +163,7 @@ class Survival(Task):
 
     def settings(self) -> dict[str, Any]:
         """See ``Task.settings``; what a trial fits is left out where nothing is fitted."""
-        return {name: value for name, value in super().settings().items() if name not in _FITTED or value}
+        return {name: v for name, v in super().settings().items() if name not in _FITTED or v not in (None, (), [])}
 
     @property
     def target_columns(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -442,6 +445,12 @@ class Survival(Task):
         context |= {"train_time": np.array(self.train_time), "train_event": np.array(self.train_event)}
         own: dict[str, dict[str, Any]] = {"nll": {"edges": self.edges}, "cox": {"ties": self.ties}, "rank": {}}
         return context | own[self.criterion]
+
+    def variance_at_chance(self, targets: Floats) -> float:
+        """See ``Task``; from 200 random orders of the patients."""
+        rng, (time, event) = np.random.default_rng(0), targets.T
+        drawn = [concordance(time, event, rng.random(len(time))) for _ in range(_ORDERS)]
+        return float(np.nan_to_num(np.var(drawn)))
 
     @property
     def select(self) -> str:  # type: ignore[override]

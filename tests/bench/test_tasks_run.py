@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from survival_runs import make_cohort
 
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.suite import Suite
@@ -26,46 +27,6 @@ def cohort(tmp_path_factory):
 def elsewhere(tmp_path_factory):
     """Other patients of the same kind."""
     return make_cohort(tmp_path_factory.mktemp("elsewhere"), seed=1, mark="X")
-
-
-def make_cohort(folder, seed=0, mark=""):
-    rng, n = np.random.default_rng(seed), 70
-    sizes, amount = rng.integers(8, 16, n), rng.uniform(0, 1, n)
-    patient = np.array([f"{mark}P{i:02d}" for i in range(n)])
-    for i in range(0, 20, 2):
-        patient[i + 1], amount[i + 1] = patient[i], amount[i]
-    features = [
-        rng.normal(size=(s, 5)) + 3 * (np.arange(s) < a * s)[:, None] for s, a in zip(sizes, amount, strict=True)
-    ]
-    names = np.array([f"{mark}slide_{i:02d}" for i in range(n)])
-    np.savez(
-        folder / "bags.npz",
-        X=np.concatenate(features).astype(np.float32),
-        bag_ptr=np.concatenate([[0], sizes.cumsum()]),
-        bag_label=np.zeros(n, int),
-        bag_name=names,
-    )
-    death, lost = rng.exponential(40 * np.exp(2 - 4 * amount)), rng.uniform(20, 120, n)
-    for i in range(0, 20, 2):
-        death[i + 1], lost[i + 1] = death[i], lost[i]
-    table = pd.DataFrame(
-        {
-            "slide_id": names,
-            "patient_id": patient,
-            "os_months": np.minimum(death, lost).round(2),
-            "censorship": (death > lost).astype(int),
-            "score": (20 * amount).round(2),
-            "label": np.digitize(amount, [0.3, 0.6]),
-            "wide": (amount > 0.5).astype(int),
-            "deep": (amount > 0.7).astype(int),
-        },
-        dtype=object,
-    )
-    table.loc[[60, 61], "os_months"] = None
-    table.loc[62, "censorship"] = None
-    table.loc[63, "wide"] = None
-    table.to_csv(folder / "labels.csv", index=False)
-    return folder
 
 
 BUDGET = ("--models", "mean", "--folds", 2, "--epochs", 2, "--set", "learning_rate=0.01")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from mil_zoo.data.packed import writer as store_writer
 from mil_zoo.data.packed.store import PackedStore
 from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
+from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.draw import kfold
 
 
@@ -288,3 +290,37 @@ def test_memory_stays_while_all_slides_are_read(tmp_path):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert max(seen) - seen[0] < 16 * 2**20, seen
+
+
+@pytest.fixture
+def cohort(slides, tmp_path):
+    """The same slides with outcomes and a covariate that one patient lacks."""
+    folder = tmp_path / "cohort"
+    shutil.copytree(slides, folder)
+    table = pd.read_csv(folder / "labels.csv", dtype=str)
+    patient = table["patient_id"].str[1:].astype(int)
+    table["time_months"], table["event"], table["age"] = patient + 1, (patient < 4) * 1, 50 + patient
+    table.loc[:1, "age"] = None
+    table.drop(columns="label").to_csv(folder / "labels.csv", index=False)
+    (folder / "card.yaml").write_text("task: {name: survival}\ncovariates: [age]\n", encoding="utf-8")
+    return folder
+
+
+def test_covariates_and_what_is_said_of_outcomes_come_back(cohort, tmp_path):
+    """A store of a survival dataset has the clinical model, and says what there is to say once."""
+    dataset = open_dataset(str(cohort))
+    again = open_dataset(str(import_dataset(dataset, tmp_path / "store").path))
+    assert dataset.covariates["age"].isna().tolist() == [True, *[False] * 5]
+    pd.testing.assert_frame_equal(again.covariates, dataset.covariates, check_dtype=False)
+    assert again.card.warnings == dataset.card.warnings
+
+
+def test_a_run_keeps_covariates_and_outcomes_of_all_patients(cohort, tmp_path):
+    """Of a single split too: the clinical model is fitted to training patients."""
+    suite = read_suite("demo", datasets=["x"], models=["mean"], folds=2, epochs=1, overrides={})
+    run = run_plan(make_plan(suite, DatasetSource(str(cohort))), tmp_path / "run")
+    outcomes = pd.read_csv(run.path / "outcomes.csv")
+    assert outcomes["patient_id"].tolist() == [f"p{i}" for i in range(6)]
+    assert outcomes["time_months"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert outcomes["event"].tolist() == [1, 1, 1, 1, 0, 0]
+    assert pd.read_csv(run.path / "covariates.csv")["age"].fillna(0).tolist() == [0, 51, 52, 53, 54, 55]

@@ -53,7 +53,7 @@ def trial_row(aggregator="abmil", fold=0, seed=0, grid="", **changes):
     return row | changes
 
 
-def write_run(path, rows, models, write=None, simulated=False, **dataset):
+def write_run(path, rows, models, write=None, simulated=False, task=None, **dataset):
     """A run directory of these rows; ``write(row, folder)`` writes the files of a trial."""
     config = {
         "title": "fabricated",
@@ -67,6 +67,7 @@ def write_run(path, rows, models, write=None, simulated=False, **dataset):
             "instance_labels": None,
         }
         | dataset,
+        "task": task,
         "models": list(models),
         "split": {"kind": "kfold", "folds": 5, "repeats": 1, "validation_fraction": 0.15, "hash": "a1b2c3"},
         "seeds": [0],

@@ -5,8 +5,8 @@ A store is a folder:
 - ``features.bin`` ``[ΣN, D]`` in fp16, bf16 or fp32, ``coords.bin`` float32 ``[ΣN, 2]``, ``instance_labels.bin`` int8
   ``[ΣN]``, and for each cached graph its ``indptr``, ``indices`` and ``edge`` (int32): plain little-endian arrays;
 - ``index.jsonl``: one line a slide, where its rows lie, its label and a checksum of its bytes;
-- ``store.json``: the dataset's card, splits and sites, and checksums of the index and of itself. It is written when
-  everything else is there.
+- ``store.json``: the dataset's card, splits, sites and covariates, and checksums of the index and of itself. It is
+  written when everything else is there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -186,6 +187,12 @@ class PackedStore:
         """The site of each slide, where known."""
         sites: Mapping[str, str] = self.head["site_of"]
         return sites
+
+    @property
+    def covariates(self) -> pd.DataFrame | None:
+        """The clinical covariates of each patient, as text; None where the card names none."""
+        kept = self.head.get("covariates")
+        return None if kept is None else pd.DataFrame(kept["data"], columns=kept["columns"], dtype=object)
 
     def damaged(self, on_slide: Callable[[str], None] = lambda slide: None) -> list[str]:
         """The slides whose bytes are not those that were written."""

@@ -100,6 +100,7 @@ def _head_of(dataset: Dataset, dtype: str, graphs: Sequence[str]) -> dict[str, A
         "card": dataclasses.asdict(dataset.card),
         "published_splits": [dataclasses.asdict(split) for split in dataset.published_splits],
         "site_of": dict(dataset.site_of),
+        "covariates": None if dataset.covariates is None else dataset.covariates.to_dict("split", index=False),
     }
     return dict(json.loads(json.dumps(head)))
 

@@ -36,7 +36,7 @@ from mil_zoo.report.tables.scores import (
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
 from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
-from mil_zoo.report.tables.survival_table import survival_document
+from mil_zoo.report.tables.survival_table import survival_document, survival_numbers
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, shown_tuning
 from mil_zoo.report.tables.variance import shown_variances, variance_table
@@ -76,6 +76,7 @@ def numbers(results: Results) -> dict[str, Table]:
         "variance": variance_table(results),
         "subgroups": subgroup_table(results),
         "external": external_table(results),
+        "survival": survival_numbers(results) if _of_survival(results) else pd.DataFrame(),
         "encoders": encoder_table(scores, results.metrics),
         "diagnostics": diagnostics_table(results),
         "skew": skew_table(results),
@@ -95,7 +96,8 @@ def numbers(results: Results) -> dict[str, Table]:
 def write_tables(results: Results) -> list[Path]:
     """Writes every table of a run into its directory.
 
-    ``table.csv|md|tex``, ``cost.csv|md``, ``reporting.md``; where aggregators can be compared ``comparisons.csv|md``,
+    ``table.csv|md|tex``, ``cost.csv|md``, ``reporting.md``; of survival ``survival.csv|md|tex``, and where the task has
+    more metrics than the comparison shows ``scores.md|tex``; where aggregators can be compared ``comparisons.csv|md``,
     ``equivalence.csv`` and ``baseline.csv``; with several seeds on several splits ``variance.csv|md``; where a
     checkpoint was chosen before the last epoch ``last_epoch.csv|md``; with attention ``diagnostics.csv`` and
     ``skew.csv|md``; with explainers ``explanations.csv|md``; with a grid ``ablation.csv``, and
@@ -112,11 +114,19 @@ def write_tables(results: Results) -> list[Path]:
             written[f"{name}.csv"] = tables[name].csv()
         if name in texts:
             written[f"{name}.md"] = texts[name].markdown()
-        if name == "table":
-            written["table.tex"] = texts[name].tables[0].latex(f"Test metrics on {results.dataset_title}")
+        if name in _IN_LATEX:
+            caption = f"{_IN_LATEX[name]} on {results.dataset_title}"
+            written[f"{name}.tex"] = texts[name].tables[0].latex(caption)
     for name, text in written.items():
         write_text(results.path / name, text)
     return [results.path / name for name in written]
+
+
+_IN_LATEX = {"table": "Test metrics", "survival": "Survival: test patients", "scores": "Further test metrics"}
+
+
+def _of_survival(results: Results) -> bool:
+    return results.task.family == "survival" and any(results.finished.values())
 
 
 def _notes_of_trials(results: Results) -> pd.DataFrame:
@@ -136,7 +146,7 @@ def _notes_of_trials(results: Results) -> pd.DataFrame:
 def _documents(results: Results) -> list[Document]:
     below = [*notes(results), *bold_note(results)]
     made = [Document("table", "Comparison", [shown_scores(results, best(results), below)])]
-    if results.task.family == "survival" and any(results.finished.values()):
+    if _of_survival(results):
         made.append(survival_document(results))
     if (further := further_scores(results)) is not None:
         made.append(Document("scores", "Further scores", [further]))

@@ -194,7 +194,14 @@ def further_scores(results: Results) -> Table | None:
         return None
     fullest = max(row[f"{metric.name}_n"] for row in rows for metric in results.metrics)
     cells = [[metric.title, *(_metric_cell(row, metric, fullest, {}) for row in rows)] for metric in further]
-    return Table(["Metric", *(row["aggregator"] for row in rows)], cells)
+    shares = [_SHARES] * (results.task.family == "multilabel")
+    return Table(["Metric", *(row["aggregator"] for row in rows)], cells, shares)
+
+
+_SHARES = (
+    "AP of a label is its average precision: of a model that knows nothing it is the share of the bags that have the "
+    "label, where AUC is 0.5."
+)
 
 
 def _validation_cell(row: dict[Any, Any]) -> Cell:

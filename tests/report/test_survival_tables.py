@@ -1,0 +1,90 @@
+"""The tables of survival: beside the clinical model, what intervals leave out, their files, and collapsed models."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from survival_runs import FOLDS, PATIENTS, survival_run
+
+from mil_zoo.report.load import Results
+from mil_zoo.report.survival_folds import clinical_folds, folds_of
+from mil_zoo.report.tables import write_tables
+from mil_zoo.stats import bootstrap_difference, concordance, corrected_t_test, holm
+
+NOISE = {"good": 0.3, "poor": 8.0, "flat": None}
+
+
+@pytest.fixture
+def run(write):
+    return survival_run(write, write.path / "run", NOISE)
+
+
+def test_the_difference_to_the_clinical_model_is_tested(run):
+    """By the corrected t over folds of the same patients, adjusted over the models."""
+    write_tables(results := Results.load(run.path))
+    table = pd.read_csv(run.path / "survival.csv").set_index("aggregator")
+    assert table.index.tolist() == ["clinical", *NOISE]
+    clinical = [concordance(*part.arguments[:3]) for part in clinical_folds(results).scored]
+    assert table.loc["clinical", "c_mean"] == pytest.approx(np.mean(clinical))
+    tests = {}
+    for model in NOISE:
+        own = [concordance(*part.arguments[:3]) for part in folds_of(results, model)]
+        n = FOLDS * PATIENTS
+        tests[model] = corrected_t_test(np.subtract(own, clinical).tolist(), n - PATIENTS, PATIENTS)
+        found, row = tests[model].difference, table.loc[model]
+        ends = row[["beats_clinical", "beats_clinical_low", "beats_clinical_high"]].astype(float)
+        assert ends.tolist() == pytest.approx([found.mean, found.low, found.high])
+        assert row["test"] == "corrected t"
+        assert row["p_beats_clinical"] == pytest.approx(tests[model].p)
+    adjusted = holm([test.p for test in tests.values()])
+    assert table.loc[list(NOISE), "p_beats_clinical_holm"].tolist() == pytest.approx(adjusted.tolist())
+    assert table.loc["good", "p_beats_clinical_holm"] < 0.05 < table.loc["poor", "p_beats_clinical_holm"]
+    assert table.loc["good", "p_adds_to_clinical"] < 0.001 < table.loc["poor", "p_adds_to_clinical"]
+    text = (run.path / "survival.md").read_text(encoding="utf-8")
+    found = tests["good"].difference
+    assert f"{found.mean:+.3f} [{found.low:.3f}, {found.high:.3f}]" in text
+    assert "(corrected t)" in text
+
+
+def test_a_single_test_set_is_compared_by_its_patients(write):
+    """The clinical model is fitted to training patients, whose outcomes stand in no test part."""
+    run = survival_run(write, write.path / "run", {"good": 0.3}, tested=1)
+    write_tables(results := Results.load(run.path))
+    (part,), clinical = folds_of(results, "good"), clinical_folds(results)
+    drawn = bootstrap_difference([part.scored], clinical.scored, results.metric("c_index"))
+    row = pd.read_csv(run.path / "survival.csv").set_index("aggregator").loc["good"]
+    names = ["beats_clinical", "beats_clinical_low", "beats_clinical_high", "p_beats_clinical"]
+    assert row[names].astype(float).tolist() == pytest.approx([drawn.value, drawn.low, drawn.high, drawn.p])
+    assert row["test"] == "bootstrap"
+
+
+def test_a_run_without_outcomes_says_why_there_is_no_clinical_row(write):
+    run = survival_run(write, write.path / "run", {"good": 0.3}, tested=1)
+    (run.path / "outcomes.csv").unlink()
+    write_tables(Results.load(run.path))
+    assert "No clinical row: the run has no outcomes.csv" in (run.path / "survival.md").read_text(encoding="utf-8")
+
+
+def test_without_covariates_there_is_no_clinical_row(write):
+    run = survival_run(write, write.path / "run", {"good": 0.3}, covariates=False)
+    write_tables(Results.load(run.path))
+    table = pd.read_csv(run.path / "survival.csv")
+    assert table["aggregator"].tolist() == ["good"]
+    assert not [name for name in table if "clinical" in name]
+    assert "the card names no covariates" in (run.path / "survival.md").read_text(encoding="utf-8")
+
+
+def test_what_intervals_leave_out_is_said_wherever_the_table_goes(run):
+    write_tables(Results.load(run.path))
+    for name in ("survival.md", "survival.tex"):
+        assert "leave out the spread over trainings" in (run.path / name).read_text(encoding="utf-8")
+
+
+def test_a_collapsed_model_is_flagged(run):
+    """One risk for all: C is .5, there are no two groups, and the table says that the model may have collapsed."""
+    write_tables(Results.load(run.path))
+    table = pd.read_csv(run.path / "survival.csv").set_index("aggregator")
+    assert table.loc["flat", "c_pooled"] == 0.5
+    assert np.isnan(table.loc["flat", "hazard_ratio"])
+    text = (run.path / "survival.md").read_text(encoding="utf-8")
+    assert f"flat: in {FOLDS} of {FOLDS} folds all test patients lie on one side" in text
+    assert "good: in" not in text
