@@ -65,7 +65,7 @@ def patients_of(bags: Parts, result: TrialResult, rule: str | None) -> pd.DataFr
     return table
 
 
-def scores_of(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
+def metrics_of(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
     """Every metric of one part; None where it is undefined."""
     return _defined(task.score(*task.read(predictions[predictions["split"] == part])))
 
@@ -92,11 +92,11 @@ def scores_of_patients(task: Task, predictions: pd.DataFrame, rule: str | None) 
     if rule not in ("mean", "max") or task.of_patients:
         return {}
     return {
-        "patient_metrics": scores_of(task, task.patients(predictions[predictions["split"] == "test"], rule), "test")
+        "patient_metrics": metrics_of(task, task.patients(predictions[predictions["split"] == "test"], rule), "test")
     }
 
 
-def weights_of(weights: Mapping[str, torch.Tensor]) -> bytes:
+def weights_file(weights: Mapping[str, torch.Tensor]) -> bytes:
     """The content of ``weights.safetensors``. A parameter that two modules share is written under both of its names."""
     seen: set[int] = set()
     owned = {}
@@ -135,7 +135,7 @@ def write_files(
         (folder / "standardiser.safetensors").write_bytes(content)
 
 
-def write_embeddings(folder: Path, result: TrialResult) -> None:
+def write_test_embeddings(folder: Path, result: TrialResult) -> None:
     """Writes those of the test slides in float16; as they are where one of them is too large for it."""
     if result.embeddings is None:
         return

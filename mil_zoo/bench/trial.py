@@ -19,15 +19,15 @@ import torch
 from mil_zoo.bench import memory
 from mil_zoo.bench.energy import Energy, energy
 from mil_zoo.bench.outcome import (
+    metrics_of,
     notes_of,
     patients_of,
     predictions_of,
-    scores_of,
     scores_of_last,
     scores_of_patients,
-    weights_of,
-    write_embeddings,
+    weights_file,
     write_files,
+    write_test_embeddings,
 )
 from mil_zoo.bench.parts import Parts, few_labels, split_bags
 from mil_zoo.bench.plan import TrialPlan
@@ -150,8 +150,8 @@ class Worker:
             outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
-                metrics=scores_of(result.task, scored, "test"),
-                val_metrics=scores_of(result.task, scored, "val"),
+                metrics=metrics_of(result.task, scored, "test"),
+                val_metrics=metrics_of(result.task, scored, "val"),
                 notes=notes_of(result.task, scored),
                 **scores_of_patients(result.task, predictions, dataset.patient_rule),
                 last_metrics=scores_of_last(bags, result, dataset.patient_rule),
@@ -165,7 +165,7 @@ class Worker:
                 inference_ms=None if result.inference_seconds is None else 1000 * result.inference_seconds / tested,
             )
             outcome = dataclasses.replace(outcome, energy_j=used.joules)
-            weights = weights_of(result.weights)
+            weights = weights_file(result.weights)
         except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
             (empty_folder(job.folder) / TRACEBACK).write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
@@ -175,7 +175,7 @@ class Worker:
             return job.failed(_reason(error, job.plugins))
         write_files(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
         if job.suite.embeddings:
-            write_embeddings(job.folder, result)
+            write_test_embeddings(job.folder, result)
         if tuned is not None:
             pd.DataFrame(tuned.rows).to_csv(job.folder / TUNING, index=False, lineterminator="\n")
         return outcome
@@ -194,7 +194,7 @@ class Worker:
         def score(parts: Mapping[str, Bags], result: TrialResult, part: str) -> dict[str, float | None]:
             predictions = predictions_of(dict(parts), result)
             patients = patients_of(dict(parts), result, dataset.patient_rule)
-            return scores_of(result.task, predictions if patients is None else patients, part)
+            return metrics_of(result.task, predictions if patients is None else patients, part)
 
         with contextlib.ExitStack() as stack:
             place = job.place
