@@ -86,6 +86,9 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     for group in alike(slide_ids):
         text = "slides whose names differ in case, blanks or accents only"
         add("warning", f"{text}; are they one slide?", group, f"The dataset holds {text}: {', '.join(group[:3])}.")
+    for group in labels_alike(table["patient_id"].dropna().unique() if "patient_id" in table else ()):
+        text = "patients whose names differ in case or blanks only"
+        add("warning", f"{text}; are they one patient?", group, f"The dataset holds {text}: {', '.join(group[:3])}.")
     known, given = set(slide_ids), set(table["slide_id"])
     missing = sorted(given - known)
     if missing:

@@ -134,6 +134,14 @@ def test_slides_that_cannot_be_called_so(tmp_path):
     ]
 
 
+def test_patients_whose_names_are_nearly_one(tmp_path):
+    for slide in "abcd":
+        write_clam(tmp_path, slide)
+    (tmp_path / "labels.csv").write_text("slide_id,label,patient_id\na,0,P1\nb,0,p1\nc,1,p2\nd,1,p3\n")
+    said = open_dataset(str(tmp_path), labels=tmp_path / "labels.csv").card.warnings
+    assert said == ["The dataset holds patients whose names differ in case or blanks only: P1, p1."]
+
+
 def test_a_column_of_names_is_no_label(tmp_path):
     for i in range(6):
         write_clam(tmp_path, f"s{i}")

@@ -101,7 +101,7 @@ def test_training_here_and_testing_there(slides):
         ({"scheme": "official"}, "comes without published folds"),
         ({"scheme": "site", "folds": "published"}, "draws its own folds"),
         ({"scheme": "monte-carlo", "repeats": 2}, "leave --repeats out"),
-        ({"scheme": "none.csv"}, "none.csv: no such file"),
+        ({"scheme": "none.csv"}, "none.csv: no such file; a split file lists slides"),
     ],
 )
 def test_schemes_that_cannot_be_are_refused(dataset, given, message):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mil_zoo.data.labels.dialects import read_csv
 from mil_zoo.data.labels.names import match_names
-from mil_zoo.data.labels.tables import COLUMNS, column_of, read_csv
+from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.errors import InputError, did_you_mean
 
 _BARCODE = re.compile(r"TCGA-(\w\w)-\w{4}", re.IGNORECASE)
@@ -37,7 +38,7 @@ def read_groups(
     """
     made = pd.DataFrame([*slides], columns=["slide_id", "patient_id"])
     owner = made["patient_id"].where(made["patient_id"] != "", made["slide_id"])
-    read = None if table is None else read_csv(table)
+    read = None if table is None else read_csv(table, "it needs slide_id or patient_id, and a column a group")
     for column in dict.fromkeys(columns):
         name = None if read is None else column_of(read, [column])
         if read is not None and name is not None:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.formats.npy import load_arrays
-from mil_zoo.data.labels.tables import COLUMNS, read_csv
+from mil_zoo.data.labels.dialects import read_csv
+from mil_zoo.data.labels.tables import COLUMNS
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
@@ -55,6 +56,9 @@ class SplitFile:
     of_patients: bool = False
 
 
+_NEEDS = "a split file lists slides in columns train, val and test, or has the columns slide_id and split"
+
+
 def read_split_file(path: Path) -> SplitFile:
     """Reads a split file or a folder of them.
 
@@ -81,7 +85,7 @@ def read_split_file(path: Path) -> SplitFile:
         return _from_folder(path)
     if path.suffix == ".npz":
         return _from_npz(path)
-    table = read_csv(path)
+    table = read_csv(path, _NEEDS)
     table = table.rename(columns={f"{part}_slide_path": part for part in ("train", "val", "test")})
     if {"train", "test"} <= set(table.columns):
         return SplitFile({path.name: [_from_columns(path, table)]}, {})
@@ -120,7 +124,7 @@ def _from_parts(path: Path) -> SplitFile:
     patient_of: dict[str, str] = {}
     for file in sorted(path.iterdir()):
         if match := _PART_FILE.fullmatch(file.name):
-            table = read_csv(file)
+            table = read_csv(file, _NEEDS)
             column = _column(file, table)
             ids = [_slide(text) for text in table[column].dropna()]
             tables[PARTS[match[1]]][match[2] or ""] = ids
