@@ -13,7 +13,7 @@ import torch
 from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
 from mil_zoo.api.progress import bar
 from mil_zoo.api.tasks import TaskLike, task_for
-from mil_zoo.bench.plan import ModelPlan, plan_models
+from mil_zoo.bench.models import ModelPlan, plan_models
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mil_zoo.aggregators.base import create_aggregator
-from mil_zoo.bench.plan import ModelPlan, Plan
-from mil_zoo.bench.trial import split_bags, trial_threads
+from mil_zoo.bench.models import ModelPlan
+from mil_zoo.bench.parts import split_bags
+from mil_zoo.bench.plan import Plan
+from mil_zoo.bench.trial import trial_threads
 from mil_zoo.data.bag import Bag
 from mil_zoo.train.device import default_device
 from mil_zoo.train.loop import fit

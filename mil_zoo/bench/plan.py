@@ -12,81 +12,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import AGGREGATORS, check_rates, create_aggregator
-from mil_zoo.bench.grid import points
+from mil_zoo.aggregators.base import check_rates, create_aggregator
+from mil_zoo.bench.checks import check_suite
+from mil_zoo.bench.models import ModelPlan, plan_models
 from mil_zoo.bench.opening import open_judged
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts, TuningFacts
-from mil_zoo.bench.search import check_budget
-from mil_zoo.bench.space import Dimension, declared_space
 from mil_zoo.bench.suite import Suite
-from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
-from mil_zoo.diagnostics.explanations import EXPLAINERS
-from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.tasks import Classification, Task, task_settings
-from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.protocols import PROTOCOLS, check_protocol, model_options
-from mil_zoo.train.risk_sets import check_risk_sets
+from mil_zoo.tasks import Classification, task_settings
+from mil_zoo.train.protocols import PROTOCOLS, check_protocol
 
 PERMUTED = (
     "TRAINING LABELS WERE SHUFFLED, anew for every seed: {band}a test {score} further off means that test labels reach "
     "training or selection. Slides that occur twice and labels written into features do not show so."
 )
 
-BAGS_AT_RISK = 16  # bags of a step where the loss compares patients and the recipe takes one
 VERSIONS = ("numpy", "scipy", "scikit-learn", "torch", "numba", "dgl")  # that a run keeps
-_PLAIN = (bool, int, float, str, type(None))
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """One aggregator, or one variant of it, of a benchmark with its options and training.
-
-    Attributes:
-        name: registry key.
-        options: constructor options, defaults included as far as a YAML file can hold them.
-        graph: graph spec, or None.
-        training: optimiser, schedule, budget, selection rule.
-        grid: the variant's name, "" without a grid.
-        features: which set of features it reads; None for the dataset's only one.
-        space: what it is tuned over; empty where it is not.
-    """
-
-    name: str
-    options: dict[str, Any]
-    graph: str | None
-    training: TrainingConfig
-    grid: str = ""
-    features: str | None = None
-    space: tuple[Dimension, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """``<aggregator>[@grid]``."""
-        return f"{self.name}@{self.grid}" if self.grid else self.name
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What it has of its space as it is."""
-        fields = vars(self.training) | self.options
-        return {dimension.name: fields.get(dimension.name) for dimension in self.space}
-
-    def configured(self, settings: Mapping[str, Any]) -> ModelPlan:
-        """The model with other options and training settings; an ``InputError`` where a value is refused."""
-        own = {key: value for key, value in settings.items() if key in self.options}
-        training = {key: value for key, value in settings.items() if key not in own}
-        changed = dataclasses.replace(self.training, **training)
-        return dataclasses.replace(self, options=self.options | own, training=changed)
 
 
 @dataclass(frozen=True)
@@ -269,7 +219,7 @@ def make_plan(
     Raises:
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
     """
-    _check_suite(suite)
+    check_suite(suite)
     source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
     if features:
         source = source.with_features(features[0])
@@ -295,7 +245,7 @@ def plan_of(
         features: which sets of features are compared.
         plugins: files whose registered things the run needs.
     """
-    _check_suite(suite)
+    check_suite(suite)
     if suite.title is not None:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     drawn = _draw(dataset, suite)
@@ -303,7 +253,7 @@ def plan_of(
     left_out = _left_out(models, dataset)
     drawn = dataclasses.replace(drawn, warnings=[*drawn.warnings, *left_out])
     if len(features) > 1:
-        models = [_with_features(model, each) for model in models for each in features]
+        models = [model.reading(each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
 
 
@@ -372,141 +322,3 @@ def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
 def _frozen(value: Any) -> Any:
     """A setting that can be hashed: lists as tuples."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def plan_models(name: str, suite: Suite, graph: str | None = None, task: Task | None = None) -> list[ModelPlan]:
-    """An aggregator as shipped with the suite's budget and overrides on top, once a point of its grids.
-
-    Args:
-        name: registry key; its constructor's defaults come first, then what its shipped YAML sets.
-        suite: budget and overrides.
-        graph: the dataset's graph spec; None for the aggregator's own.
-        task: what is predicted; None for classification. A recipe whose criterion it lacks selects by the task's own.
-    """
-    known = _known(name)
-    task = task or Classification(2)
-    return [_plan_model(name, suite, graph, task, *point) for point in points(suite.grid, name, known)]
-
-
-def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: str, point: dict[str, Any]) -> ModelPlan:
-    shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
-    known, fields = model_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
-    # A run keeps every option that it trained with, so that a default that changes later changes no old run.
-    options = {option: default for option, default in known.items() if isinstance(default, _PLAIN)}
-    options |= shipped.get("options", {})
-    training = _with_criteria(shipped.get("training", {}), task)
-    own_graph = _own_graph(name)
-    graph = own_graph and (graph or own_graph)
-    if task.risk_sets and training.get("bags_per_step", 1) == 1:
-        training["bags_per_step"] = BAGS_AT_RISK
-    if suite.epochs is not None:
-        training["epochs"] = suite.epochs
-    settings = [("--set", *item) for item in suite.overrides.items()]
-    settings += [("--grid", f"{name}.{option}", value) for option, value in point.items()]
-    for flag, key, value in settings:
-        of, _, option = key.rpartition(".")
-        if of not in ("", name):
-            continue
-        if option == "graph" and (own_graph or of == name):  # named, it gets one that it does not need
-            graph = value
-        elif option in known:
-            options[option] = value
-        elif option in fields:
-            training[option] = value
-        elif of == name:
-            raise InputError(f"{flag} {key}: {name} has no option {option!r}{did_you_mean(option, [*known, *fields])}")
-    config = from_mapping(TrainingConfig, training, f"training of {name}")
-    config.check_criteria(task)
-    check_risk_sets(task, config.bags_per_step, config.risk_set)
-    model = ModelPlan(name, options, graph, config, grid)
-    if suite.tune is None:
-        return model
-    model = dataclasses.replace(model, space=declared_space(name, suite.search, _known(name) - {"graph"}))
-    check_budget(suite.tune, model.space, name, model.recipe)
-    return model
-
-
-def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """A recipe that selects by a criterion the task has: its own, else the task's."""
-    own = {"select": task.select, "tie": task.tie}
-    lacking = {key for key in own if training.get(key, "last") not in [*task.criteria, "last"]}
-    if "select" in lacking:  # a tie belongs to what it decides between
-        lacking = set(own)
-    return own | {key: value for key, value in training.items() if key not in lacking}
-
-
-def _with_features(model: ModelPlan, features: str) -> ModelPlan:
-    """The model reading one of several sets of features, as a variant of it."""
-    grid = ",".join(filter(None, [f"features={quote(features, safe='')}", model.grid]))
-    return dataclasses.replace(model, grid=grid, features=features)
-
-
-def _known(name: str) -> set[str]:
-    """What can be set of an aggregator: its options, training settings, and its graph where it has one."""
-    fields = {f.name for f in dataclasses.fields(TrainingConfig)}
-    return fields.union(model_options(name), ["graph"] if _own_graph(name) else [])
-
-
-def _own_graph(name: str) -> str | None:
-    return None if name in PROTOCOLS else AGGREGATORS.get(name).graph
-
-
-def _check_suite(suite: Suite) -> None:
-    """Raises an ``InputError`` for what can be told before the data are read."""
-    if not suite.models or len(set(suite.models)) < len(suite.models):
-        raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
-    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
-        raise InputError("--seeds must name each seed once")
-    if any(seed < 0 for seed in (*suite.seeds, suite.split_seed)):
-        raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
-    if suite.split_seed >= 2**32:
-        raise InputError(f"split_seed must be below 2^32, not {suite.split_seed}")
-    if suite.repeats < 1:
-        raise InputError(f"--repeats must be at least 1, not {suite.repeats}")
-    if not 0 < suite.validation_fraction < 1:
-        raise InputError(f"validation_fraction must be above 0 and below 1, not {suite.validation_fraction}")
-    if any(k < 1 for k in suite.faithfulness):
-        raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
-    for name in suite.explain:
-        EXPLAINERS.get(name)
-    if suite.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {suite.threads}")
-    if suite.title is not None and len(suite.datasets) > 1:
-        raise InputError("--title names one dataset; leave it out, or run the datasets one by one")
-    for name in suite.models:
-        model_options(name)  # an unknown name is told
-    _check_tuning(suite)
-    _check_targets(suite)
-
-
-def _check_tuning(suite: Suite) -> None:
-    if suite.tune is None:
-        if suite.inner_folds is not None:
-            raise InputError("--inner-folds judges configurations; add --tune N, or leave it out")
-        return
-    if suite.tune < 2:
-        raise InputError(
-            f"--tune {suite.tune} chooses among nothing: ask for 2 configurations or more, or leave it out for the "
-            "authors' recipe"
-        )
-    if suite.grid:
-        raise InputError(
-            f"--tune searches where --grid tries every value ({', '.join(suite.grid)}): leave one of them out"
-        )
-    if suite.inner_folds is not None and suite.inner_folds < 2:
-        raise InputError(f"--inner-folds must be at least 2, not {suite.inner_folds}")
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError("--tune needs Optuna: pip install 'mil-zoo[tune]'")
-
-
-def _check_targets(suite: Suite) -> None:
-    for flag, keys in (("--set", suite.overrides), ("--grid", suite.grid), ("search", suite.search)):
-        for key in keys:
-            model, _, option = key.rpartition(".")
-            if model and model not in suite.models:
-                raise InputError(f"{flag} {key}: {model!r} is not among the models{did_you_mean(model, suite.models)}")
-            known = {"graph"}.union(*map(_known, suite.models))
-            if not model and option not in known and (flag == "search" or not isinstance(keys[key], Mapping)):
-                raise InputError(
-                    f"{flag} {key}: no aggregator has an option {option!r}{did_you_mean(option, sorted(known))}"
-                )

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
+from mil_zoo.bench.outcome import TASK
 from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.bench.trial import TASK
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.explanations import Floats

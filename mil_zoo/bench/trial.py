@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import tempfile
 import traceback
@@ -14,40 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from safetensors.torch import save
 
 from mil_zoo.bench import memory
 from mil_zoo.bench.energy import Energy, energy
+from mil_zoo.bench.outcome import (
+    metrics_of,
+    notes_of,
+    patients_of,
+    predictions_of,
+    scores_of_last,
+    scores_of_patients,
+    weights_file,
+    write_files,
+    write_test_embeddings,
+)
+from mil_zoo.bench.parts import Parts, few_labels, split_bags
 from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.suite import Suite
 from mil_zoo.bench.tuning import Training, Tuned, tune
 from mil_zoo.bench.warm_up import warm_up
-from mil_zoo.data.bags import Bags, as_bags
+from mil_zoo.data.bags import Bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
-from mil_zoo.data.splits.few_labels import choose_labelled
-from mil_zoo.data.splits.split import Split, patient_key
+from mil_zoo.data.splits.split import Split
 from mil_zoo.kernels.backends import set_threads
-from mil_zoo.noted import note_of
 from mil_zoo.registry import load_plugin
-from mil_zoo.tasks import Task, task_settings
 from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
-from mil_zoo.train.steps import of_patients
 
-TASK = "task.json"  # the task that a trial fitted to its training slides, where that is not the run's
-STAGES = "stages.json"  # what a model learned before its training, and from which slides, where it does
 TRACEBACK = "traceback.txt"  # of a failed trial
-EMBEDDINGS = "embeddings.npy"  # of the test slides, in the order of predictions.csv
 TUNING = "tuning.csv"  # of a tuned trial: its configurations
-Parts = dict[str, Bags]
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,18 @@ class Worker:
                     else:
                         tuned = self._tuned(job, dataset, bags, on_epoch)
                         result = tuned.result
-            predictions = _predictions(bags, result)
-            patients = _patients(bags, result, dataset.patient_rule)
+            predictions = predictions_of(bags, result)
+            patients = patients_of(bags, result, dataset.patient_rule)
             scored = predictions if patients is None else patients
             spent, tested = [epoch["seconds"] for epoch in result.epochs], len(bags["test"])
             outcome = job.outcome(
                 n_labelled=len(bags["train"]),
                 n_val=len(bags["val"]),
-                metrics=_score(result.task, scored, "test"),
-                val_metrics=_score(result.task, scored, "val"),
-                notes=_notes(result.task, scored),
-                **_patient_level(result.task, predictions, dataset.patient_rule),
-                last_metrics=_of_last(bags, result, dataset.patient_rule),
+                metrics=metrics_of(result.task, scored, "test"),
+                val_metrics=metrics_of(result.task, scored, "val"),
+                notes=notes_of(result.task, scored),
+                **scores_of_patients(result.task, predictions, dataset.patient_rule),
+                last_metrics=scores_of_last(bags, result, dataset.patient_rule),
                 epochs=len(result.epochs),
                 selected_epoch=next(epoch["epoch"] for epoch in result.epochs if epoch["selected"]),
                 parameters=result.parameters,
@@ -164,7 +165,7 @@ class Worker:
                 inference_ms=None if result.inference_seconds is None else 1000 * result.inference_seconds / tested,
             )
             outcome = dataclasses.replace(outcome, energy_j=used.joules)
-            weights = _weights(result.weights)
+            weights = weights_file(result.weights)
         except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
             (empty_folder(job.folder) / TRACEBACK).write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
@@ -172,9 +173,9 @@ class Worker:
             if job.place is not None:  # continued it would fail again
                 shutil.rmtree(job.place.folder, ignore_errors=True)
             return job.failed(_reason(error, job.plugins))
-        _write(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
-        if result.embeddings is not None and job.suite.embeddings:
-            np.save(job.folder / EMBEDDINGS, _halved(result.embeddings), allow_pickle=False)
+        write_files(empty_folder(job.folder), predictions, patients, result, weights, standardiser, dataset.task)
+        if job.suite.embeddings:
+            write_test_embeddings(job.folder, result)
         if tuned is not None:
             pd.DataFrame(tuned.rows).to_csv(job.folder / TUNING, index=False, lineterminator="\n")
         return outcome
@@ -191,9 +192,9 @@ class Worker:
             return run_protocol(_context(one, dataset, dict(training.bags), told, self._kept))
 
         def score(parts: Mapping[str, Bags], result: TrialResult, part: str) -> dict[str, float | None]:
-            predictions = _predictions(dict(parts), result)
-            patients = _patients(dict(parts), result, dataset.patient_rule)
-            return _score(result.task, predictions if patients is None else patients, part)
+            predictions = predictions_of(dict(parts), result)
+            patients = patients_of(dict(parts), result, dataset.patient_rule)
+            return metrics_of(result.task, predictions if patients is None else patients, part)
 
         with contextlib.ExitStack() as stack:
             place = job.place
@@ -209,70 +210,6 @@ class Worker:
         if self._bags is None or self._last != wanted:
             self._last, self._bags = wanted, split_bags(dataset, job.trial.split, shuffle)
         return dataset, self._bags
-
-
-def split_bags(dataset: Dataset, split: Split, shuffle: int | None = None) -> tuple[Parts, Standardiser | None]:
-    """The bags of "train", "val", "test" and "unlabelled", and what standardised them where the card says so.
-
-    With a seed to ``shuffle`` by, training and validation slides get each other's labels, others for every seed; of
-    survival patients get each other's time and event together, the same for all slides of a patient.
-    "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
-    """
-    slides = {part: getattr(split, part) for part in ("train", "val", "test")}
-    tested = {patient_key(slide) for slide in dataset.bags.select(split.test).slides}
-    slides["unlabelled"] = [slide.slide_id for slide in dataset.bags.slides if patient_key(slide) not in tested]
-    bags, standardiser = dataset.bags, None
-    if dataset.card.standardise:
-        standardiser = Standardiser.fit(bags.select(split.train))
-        bags = as_bags([standardiser(bag) for bag in bags])
-    parts: Parts = {part: bags.select(ids) for part, ids in slides.items()}
-    if shuffle is not None:
-        for number, part in enumerate(("train", "val")):
-            rng = np.random.default_rng([number, split.repeat, split.fold, shuffle])
-            parts[part] = parts[part].with_targets_of(_givers(parts[part], dataset.task, rng))
-    return parts, standardiser
-
-
-def few_labels(bags: Parts, trial: TrialPlan, task: Task) -> Parts:
-    """The same parts with the share of training and validation slides whose labels the trial may use.
-
-    The choice is the same for all models, and nested: fewer labels are a part of more labels.
-    """
-    labelled = trial.model.training.labelled
-    if labelled == 1:
-        return bags
-    split, thinned = trial.split, dict(bags)
-    shares = (labelled, min(1.0, labelled if labelled <= 1 else labelled / len(bags["train"])))
-    for number, (part, share) in enumerate(zip(("train", "val"), shares, strict=True)):
-        names = bags[part].slide_ids
-        strata = task.strata(bags[part].targets).tolist()
-        chosen = choose_labelled(strata, share, [trial.seed, split.repeat, split.fold, number])
-        thinned[part] = bags[part].select([names[i] for i in chosen])
-    return thinned
-
-
-def _givers(bags: Bags, task: Task, rng: np.random.Generator) -> list[int]:
-    """For each slide the one whose target it gets."""
-    keys = [patient_key(slide) if task.of_patients else slide.slide_id for slide in bags.slides]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # of each patient the first slide
-    owners = sorted(first.values())
-    order = shuffled_order(task.strata(bags.targets[owners]), rng)
-    giver = {keys[owner]: owners[i] for owner, i in zip(owners, order, strict=True)}
-    return [giver[key] for key in keys]
-
-
-def shuffled_order(strata: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """For each slide whose target it gets: a random order in which each class gets its share of every label.
-
-    Over a few dozen slides a plain shuffle agrees with the truth by chance often enough to look like a leak.
-    """
-    place = np.empty(len(strata))
-    for stratum in np.unique(strata):  # spread every class evenly over the sequence
-        members = np.flatnonzero(strata == stratum)
-        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    order = np.empty(len(strata), dtype=np.int64)
-    order[np.lexsort((rng.random(len(strata)), strata))] = np.argsort(place)
-    return order
 
 
 def _context(
@@ -298,123 +235,12 @@ def _context(
     )
 
 
-def _predictions(bags: Parts, result: TrialResult) -> pd.DataFrame:
-    """``predictions.csv``: what is known of each slide, the target's columns, the prediction's, and the logits."""
-    parts = []
-    for part, predictions in result.predictions.items():
-        slides = bags[part].slides
-        known: dict[str, Sequence[Any]] = {
-            "slide_id": [slide.slide_id for slide in slides],
-            "patient_id": [slide.patient_id or "" for slide in slides],
-            "split": [part] * len(slides),
-        }
-        known |= result.task.target_cells(bags[part].targets)
-        known |= result.task.prediction_cells(predictions.numpy())
-        if part in result.logits:  # they rank also where predictions saturate
-            columns = result.logits[part].double().T.tolist()
-            known |= {f"logit_{i}": [repr(value) for value in column] for i, column in enumerate(columns)}
-        parts.append(pd.DataFrame(known))
-    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    return table
-
-
-def _patients(bags: Parts, result: TrialResult, rule: str | None) -> pd.DataFrame | None:
-    """``patients.csv``: as ``predictions.csv``, of patients whose slides are several bags; None where none are scored.
-
-    A task that scores patients combines the logits of their slides, of which it then predicts.
-    """
-    task = result.task
-    if not task.of_patients or rule not in ("mean", "max"):
-        return None
-    tables = []
-    for part, logits in result.logits.items():
-        combined, targets = of_patients(task, logits, bags[part], rule)
-        names = list(dict.fromkeys(patient_key(slide) for slide in bags[part].slides))
-        known = {"slide_id": names, "patient_id": names, "split": [part] * len(names)}
-        cells = task.target_cells(targets) | task.prediction_cells(task.predict(combined).numpy())
-        tables.append(pd.DataFrame(known | cells))
-    table: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    return table
-
-
 def _reason(error: BaseException, plugins: Sequence[Path]) -> str:
     """Why a trial failed, in one line; of a plugin's error also the plugin's line."""
     what = f"it left Python (exit code {error.code})" if isinstance(error, SystemExit) else str(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in plugins]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {what}{where}"
-
-
-def _weights(weights: Mapping[str, torch.Tensor]) -> bytes:
-    """The content of ``weights.safetensors``. A parameter that two modules share is written under both of its names."""
-    seen: set[int] = set()
-    owned = {}
-    for name, value in weights.items():
-        value = value.detach().cpu().contiguous()
-        owned[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
-        seen.add(value.untyped_storage().data_ptr())
-    return save(owned)
-
-
-def _halved(embeddings: torch.Tensor) -> npt.NDArray[Any]:
-    """In float16; as they are where one of them is too large for it."""
-    values = embeddings.detach().float().numpy()
-    return values.astype(np.float16) if np.abs(values).max(initial=0) <= np.finfo(np.float16).max else values
-
-
-def _write(
-    folder: Path,
-    predictions: pd.DataFrame,
-    patients: pd.DataFrame | None,
-    result: TrialResult,
-    weights: bytes,
-    standardiser: Standardiser | None,
-    task: Task,
-) -> None:
-    if result.task != task:
-        (folder / TASK).write_text(json.dumps(task_settings(result.task)), encoding="utf-8")
-    predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
-    if patients is not None:
-        patients.to_csv(folder / "patients.csv", index=False, lineterminator="\n")
-    pd.DataFrame(result.epochs).to_csv(folder / "epochs.csv", index=False, lineterminator="\n")
-    if result.stages:
-        (folder / STAGES).write_text(json.dumps(list(result.stages), indent=1), encoding="utf-8")
-    if result.recorder is not None:
-        result.recorder.write(folder)
-    if result.explanations is not None:
-        result.explanations.write(folder)
-    (folder / "weights.safetensors").write_bytes(weights)
-    if standardiser is not None:
-        content = save({"mean": standardiser.mean, "scale": standardiser.scale})
-        (folder / "standardiser.safetensors").write_bytes(content)
-
-
-def _score(task: Task, predictions: pd.DataFrame, part: str) -> dict[str, float | None]:
-    return _defined(task.score(*task.read(predictions[predictions["split"] == part])))
-
-
-def _defined(scores: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if np.isnan(value) else value for name, value in scores.items()}
-
-
-def _notes(task: Task, predictions: pd.DataFrame) -> dict[str, str]:
-    """Why test metrics are undefined, and what must be known of others, by name."""
-    scores = task.score(*task.read(predictions[predictions["split"] == "test"]))
-    return {name: note for name, value in scores.items() if (note := note_of(value))}
-
-
-def _of_last(bags: Parts, result: TrialResult, rule: str | None) -> dict[str, float | None]:
-    """The test scores of the last epoch; {} where it was chosen."""
-    if result.last is None or (result.task.of_patients and rule in ("mean", "max")):  # these are of slides
-        return {}
-    return _defined(result.task.score(bags["test"].targets, result.last.double().numpy()))
-
-
-def _patient_level(task: Task, predictions: pd.DataFrame, rule: str | None) -> Row:
-    """What a trial's row says of patients; nothing where slides are not combined."""
-    if rule not in ("mean", "max") or task.of_patients:
-        return {}
-    return {"patient_metrics": _score(task, task.patients(predictions[predictions["split"] == "test"], rule), "test")}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mil_zoo.bench.plan import ModelPlan, TrialPlan
+from mil_zoo.bench.models import ModelPlan
+from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row
 from mil_zoo.bench.search import Judged, ranking, search
 from mil_zoo.bench.suite import Suite

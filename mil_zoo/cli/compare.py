@@ -35,15 +35,18 @@ def compare(
 
     Writes the table of scores and mean ranks, Friedman's test, the critical-difference diagram (Nemenyi) and Wilcoxon's
     test of every pair, Holm-adjusted (Demsar 2006). Needs two datasets or more; runs of one dataset add up. A folder
-    that holds a run's config.yaml and table.csv only will do.
+    that holds a run's config.yaml and table.csv only will do. Of survival it draws the concordance of every model in
+    every cohort too, a forest plot (cohorts.png, and cohorts.csv, .md and .tex).
     """
     from rich.console import Console
 
+    from mil_zoo.report.across_runs.forest import write_forest
     from mil_zoo.report.across_runs.ranking import write_ranking
     from mil_zoo.report.load import Results
 
     console = Console()
     out = out or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = write_ranking([Results.load(run) for run in runs], out, metric, models, title)
+    loaded = [Results.load(run) for run in runs]
+    paths = [*write_ranking(loaded, out, metric, models, title), *write_forest(loaded, out)]
     console.print((out / "ranking.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from mil_zoo import InputError, create_aggregator
 from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.aggregators.catalogue import describe_aggregators, describe_classes
 from mil_zoo.bench.cost import read_costs
-from mil_zoo.bench.plan import plan_models
+from mil_zoo.bench.models import plan_models
 from mil_zoo.bench.suite import Suite
 from mil_zoo.config import read_shipped, read_shipped_text, shipped_names
 from mil_zoo.source_index import NotLiteral, registered_in

@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 from mil_zoo import InputError
+from mil_zoo.bench.parts import few_labels, split_bags
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.bench.trial import Job, _context, few_labels, split_bags
+from mil_zoo.bench.trial import Job, _context
 from mil_zoo.config import read_shipped
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.load import Results

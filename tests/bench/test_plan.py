@@ -6,7 +6,8 @@ import yaml
 
 from mil_zoo import InputError
 from mil_zoo.aggregators.base import AGGREGATORS
-from mil_zoo.bench.plan import make_plan, plan_models
+from mil_zoo.bench.models import plan_models
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.suite import parse_overrides, read_suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.train.config import TrainingConfig

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from mil_zoo import create_aggregator
 from mil_zoo.aggregators.mean_max import MeanPooling
+from mil_zoo.bench.parts import shuffled_order, split_bags
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.bench.trial import shuffled_order, split_bags
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.metrics import score
 from mil_zoo.registry import Registry

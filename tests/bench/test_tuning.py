@@ -13,7 +13,8 @@ from mil_zoo import InputError
 from mil_zoo.aggregators.base import list_aggregators
 from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.bench.executors import Processes
-from mil_zoo.bench.plan import make_plan, plan_models
+from mil_zoo.bench.models import plan_models
+from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.predictor import Predictor
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.search import Judged, ranking, search

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from survival_runs import FOLDS, PATIENTS, survival_run
 
+from mil_zoo.report.across_runs.forest import forest
 from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import clinical_folds, folds_of
 from mil_zoo.report.tables import write_tables
@@ -88,3 +89,30 @@ def test_a_collapsed_model_is_flagged(run):
     text = (run.path / "survival.md").read_text(encoding="utf-8")
     assert f"flat: in {FOLDS} of {FOLDS} folds all test patients lie on one side" in text
     assert "good: in" not in text
+
+
+def test_a_forest_of_cohorts(write, run_cli):
+    """``mil-zoo compare`` of survival: pooled C of every model in every cohort, of whole runs or of their tables."""
+    runs = {}
+    for seed, title in enumerate(("First & last", "Second")):
+        run = survival_run(write, write.path / title, {"good": 0.3, "poor": 8.0}, seed=seed, title=title)
+        write_tables(Results.load(run.path))
+        runs[title] = pd.read_csv(run.path / "survival.csv").set_index("aggregator")
+    tables = write.path / "tables"
+    tables.mkdir()
+    for name in ("config.yaml", "table.csv", "survival.csv"):
+        (tables / name).write_bytes((write.path / "Second" / name).read_bytes())
+    folders = [write.path / "First & last", tables]
+    code, _, err = run_cli("compare", *folders, "--metric", "c_index", "--out", write.path / "out")
+    assert code == 0, err
+    table = pd.read_csv(write.path / "out" / "cohorts.csv").set_index(["cohort", "aggregator"])
+    for title, own in runs.items():
+        for model in ("clinical", "good", "poor"):
+            names = ["c_pooled", "c_pooled_low", "c_pooled_high"]
+            assert table.loc[(title, model), names].tolist() == pytest.approx(own.loc[model, names].tolist())
+    assert r"First \& last" in (write.path / "out" / "cohorts.tex").read_text(encoding="utf-8")
+    drawn = forest(table.reset_index(), "Concordance").axes[0]
+    squares = [line.get_xdata()[0] for line in drawn.lines if line.get_marker() in ("s", "D")]
+    assert sorted(squares) == pytest.approx(sorted(table["c_pooled"]))
+    assert [text.get_text() for text in drawn.get_yticklabels()] == list(runs)
+    assert (write.path / "out" / "cohorts.png").stat().st_size > 5_000
