@@ -34,6 +34,11 @@ def find_event(header: Sequence[str]) -> str:
     return next((name for name in header if name.lower() == "event"), "")
 
 
+def find_censorship(header: Sequence[str]) -> str:
+    """The column whose name says that 1 is censored (``censorship``); "" where there is none."""
+    return next((name for name in header if name.lower().startswith("censor")), "")
+
+
 def check_direction(column: str, as_event: bool) -> None:
     """Refuses a column whose name says the opposite of what it is given as.
 

@@ -127,13 +127,25 @@ class Survival(Task):
     @classmethod
     def recognises(cls, header: Sequence[str]) -> bool:
         """Whether the columns of a label table are times and events without being told."""
-        return bool(outcome_columns.find_time(header) and outcome_columns.find_event(header))
+        told = outcome_columns.find_event(header) or outcome_columns.find_censorship(header)
+        return bool(outcome_columns.find_time(header) and told)
 
     @classmethod
     def columns(cls, settings: Mapping[str, Any], header: Sequence[str]) -> tuple[str, ...]:
-        """The column of the times, and that of the event or the censorship."""
+        """The column of the times, and that of the event or the censorship.
+
+        Raises:
+            InputError: nothing names the event, and the table holds a censorship, whose direction is asked for.
+        """
         time = settings.get("time") or outcome_columns.find_time(header) or "time"
-        event = settings.get("event") or settings.get("censorship") or outcome_columns.find_event(header) or "event"
+        event = settings.get("event") or settings.get("censorship") or outcome_columns.find_event(header)
+        if not event and (censored := outcome_columns.find_censorship(header)):
+            raise InputError(
+                f"the label table has no column 'event', and {censored!r}, which by its name is 1 where a patient is "
+                f"censored; pass --censorship {censored}, or --event {censored} --event-as-named where 1 means that the "
+                "event happened"
+            )
+        event = event or "event"
         return str(time), str(event)
 
     @classmethod

@@ -117,3 +117,12 @@ def test_an_empty_time_or_event_states_nothing():
 def test_all_or_none_with_the_event_is_an_error(event):
     with pytest.raises(InputError, match=f"{'every' if event else 'no'} patient had the event"):
         Survival(unit="days").of_cohort(np.array([[5.0, event], [7.0, event]]))
+
+
+def test_a_censorship_that_nobody_named_is_asked_for():
+    """It is never taken for an event, nor guessed."""
+    rows = table(time_months=["5", "7"], censorship=["0", "1"])
+    assert Survival.recognises(list(rows))
+    with pytest.raises(InputError, match="1 where a patient is censored; pass --censorship censorship, or --event"):
+        read(Survival(), rows)
+    assert read(Survival(censorship="censorship"), rows)[:, 1].tolist() == [1, 0]
