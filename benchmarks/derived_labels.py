@@ -3,9 +3,9 @@
     python benchmarks/derived_labels.py DATA OUT
 
 writes ``crchisto_share.csv`` (``share``: the part of an image's nuclei that is epithelial, for regression) and
-``crchisto_grade.csv`` (``label``: none, few, some, most; of the images with epithelial nuclei each third by that share,
-for ordinal tasks). The labels of nuclei are real; that a number or a grade is predicted from them is our doing, so the
-scores compare with no publication.
+``crchisto_grade.csv`` (``label``: 0 none, 1 few, 2 some, 3 most; of the images with epithelial nuclei a third
+each by share, for ordinal tasks). The labels of nuclei are real; that a number or a grade is predicted from them is our
+doing, so the scores compare with no publication.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-GRADES = ("none", "few", "some", "most")
 
 
 def main() -> None:
@@ -30,7 +28,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame({"slide_id": names})
     table.assign(share=share.round(4)).to_csv(out / "crchisto_share.csv", index=False)
-    table.assign(label=[GRADES[one] for one in grade]).to_csv(out / "crchisto_grade.csv", index=False)
+    table.assign(label=grade).to_csv(out / "crchisto_grade.csv", index=False)
 
 
 if __name__ == "__main__":

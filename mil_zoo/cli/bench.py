@@ -302,6 +302,8 @@ def bench(options: BenchOptions) -> int:
     folders = [out if len(plans) == 1 else out / plan.dataset.card.name for plan in plans]
     if options.dry_run:
         for plan, folder in zip(plans, folders, strict=True):
+            if options.executor != "ray":
+                _executor(options, plan)  # what it refuses is refused here too
             show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console)
         return 0
     _check_control(options.control, plans)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from unicodedata import category
 
 import pandas as pd
 
@@ -117,6 +118,9 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
             "error", f"{where}: label {label} is a date, an id or a mark of what is missing, no class; {remedy}", slides
         )
         return findings
+    torn = [label for label in map(str, table["label"].unique()) if any(category(sign) == "Cc" for sign in label)]
+    if torn:
+        add("error", f"{where}: {torn[0]!r} is no name of a class; write it in one line, without control characters")
     for group in labels_alike(card.classes or table["label"]):
         add("error", f"{where}: classes differ in case or blanks only, {' and '.join(map(repr, group))}; write one")
     classes = class_indices(card.classes or class_names(table))

@@ -46,6 +46,8 @@ class Classification(Task):
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise InputError(f"num_classes must be positive, not {self.num_classes}")
+        if len(self.classes) == 1 and self.count > 1:
+            raise InputError(f"every bag is of one class, {self.classes[0]!r}; add bags of another")
         if self.classes and len(self.classes) != self.count:
             raise InputError(f"{self.count} classes have {self.count} names, not {len(self.classes)}")
 

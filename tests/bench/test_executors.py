@@ -195,6 +195,8 @@ def test_impossible_numbers(run_cli, bag_table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options, message in {
         ("--jobs", 0): "--jobs must be at least 1",
+        ("--jobs", -1, "--dry-run"): "--jobs must be at least 1",
+        ("--time-limit", "nan", "--dry-run"): "--time-limit must be positive and finite",
         ("--jobs", "many"): "--jobs is a number of trials or auto, not 'many'",
         ("--threads", 0): "--threads must be at least 1",
         ("--jobs", 2, "--executor", "local"): "--executor local runs one trial at a time",

@@ -142,6 +142,18 @@ def test_patients_whose_names_are_nearly_one(tmp_path):
     assert said == ["The dataset holds patients whose names differ in case or blanks only: P1, p1."]
 
 
+def test_classes_that_cannot_be_named_so(tmp_path):
+    for slide in "abcd":
+        write_clam(tmp_path, slide)
+    for label, said in (
+        ('"tu\nmor"', r"'tu\\nmor' is no name of a class"),
+        ("low", "every bag is of one class, 'low'"),
+    ):
+        (tmp_path / "labels.csv").write_text(f"slide_id,label\na,low\nb,low\nc,{label}\nd,{label}\n")
+        with pytest.raises(InputError, match=said):
+            open_dataset(str(tmp_path), labels=tmp_path / "labels.csv").task  # noqa: B018
+
+
 def test_a_column_of_names_is_no_label(tmp_path):
     for i in range(6):
         write_clam(tmp_path, f"s{i}")

@@ -126,6 +126,7 @@ def test_damaged_and_malformed_files_are_named(tmp_path):
         "vector": {"features": FEATURES[:, 0], "coords": GRID},
         "words": {"features": np.array([b"a"] * 12), "coords": GRID},
         "other": {"embeddings": FEATURES, "coords": GRID},
+        "three": {"features": FEATURES, "coords": np.zeros((12, 3))},
         "nan": {"features": np.full((12, 3), np.nan, np.float32), "coords": GRID},
         "empty": {"features": np.zeros((0, 3), np.float32), "coords": np.zeros((0, 2))},
     }
@@ -140,6 +141,7 @@ def test_damaged_and_malformed_files_are_named(tmp_path):
         "vector": r"vector.h5: features must be \[patches, dimensions\]",
         "words": "words.h5: features is not an array of numbers",
         "other": r"other.h5: no dataset 'features' or 'feats' \(it holds coords, embeddings\)",
+        "three": r"three.h5: coords are \[12, 3\]; they must be \[N, 2\]",
         "nan": "slide 'nan': features are NaN",
         "empty": "slide 'empty': the bag is empty",
         "none": "none.h5: no such file",

@@ -32,7 +32,8 @@ def number_of(attrs: Mapping[str, Any], name: str, path: Path) -> float | None:
     except (IndexError, ValueError, TypeError, UnicodeDecodeError):
         number = float("nan")
     if not 0 < number < float("inf"):
-        raise InputError(f"{path}: the attribute {name} is {value!r} and no positive number; extract the slide again")
+        shown = first[0] if first else value
+        raise InputError(f"{path}: the attribute {name} is {shown!r} and no positive number; extract the slide again")
     return number
 
 

@@ -93,7 +93,7 @@ def forest(table: pd.DataFrame, title: str) -> Figure:
         place, marker = cohorts.index(row["cohort"]) + offsets[label], "D" if label == CLINICAL else "s"
         axes.hlines(place, row["c_pooled_low"], row["c_pooled_high"], color=colours[label], linewidth=1.2)
         axes.plot(row["c_pooled"], place, marker=marker, markersize=3.5, color=colours[label])
-    axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    axes.axvline(0.5, color="0.35", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(cohorts)), [plain(cohort) for cohort in cohorts])
     axes.set_ylim(len(cohorts) - 0.4, -0.6)
     axes.set_xlabel("concordance, pooled over folds")

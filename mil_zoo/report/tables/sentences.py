@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mil_zoo.config import read_shipped, shipped_names
 from mil_zoo.noted import note_of
@@ -213,7 +214,8 @@ def _collapsed(results: Results) -> list[str]:
         for part in (results.test_sets(label) if trials else {}).values():
             if len(np.unique(part.labels)) > 1:
                 number += len(part.probabilities)
-                said += [int(seed.argmax(1)[0]) for seed in part.probabilities if np.ptp(seed.argmax(1)) == 0]
+                called = [_called(seed, results.task.family == "ordinal") for seed in part.probabilities]
+                said += [int(one[0]) for one in called if np.ptp(one) == 0]
         if said:
             names = " or ".join(repr(classes[c]) if c < len(classes) else str(c) for c in sorted(set(said)))
             lines.append(
@@ -221,6 +223,13 @@ def _collapsed(results: Results) -> list[str]:
                 "its accuracy there is that class's share."
             )
     return lines
+
+
+def _called(probabilities: NDArray[np.float64], ordered: bool) -> NDArray[np.int64]:
+    """The class that is said of each slide: the most probable one; of ordered ones the number of P(y > k) above 0.5."""
+    if not ordered:
+        return np.asarray(probabilities.argmax(1))
+    return np.asarray((1 - probabilities.cumsum(1)[:, :-1] > 0.5).sum(1))
 
 
 def _by_model(of_label: Mapping[str, Any]) -> dict[str, Any]:
