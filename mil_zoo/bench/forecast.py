@@ -54,7 +54,7 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
         plan: what would be run.
         done: ids of trials that a run directory holds already.
     """
-    bags, _ = split_bags(plan.dataset, plan.splits[0])
+    bags, _ = split_bags(plan.dataset, plan.splits[0], project=plan.suite.project)
     sizes = bags["train"].sizes
     spread = np.linspace(0, len(sizes) - 1, min(SAMPLE + 2, len(sizes))).round().astype(int)
     chosen = np.argsort(sizes, kind="stable")[spread[1:-1] if len(spread) > 2 else spread]
@@ -83,7 +83,7 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
 def _measure(plan: Plan, model: ModelPlan, sample: list[Bag]) -> tuple[float, float]:
     """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted."""
     device = default_device()
-    aggregator = create_aggregator(model.name, plan.dataset.in_dim, task=plan.dataset.task, **model.options)
+    aggregator = create_aggregator(model.name, sample[0].features.shape[1], task=plan.dataset.task, **model.options)
     training = dataclasses.replace(model.training, epochs=1, select_after=0.0, record=1)
     with trial_threads(plan.suite.threads):
         fit(aggregator, sample[:1], sample[:1], training, graph=model.graph, device=device)

@@ -66,7 +66,7 @@ class ModelPlan:
 
     def reading(self, features: str) -> ModelPlan:
         """The model reading one of several sets of features, as a variant of it."""
-        grid = ",".join(filter(None, [f"features={quote(features, safe='')}", self.grid]))
+        grid = ",".join(filter(None, [f"features={quote(features, safe='+')}", self.grid]))
         return dataclasses.replace(self, grid=grid, features=features)
 
 

@@ -131,8 +131,7 @@ def write_files(
         result.explanations.write(folder)
     (folder / "weights.safetensors").write_bytes(weights)
     if standardiser is not None:
-        content = save({"mean": standardiser.mean, "scale": standardiser.scale})
-        (folder / "standardiser.safetensors").write_bytes(content)
+        (folder / "standardiser.safetensors").write_bytes(save(standardiser.tensors()))
 
 
 def write_test_embeddings(folder: Path, result: TrialResult) -> None:

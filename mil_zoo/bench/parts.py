@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.bench.plan import TrialPlan
-from mil_zoo.data.bags import Bags, as_bags
+from mil_zoo.data.bags import Bags
+from mil_zoo.data.derived import standardised
 from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import Split, patient_key
@@ -15,20 +16,26 @@ from mil_zoo.tasks import Task
 Parts = dict[str, Bags]
 
 
-def split_bags(dataset: Dataset, split: Split, shuffle: int | None = None) -> tuple[Parts, Standardiser | None]:
+def split_bags(
+    dataset: Dataset, split: Split, shuffle: int | None = None, project: int | None = None
+) -> tuple[Parts, Standardiser | None]:
     """The bags of "train", "val", "test" and "unlabelled", and what standardised them where the card says so.
 
     With a seed to ``shuffle`` by, training and validation slides get each other's labels, others for every seed; of
     survival patients get each other's time and event together, the same for all slides of a patient.
-    "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels.
+    "unlabelled" is every slide of a patient who is not tested, for methods that learn without labels. With a width to
+    ``project`` to, features become their coordinates on that many principal axes of the training instances.
     """
     slides = {part: getattr(split, part) for part in ("train", "val", "test")}
     tested = {patient_key(slide) for slide in dataset.bags.select(split.test).slides}
     slides["unlabelled"] = [slide.slide_id for slide in dataset.bags.slides if patient_key(slide) not in tested]
     bags, standardiser = dataset.bags, None
-    if dataset.card.standardise:
+    if project is not None:
+        standardiser = Standardiser.projecting(bags.select(split.train), project, dataset.card.standardise)
+    elif dataset.card.standardise:
         standardiser = Standardiser.fit(bags.select(split.train))
-        bags = as_bags([standardiser(bag) for bag in bags])
+    if standardiser is not None:
+        bags = standardised(bags, standardiser)
     parts: Parts = {part: bags.select(ids) for part, ids in slides.items()}
     if shuffle is not None:
         for number, part in enumerate(("train", "val")):

@@ -132,6 +132,7 @@ class Plan:
             in_dim=self.dataset.in_dim,
             **self._files(),
             standardised=card.standardise,
+            projected=suite.project,
             instance_labels=card.instance_labels,
             **self._patients(),
             mpp=card.mpp,

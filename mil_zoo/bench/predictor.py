@@ -78,8 +78,10 @@ class Predictor:
         for each in chosen:
             task = _fitted_task(run, each) or self.task
             options = {key: each.settings.get(key, value) for key, value in settings.options.items()}
-            aggregator = create_aggregator(name, self.in_dim, task=task, **options).to(device)
-            standardiser = _load(run, each.trial, aggregator, config.dataset.standardised)
+            width = config.dataset.projected or self.in_dim
+            aggregator = create_aggregator(name, width, task=task, **options).to(device)
+            scaled = config.dataset.standardised or config.dataset.projected is not None
+            standardiser = _load(run, each.trial, aggregator, scaled)
             slides = parts.get(f"r{each.repeat}-f{each.fold}", {})
             self.members.append(
                 Fitted(

@@ -35,6 +35,7 @@ class DatasetFacts:
         layout: how the files lie; None where the data are no files.
         features: the set of features that is read; a list of them where several are compared.
         standardised: whether features were standardised by those of the training slides.
+        projected: on how many principal axes of training instances features were projected; None for none.
         instance_labels: what makes an instance positive; None where instances have no labels.
         patient_rule: how the slides of a patient are combined: "mean", "max", "packed"; None where they are not.
         patients: their number, where there is such a rule.
@@ -54,6 +55,7 @@ class DatasetFacts:
     layout: str | None = None
     features: Any = None
     standardised: bool = False
+    projected: int | None = None
     instance_labels: str | None = None
     patient_rule: Literal["mean", "max", "packed"] | None = None
     patients: int | None = None
@@ -191,7 +193,7 @@ class RunConfig:
     def settings(self) -> Row:
         """The mapping that ``config.yaml`` holds, keys in their order; what does not apply is left out."""
         settings = dataclasses.asdict(self)
-        absent = ["patient_rule", "patients", "mpp", "digests"]
+        absent = ["projected", "patient_rule", "patients", "mpp", "digests"]
         if self.dataset.layout is None:
             absent += ["layout", "features"]
         settings["dataset"] = _without(settings["dataset"], absent)

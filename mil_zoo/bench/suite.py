@@ -40,6 +40,8 @@ class Suite:
         embeddings: keep the embeddings of the test slides.
         tune: how many configurations of each aggregator are tried inside the training part of each trial, the first of
             which is the recipe; None trains the recipe alone.
+        project: numbers an instance to which features are projected, on principal axes of a split's training instances;
+            None leaves them as they are.
         inner_folds: folds of a trial's training and validation slides together on which configurations are judged; None
             for its validation slides.
         sampler: what proposes configurations: "tpe" or "random".
@@ -68,6 +70,7 @@ class Suite:
     overrides: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
     embeddings: bool = True
+    project: int | None = None
     tune: int | None = None
     inner_folds: int | None = None
     sampler: Literal["tpe", "random"] = "tpe"

@@ -208,7 +208,7 @@ class Worker:
         shuffle = job.trial.seed if job.suite.permute_labels else None
         dataset, wanted = self._datasets[job.source], (job.source, job.trial.split, shuffle)
         if self._bags is None or self._last != wanted:
-            self._last, self._bags = wanted, split_bags(dataset, job.trial.split, shuffle)
+            self._last, self._bags = wanted, split_bags(dataset, job.trial.split, shuffle, job.suite.project)
         return dataset, self._bags
 
 
@@ -221,7 +221,7 @@ def _context(
         options=model.options,
         graph=model.graph,
         training=model.training,
-        in_dim=dataset.in_dim,
+        in_dim=bags["train"].dim,
         task=dataset.task,
         bags=bags,
         seed=int(np.random.SeedSequence([seed, split.repeat, split.fold]).generate_state(1)[0]),

@@ -63,6 +63,7 @@ class BenchOptions:
     inner_folds: int | None
     sampler: str | None
     embeddings: bool | None
+    project: int | None
     class_weights: str | None
     select: str | None
     max_instances: int | None
@@ -148,7 +149,14 @@ Start the same command with the same --out again to continue an interrupted run.
     "--features",
     callback=comma_list(),
     metavar="NAME",
-    help="Which features, where the folder holds those of several encoders; several are compared, comma-separated.",
+    help="Which features, where the folder holds those of several encoders; several are compared, comma-separated; "
+    "uni+conch reads both side by side.",
+)
+@click.option(
+    "--project",
+    type=int,
+    metavar="K",
+    help="Project features on K principal axes of the training instances, so that all encoders are as wide.",
 )
 @click.option("--layout", metavar="NAME", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")

@@ -22,6 +22,7 @@ from mil_zoo.data.bags import Bags, MemorySlide, Slide, SlideFile, as_bags
 from mil_zoo.data.card import DataCard, read_card
 from mil_zoo.data.demo.cache import load_demo
 from mil_zoo.data.demo.outcomes import OUTCOMES
+from mil_zoo.data.derived import side_by_side
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
 from mil_zoo.data.labels.names import both_sides, match_names
@@ -150,11 +151,26 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
             site_of=store.site_of,
             covariates=store.covariates,
         )
+    if features is None and source.joins_features:
+        return _joined(place, source)
     if features is None:
         features = choose_features(feature_sets(place, source), None, path)
     slides, unreadable = _slides(features, source.allow_pickle)
     card = place.card.beside(place.folder)
     return Contents(card, features.folder, features.layout, Bags(slides), features, unreadable=unreadable)
+
+
+def _joined(place: Place, source: DatasetSource) -> Contents:
+    """The slides with the features of several encoders side by side."""
+    names = (source.features or "").split("+")
+    if len(set(names)) < len(names):
+        raise InputError(f"--features {source.features}: name each set of features once")
+    parts = [contents_of(place, replace(source, features=name)) for name in names]
+    first, unreadable = parts[0], {path: why for part in parts for path, why in part.unreadable.items()}
+    features = first.features and replace(first.features, name=str(source.features))
+    return replace(
+        first, bags=side_by_side([part.bags for part in parts], names), features=features, unreadable=unreadable
+    )
 
 
 def label_table(contents: Contents, place: Place, source: DatasetSource) -> tuple[pd.DataFrame, Path | str]:

@@ -24,7 +24,8 @@ class DatasetSource:
         labels: a csv that replaces the dataset's own labels: slide_id, label (class index or name) and, optionally,
             patient_id, site, and split (train, val or test of the published split; nothing for none of them). A folder
             of slides has its own in ``labels.csv``.
-        features: which set of features, where a folder holds those of several encoders.
+        features: which set of features, where a folder holds those of several encoders; ``a+b`` for the features of
+            both side by side.
         layout: how the files are laid out; None to tell it from what lies there.
         allow_pickle: run whatever code a pickle of features holds; only for files of one's own.
         patients: how patients of several slides are scored: "mean" or "max" of their slides' probabilities, or
@@ -54,6 +55,11 @@ class DatasetSource:
     def data_root(self) -> Path | None:
         """``root``, or the folder in the variable ``MIL_ZOO_REAL_DATA``; None where neither is given."""
         return self.root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
+
+    @property
+    def joins_features(self) -> bool:
+        """Whether ``features`` names several sets that are read side by side."""
+        return "+" in (self.features or "")
 
     def anywhere(self) -> DatasetSource:
         """The same, independent of the working directory and of the environment."""

@@ -56,7 +56,8 @@ def _data(fitted: Fitted) -> list[str]:
         + (f" ({facts.selection})." if facts.selection else ".")
     )
     if fitted.standardiser is not None:
-        lines.append("Features are standardised by those of the training slides, which the folder holds.")
+        projected = "projected on principal axes" if fitted.standardiser.axes is not None else "standardised"
+        lines.append(f"Features are {projected} of the training slides' features, which the folder holds.")
     if facts.trial:
         lines.append(f"Exported from {facts.trial}.")
     return lines

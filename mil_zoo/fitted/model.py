@@ -168,7 +168,7 @@ def predict_together(members: Sequence[Fitted], bag: Bag) -> Prediction:
     """
     outputs, scores = [], []
     for member in members:
-        dim = member.aggregator.in_dim
+        dim = member.aggregator.in_dim if member.standardiser is None else len(member.standardiser.mean)
         if bag.features.shape[1] != dim:
             raise InputError(
                 f"slide {bag.slide_id!r} has {bag.features.shape[1]} features a patch and the aggregator was trained "

@@ -82,15 +82,16 @@ class _OneBag(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    axes: Tensor
 
     def __init__(self, fitted: Fitted) -> None:
         super().__init__()
         self.aggregator: Aggregator = fitted.aggregator
-        scaling = fitted.standardiser
-        self.scaled = scaling is not None
-        if scaling is not None:
-            self.register_buffer("mean", scaling.mean)
-            self.register_buffer("scale", scaling.scale)
+        tensors = {} if fitted.standardiser is None else fitted.standardiser.tensors()
+        self.scaled, self.projected = "mean" in tensors, "axes" in tensors
+        self.dim = len(tensors["mean"]) if self.scaled else self.aggregator.in_dim
+        for name, value in tensors.items():
+            self.register_buffer(name, value)
         self.with_coords = _reads_coords(self.aggregator)
         self.with_attention = self(*self.example(SIZES[0]))[2:] != ()
 
@@ -105,7 +106,7 @@ class _OneBag(nn.Module):
     def example(self, size: int) -> tuple[Tensor, ...]:
         """A random bag on a grid."""
         draws = np.random.default_rng(size)
-        features = torch.from_numpy(draws.normal(size=(size, self.aggregator.in_dim)).astype(np.float32))
+        features = torch.from_numpy(draws.normal(size=(size, self.dim)).astype(np.float32))
         side = int(np.ceil(np.sqrt(1.25 * size)))
         places = draws.choice(side * side, size, replace=False)
         coords = torch.from_numpy(np.stack([places % side, places // side], axis=1).astype(np.float32) * 256)
@@ -113,7 +114,8 @@ class _OneBag(nn.Module):
 
     def forward(self, features: Tensor, coords: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.scaled:
-            features = ((features - self.mean) / self.scale).float()
+            features = (features - self.mean) / self.scale
+            features = (features @ self.axes if self.projected else features).float()
         size = features.shape[0]
         offsets = torch.arange(2, device=features.device) * size
         batch = BagBatch(features=features, offsets=offsets, coords=coords, lengths=(size,))

@@ -91,8 +91,7 @@ def save(fitted: Fitted, path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         write_bytes(path / WEIGHTS, save_tensors(tensors, metadata={"format": "pt"}))
         if fitted.standardiser is not None:
-            scaling = {"mean": fitted.standardiser.mean, "scale": fitted.standardiser.scale}
-            write_bytes(path / STANDARDISER, save_tensors(scaling))
+            write_bytes(path / STANDARDISER, save_tensors(fitted.standardiser.tensors()))
         write_text(path / CARD, model_card(fitted))
         write_text(path / CONFIG, config + "\n")
     return path

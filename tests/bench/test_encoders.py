@@ -1,14 +1,24 @@
 """Several sets of features: every model reads each of them on the same splits, and tables set one against the other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from layouts import GRID, write_trident
+from safetensors.torch import load_file
+from sklearn.decomposition import PCA
 
-from mil_zoo import InputError
+from mil_zoo import Bag, InputError
+from mil_zoo.bench.parts import split_bags
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
+from mil_zoo.data import Standardiser, open_dataset
+from mil_zoo.data.bags import Bags, as_bags
+from mil_zoo.data.splits.split import Split
+from mil_zoo.report.figures import draw_figures
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 from mil_zoo.report.tables.encoders import without_encoder
@@ -52,6 +62,77 @@ def test_encoder_against_aggregator(folder):
     trials = [run.path / "trials" / f"mean@features={encoder}-r0-f0-s0" for encoder in ("good", "noise")]
     good, noise = (pd.read_csv(trial / "predictions.csv")["slide_id"].tolist() for trial in trials)
     assert good == noise  # the same split
+
+
+def test_encoders_side_by_side_and_projected(folder, run_cli):
+    suite = read_suite(
+        datasets=[str(folder)], models=["mean"], folds=2, epochs=3, overrides={"learning_rate": 0.05}, project=3
+    )
+    plan = make_plan(suite, str(folder), features=["good", "good+noise"])
+    run = run_plan(plan, folder / "run")
+    assert run.config["dataset"]["features"] == ["good", "good+noise"]
+    assert run.config["dataset"]["projected"] == 3
+    results = Results.load(run)
+    table = pd.read_csv(write_tables(results)[0].parent / "table.csv")
+    assert table["encoder"].tolist() == ["good", "good+noise"]
+    assert table["parameters"].nunique() == 1  # whatever the width of the features
+    assert (table["auc_mean"] > 0.9).all()
+    (drawn,) = draw_figures(results, ["encoders"])
+    assert drawn.path.read_bytes().startswith(b"\x89PNG")
+    scaling = load_file(run.path / "trials" / "mean@features=good+noise-r0-f0-s0" / "standardiser.safetensors")
+    assert scaling["axes"].shape == (10, 3)
+    out = folder / "new"
+    model = ("predict", "--run", run.path, "--model", "mean@features=good+noise", folder)
+    code, _, err = run_cli(*model, "--features", "good+noise", "--out", out)
+    assert code == 0, err
+    assert len(pd.read_csv(out / "probabilities.csv")) == 24
+    run_cli(*model, "--features", "good", "--out", out)
+    assert "4 features a patch and the aggregator was trained on 10" in (out / "probabilities.csv").read_text()
+
+
+def test_axes_are_those_of_the_training_instances_and_of_one_sign():
+    rng = np.random.default_rng(0)
+    mixed = (rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + 1000).astype(np.float32)
+    bags = as_bags([Bag(features=part, label=0, slide_id=str(i)) for i, part in enumerate(np.split(mixed, 3))])
+    scaling = Standardiser.projecting(bags, 2)
+    expected = PCA(2).fit(mixed.astype(np.float64))
+    np.testing.assert_allclose(np.abs(scaling.axes.T.numpy()), np.abs(expected.components_), atol=1e-9)
+    found = scaling(bags[0]).features
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(np.abs(found.numpy()), np.abs(expected.transform(mixed[:20])), rtol=1e-5)
+    assert (scaling.axes.gather(0, scaling.axes.abs().argmax(0, keepdim=True)) > 0).all()
+    for width in (0, 6):
+        with pytest.raises(InputError, match=f"--project must be from 1 to 5, not {width}: .* 5 features a patch"):
+            Standardiser.projecting(bags, width)
+
+
+def test_axes_know_nothing_of_test_slides(bag_table):
+    dataset = open_dataset(str(bag_table))
+    ids = dataset.bags.slide_ids
+    split = Split(0, 0, ids[:20], ids[20:30], ids[30:])
+    poisoned = [
+        replace(slide, bag=slide.bag.with_features(1e6 * slide.bag.features)) if slide.slide_id in split.test else slide
+        for slide in dataset.bags.slides
+    ]
+    parts, scaling = split_bags(dataset, split, project=3)
+    _, again = split_bags(replace(dataset, bags=Bags(poisoned)), split, project=3)
+    assert torch.equal(scaling.axes, again.axes)
+    assert torch.equal(scaling.mean, again.mean)
+    assert {part.dim for part in parts.values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("slide", "coords", "sentence"),
+    [
+        ("s03", GRID[:11], "slide 's03' has 12 (and 11 patches in|patches in one set of features and 11 in another)"),
+        ("s03", GRID[::-1].copy(), "slide 's03' has patches at other coordinates, or in another order"),
+        ("extra", GRID, "the features 'good' and 'noise' are of different slides: extra"),
+    ],
+)
+def test_sets_of_other_patches_are_not_joined(folder, slide, coords, sentence):
+    write_trident(folder, slide, "noise", np.zeros((len(coords), 6), np.float32), coords)
+    with pytest.raises(InputError, match=sentence):
+        list(open_dataset(str(folder), features="good+noise").bags)
 
 
 def test_labels_without_the_encoder():

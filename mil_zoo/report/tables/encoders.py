@@ -17,7 +17,7 @@ PATIENTS = " (patients)"  # ends the label of a row that scores patients
 def without_encoder(label: str, encoder: Any) -> str:
     """``aggregator[@grid]`` without the part that names the encoder, which has a column of its own."""
     name, _, grid = label.removesuffix(PATIENTS).partition("@")
-    rest = [part for part in grid.split(",") if part != f"features={quote(str(encoder), safe='')}"]
+    rest = [part for part in grid.split(",") if part != f"features={quote(str(encoder), safe='+')}"]
     return "@".join(filter(None, [name, ",".join(rest)])) + PATIENTS * label.endswith(PATIENTS)
 
 

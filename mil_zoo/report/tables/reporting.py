@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mil_zoo.bench.results import DatasetFacts
 from mil_zoo.report.load import Results, mean_sizes
 from mil_zoo.report.subgroups import columns_of
 from mil_zoo.report.tables.external import is_external
@@ -85,9 +86,16 @@ def _data(results: Results) -> list[tuple[str, str]]:
         ("Missing values", ""),
         ("Image features", features if dataset.in_dim is not None else ""),
         ("Physical resolution", f"{dataset.mpp:g} micrometres a level-0 pixel" if dataset.mpp else ""),
-        ("Scaling", "by means and spreads of training instances alone" if dataset.standardised else "none"),
+        ("Scaling", _scaling(dataset)),
         ("Known faults of the data", " ".join(sentence(line) for line in dataset.warnings)),
     ]
+
+
+def _scaling(dataset: DatasetFacts) -> str:
+    if dataset.projected:
+        first = "scaled and " if dataset.standardised else ""
+        return f"{first}projected on {dataset.projected} principal axes of training instances alone"
+    return "by means and spreads of training instances alone" if dataset.standardised else "none"
 
 
 def _outcome(results: Results, splits: pd.DataFrame) -> str:
