@@ -142,8 +142,8 @@ class Survival(Task):
         if not event and (censored := outcome_columns.find_censorship(header)):
             raise InputError(
                 f"the label table has no column 'event', and {censored!r}, which by its name is 1 where a patient is "
-                f"censored; pass --censorship {censored}, or --event {censored} --event-as-named where 1 means that the "
-                "event happened"
+                f"censored; pass --censorship {censored}, or --event {censored} --event-as-named where 1 means that "
+                "the event happened"
             )
         event = event or "event"
         return str(time), str(event)
