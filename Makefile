@@ -69,7 +69,7 @@ benchmark-gpu:
 
 # How near every aggregator comes to its authors' code, as the tests compare it.
 parity: $(VENV)/.installed-test
-	$(ONE_THREAD) $(BIN)/python -m pytest tests/aggregators --parity benchmarks/results/parity.md
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/aggregators tests/survival tests/tasks --parity benchmarks/results/parity.md
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info

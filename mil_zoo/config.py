@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -26,10 +26,22 @@ _MOST_BITS = 1024  # of a whole number: as large as the largest float
 _SHOWN = 300  # characters of a value that a message repeats
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which ``1e-4`` is a number, as in YAML 1.2 and to people (YAML 1.1 reads a text)."""
+    """PyYAML's safe loader with two rules of YAML 1.2: ``1e-4`` is a number, and ``off`` or ``no`` is a text.
+
+    YAML 1.1 reads a text and a truth value.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        first: [(tag, pattern) for tag, pattern in rules if tag != _BOOL]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

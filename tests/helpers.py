@@ -125,6 +125,14 @@ def assert_close(got: object, expected: object, what: str = "") -> None:
     assert error < TOLERANCE, f"{what} differs by {error:.2g}"
 
 
+def compared(file: str, what: str, got: object, expected: object) -> None:
+    """Keeps, for the page of parity, how near a number of ours comes to a golden one; undefined ones do not count."""
+    ours, theirs = (np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (got, expected))
+    scale = np.abs(theirs[~np.isnan(theirs)]).max(initial=0)
+    if not np.isnan(theirs).all():
+        COMPARISONS.append((file, what, "", float(np.nanmax(np.abs(ours - theirs)) / max(scale, 1e-12))))
+
+
 def assert_gradients(aggregator: Aggregator, golden: Golden, name: str, **options: object) -> None:
     """Every gradient of ``aggregator``, tensor by tensor, against the golden ones loaded into a twin."""
     twin = create_aggregator(name, in_dim=aggregator.in_dim, **options)
@@ -155,12 +163,13 @@ def parity_table() -> str:
     versions = f"torch {torch.__version__.split('+')[0]}, {kernels} kernels"
     return f"""# Parity with the authors' code
 
-What each aggregator computes with given weights, against what its authors' own code computes with them (the files in
-`tests/golden/`), from the very comparisons of the tests: largest absolute difference over the largest absolute entry.
-A test fails at {TOLERANCE:.0e}. Gradients are compared tensor by tensor; those that vanish (a bias before a softmax)
-are only required to.
+What each aggregator computes with given weights, against what its authors' own code computes with them, and what losses
+and metrics of survival come to, against values computed apart (the files in `tests/golden/`). These are the very
+comparisons of the tests: the largest absolute difference over the largest absolute entry. A test fails at
+{TOLERANCE:.0e}, of survival and of losses at 1e-9. Gradients are compared tensor by tensor; those that vanish (a bias
+before a softmax) are only required to.
 
-Measured by `make parity` in float32 on a CPU ({platform.machine()}), {versions}.
+Measured by `make parity` in float32, of survival and of losses in float64, on a CPU ({platform.machine()}), {versions}.
 
 | golden values | compared | largest relative error |
 |---|---|---:|

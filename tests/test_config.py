@@ -87,6 +87,8 @@ def test_overrides():
     assert parse_override("abmil.gated=true") == (["abmil", "gated"], True)
     assert parse_override("abmil.embed_dim=null") == (["abmil", "embed_dim"], None)
     assert parse_override("srmil.readout=attention") == (["srmil", "readout"], "attention")
+    assert parse_override("record=off") == (["record"], "off")  # and no truth value, as YAML 1.1 has it
+    assert parse_yaml("classes: [no, yes]", "it") == {"classes": ["no", "yes"]}
     for text in ("mask_rate", "=3", "a=[1"):
         with pytest.raises(InputError, match="--set"):
             parse_override(text)

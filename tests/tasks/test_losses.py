@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN
+from helpers import GOLDEN, compared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +33,8 @@ def check(case: str, loss, *columns: str, **more) -> None:
     values.mean().backward()
     assert values.mean().item() == pytest.approx(float(known["loss"]), **EXACT)
     assert x.grad.numpy() == pytest.approx(known["grad"], **EXACT)
+    compared("survival/losses", case, values.mean().item(), known["loss"])
+    compared("survival/losses", f"{case}, gradient", x.grad.numpy(), known["grad"])
     single = loss(x.detach().float(), *(torch.tensor(known[name]) for name in columns), **more)
     assert single.dtype == torch.float32
     assert single.isfinite().all()
