@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 
 # A trial or a test computes with one thread; tests run beside each other instead. They take one process more than there
-# are cores, since some tests wait for processes that they start.
-ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# are cores, since some tests wait for processes that they start. Compiled modules are kept, also where the environment
+# says otherwise, as containers do: else each of these processes would compile them all again.
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 
 STRICT_SITE := -m sphinx -W --keep-going -q -b html
