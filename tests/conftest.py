@@ -39,6 +39,14 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def modules_set_aside():
+    """Does so with what the tests of each file have imported, torch's compiler and the like."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish(session, exitstatus):
     path = session.config.getoption("--parity")
     if path and exitstatus == 0:

@@ -207,10 +207,11 @@ def test_impossible_numbers(run_cli, bag_table, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def on_ray():
+def on_ray(monkeypatch):
     """One cluster for all runs of a test: starting it takes most of the time."""
     import ray
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its processes wait for all others, the tests beside this one
     yield OnRay(jobs=2)
     ray.shutdown()
 
