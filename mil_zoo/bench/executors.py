@@ -167,7 +167,7 @@ class _Member:
         self._start()
 
     def _start(self) -> None:
-        context = fresh_interpreters()
+        context = fresh_interpreters(gpu=self._gpu is not None)
         self.connection, theirs = context.Pipe()
         arguments = (theirs, dict(os.environ), self._gpu)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
