@@ -210,6 +210,8 @@ class _Member:
 
 def _serve(connection: Connection, environment: dict[str, str], gpu: int | None) -> None:
     """The worker process: runs the jobs it receives until it is killed."""
+    # Else Numba locks out forks of it, of which there are none, by a semaphore that outlives a process that is killed.
+    multiprocessing.set_start_method("spawn", force=True)
     os.environ.clear()
     os.environ.update(environment)  # as it is now: the process that this one is a fork of has an earlier one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides

@@ -153,6 +153,7 @@ def test_processes_end_with_the_run_and_what_is_done_is_kept(bag_table, tmp_path
         assert process.returncode == 130
         assert f"--out {out} continues" in " ".join(output.split())
         assert "Traceback" not in output
+        assert "leaked" not in output  # as Python says of semaphores that nobody closed
 
 
 def test_a_full_disk_of_a_process_is_one_sentence(bag_table, tmp_path, run_cli):
