@@ -50,7 +50,7 @@ STAGES: list[dict[str, Step]] = [
         "correct": Step(110, 5, "correct.run"),
         "models": Step(110, 3, "models.run"),
     },
-    {"replays": Step(80, 4, "replays.run")},
+    {"replays": Step(120, 8, "replays.run")},
     {"steps": Step(120, 1, "speed.steps")},
     {"epoch": Step(40, 1, "speed.epoch")},
     {"ops": Step(60, 1, "speed.ops")},

@@ -16,7 +16,7 @@ from mil_zoo.train.loop import fit
 from mil_zoo.train.replay import Replays
 
 FIRST = ("srmil", "abmil", "transmil", "clam_sb", "dsmil", "acmil", "dtfd", "mambamil")
-DIM = 64
+OPTIONS = {"ibmil": {"num_confounders": 2}}
 SIZES = (300, 500, 300, 700, 500, 300)  # shapes that several slides share, and one of one slide
 ALLOWED = 0.02  # of the way that the weights went; a wrong draw or a stale value changes a tenth of it and more
 
@@ -51,8 +51,8 @@ def _trained(check: Check, name: str, epochs: int, replayed: bool) -> tuple[dict
     """The weights after some epochs, and how many steps were recorded."""
     torch.manual_seed(0)
     torch.cuda.manual_seed_all(0)
-    model = create_aggregator(name, in_dim=DIM)
-    bags = [random_bag(n, DIM, i) for i, n in enumerate(SIZES)]
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {}))
+    bags = [random_bag(n, check.dim, i) for i, n in enumerate(SIZES)]
     made: list[Replays] = []
     original = Replays.__init__
 
@@ -61,7 +61,7 @@ def _trained(check: Check, name: str, epochs: int, replayed: bool) -> tuple[dict
         original(self, *args)  # type: ignore[arg-type]
 
     if epochs:
-        config = TrainingConfig(epochs=epochs, learning_rate=1e-3, record="off", select="last", schedule="constant")
+        config = TrainingConfig(epochs=epochs, learning_rate=2e-4, record="off", select="last", schedule="constant")
         Replays.__init__ = noted  # type: ignore[method-assign,assignment]
         try:
             with serving(replayed), warnings.catch_warnings():

@@ -165,30 +165,44 @@ def _tensors(batch: BagBatch) -> tuple[dict[str, Tensor], Any]:
     tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
     sizes: tuple[Any, ...] = (batch.lengths,)
     if batch.graph is not None:
-        csr, back = batch.graph.csr, batch.graph.csr.transposed
-        if csr.long_rows is not None or back.long_rows is not None:
-            return tensors, None
-        symmetric = back.indices is csr.indices
-        tensors |= {"graph.indptr": csr.indptr, "graph.indices": csr.indices, "graph.edge": back.edge}
-        if not symmetric:
-            tensors |= {"graph.back.indptr": back.indptr, "graph.back.indices": back.indices}
-        sizes += batch.graph.num_nodes, batch.graph.num_edges, csr.num_src, symmetric
+        sizes += batch.graph.num_nodes, batch.graph.num_edges
+        for name, csr in _graphs(batch.graph.csr).items():
+            back = csr.transposed
+            if csr.long_rows is not None or back.long_rows is not None:
+                return tensors, None
+            tensors |= {f"{name}.indptr": csr.indptr, f"{name}.indices": csr.indices, f"{name}.edge": back.edge}
+            if back.indices is not csr.indices:
+                tensors |= {f"{name}.back.indptr": back.indptr, f"{name}.back.indices": back.indices}
+            sizes += (csr.num_src,)
     shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
     return tensors, (sizes, shapes)
+
+
+def _graphs(csr: CSR) -> dict[str, CSR]:
+    """A graph, and the same without self-loops where an earlier step has asked for it."""
+    origin = csr.origin or csr
+    return {"graph": csr} | ({"bare graph": csr.without_self_loops} if "without_self_loops" in vars(origin) else {})
 
 
 def _batch_of(tensors: dict[str, Tensor], like: BagBatch) -> BagBatch:
     """The batch whose tensors, by the names of :func:`_tensors`, are these; what is the host's is that of ``like``."""
     graph = like.graph
     if graph is not None:
-        indptr, indices = tensors["graph.indptr"], tensors["graph.indices"]
-        back = Transposed(
-            tensors.get("graph.back.indptr", indptr),
-            tensors.get("graph.back.indices", indices),
-            tensors["graph.edge"],
-            short=True,
-        )
-        csr = CSR(indptr, indices, graph.csr.num_src, stored=back, checked=True)
-        graph = BagGraph(csr, graph.num_nodes, graph.num_edges)
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("graph.")}
+        made = {name: _graph_of(name, tensors, csr.num_src) for name, csr in _graphs(graph.csr).items()}
+        if "bare graph" in made:
+            vars(made["graph"])["without_self_loops"] = made["bare graph"]  # the cached property
+        graph = BagGraph(made["graph"], graph.num_nodes, graph.num_edges)
+    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return replace(like, graph=graph, slide_ids=(), **own)
+
+
+def _graph_of(name: str, tensors: dict[str, Tensor], num_src: int) -> CSR:
+    indptr, indices = tensors[f"{name}.indptr"], tensors[f"{name}.indices"]
+    back_indptr, back_indices = (tensors.get(f"{name}.back.{part}") for part in ("indptr", "indices"))
+    back = Transposed(
+        indptr if back_indptr is None else back_indptr,
+        indices if back_indices is None else back_indices,
+        tensors[f"{name}.edge"],
+        short=True,
+    )
+    return CSR(indptr, indices, num_src, stored=back, checked=True)
