@@ -9,10 +9,10 @@ line, to ``rows.jsonl`` of the folder (``benchmarks/results/gpu-<name>``), and a
 - correct: every op with a Triton version in float32, bfloat16, float16 against the reference in float64
 - models: a training step of each aggregator against the CPU in float64, losses and every gradient
 - pytest: tests/kernels/test_triton.py on the device; compile: the kernels of the steps that follow
+- replays: trainings whose steps are replayed as CUDA graphs against the same ones handed over kernel by kernel
 - ops, steps: times beside floors, PyTorch Geometric and plain PyTorch
 - scale: SRMIL on 2 x 10^5 (training) and 10^6 patches (evaluation)
-- epoch, profile, waits, graphs: an epoch of ``fit``; where the host spends a step; which steps wait
-  for the device; what a CUDA graph gains
+- epoch, profile, waits: an epoch of ``fit``; where the host spends a step; which steps wait for the device
 
 ``--quick`` rehearses every line with tiny sizes, also on a CPU under Triton's interpreter; its numbers mean nothing.
 """
@@ -50,10 +50,10 @@ STAGES: list[dict[str, Step]] = [
         "correct": Step(110, 5, "correct.run"),
         "models": Step(110, 3, "models.run"),
     },
-    {"steps": Step(110, 1, "speed.steps")},
+    {"replays": Step(80, 4, "replays.run")},
+    {"steps": Step(120, 1, "speed.steps")},
     {"epoch": Step(40, 1, "speed.epoch")},
     {"ops": Step(60, 1, "speed.ops")},
-    {"graphs": Step(40, 1, "speed.graphs")},
     {"waits": Step(50, 1, "speed.waits"), "profile": Step(50, 1, "speed.profile")},
     {"scale": Step(45, 1, "scale.run")},
 ]

@@ -8,7 +8,8 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mil_zoo import BagBatch
+from mil_zoo import Bag, BagBatch
 from mil_zoo.graph import BagGraph
 from mil_zoo.kernels import CSR
+from mil_zoo.train.replay import Replays
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # whose cases are taken from there
 
@@ -175,6 +177,27 @@ def random_batch(n: int, dim: int, device: torch.device, graph: bool, dtype: tor
         graph=None if csr is None else BagGraph(csr, (n,), (csr.num_edges,)),
         slide_ids=("random",),
     )
+
+
+def random_bag(n: int, dim: int, number: int) -> Bag:
+    """A labelled bag of n random patches that fill a square; not quite random: its label can be learned."""
+    side, cell = int((n - 1) ** 0.5) + 1, torch.arange(n)
+    features = torch.randn(n, dim, generator=torch.Generator().manual_seed(number))
+    features[: n // 10] += number % 2
+    coords = torch.stack([cell % side, cell // side], dim=1).float() * 256
+    return Bag(features=features, label=number % 2, slide_id=f"s{number}", coords=coords, patch_size=256.0)
+
+
+@contextmanager
+def serving(replayed: bool) -> Iterator[None]:
+    """Within, steps are replayed as CUDA graphs where they can be, or none is."""
+    serve = Replays.serve
+    if not replayed:
+        Replays.serve = staticmethod(lambda aggregator, device: False)
+    try:
+        yield
+    finally:
+        Replays.serve = staticmethod(serve)
 
 
 def random_inputs(device: torch.device, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:

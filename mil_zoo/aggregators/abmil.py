@@ -53,6 +53,7 @@ class ABMIL(Aggregator):
     """
 
     family = "attention"
+    replayable = True
     paper = Paper(
         "Attention-based Deep Multiple Instance Learning",
         2018,

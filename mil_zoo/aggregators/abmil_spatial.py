@@ -52,6 +52,7 @@ class SpatialABMIL(ABMIL):
 
     graph = "window:2"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "Exploiting Label-Independent Regularization from Spatial Dependencies for Whole Slide Image Analysis",
         2026,

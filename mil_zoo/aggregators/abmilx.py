@@ -75,6 +75,7 @@ class ABMILX(Aggregator):
     """
 
     family = "attention"
+    replayable = True
     paper = Paper(
         "Revisiting End-to-End Learning with Slide-level Supervision in Computational Pathology",
         2025,

@@ -45,6 +45,7 @@ class ACMIL(Aggregator):
     """
 
     family = "attention"
+    replayable = True
     paper = Paper(
         "Attention-Challenging Multiple Instance Learning for Whole Slide Image Classification",
         2024,

@@ -128,6 +128,7 @@ class CLAM_SB(_CLAM):
     """
 
     multi_branch = False
+    replayable = True
 
 
 @register_aggregator("clam_mb")
@@ -156,3 +157,4 @@ class CLAM_MB(_CLAM):
     """
 
     multi_branch = True
+    replayable = True

@@ -51,6 +51,7 @@ class DSMIL(Aggregator):
     """
 
     family = "attention"
+    replayable = True
     paper = Paper(
         "Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with Self-supervised "
         "Contrastive Learning",

@@ -17,7 +17,7 @@ from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool
-from mil_zoo.kernels.devices import to_device
+from mil_zoo.kernels.draws import from_host
 
 
 class FirstTier(NamedTuple):
@@ -92,6 +92,7 @@ class DTFD(Aggregator):
     """
 
     family = "attention"
+    replayable = True
     not_in_onnx = "how many pseudo-bags it makes follows from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "DTFD-MIL: Double-Tier Feature Distillation Multiple Instance Learning for Histopathology Whole Slide Image "
@@ -251,7 +252,8 @@ class DTFD(Aggregator):
 
 
 def _offsets(sizes: Iterable[int], device: torch.device) -> Tensor:
-    return to_device(torch.tensor([0, *itertools.accumulate(sizes)]), device)
+    offsets = [0, *itertools.accumulate(sizes)]
+    return from_host(lambda: torch.tensor(offsets), device)
 
 
 def _checked(groups: Tensor, batch: BagBatch) -> tuple[Tensor, list[list[int]]]:

@@ -140,6 +140,7 @@ class IBMIL(Aggregator):
     """
 
     family = "attention"
+    replayable = True
     paper = Paper(
         "Interventional Bag Multi-Instance Learning On Whole-Slide Pathological Images",
         2023,

@@ -167,6 +167,7 @@ class ILRA(Aggregator):
     """
 
     family = "transformer"
+    replayable = True
     paper = Paper(
         "Exploring Low-Rank Property in Multiple Instance Learning for Whole Slide Image Classification",
         2023,

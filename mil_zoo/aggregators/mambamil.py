@@ -16,7 +16,7 @@ from mil_zoo.aggregators.blocks.order import ORDERS, Order, sequence_order
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import seeded_dropout, segment_attention_pool, selective_scan
-from mil_zoo.kernels.devices import to_device
+from mil_zoo.kernels.draws import from_host
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 
@@ -136,7 +136,7 @@ class Mixer(nn.Module):
             back.append(places + start)
             padded.append(size)
             start += size
-        offsets = to_device(torch.tensor([*_starts(padded), start]), device)
+        offsets = from_host(lambda: torch.tensor([*_starts(padded), start]), device)
         return Reordered(torch.cat(rows), torch.cat(back), Sequences(offsets, padded))
 
 
@@ -184,6 +184,7 @@ class MambaMIL(Aggregator):
     """
 
     family = "state space"
+    replayable = True
     not_in_onnx = "its scan takes as many steps as the bag has patches, which torch's exporter would fix"
     paper = Paper(
         "MambaMIL: Enhancing Long Sequence Modeling with Sequence Reordering in Computational Pathology",

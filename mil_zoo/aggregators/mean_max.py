@@ -39,6 +39,7 @@ class MeanPooling(_Pooling):
     """
 
     family = "pooling"
+    replayable = True
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
     reduce = "mean"
 
@@ -62,5 +63,6 @@ class MaxPooling(_Pooling):
     """
 
     family = "pooling"
+    replayable = True
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
     reduce = "max"

@@ -29,6 +29,7 @@ class MeanMLP(Aggregator):
     """
 
     family = "pooling"
+    replayable = True
     paper = Paper("Revisiting Multiple Instance Neural Networks", 2018, "https://arxiv.org/abs/1610.02501")
 
     def __init__(self, in_dim: int, num_classes: int, hidden: int = 512, dropout: float = 0.25) -> None:

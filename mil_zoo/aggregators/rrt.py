@@ -174,6 +174,7 @@ class RRT(Aggregator):
     """
 
     family = "transformer"
+    replayable = True
     not_in_onnx = "its regions follow from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "Feature Re-Embedding: Towards Foundation Model-Level Performance in Computational Pathology",

@@ -133,6 +133,7 @@ class S4MIL(Aggregator):
     """
 
     family = "state space"
+    replayable = True
     not_in_onnx = (
         "the parts that its convolution takes follow from the size of the bag, which torch's exporter would fix"
     )

@@ -39,6 +39,7 @@ class TopKPooling(Aggregator):
     """
 
     family = "pooling"
+    replayable = True
     not_in_onnx = "how many instances it takes follows from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "Multiple Instance Learning for Soft Bags via Top Instances",

@@ -173,6 +173,7 @@ class TransMIL(Aggregator):
     """
 
     family = "transformer"
+    replayable = True
     not_in_onnx = (
         "its square of tokens and its landmarks follow from the size of the bag, which torch's exporter would fix"
     )

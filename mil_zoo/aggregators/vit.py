@@ -193,6 +193,7 @@ class ViT(Aggregator):
     """
 
     family = "transformer"
+    replayable = True
     paper = Paper(
         "From whole-slide image to biomarker prediction: end-to-end weakly supervised deep learning in computational "
         "pathology",

@@ -53,6 +53,7 @@ class WiKG(Aggregator):
     """
 
     family = "spatial"
+    replayable = True
     not_in_onnx = (
         "its search for neighbours takes parts that follow from the size of the bag, which torch's exporter would fix"
     )

@@ -109,12 +109,15 @@ class Selection(NamedTuple):
     Attributes:
         whole: the other graph.
         rows: int64 ``[Nd]``, the row of it that each row is.
-        edges: int32 ``[E]``, the edge of it that each edge is.
+        edges: int32 ``[E]``, the edge of it that each edge is; with room after the last one they are not known.
+        room: whether ``indices`` and ``edges`` are as long as those of the whole graph, and only their beginning is
+            used. How many edges some rows have is then for the device to know, and no process waits for it.
     """
 
     whole: CSR
     rows: Tensor
     edges: Tensor
+    room: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +126,13 @@ class CSR:
 
     Attributes:
         indptr: int32 ``[Nd + 1]``, where each row starts.
-        indices: int32 ``[E]``, sources.
+        indices: int32 ``[E]``, sources. (A selection on a GPU has room after the last one.)
         num_src: number of source nodes ``Ns``.
         stored: the transpose, where it is known beforehand (a packed store keeps it); not checked.
         origin: the graph that this one was moved from, or None.
         parts: the graphs that :meth:`concat` joined to this one.
         selection: the graph and rows that :meth:`select` made this one of, or None.
+        checked: known to be valid and to have no long rows: its values are not read.
     """
 
     indptr: Tensor
@@ -138,6 +142,7 @@ class CSR:
     origin: CSR | None = field(default=None, repr=False)
     parts: tuple[CSR, ...] = field(default=(), repr=False)
     selection: Selection | None = field(default=None, repr=False)
+    checked: bool = field(default=False, repr=False)
 
     @classmethod
     def from_edges(cls, src: Tensor, dst: Tensor, num_src: int, num_dst: int | None = None) -> CSR:
@@ -156,12 +161,22 @@ class CSR:
 
     @property
     def num_edges(self) -> int:
-        """Number of edges ``E``."""
+        """Number of edges ``E``; of a selection with room the most that there may be."""
         return len(self.indices)
 
     @cached_property
+    def without_room(self) -> CSR:
+        """The same graph without room after its last edge; itself where it has none. A GPU has to be waited for."""
+        if self.selection is None or not self.selection.room:
+            return self
+        count = int(self.indptr[-1])
+        selection = self.selection._replace(edges=self.selection.edges[:count], room=False)
+        return CSR(self.indptr, self.indices[:count], self.num_src, selection=selection)
+
+    @cached_property
     def destinations(self) -> Tensor:
-        """int64 ``[E]``: the destination of every edge, in CSR order."""
+        """int64 ``[E]``: the destination of every edge, in CSR order; not of a graph with room."""
+        assert self.without_room is self
         rows = torch.arange(self.num_dst, device=self.indptr.device)
         return torch.repeat_interleave(rows, self.indptr.diff().long(), output_size=self.num_edges)
 
@@ -181,7 +196,7 @@ class CSR:
         if self.parts:
             return self._transposed_parts()
         if self.selection is not None:
-            return self._transposed_selection(*self.selection)
+            return self._transposed_selection(self.selection)
         if self.indptr.device.type != "cpu":
             order = torch.argsort(self.indices.long() * self.num_dst + self.destinations)
             indptr = torch.zeros(self.num_src + 1, dtype=torch.int32, device=self.indptr.device)
@@ -215,10 +230,13 @@ class CSR:
         indices = [back.indices + first for back, first in zip(backs, nodes, strict=True)]
         return Transposed(torch.cat([self.indptr[:1], *indptrs]), torch.cat(indices), edge, short=short)
 
-    def _transposed_selection(self, whole: CSR, rows: Tensor, edges: Tensor) -> Transposed:
+    def _transposed_selection(self, selection: Selection) -> Transposed:
         # That of the whole graph, which is sorted once, without the rows that were not selected.
-        back, place = whole.transposed, torch.full((whole.num_edges,), -1, dtype=torch.int32, device=rows.device)
-        place[edges] = torch.arange(len(edges), dtype=torch.int32, device=rows.device)
+        whole, rows, edges, room = selection
+        back, place = whole.transposed, torch.full((whole.num_edges + 1,), -1, dtype=torch.int32, device=rows.device)
+        numbers = torch.arange(len(edges), dtype=torch.int32, device=rows.device)
+        # What stands in the room goes to one more place, which no edge has.
+        place[torch.where(numbers < self.indptr[-1], edges, whole.num_edges) if room else edges] = numbers
         place = place[back.edge]
         kept = place >= 0
         indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[back.indptr]
@@ -239,6 +257,8 @@ class CSR:
 
         Its values are read once: a graph moved, joined or selected from valid ones is valid.
         """
+        if self.checked:
+            return None
         if self.origin is not None:
             return self.origin.problem
         if self.parts:
@@ -265,6 +285,8 @@ class CSR:
         """
         if self.origin is not None:
             return self.origin.dgl
+        if self.without_room is not self:
+            return self.without_room.dgl
         dgl = _dgl.load()
         # The edge ids are given although they only count up: DGL's libxsmm kernels refuse a CSR without them.
         edge_ids = torch.arange(self.num_edges, dtype=torch.int32)
@@ -293,37 +315,22 @@ class CSR:
         indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[self.indptr]
         return CSR(indptr, self.indices[kept], self.num_src)
 
-    def select(self, rows: Tensor, num_edges: int | None = None) -> CSR:
-        """The destinations ``rows`` alone, in that order; sources stay.
+    def select(self, rows: Tensor) -> CSR:
+        """The destinations ``rows`` (int64, each at most once) alone, in that order; sources stay.
 
-        Args:
-            rows: int64, each at most once.
-            num_edges: how many edges these have (:meth:`count_edges`), where the host knows it and so need not wait for
-                the device.
+        On a GPU, whose process is not to wait for the number of their edges, there is room after the last one.
         """
         counts, starts = self.indptr.diff()[rows], self.indptr[rows]
         indptr = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
         indptr[1:] = counts.cumsum(0)
-        count = int(indptr[-1]) if num_edges is None else num_edges
-        edges = torch.repeat_interleave(starts - indptr[:-1], counts, output_size=count)
+        shift = starts - indptr[:-1]  # of the place of a row's edges
+        room = devices.runs_ahead(rows.device)
+        if room:  # filled by one more row, whose edges stay where they are
+            shift, counts = F.pad(shift, (0, 1)), torch.cat([counts, self.num_edges - indptr[-1:]])
+        count = self.num_edges if room else int(indptr[-1])
+        edges = torch.repeat_interleave(shift, counts, output_size=count)
         edges += torch.arange(len(edges), dtype=torch.int32, device=rows.device)
-        return CSR(indptr, self.indices[edges], self.num_src, selection=Selection(self, rows, edges))
-
-    def count_edges(self, rows: Tensor) -> int | None:
-        """How many edges the destinations ``rows`` (int64, on the CPU) have; None where only the device knows."""
-        if self.origin is not None:
-            return self.origin.count_edges(rows)
-        if self.parts:
-            ends = list(accumulate(part.num_dst for part in self.parts))
-            edges = [
-                part.count_edges(rows[(rows >= end - part.num_dst) & (rows < end)] - (end - part.num_dst))
-                for part, end in zip(self.parts, ends, strict=True)
-            ]
-            known = [number for number in edges if number is not None]
-            return sum(known) if len(known) == len(edges) else None
-        if self.indptr.device.type != "cpu":
-            return None
-        return int(self.indptr.diff()[rows].sum())
+        return CSR(indptr, self.indices[edges], self.num_src, selection=Selection(self, rows, edges, room))
 
     def to(self, device: torch.device | str) -> CSR:
         """The same graph on ``device``, with all that was or will be derived from it; itself if it is there already."""
@@ -369,6 +376,8 @@ def _moved(back: Transposed, graph: CSR, moved: CSR) -> Transposed:
 def _long_rows(graph: CSR | Transposed) -> LongRows | None:
     if isinstance(graph, Transposed):
         short = graph.short
+    elif graph.checked:
+        short = True
     elif graph.parts:
         short = all(part.long_rows is None for part in graph.parts)
     else:

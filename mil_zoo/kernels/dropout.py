@@ -8,12 +8,9 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def draw_seed() -> int:
-    """A seed below 2^62 from torch's default generator, so that ``torch.manual_seed`` governs it."""
-    return int(torch.randint(2**62, ()))
-
-
-def dropout_scale(count: int, p: float, seed: int, device: torch.device, dtype: torch.dtype, start: int = 0) -> Tensor:
+def dropout_scale(
+    count: int, p: float, seed: int | Tensor, device: torch.device, dtype: torch.dtype, start: int = 0
+) -> Tensor:
     """What dropout multiplies elements ``start .. start + count - 1`` by: 0 with probability p, else 1 / (1 - p).
 
     Element c is dropped where ``hash(seed, c) < p * 2^32``; ``hash`` is two rounds of a 32-bit finaliser (constants

@@ -9,10 +9,19 @@ import torch
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.prefetch import map_ahead
 
+SHARE = 0.4  # of a GPU's free memory that the training bags may take for themselves
+
 
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fit_on(device: str, numbers: int) -> bool:
+    """Whether so many float32 numbers may stay on ``device`` throughout a training: on a GPU with room for them."""
+    if torch.device(device).type != "cuda":
+        return False
+    return 4 * numbers < SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def batches_on(

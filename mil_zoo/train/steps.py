@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,10 @@ from mil_zoo.data.splits.split import patient_key
 from mil_zoo.kernels.devices import to_device
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.device import batches_on
+from mil_zoo.train.device import batches_on, fit_on
 from mil_zoo.train.optim import make_optimizer
 from mil_zoo.train.predict import mixed, predict
+from mil_zoo.train.replay import Replays
 from mil_zoo.train.risk_sets import Memory, backward_in_two_passes, memory_of, spread_events
 from mil_zoo.train.sampling import draw_instances, epoch_order, subsample
 
@@ -46,6 +48,8 @@ class Steps:
         draws: of the order of slides and of instance subsampling.
         patient_rule: "mean" or "max" where patients of several bags are scored.
         memory: the patients that the loss remembers; None for none.
+        kept: batches of one training bag that stay on a GPU from one epoch to the next; None where they do not.
+        replays: hands steps over as CUDA graphs; None where they are handed over one kernel at a time.
         taken: steps so far.
         seen: training bags of the present epoch that steps were taken with; 0 between two epochs.
         totals: sums of the losses of the present epoch.
@@ -63,6 +67,8 @@ class Steps:
     draws: np.random.Generator
     patient_rule: str | None = None
     memory: Memory | None = None
+    replays: Replays | None = None
+    kept: dict[int, BagBatch] | None = None
     taken: int = 0
     seen: int = 0
     totals: dict[str, float] = field(default_factory=dict)
@@ -86,7 +92,7 @@ class Steps:
             shares = torch.from_numpy(_share_of_patient(train))
             weights = shares if weights is None else weights * shares
         remembered = memory_of(config.risk_set)
-        return cls(
+        steps = cls(
             aggregator=aggregator,
             train=train,
             config=config,
@@ -99,6 +105,12 @@ class Steps:
             patient_rule=patient_rule,
             memory=Memory(remembered) if remembered else None,
         )
+        if config.risk_set == "batch" and Replays.serve(aggregator, device):
+            steps.replays = Replays(aggregator, steps._forward_and_backward)
+        whole = config.bags_per_step == 1 and config.max_instances is None
+        if whole and fit_on(device, sum(as_bags(train).sizes) * aggregator.in_dim):
+            steps.kept = {}
+        return steps
 
     def state(self) -> dict[str, Any]:
         """Where the steps stand: weights and the optimiser's state are kept beside it."""
@@ -133,23 +145,21 @@ class Steps:
                 draw_instances(sizes[i], config.max_instances, self.draws)
         order = order[self.seen :]
         rows = iter(order)
-        # A graph of all instances need not be ready where only some of them will be used.
-        reader = read_ahead(self.train, order, None if config.max_instances is not None else self.graph)
         step: list[BagBatch] = []
         seen = done = 0
-        for bags, batch in batches_on(self.device, self._groups(reader), self.graph):
-            drawn = list(islice(rows, len(bags)))
+        for batch in self._batches(order):
+            drawn = list(islice(rows, len(batch)))
             if self.weights is not None:
                 batch.weights = to_device(self.weights[drawn], batch.features.device)
             step.append(batch)
-            seen += len(bags)
+            seen += len(batch)
             if config.risk_set == "two_pass" and len(step) < config.bags_per_step and seen < len(order):
                 continue
             if self._informative(step):
                 taken = sum(map(len, step))
                 for name, value in self._step(step, epoch).items():
                     name = name if name == "loss" else f"loss_{name}"
-                    self.totals[name] = self.totals.get(name, 0.0) + value.item() * taken
+                    self.totals[name] = self.totals.get(name, 0.0) + value * taken
             step = []
             self.seen += seen - done
             done = seen
@@ -157,6 +167,22 @@ class Steps:
                 after_step()
         self.seen = 0
         return {name: total / len(self.train) for name, total in self.totals.items()}
+
+    def _batches(self, order: NDArray[np.int64]) -> Iterator[BagBatch]:
+        """The batches of an epoch, on the device."""
+        if self.kept is None:
+            # A graph of all instances need not be ready where only some of them will be used.
+            reader = read_ahead(self.train, order, None if self.config.max_instances is not None else self.graph)
+            for _, batch in batches_on(self.device, self._groups(reader), self.graph):
+                yield batch
+            return
+        missing = [i for i in dict.fromkeys(order.tolist()) if i not in self.kept]
+        reader = read_ahead(self.train, np.array(missing, dtype=np.int64), self.graph)
+        fresh = batches_on(self.device, ([bag] for bag in reader), self.graph)
+        for i in order.tolist():
+            if i not in self.kept:
+                self.kept[i] = next(fresh)[1]
+            yield self.kept[i]
 
     def _groups(self, reader: Iterator[Bag]) -> Iterator[list[Bag]]:
         """The bags of each pass."""
@@ -174,35 +200,37 @@ class Steps:
             targets = np.concatenate([known, targets])
         return self.aggregator.task.informative(targets)
 
-    def _step(self, step: list[BagBatch], epoch: int) -> dict[str, Tensor]:
-        def context() -> torch.autocast:
-            return mixed(self.config.precision, self.device)
+    def _forward_and_backward(self, batch: BagBatch) -> dict[str, Tensor]:
+        with mixed(self.config.precision, self.device):
+            losses = (
+                self.aggregator.losses(batch) if self.memory is None else self.memory.losses(self.aggregator, batch)
+            )
+        losses["loss"].backward()
+        return {name: value.detach() for name, value in losses.items()}
 
+    def _step(self, step: list[BagBatch], epoch: int) -> dict[str, float]:
         self.aggregator.progress = Progress(
             self.taken, -(-len(self.train) // self.config.bags_per_step), self.config.epochs
         )
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.risk_set == "two_pass":
-            losses = backward_in_two_passes(self.aggregator, step, context)
+            losses = backward_in_two_passes(self.aggregator, step, lambda: mixed(self.config.precision, self.device))
         else:
-            (batch,) = step
-            with context():
-                losses = (
-                    self.aggregator.losses(batch) if self.memory is None else self.memory.losses(self.aggregator, batch)
-                )
-            losses["loss"].backward()
+            losses = (self.replays or self._forward_and_backward)(*step)
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.aggregator.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.aggregator.after_step()
         self.taken += 1
-        # Read when all is handed over: before, a GPU would have to be waited for in the midst of the step.
-        if not torch.isfinite(losses["loss"]):
+        # Read when all is handed over, and at once: before, a GPU would have to be waited for in the midst of the step.
+        values = torch.stack([value.detach().double() for value in losses.values()]).tolist()
+        numbers = dict(zip(losses, values, strict=True))
+        if not math.isfinite(numbers["loss"]):
             raise Diverged(
-                f"the loss became {losses['loss'].item()} in epoch {epoch} at slide {step[0].slide_ids[0]!r}; "
+                f"the loss became {numbers['loss']} in epoch {epoch} at slide {step[0].slide_ids[0]!r}; "
                 "lower training.learning_rate"
             )
-        return losses
+        return numbers
 
     def scores(self, bags: Sequence[Bag], epoch: int, after_epoch: AfterEpoch | None = None) -> dict[str, float]:
         """The task's metrics and its loss of whole bags, "loss"."""

@@ -293,6 +293,38 @@ def test_dropout_in_kernels_is_that_of_tensors(first):
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)  # a GPU divides by multiplying
 
 
+def test_a_seed_in_the_memory_of_the_device_is_the_number_itself():
+    seed, n = 2**61 + 2**31 + 12345, 40
+    there = torch.tensor(seed, device=DEVICE)
+    x, scores = (draw(n, width, seed=width, dtype=torch.float32).detach().to(DEVICE) for width in (6, 2))
+    graph = random_csr(n, n).to(DEVICE)
+    graph.transposed  # noqa: B018  made on the CPU
+    offsets = torch.tensor([0, 15, n], device=DEVICE)
+    feat = x.view(n, 2, 3)
+    ops = {
+        "seeded_dropout": lambda x, s: seeded_dropout(x, 0.4, seed=s, backend="triton"),
+        "dropout_linear": lambda x, s: dropout_linear(x, x[:5], dropout_p=0.4, seed=s, backend="triton")[0],
+        "segment_attention_pool": lambda x, s: segment_attention_pool(
+            scores, x, offsets, dropout_p=0.4, seed=s, backend="triton"
+        )[0],
+        "graph_attention": lambda x, s: graph_attention(
+            x.view(n, 2, 3), scores, scores, graph, dropout_p=0.4, seed=s, backend="triton"
+        ),
+        "graph_dot_attention": lambda x, s: graph_dot_attention(
+            x.view(n, 2, 3), feat, feat, graph, dropout_p=0.4, seed=s, backend="triton"
+        ),
+    }
+    for name, op in ops.items():
+        results = []
+        for s in (seed, there, seed + 1):
+            given = x.clone().requires_grad_()
+            out = op(given, s)
+            (gradient,) = torch.autograd.grad(out.square().sum(), given)
+            results.append((out, gradient))
+        assert all(map(torch.equal, results[0], results[1])), name
+        assert not torch.equal(results[0][0], results[2][0]), name
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is reserved and never touched")
 def test_offsets_beyond_32_bits():
     rows, width = 2**24 + 2, 128

@@ -80,7 +80,6 @@ class GATLayer(nn.Module):
         h: Tensor,
         graph: CSR,
         rows: Tensor | None = None,
-        num_edges: int | None = None,
         *,
         before: nn.Linear | None = None,
         packing: Packing | None = None,
@@ -91,7 +90,6 @@ class GATLayer(nn.Module):
             h: ``[N, in_dim]``.
             graph: N rows.
             rows: int64, the patches whose output is wanted; None for all.
-            num_edges: how many edges these have, where the host knows it (``CSR.select``).
             before: a linear map that ``h`` has still to go through; without dropout one product does for both.
             packing: the N rows that the patches are, where they are not those of ``h`` in order.
 
@@ -100,11 +98,11 @@ class GATLayer(nn.Module):
         """
         narrower = self.heads == 1 and self.head_dim > h.shape[1]  # before the projection than after
         if narrower and before is None and packing is None:
-            mixed, h = self.mix(h, graph, rows, num_edges)
+            mixed, h = self.mix(h, graph, rows)
             return self._finish(self.fc(mixed), None if self.res_fc is None else self.res_fc(h))
         z, left, right, residual = self._project(h, before, packing)
         if rows is not None:
-            graph, right = graph.select(rows, num_edges), right.index_select(0, rows)
+            graph, right = graph.select(rows), right.index_select(0, rows)
             residual = None if residual is None else residual.index_select(0, rows)
         out = graph_attention(z, left, right, graph, dropout_p=self._attn_drop)
         return self._finish(out.flatten(1), residual)
@@ -168,16 +166,14 @@ class GATLayer(nn.Module):
         residual = None if self.res_fc is None else self.res_fc(h_global)
         return self._finish(out.flatten(1), residual), attention
 
-    def mix(
-        self, h: Tensor, graph: CSR, rows: Tensor | None = None, num_edges: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def mix(self, h: Tensor, graph: CSR, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sums the inputs by the attention of the one head there is; ``fc`` has still to project the sums.
 
         Returns:
             sums ``[N or len(rows), in_dim]``, and the inputs of these rows after dropout.
         """
         h = seeded_dropout(h, self._feat_drop)
-        own, graph = (h, graph) if rows is None else (h.index_select(0, rows), graph.select(rows, num_edges))
+        own, graph = (h, graph) if rows is None else (h.index_select(0, rows), graph.select(rows))
         left, right = self._folded()
         left, right = h @ left.T, own @ right.T  # [N, 1]
         return graph_attention(h[:, None], left, right, graph, dropout_p=self._attn_drop)[:, 0], own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.data.bag import BagBatch
-from mil_zoo.kernels.devices import to_device
+from mil_zoo.kernels.draws import from_host
 
 
 def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tensor:
@@ -27,11 +28,12 @@ def draw_rows(sizes: Sequence[int], share: float, device: torch.device) -> Tenso
     Returns:
         int64 ``[rows]``, the bags in order.
     """
-    drawn, start = [], 0
-    for size in sizes:
-        drawn.append(start + torch.randperm(size)[: int(share * size)])
-        start += size
-    return to_device(torch.cat(drawn), device)
+
+    def drawn() -> Tensor:
+        starts = [0, *accumulate(sizes)]
+        return torch.cat([start + torch.randperm(n)[: int(share * n)] for start, n in zip(starts, sizes, strict=False)])
+
+    return from_host(drawn, device)
 
 
 def draw_top_rows(scores: Tensor, batch: BagBatch, count: int, share: float) -> Tensor:

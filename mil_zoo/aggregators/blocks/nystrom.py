@@ -56,7 +56,7 @@ class Zeros(NamedTuple):
 
 def _log_count(count: int, rows: Tensor) -> Tensor:
     """Log of ``count`` for the first of the ``rows`` and of 1 for the others."""
-    return F.pad(rows.new_tensor([[math.log(count)]]), (0, len(rows) - 1))
+    return F.pad(rows.new_full((1, 1), math.log(count)), (0, len(rows) - 1))
 
 
 def softmax(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,7 +82,7 @@ def pseudo_inverse(x: Tensor, equal: int = 1) -> Tensor:
     if equal == 1:
         z = x.transpose(-1, -2) / x.sum(-2).max()
     else:
-        count = F.pad(x.new_tensor([equal - 1]), (0, x.shape[-1] - 1)) + 1
+        count = F.pad(x.new_full((1,), equal - 1), (0, x.shape[-1] - 1)) + 1
         largest = ((count @ x) / count).max()
         z = x.transpose(-1, -2) * count / (count[:, None] * largest)
     for _ in range(ITERATIONS):

@@ -16,7 +16,7 @@ from mil_zoo.aggregators.transmil import PPEG, TransLayer, _normalised
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import seeded_dropout, segment_attention_pool
-from mil_zoo.kernels.devices import to_device
+from mil_zoo.kernels.draws import from_host
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
 HEADS, SMALLEST = 8, 7  # of transmil, and the side of the square that its convolutions need
@@ -33,7 +33,7 @@ class AttentionEncoder(nn.Module):
     def forward(self, bags: Sequence[Tensor], layer: int | None) -> tuple[Tensor, list[Tensor]]:
         """Embeddings ``[B, W]``, and of each bag its attention ``[N]``."""
         h, lengths = torch.cat(list(bags)), [len(bag) for bag in bags]
-        offsets = to_device(torch.tensor([0, *accumulate(lengths)]), h.device)
+        offsets = from_host(lambda: torch.tensor([0, *accumulate(lengths)]), h.device)
         scores = self.w(ACTIVATIONS[self.act](self.V(h)))
         pooled, attention = segment_attention_pool(scores, h, offsets)
         return pooled[:, 0], list(attention[:, 0].split(lengths))

@@ -14,7 +14,7 @@ from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.aggregators.srmil.readouts import READOUTS, Paths
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import CSR, devices
+from mil_zoo.kernels import CSR
 from mil_zoo.kernels.devices import positions, to_device
 
 
@@ -62,6 +62,7 @@ class SRMIL(Aggregator):
 
     graph = "window:2"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "Exploiting Label-Independent Regularization from Spatial Dependencies for Whole Slide Image Analysis",
         2026,
@@ -127,10 +128,7 @@ class SRMIL(Aggregator):
         """
         features, graph, n = self._needs_graph(batch).features, batch.graph.csr, batch.num_instances
         if mask is None:
-            mask = draw_rows(batch.graph.num_nodes, self.mask_rate, torch.device("cpu"))
-        # Counted where the rows were drawn, for a device would have to be waited for.
-        on_host = mask.device.type == "cpu" and devices.runs_ahead(features.device)
-        masked_edges = graph.count_edges(mask) if on_host else None
+            mask = draw_rows(batch.graph.num_nodes, self.mask_rate, features.device)
         rows = to_device(mask, features.device).sort().values
         # The three paths are three graphs of one batch: masked without the global node, masked, and complete.
         index = torch.arange(n, device=features.device).repeat(3)
@@ -145,7 +143,7 @@ class SRMIL(Aggregator):
         )
         h, h_global = self._first_layer(features, paths)
         alone, both = h.split([n, 2 * n])
-        reconstruction = self._reconstruction_loss(alone, rows, batch, masked_edges)
+        reconstruction = self._reconstruction_loss(alone, rows, batch)
         offsets = torch.cat([batch.offsets, n + ends])
         logits = self.readout.read(self, both, h_global, CSR.concat([graph] * 2), offsets).logits
         ce_masked, ce_full = (self.bag_loss(part, batch.targets, batch.weights) for part in logits.split(len(batch)))
@@ -164,16 +162,15 @@ class SRMIL(Aggregator):
         last = self.decoder.gat_layers[1]
         return last.fc(self._decode(h, rows, graph)) + last.bias
 
-    def _decode(self, h: Tensor, rows: Tensor, graph: CSR, masked_edges: int | None = None) -> Tensor:
-        """Does ``reconstruct`` up to its last product ``[len(rows), hidden]``; rows have ``masked_edges`` edges."""
+    def _decode(self, h: Tensor, rows: Tensor, graph: CSR) -> Tensor:
+        """Does ``reconstruct`` up to its last product, ``[len(rows), hidden]``."""
         masked = torch.zeros(len(h), dtype=torch.bool, device=h.device).index_fill(0, rows, True)
         seen = positions(~masked, len(h) - len(rows))
-        seen_edges = None if masked_edges is None else graph.num_edges - masked_edges
-        code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen, seen_edges))
+        code = self.encoder_to_decoder(self.encoder.gat_layers[1](h, graph, seen))
         # Fixed re-mask: of the encoder's output the decoder sees the rows that were not masked.
         packing = Packing(torch.where(masked, -1, (~masked).cumsum(0) - 1), self.dec_mask_token[0])
         first, last = self.decoder.gat_layers
-        return last.mix(first(code, graph, packing=packing), graph, rows, masked_edges)[0]
+        return last.mix(first(code, graph, packing=packing), graph, rows)[0]
 
     def _first_layer(self, features: Tensor, paths: Paths) -> tuple[Tensor, Tensor | None]:
         """Runs the reformer and the encoder's first layer: patches ``[M, hidden]`` and global nodes, if any."""
@@ -188,12 +185,12 @@ class SRMIL(Aggregator):
             paths = paths._replace(packing=paths.packing._replace(token=reformer(self.enc_mask_token)[0]))
         return self.readout.first_layer(self, reformed, tokens, paths, before=None)
 
-    def _reconstruction_loss(self, h: Tensor, rows: Tensor, batch: BagBatch, masked_edges: int | None) -> Tensor:
+    def _reconstruction_loss(self, h: Tensor, rows: Tensor, batch: BagBatch) -> Tensor:
         features = batch.features
         if len(rows) == 0:
             return features.new_zeros(())
         last = self.decoder.gat_layers[1]
-        decoded = self._decode(h, rows, batch.graph.csr, masked_edges)
+        decoded = self._decode(h, rows, batch.graph.csr)
         error = 1 - _cosine_to_map(decoded, last.fc.weight, last.bias, features[rows])
         bag = batch.bag_index[rows]
         count = torch.zeros_like(batch.sizes).index_add(0, bag, torch.ones_like(bag)).clamp(min=1)

@@ -33,7 +33,13 @@ def _finalise(x):
 
 @triton.jit
 def kept_scale(counter, threshold, low, high, kept):
-    """What dropout multiplies elements ``counter`` (int64) by: ``dropout.kept_scale``."""
+    """What dropout multiplies elements ``counter`` (int64) by: ``dropout.kept_scale``.
+
+    The words of the seed, ``low`` and ``high``, are numbers or pointers to them.
+    """
+    if low.dtype.is_ptr():
+        low = tl.load(low)
+        high = tl.load(high)
     word = _finalise(counter.to(tl.uint32) ^ low.to(tl.uint32))
     word = _finalise(word ^ (counter >> 32).to(tl.uint32) ^ high.to(tl.uint32))
     return tl.where(word >= threshold.to(tl.uint32), kept, 0.0)
@@ -54,14 +60,22 @@ class Dropout(NamedTuple):
     """The arguments of ``kept_scale``. The words are int32 with the bits of uint32: one type whatever the seed."""
 
     threshold: int
-    low: int
-    high: int
+    low: int | Tensor
+    high: int | Tensor
     kept: float
 
     @classmethod
-    def of(cls, p: float, seed: int) -> Dropout:
+    def of(cls, p: float, seed: int | Tensor) -> Dropout:
+        """With a seed that is a number, or int64 ``[]`` in the memory of the device: a recorded step reads it there."""
+        if isinstance(seed, Tensor):
+            low, high = seed.reshape(1).view(torch.int32).split(1)
+            return cls(_signed(int(p * 2**32)), low, high, 1 / (1 - p))
         words = int(p * 2**32), seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-        return cls(*(word - 2**32 * (word >= 2**31) for word in words), 1 / (1 - p))
+        return cls(*map(_signed, words), 1 / (1 - p))
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 * (word >= 2**31)
 
 
 def tuned(

@@ -11,7 +11,7 @@ from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import autocast_dtype, check_dropout, check_tensor, in_float32
 from mil_zoo.kernels.devices import require
-from mil_zoo.kernels.dropout import draw_seed
+from mil_zoo.kernels.draws import draw_seed
 from mil_zoo.kernels.ops.dropout_linear import reference
 
 IMPLEMENTATIONS = {
@@ -30,7 +30,7 @@ def dropout_linear(
     index: Tensor | None = None,
     token: Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, ...]:
     """A linear map of dropped-out rows, its columns dealt out to several tensors.
@@ -80,7 +80,7 @@ def _in_precision(
     index: Tensor | None,
     token: Tensor | None,
     dropout_p: float,
-    seed: int | None,
+    seed: int | Tensor | None,
     backend: str,
     precision: torch.dtype,
 ) -> tuple[Tensor, ...]:
@@ -107,7 +107,7 @@ def _in_precision(
         index=index,
         token=token,
         dropout_p=dropout_p,
-        seed=seed or 0,
+        seed=0 if seed is None else seed,
         precision=precision,
     )
     return outputs

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_tensor, in_float32
-from mil_zoo.kernels.dropout import draw_seed
+from mil_zoo.kernels.draws import draw_seed
 from mil_zoo.kernels.ops.gated_scores import reference
 
 IMPLEMENTATIONS = {
@@ -17,7 +17,7 @@ IMPLEMENTATIONS = {
 
 @in_float32
 def gated_scores(
-    x: Tensor, weight: Tensor, *, dropout_p: float = 0.0, seed: int | None = None, backend: str = "auto"
+    x: Tensor, weight: Tensor, *, dropout_p: float = 0.0, seed: int | Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
     """Scores instances by gated attention: ``s_nk = sum_a w_ka drop(tanh x_na) drop(sigmoid x_n(A + a))``.
 
@@ -42,6 +42,6 @@ def gated_scores(
     check_tensor("x", x, (None, 2 * weight.shape[1]), like=weight)
     check_dropout(dropout_p)
     name = choose_backend("gated_scores", IMPLEMENTATIONS, backend, x.device, x.dtype)
-    seed = draw_seed() if seed is None and dropout_p > 0 else seed or 0
+    seed = (draw_seed() if dropout_p > 0 else 0) if seed is None else seed
     out: Tensor = IMPLEMENTATIONS[name](x, weight, dropout_p, seed)
     return out

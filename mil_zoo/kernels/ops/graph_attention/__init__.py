@@ -14,7 +14,7 @@ from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor, in_float32
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dropout import draw_seed
+from mil_zoo.kernels.draws import draw_seed
 from mil_zoo.kernels.ops.graph_attention import reference
 
 IMPLEMENTATIONS = {
@@ -50,7 +50,7 @@ def graph_attention(
     *,
     negative_slope: float = ...,
     dropout_p: float = ...,
-    seed: int | None = ...,
+    seed: int | Tensor | None = ...,
     global_key: GlobalKey | None = ...,
     return_attention: Literal[False] = ...,
     backend: str = ...,
@@ -66,7 +66,7 @@ def graph_attention(
     *,
     negative_slope: float = ...,
     dropout_p: float = ...,
-    seed: int | None = ...,
+    seed: int | Tensor | None = ...,
     global_key: GlobalKey | None = ...,
     return_attention: Literal[True],
     backend: str = ...,
@@ -82,7 +82,7 @@ def graph_attention(
     *,
     negative_slope: float = 0.2,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     global_key: GlobalKey | None = None,
     return_attention: bool = False,
     backend: str = "auto",
@@ -131,6 +131,8 @@ def graph_attention(
             raise InputError(f"global_key.bag must be integer on {feat.device}, not {bag.dtype} on {bag.device}")
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
+    if return_attention or global_key is not None:  # both count the edges
+        graph = graph.without_room
     name = choose_backend("graph_attention", IMPLEMENTATIONS, backend, feat.device, feat.dtype)
     out, attention, global_attention = IMPLEMENTATIONS[name](
         feat,
@@ -139,7 +141,7 @@ def graph_attention(
         graph,
         negative_slope=negative_slope,
         dropout_p=dropout_p,
-        seed=seed or 0,
+        seed=0 if seed is None else seed,
         global_key=global_key,
         return_attention=return_attention,
     )

@@ -12,6 +12,7 @@ from mil_zoo.kernels.softmax import grouped_softmax
 
 def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, global_key, return_attention):
     """See ``graph_attention``. Returns out ``[Nd, H, F]``, attention ``[E, H]`` and the global key's ``[Nd, H]``."""
+    graph = graph.without_room
     src, dst = graph.indices.long(), graph.destinations
     if global_key is not None:
         src = torch.cat([src, graph.num_src + global_key.bag])

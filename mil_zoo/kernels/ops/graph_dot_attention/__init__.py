@@ -9,7 +9,7 @@ from torch import Tensor
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_graph, check_tensor, in_float32
 from mil_zoo.kernels.csr import CSR
-from mil_zoo.kernels.dropout import draw_seed
+from mil_zoo.kernels.draws import draw_seed
 from mil_zoo.kernels.ops.graph_dot_attention import reference
 
 IMPLEMENTATIONS = {
@@ -30,7 +30,7 @@ def graph_dot_attention(
     scale: float | None = ...,
     bias: Tensor | None = ...,
     dropout_p: float = ...,
-    seed: int | None = ...,
+    seed: int | Tensor | None = ...,
     return_attention: Literal[False] = ...,
     backend: str = ...,
 ) -> Tensor: ...
@@ -46,7 +46,7 @@ def graph_dot_attention(
     scale: float | None = ...,
     bias: Tensor | None = ...,
     dropout_p: float = ...,
-    seed: int | None = ...,
+    seed: int | Tensor | None = ...,
     return_attention: Literal[True],
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -62,7 +62,7 @@ def graph_dot_attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     return_attention: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -99,6 +99,8 @@ def graph_dot_attention(
         check_tensor("bias", bias, (graph.num_edges, heads), like=q)
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
+    if return_attention:  # of each edge
+        graph = graph.without_room
     scale = width**-0.5 if scale is None else scale
     name = choose_backend("graph_dot_attention", IMPLEMENTATIONS, backend, q.device, q.dtype)
     out, attention = IMPLEMENTATIONS[name](
@@ -109,7 +111,7 @@ def graph_dot_attention(
         scale=scale,
         bias=bias,
         dropout_p=dropout_p,
-        seed=seed or 0,
+        seed=0 if seed is None else seed,
         return_attention=return_attention,
     )
     return (out, attention) if return_attention else out

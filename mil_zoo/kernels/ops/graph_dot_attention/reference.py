@@ -8,6 +8,7 @@ from mil_zoo.kernels.softmax import grouped_softmax
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
     """See ``graph_dot_attention``. Returns out ``[Nd, H, Fv]`` and attention ``[E, H]``."""
+    graph = graph.without_room
     src, dst = graph.indices.long(), graph.destinations
     scores = scale * (q.index_select(0, dst) * k.index_select(0, src)).sum(-1)  # [E, H]
     attention = grouped_softmax(scores if bias is None else scores + bias, dst, graph.num_dst)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_tensor
-from mil_zoo.kernels.dropout import draw_seed
+from mil_zoo.kernels.draws import draw_seed
 from mil_zoo.kernels.ops.seeded_dropout import reference
 
 IMPLEMENTATIONS = {
@@ -16,7 +16,7 @@ IMPLEMENTATIONS = {
 }
 
 
-def seeded_dropout(x: Tensor, dropout_p: float, *, seed: int | None = None, backend: str = "auto") -> Tensor:
+def seeded_dropout(x: Tensor, dropout_p: float, *, seed: int | Tensor | None = None, backend: str = "auto") -> Tensor:
     """Sets entries to 0 with probability ``dropout_p`` and multiplies the others by ``1 / (1 - dropout_p)``.
 
     Args:

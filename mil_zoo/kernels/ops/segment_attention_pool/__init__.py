@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_dropout, check_offsets, check_tensor, in_float32
-from mil_zoo.kernels.dropout import draw_seed
+from mil_zoo.kernels.draws import draw_seed
 from mil_zoo.kernels.ops.segment_attention_pool import reference
 
 IMPLEMENTATIONS = {
@@ -24,7 +24,7 @@ def segment_attention_pool(
     offsets: Tensor,
     *,
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Pools the instances of each bag by K attention distributions.
@@ -54,5 +54,7 @@ def segment_attention_pool(
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("segment_attention_pool", IMPLEMENTATIONS, backend, scores.device, scores.dtype)
-    pooled, attention = IMPLEMENTATIONS[name](scores, values, offsets, dropout_p=dropout_p, seed=seed or 0)
+    pooled, attention = IMPLEMENTATIONS[name](
+        scores, values, offsets, dropout_p=dropout_p, seed=0 if seed is None else seed
+    )
     return pooled, attention

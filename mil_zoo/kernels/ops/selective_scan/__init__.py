@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mil_zoo.kernels.backends import choose_backend, lazy
 from mil_zoo.kernels.checks import check_offsets, check_tensor, in_float32
+from mil_zoo.kernels.draws import from_host
 from mil_zoo.kernels.ops.selective_scan import reference
 
 IMPLEMENTATIONS = {
@@ -90,7 +91,7 @@ def selective_scan(
         if tensor is not None:
             check_tensor(name, tensor, shape, like=u)
     if offsets is None:
-        offsets = torch.tensor([0, rows]).to(u.device)
+        offsets = from_host(lambda: torch.tensor([0, rows]), u.device)
     check_offsets(offsets, rows, u.device)
     name = choose_backend("selective_scan", IMPLEMENTATIONS, backend, u.device, u.dtype)
     y, last = IMPLEMENTATIONS[name](Inputs(u, delta, A, B, C, D, z, delta_bias), softplus, offsets)
