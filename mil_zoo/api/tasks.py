@@ -35,7 +35,15 @@ def task_for(task: TaskLike, bags: Sequence[Bag]) -> Task:
             raise InputError(
                 f"slide {slide.slide_id!r} has the label {slide.label}; give every bag a class index from 0"
             )
-    classes: Any = settings.get("num_classes", max(2, 1 + max(label for label in labels if label is not None)))
+    present = {label for label in labels if label is not None}
+    absent = sorted(set(range(max(present))) - present)
+    if absent and max(present) > 1 and "num_classes" not in settings:
+        raise InputError(
+            f"slide {slides[labels.index(max(present))].slide_id!r} has the label {max(present)} and no bag has "
+            f"{absent[0]}; count classes from 0, drop the bag if its label marks that nothing is known, or say how "
+            'many classes there are: task={"name": "classification", "num_classes": C}'
+        )
+    classes: Any = settings.get("num_classes", max(2, 1 + max(present)))
     if not settings or settings == {"name": "classification"}:
         return Classification(classes)
     return task_of_config({"task": {"num_classes": classes, **settings}})

@@ -54,6 +54,7 @@ Examples:
 @click.argument("dataset", metavar="CARD|DIR|FILE")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of a card's files.")
 @click.option("--labels", type=click.Path(path_type=Path), help="csv: slide_id, label[, patient_id or case_id, split].")
+@click.option("--task", metavar="NAME[:k=v,...]", help="What the labels state.  [default: the card's, else classes]")
 @click.option("--features", callback=comma_list(), help="Sets of features (encoders), comma-separated.  [default: all]")
 @click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
@@ -65,6 +66,7 @@ def check(
     dataset: str,
     root: Path | None,
     labels: Path | None,
+    task: str | None,
     features: list[str] | None,
     layout: str | None,
     allow_pickle: bool,
@@ -78,17 +80,26 @@ def check(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from mil_zoo.bench.suite import parse_task
     from mil_zoo.data.check import check_dataset
     from mil_zoo.data.source import DatasetSource
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("slides", total=None)
+        bar = progress.add_task("slides", total=None)
         reports = check_dataset(
-            DatasetSource(dataset, root, labels, layout=layout, allow_pickle=allow_pickle, allow_missing=allow_missing),
+            DatasetSource(
+                dataset,
+                root,
+                labels,
+                layout=layout,
+                allow_pickle=allow_pickle,
+                task=() if task is None else tuple(parse_task(task).items()),
+                allow_missing=allow_missing,
+            ),
             features=features,
-            on_slide=lambda done, total: progress.update(task, completed=done, total=total),
+            on_slide=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     for report in reports:
         if markdown:

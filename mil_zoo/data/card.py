@@ -189,9 +189,15 @@ class DataCard:
         nothing.
         """
         card = replace(self, task=_merged(self.task, task))
-        if card.of_classes:
-            return card
-        return replace(card, classes=[], bags_per_class=None, split_counts={})
+        return card if card.of_classes else card.without_classes()
+
+    def without_classes(self) -> DataCard:
+        """This card without its classes, and what it says of them."""
+        return replace(self, classes=[], bags_per_class=None, split_counts={}, lesion_free_class=None)
+
+    def counting_patients(self) -> DataCard:
+        """This card for bags that are patients, of whom counts of slides say nothing."""
+        return self if self.patients == self.bags else replace(self, bags=None, bags_per_class=None, split_counts={})
 
     @property
     def task_class(self) -> type[Task]:

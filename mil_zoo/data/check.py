@@ -12,7 +12,8 @@ import pandas as pd
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide
-from mil_zoo.data.judge import Finding, Level, judge_counts, judge_labels, judge_rows, judge_splits
+from mil_zoo.data.card import DataCard
+from mil_zoo.data.judge import Finding, judge_counts, judge_labels, judge_rows, judge_splits
 from mil_zoo.data.judge_annotations import (
     Looked,
     annotations_in_words,
@@ -20,20 +21,12 @@ from mil_zoo.data.judge_annotations import (
     judge_annotations,
     look_at,
 )
+from mil_zoo.data.labelling import label_table, those_there, with_classes, with_task
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.layouts.base import FeatureSet
 from mil_zoo.data.layouts.find import choose_features
-from mil_zoo.data.open import (
-    Contents,
-    Place,
-    annotation_files,
-    contents_of,
-    feature_sets,
-    label_table,
-    locate,
-    those_there,
-)
+from mil_zoo.data.open import Contents, Place, annotation_files, contents_of, feature_sets, locate
 from mil_zoo.data.slide_rows import COLUMNS, NUMBERS, slide_row, unreadable_row
 from mil_zoo.data.source import DatasetSource, as_source
 from mil_zoo.errors import InputError
@@ -192,15 +185,19 @@ def _row(slide: Slide) -> tuple[Bag | None, dict[str, Any]]:
 def _judge_labels(
     report: Report, contents: Contents, place: Place, source: DatasetSource, looked: Sequence[Looked]
 ) -> None:
-    card = contents.card
     try:
+        contents = with_task(contents, place, source)
         table, where = label_table(contents, place, source)
+        contents = with_classes(contents, table, source)
     except InputError as error:
-        # A folder of features without labels can be checked all the same; a card or a given table must be right.
-        level: Level = "warning" if source.labels is None and not card.classes else "error"
-        report.add([Finding(level, f"labels were not checked: {error}")])
+        # A folder of features without labels can be checked all the same; a table that is there must be right.
+        table_there = source.labels is not None or (contents.features and (place.folder / "labels.csv").exists())
+        asked = table_there or source.task or contents.card.classes
+        told = Finding("warning", f"only the features were checked, there are no labels: {error}")
+        report.add([Finding("error", str(error)) if asked else told])
         report.add(judge_annotations(looked, [each.slide_id for each in looked]))
         return
+    card = contents.card
     if source.allow_missing:
         table, note = those_there(table, report.slides["slide_id"].tolist(), where)
         report.add([Finding("warning", note)] if note else [])
@@ -208,9 +205,22 @@ def _judge_labels(
     report.add(judge_splits(table, card, where))
     if card.classes or not card.of_classes:
         report.add(judge_counts(table, card))
+    if not card.of_classes:
+        report.add(_judge_targets(table, card, where))
     classes = class_indices(card.of_labels(table).classes)
     free = classes.get(card.lesion_free_class or "", 0)
     bare = table[table["label"].map(classes) == free] if "label" in table else table
     report.add(judge_annotations(looked, bare["slide_id"]))
     report.slides = report.slides.drop(columns=["label", "patient_id"]).merge(table, on="slide_id", how="outer")
     report.slides["problem"] = report.slides["problem"].fillna("no features")
+
+
+def _judge_targets(table: pd.DataFrame, card: DataCard, where: Path | str) -> list[Finding]:
+    """What is wrong with the columns that state the targets of a task without classes."""
+    try:
+        task = card.create_task().settled(table.columns.astype(str).tolist())
+        unstated = ~task.stated(task.targets(table, str(where)))
+    except InputError as error:
+        return [Finding("error", str(error))]
+    slides = tuple(table["slide_id"][unstated])
+    return [Finding("warning", f"{where}: slides state no target and are left out", slides)] if slides else []

@@ -15,9 +15,10 @@ from mil_zoo.data.card import DataCard
 from mil_zoo.data.judge import judge_counts, judge_labels, raise_errors, with_warnings
 from mil_zoo.data.judge_annotations import judge_annotation_names
 from mil_zoo.data.labelled import Dataset, Standardiser
+from mil_zoo.data.labelling import label_table, those_there, with_classes, with_task
 from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.labels.tables import class_indices
-from mil_zoo.data.open import annotation_files, contents_of, label_table, labelled, locate, those_there, told_by_columns
+from mil_zoo.data.open import annotation_files, contents_of, labelled, locate
 from mil_zoo.data.patients import pack_patients, pack_splits, settle_rule
 from mil_zoo.data.source import DatasetSource, PatientRule, as_source
 from mil_zoo.data.splits.files import published_folds, published_split
@@ -125,12 +126,11 @@ def _open(source: DatasetSource) -> Dataset:
     contents = contents_of(place, source)
     if contents.unreadable:
         raise InputError(next(iter(contents.unreadable.values())))
-    if source.task:
-        contents = replace(contents, card=contents.card.with_task(dict(source.task)))
-    contents = replace(contents, card=told_by_columns(contents, place, source))
+    contents = with_task(contents, place, source)
     if not contents.card.of_classes:
         contents.card.create_task()  # a wrong setting is told before labels are looked for
     table, where = label_table(contents, place, source)
+    contents = with_classes(contents, table, source)
     note = ""
     if source.allow_missing:
         table, note = those_there(table, contents.bags.slide_ids, where)
@@ -143,7 +143,7 @@ def _open(source: DatasetSource) -> Dataset:
     findings = judge_labels(table, contents.bags.slide_ids, contents.card, where)
     raise_errors([*findings, *judge_counts(table, card)])
     if card.of_classes:
-        table["label"] = table["label"].map(class_indices(card.classes)).astype(str)
+        table["label"] = [card.classes[i] for i in table["label"].map(class_indices(card.classes))]
     header = table.columns.astype(str).tolist()
     task = card.create_task().settled(header)
     targets = task.targets(table, str(where))

@@ -5,6 +5,7 @@ Rules over label tables need names alone; rules over slides need the rows that r
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,14 @@ from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard, count_differences, per_class
 from mil_zoo.data.digests import identical
 from mil_zoo.data.labels.names import alike, both_sides
-from mil_zoo.data.labels.tables import class_indices, class_names, labels_alike, patients_of_two_labels
+from mil_zoo.data.labels.tables import (
+    class_indices,
+    class_names,
+    labels_alike,
+    patients_of_two_labels,
+    unknown_among,
+    words_for_unknown,
+)
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError
 
@@ -118,14 +126,33 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
             "error", f"{where}: label {label} is a date, an id or a mark of what is missing, no class; {remedy}", slides
         )
         return findings
-    torn = [label for label in map(str, table["label"].unique()) if any(category(sign) == "Cc" for sign in label)]
+    here = [str(label) for label in table["label"].unique()]
+    unknown = [] if card.classes else unknown_among(here)
+    for label in unknown:
+        remedy = "drop these slides' rows, or write a name in its place if it is a class"
+        slides = table["slide_id"][table["label"] == label]
+        text = f"{where}: label {label!r} beside numbers marks slides of which nothing is known"
+        add("error", f"{text}; {remedy}", slides)
+    for label in sorted(words_for_unknown(here) - {*unknown}) if len(here) > 2 and not card.classes else ():
+        slides = table["slide_id"][table["label"] == label]
+        text = f"{where}: {label!r} is taken as a class of its own"
+        carried = f"The label {label!r} ({len(slides)} slides) is taken as a class of its own."
+        add("warning", f"{text}; drop these slides' rows if it marks that nothing is known", slides, carried)
+    torn = [label for label in here if any(category(sign) == "Cc" for sign in label)]
     if torn:
         add("error", f"{where}: {torn[0]!r} is no name of a class; write it in one line, without control characters")
     for group in labels_alike(card.classes or table["label"]):
         add("error", f"{where}: classes differ in case or blanks only, {' and '.join(map(repr, group))}; write one")
-    classes = class_indices(card.classes or class_names(table))
+    called = card.classes or class_names(table)
+    counted = all(re.match(r"(class )?\d", name) for name in called)
+    if card.task_class.family == "ordinal" and not card.classes and not counted:
+        text = f"Grades are taken in the order of the alphabet, {' < '.join(called)}"
+        remedy = "state another by classes: [lowest, ..., highest] in a card.yaml beside the features"
+        add("warning", f"{where}: {text}; {remedy}", carried=f"{text}.")
+    classes = class_indices(called)
     for label, group in table[~table["label"].isin(list(classes))].groupby("label"):
-        add("error", f"{where}: label {label!r} is none of {', '.join(classes)}", group["slide_id"])
+        remedy = "correct it, drop the slides, or take the table's classes by --labels and --task classification"
+        add("error", f"{where}: label {label!r} is none of {', '.join(classes)}; {remedy}", group["slide_id"])
     torn = patients_of_two_labels(table)
     if torn:
         level: Level = "error" if card.label_of == "patient" else "warning"

@@ -6,8 +6,6 @@ slides all begin here, so that what one of them takes the others take too.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,8 +23,7 @@ from mil_zoo.data.demo.outcomes import OUTCOMES
 from mil_zoo.data.derived import side_by_side
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.annotations import InstanceLabeller, find_annotations
-from mil_zoo.data.labels.names import both_sides, match_names
-from mil_zoo.data.labels.tables import column_of, find_labels, read_csv, read_labels, spelled_as
+from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.layouts.base import LAYOUTS, FeatureSet, TableLayout
 from mil_zoo.data.layouts.find import choose_features, find_features, layout_of
 from mil_zoo.data.layouts.table import named_classes, read_published_folds, read_table
@@ -34,9 +31,7 @@ from mil_zoo.data.packed.store import PackedStore, is_store
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split, from_masks
 from mil_zoo.errors import InputError
-from mil_zoo.tasks import Survival, Task
-
-_TCGA = r"^(TCGA-\w\w-\w{4})"  # a barcode up to the patient
+from mil_zoo.tasks import Task
 
 Kind = Literal["simulated", "table", "slides", "store", "file"]
 
@@ -142,8 +137,9 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
         return _table(place.card, path)
     if place.kind == "store":
         store = PackedStore.open(path)
+        of_patients = all(slide.slide_id == slide.patient_id for slide in store.bags.slides)
         return Contents(
-            store.card,
+            store.card.counting_patients() if of_patients else store.card,
             path,
             "store",
             store.bags,
@@ -171,64 +167,6 @@ def _joined(place: Place, source: DatasetSource) -> Contents:
     return replace(
         first, bags=side_by_side([part.bags for part in parts], names), features=features, unreadable=unreadable
     )
-
-
-def label_table(contents: Contents, place: Place, source: DatasetSource) -> tuple[pd.DataFrame, Path | str]:
-    """The labels of the slides, as text, without the slides that the card leaves out; and where they lie.
-
-    The first of these: the table that the source names, ``labels.csv``, what lies with the features, the only csv of
-    labels. Patients are the first characters of slide ids where the table names none and the card says so.
-
-    Raises:
-        InputError: there are no labels, or see :func:`mil_zoo.data.labels.tables.read_labels`.
-    """
-    card, own, where = contents.card, None, contents.where
-    if source.labels is None and not (contents.features and (place.folder / "labels.csv").exists()):
-        own = _own_labels(contents.bags, card)
-        if own is None and contents.features is not None:
-            own = LAYOUTS.get(contents.features.layout).labels(contents.features)
-    if own is None:
-        where = source.labels or find_labels(place.folder)
-        own = read_labels(where, card.label_column, card.columns_of, card.covariates)
-    own = own.assign(slide_id=_known_names(own["slide_id"].tolist(), contents.bags.slide_ids, where))
-    if "label" in own:
-        own["label"] = spelled_as(own["label"], card.classes)
-    left_out = set(match_names(card.exclude, own["slide_id"].tolist(), where).values())
-    table = own[~own["slide_id"].isin(list(left_out))].reset_index(drop=True)
-    if contents.features is None:  # in the order of the bags
-        place_of = {slide_id: i for i, slide_id in enumerate(contents.bags.slide_ids)}
-        order = table["slide_id"].map(lambda slide_id: place_of.get(slide_id, len(place_of)))
-        table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-    if "patient_id" not in table and card.patient_prefix:
-        table["patient_id"] = table["slide_id"].str[: card.patient_prefix]
-    if ("patient_id" not in table or table["patient_id"].isna().all()) and len(table):
-        patients = table["slide_id"].str.extract(_TCGA, flags=re.IGNORECASE, expand=False).str.upper()
-        if patients.notna().any():  # barcodes name the patient, whoever forgets the column
-            table["patient_id"] = patients
-    return table, where
-
-
-def told_by_columns(contents: Contents, place: Place, source: DatasetSource) -> DataCard:
-    """The card, for survival where nothing says what is predicted and the label table holds times and events alone."""
-    card = contents.card
-    table = place.folder / "labels.csv" if source.labels is None else source.labels
-    if card.task or card.classes or (source.labels is None and (contents.features is None or not table.exists())):
-        return card
-    header = [str(column) for column in read_csv(table).columns]
-    if column_of(pd.DataFrame(columns=header), [card.label_column, "label"]) or not Survival.recognises(header):
-        return card
-    return card.with_task({"name": "survival"})
-
-
-def those_there(table: pd.DataFrame, slide_ids: Sequence[str], where: Path | str) -> tuple[pd.DataFrame, str]:
-    """The rows of slides that have features, and a sentence on the others; "" where there are none."""
-    there = table["slide_id"].isin(list(slide_ids))
-    if not there.any():
-        names = both_sides(table["slide_id"], slide_ids)
-        raise InputError(f"{where}: none of its {len(table)} slides has features ({names}); correct the names")
-    absent = int((~there).sum())
-    note = f"{absent} of the {len(table)} slides in {Path(where).name} have no features and are left out, as asked."
-    return table[there].reset_index(drop=True), note if absent else ""
 
 
 def labelled(
@@ -263,29 +201,6 @@ def labelled(
             slide = slide.annotated(labellers[row["slide_id"]])
         slides.append(slide)
     return Bags(slides), bool(labellers)
-
-
-def _known_names(names: Sequence[str], known: Sequence[str], where: Path | str) -> list[str]:
-    """The slides that names in a table mean; a name that means none stays as it is."""
-    found = match_names(names, known, where)
-    meant = [found.get(name, name) for name in names]
-    repeated = [slide for slide, count in Counter(meant).items() if count > 1]
-    if repeated:
-        raise InputError(f"{where} names slides twice: {', '.join(repeated[:5])} ({len(repeated)} in all); correct it")
-    return meant
-
-
-def _own_labels(bags: Bags, card: DataCard) -> pd.DataFrame | None:
-    """The labels that lie with the features, as a label table; None unless every slide has one."""
-    columns = ["label"] if card.of_classes else list(card.columns_of(()))
-    rows = [(slide.label,) if card.of_classes else slide.target or () for slide in bags.slides]
-    if not rows or any(len(row) != len(columns) or None in row for row in rows):
-        return None
-    values = [[None if value != value else str(value) for value in row] for row in rows]
-    table: pd.DataFrame = pd.DataFrame(values, columns=columns, dtype=object)
-    table.insert(0, "slide_id", bags.slide_ids)
-    table["patient_id"] = [slide.patient_id for slide in bags.slides]
-    return table
 
 
 def _bare_card(name: str, title: str, form: Literal["table", "slides"]) -> DataCard:

@@ -100,6 +100,18 @@ def test_fit_says_what_is_wrong(bags, change, message):
         mil_zoo.fit(**given)
 
 
+def test_marks_of_what_is_not_known_are_no_classes(bags):
+    for mark, said in ((-1, "give every bag a class index from 0"), (255, "no bag has 2; count classes from 0")):
+        marked = [*bags[:11], replace(bags[11], label=mark), *bags[12:]]
+        for train in (mil_zoo.fit, mil_zoo.cross_validate):
+            given = (marked[:12], marked[12:]) if train is mil_zoo.fit else (marked,)
+            with pytest.raises(InputError, match=f"has the label {mark}.*{said}"):
+                train("mean", *given)
+    three = [replace(bag, label=2 * bag.label) for bag in bags]
+    fitted = mil_zoo.fit("mean", three[:12], three[12:], task={"name": "classification", "num_classes": 3}, epochs=1)
+    assert fitted.task.width == 3
+
+
 def test_cross_validation_gives_the_numbers_of_the_command_line(tmp_path, bag_table, run_cli):
     code, _, _ = run_cli(
         "bench", "--models", "mean,max", "--dataset", bag_table, "--folds", 2, "--epochs", 2, "--out", tmp_path / "cli"

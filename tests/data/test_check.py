@@ -91,13 +91,15 @@ def test_without_labels_only_features_are_checked(folder, run_cli):
     (folder / "labels.csv").unlink()
     (report,) = check_dataset(str(folder))
     assert report.ok
-    assert report.findings[0].text.startswith("labels were not checked: ")
+    assert report.findings[0].text.startswith("only the features were checked, there are no labels: ")
     path = folder / "20x_256px_0px_overlap" / "features_uni_v1" / "s0.h5"
     assert run_cli("data", "check", path)[0] == 0
     (folder / "bad.csv").write_bytes(b"slide_id,label\ns0,\xe4\n")
     code, out, _ = run_cli("data", "check", folder, "--labels", folder / "bad.csv")
     assert code == 1
     assert "is not UTF-8 text" in out
+    (folder / "bad.csv").rename(folder / "labels.csv")  # which is there, and cannot be read
+    assert [finding.level for finding in check_dataset(str(folder))[0].findings] == ["error"]
     code, _, err = run_cli("data", "check", folder / "nothing")
     assert (code, "no such file or folder" in err) == (2, True)
 
@@ -190,3 +192,20 @@ def test_show(run_cli):
         if "plugin" not in type(LAYOUTS.get(layout)).__module__
     )
     assert "did you mean 'camelyon16'" in run_cli("data", "show", "camelyon")[2]
+
+
+def test_outcomes_are_checked_as_what_they_are(folder, run_cli):
+    """Times and events are told by their columns; the columns of other tasks by --task."""
+    labels = pd.read_csv(folder / "labels.csv").drop(columns="label")
+    labels["time_months"], labels["event"] = range(len(labels)), 1
+    labels.loc[0, "time_months"] = None
+    labels.to_csv(folder / "labels.csv", index=False)
+    (report,) = check_dataset(str(folder))
+    assert [(finding.level, finding.slides) for finding in report.findings] == [("warning", ("s0",))]
+    labels["event"] = 2
+    labels.to_csv(folder / "labels.csv", index=False)
+    (report,) = check_dataset(str(folder))
+    assert "takes 0 and 1 (true and false), not what" in report.findings[0].text
+    assert "'s1' '2'" in report.findings[0].text
+    code, out, _ = run_cli("data", "check", folder, "--task", "regression:column=age")
+    assert (code, "the column 'age' is missing" in " ".join(out.replace("│", "").split())) == (1, True)

@@ -180,6 +180,18 @@ def test_label_tables_that_do_not_fit_are_refused(tmp_path, text, message):
         open_dataset(str(path), labels=labels_csv(tmp_path / "labels.csv", text))
 
 
+def test_a_table_given_with_a_task_may_have_other_classes_than_the_card(real_data, tmp_path):
+    names = open_dataset("crchisto", root=real_data).bags.slide_ids
+    rows = "".join(f"{name},{i % 3}\n" for i, name in enumerate(names))
+    labels = labels_csv(tmp_path / "grades.csv", "slide_id,label\n" + rows)
+    with pytest.raises(InputError, match=r"label '2' is none of .* take the table's classes by --labels and --task"):
+        open_dataset("crchisto", root=real_data, labels=labels)
+    card = open_dataset("crchisto", root=real_data, labels=labels, task=(("name", "ordinal"),)).card
+    assert card.classes == ["class 0", "class 1", "class 2"]
+    said = "Classes are those of grades.csv (class 0, class 1, class 2), not the card's (no epithelial nucleus, "
+    assert any(warning.startswith(said) for warning in card.warnings)
+
+
 def test_standardising_uses_training_instances_only():
     train = [Bag(features=torch.tensor([[0.0, 5.0], [2.0, 5.0]])), Bag(features=torch.tensor([[4.0, 5.0]]))]
     scale = Standardiser.fit(train)

@@ -10,7 +10,8 @@ from layouts import write_clam
 from mil_zoo import InputError
 from mil_zoo.data import open_dataset
 from mil_zoo.data.labels.names import alike, bare, match_names
-from mil_zoo.data.labels.tables import class_indices, class_names, read_csv, read_labels
+from mil_zoo.data.labels.tables import class_indices, class_names, read_csv, read_labels, unknown_among
+from mil_zoo.data.packed.writer import import_dataset
 
 UUID = "d4ff32cd-38cf-40ea-8213-45c2b100ac01"
 BARCODE = "TCGA-05-4244-01Z-00-DX1"
@@ -160,3 +161,80 @@ def test_a_column_of_names_is_no_label(tmp_path):
     (tmp_path / "labels.csv").write_text("slide_id,label\n" + "".join(f"s{i},2023010{i}\n" for i in range(6)))
     with pytest.raises(InputError, match="6 different labels of 6 slides are no classes"):
         open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "marks"),
+    [
+        (["0", "1", "-1"], ["-1"]),
+        (["0", "1", "-1.0", "-9"], ["-1.0", "-9"]),
+        (["0", "1", "2", "99"], ["99"]),
+        (["0", "1", "255"], ["255"]),
+        (["1", "2", "NA"], ["NA"]),
+        (["0", "Unknown"], ["Unknown"]),
+        (["0", "1", "[Not Available]", "#N/A"], ["#N/A", "[Not Available]"]),
+        (["0", "-1"], ["-1"]),
+        (["1", "-1"], []),  # of support vector machines
+        (["0", "255"], []),
+        (["98", "99", "97"], []),
+        (["0", "1+", "2+", "3+"], []),
+        (["None", "NA", "tumor"], []),
+    ],
+)
+def test_marks_of_what_is_not_known(labels, marks):
+    assert unknown_among(labels) == marks
+
+
+def test_a_slide_of_which_nothing_is_known_is_no_class(tmp_path, tmp_path_factory):
+    tables = tmp_path_factory.mktemp("tables")
+    for i in range(9):
+        write_clam(tmp_path, f"s{i}")
+    for third, said in (
+        ("-1", "label '-1' beside numbers marks slides of which nothing is known; drop these slides' rows"),
+        ("NA", r"label 'NA' beside numbers .* s2, s5, s8 \(3 in all\)"),
+        ("255", "label '255' beside numbers"),
+    ):
+        rows = "".join(f"s{i},{('0', '1', third)[i % 3]}\n" for i in range(9))
+        (tmp_path / "labels.csv").write_text("slide_id,label\n" + rows)
+        with pytest.raises(InputError, match=said):
+            open_dataset(str(tmp_path))
+        np.savez(tables / "t.npz", X=np.zeros((9, 2)), bag_ptr=np.arange(10), bag_label=["0", "1", third] * 3)
+        with pytest.raises(InputError, match=f"{third}.* (beside numbers|not a whole number)"):
+            open_dataset(str(tables / "t.npz"))
+    rows = "".join(f"s{i},{('low', 'high', 'unknown')[i % 3]}\n" for i in range(9))
+    (tmp_path / "labels.csv").write_text("slide_id,label\n" + rows)
+    card = open_dataset(str(tmp_path)).card
+    assert card.classes == ["high", "low", "unknown"]
+    assert card.warnings == ["The label 'unknown' (3 slides) is taken as a class of its own."]
+
+
+def test_a_class_may_be_called_by_the_number_of_another(tmp_path, tmp_path_factory):
+    """Names go before places, in label tables, in bag tables and in stores."""
+    tables = tmp_path_factory.mktemp("tables")
+    for i in range(4):
+        write_clam(tmp_path, f"s{i}")
+    (tmp_path / "card.yaml").write_text("classes: ['1', '0']\n")
+    (tmp_path / "labels.csv").write_text("slide_id,label\ns0,0\ns1,1\ns2,1\ns3,0\n")
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.bags.labels == [1, 0, 0, 1]
+    store = import_dataset(dataset, tmp_path / "store").path
+    assert open_dataset(str(store)).bags.labels == [1, 0, 0, 1]
+    np.savez(tables / "t.npz", X=np.zeros((4, 2)), bag_ptr=np.arange(5), bag_label=["1+", "1", "0", "1+"])
+    table = open_dataset(str(tables / "t.npz"))
+    assert (table.card.classes, table.bags.labels) == (["0", "1", "1+"], [2, 1, 0, 2])
+    np.savez(tables / "t.npz", X=np.zeros((4, 2)), bag_ptr=np.arange(5), bag_label=["+1", "-1", "1+", "1"])
+    table = open_dataset(str(tables / "t.npz"))
+    assert [table.card.classes[label] for label in table.bags.labels] == ["+1", "-1", "1+", "1"]
+
+
+def test_grades_without_a_card_say_their_order(tmp_path):
+    for i in range(6):
+        write_clam(tmp_path, f"s{i}")
+    rows = "".join(f"s{i},{('low', 'high', 'medium')[i % 3]}\n" for i in range(6))
+    (tmp_path / "labels.csv").write_text("slide_id,label\n" + rows)
+    ordinal = (("name", "ordinal"),)
+    said = "Grades are taken in the order of the alphabet, high < low < medium."
+    assert open_dataset(str(tmp_path), task=ordinal).card.warnings == [said]
+    (tmp_path / "card.yaml").write_text("classes: [low, medium, high]\n")
+    dataset = open_dataset(str(tmp_path), task=ordinal)
+    assert (dataset.card.warnings, dataset.bags.labels) == ([], [0, 2, 1] * 2)

@@ -306,6 +306,21 @@ def cohort(slides, tmp_path):
     return folder
 
 
+def test_a_store_of_packed_patients_counts_patients(slides, tmp_path):
+    """The card's counts of slides say nothing of bags that are patients."""
+    counts = "bags: 12\nbags_per_class: [6, 6]\npatients: 6\npatient_level: packed\n"
+    folder = tmp_path / "packed"
+    shutil.copytree(slides, folder)
+    labels = [f"slide_{i:02d},{i // 2 % 2},p{i // 2}\n" for i in range(12)]
+    (folder / "labels.csv").write_text("slide_id,label,patient_id\n" + "".join(labels))
+    (folder / "card.yaml").write_text("classes: [a, b]\n" + counts, encoding="utf-8")
+    store = import_dataset(open_dataset(str(folder)), tmp_path / "store").path
+    assert open_dataset(str(store)).bags.slide_ids == [f"p{i}" for i in range(6)]
+    (folder / "labels.csv").write_text("slide_id,label,patient_id\n" + "".join(labels[2:]))
+    with pytest.raises(InputError, match=r"holds 10 bags .*, its card states 12"):
+        open_dataset(str(folder))
+
+
 def test_covariates_and_what_is_said_of_outcomes_come_back(cohort, tmp_path):
     """A store of a survival dataset has the clinical model, and says what there is to say once."""
     dataset = open_dataset(str(cohort))

@@ -26,6 +26,29 @@ NEEDS = "it needs the columns slide_id and label, and may have patient_id (or ca
 _NO_SPLIT = ("", "na", "n/a", "nan", "none", "null", "-", "unused")
 _WHOLE = re.compile(r"[0-9]+")
 _CLASS = re.compile(r"class ([0-9]+)")
+_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0+)?")
+# What tables write where nothing is known, in any case and within any brackets.
+_UNKNOWN = {
+    *(
+        "na",
+        "n/a",
+        "n.a.",
+        "nan",
+        "nil",
+        "null",
+        "none",
+        "unknown",
+        "unk",
+        "undefined",
+        "missing",
+        "?",
+        "??",
+        "-",
+        "--",
+    ),
+    *("not available", "not applicable", "not reported", "not evaluated", "not determined", "nd", "n.d.", "tbd"),
+}
+_FULL = (99, 255, 999, 9999, 65535, 99999, 999999)  # numbers that stand for nothing far above the classes
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -83,7 +106,7 @@ def read_labels(
     for name in target_columns:
         labels[name] = dialects.decimal(labels[name])
     if "label" in target_columns:
-        labels["label"] = labels["label"].str.replace(r"^([0-9]+)\.0+$", r"\1", regex=True)
+        labels["label"] = labels["label"].str.replace(r"^(-?[0-9]+)\.0+$", r"\1", regex=True)
     for name in {"split", "fold"} & set(labels):
         labels[name] = labels[name].where(~labels[name].str.lower().isin(_NO_SPLIT), None)
     return labels
@@ -129,11 +152,34 @@ def class_indices(classes: Sequence[str]) -> dict[str, int]:
 
     Of classes that are numbers, the number is the name: with ``class 1`` and ``class 2``, "1" is the first one.
     """
-    names = {name: i for i, name in enumerate(classes)}
+    return {str(number): i for i, number in enumerate(class_numbers(classes))} | {
+        name: i for i, name in enumerate(classes)
+    }
+
+
+def class_numbers(classes: Sequence[str]) -> list[int]:
+    """The number by which a table may call each class: that of its name (``class 2``), else its index."""
     numbers = [_CLASS.fullmatch(name) for name in classes]
-    if all(numbers):
-        return {str(int(match[1])): i for i, match in enumerate(numbers) if match} | names
-    return {str(i): i for i in range(len(classes))} | names
+    return [int(match[1]) if match and all(numbers) else i for i, match in enumerate(numbers)]
+
+
+def unknown_among(labels: Iterable[str]) -> list[str]:
+    """Labels that mark that nothing is known among others that number classes: "-1", "NA" or "255" beside 0 and 1.
+
+    -1 beside 1 alone is a class, and so is 255 beside one other number.
+    """
+    texts = set(labels)
+    numbers = {text: int(match[1]) for text in texts if (match := _NUMBER.fullmatch(text))}
+    counted = sorted({number for number in numbers.values() if number >= 0})
+    if len(counted) > 2 and counted[-1] in _FULL and counted[-2] < counted[-1] - 1:
+        counted.pop()
+    marks = {text for text, number in numbers.items() if number not in counted and (number >= 0 or counted != [1])}
+    return sorted(marks | words_for_unknown(texts)) if counted else []
+
+
+def words_for_unknown(labels: Iterable[str]) -> set[str]:
+    """The labels that are words for what is not known, in any case and within any brackets."""
+    return {text for text in labels if _folded(text.strip("[](){}<>#'\"")) in _UNKNOWN}
 
 
 def spelled_as(labels: pd.Series[str], classes: Sequence[str]) -> pd.Series[str]:

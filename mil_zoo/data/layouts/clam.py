@@ -17,6 +17,7 @@ from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_la
 from mil_zoo.data.layouts.geometry import clam_size, grid_step, overlapping_step
 
 _FOLDERS = ("h5_files", "pt_files")
+_PATCHES = ("patches", "PATCHES", "Patches")
 
 
 @register_layout("clam")
@@ -87,10 +88,11 @@ def _patches_of(path: Path, count: int) -> Path | None:
     file is of as many patches.
     """
     name, above = f"{path.stem}.h5", list(path.parents)[:3]
-    for file in (folder / "patches" / name for folder in above):
+    for file in (folder / patches / name for folder in above for patches in _PATCHES):
         if file.is_file():
             return file
-    for file in (file for folder in above[1:] for file in sorted(folder.glob(f"*/patches/{glob.escape(name)}"))):
+    inside = f"*/[pP]*/{glob.escape(name)}"
+    for file in (file for folder in above[1:] for file in sorted(folder.glob(inside)) if file.parent.name in _PATCHES):
         if (found := head(file)) is not None and found.places == count:
             return file
     return None

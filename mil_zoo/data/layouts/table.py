@@ -15,7 +15,7 @@ import torch
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_arrays
-from mil_zoo.data.labels.tables import class_indices
+from mil_zoo.data.labels.tables import class_indices, class_numbers, unknown_among
 from mil_zoo.data.layouts.base import Claim, Sure, TableLayout, register_layout
 from mil_zoo.errors import InputError
 
@@ -109,6 +109,11 @@ def named_classes(path: Path) -> list[str]:
     found = set() if labels is None or labels.dtype.kind not in "US" else {_text(label) for label in labels.ravel()}
     if all(_WHOLE.fullmatch(label) for label in found):
         return []
+    for label in unknown_among(found):
+        raise InputError(
+            f"{path}: bag_label {label!r} beside numbers marks bags of which nothing is known; drop these bags, or "
+            "write a name in its place if it is a class"
+        )
     classes = sorted(found - {""})
     if len(found) == 1:
         raise InputError(f"{path}: bag_label is {classes[0]!r} in every bag, one class; add bags of another")
@@ -123,7 +128,7 @@ def _text(label: Any) -> str:
 def _class_indices(path: Path, labels: Any, names: Any, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     """``bag_label`` as whole numbers from 0, or an ``InputError`` that names the bag whose label is none."""
     known = class_indices(classes)
-    number = {i: int(text) for text, i in known.items() if _WHOLE.fullmatch(text)}
+    number = class_numbers(classes)
     found = []
     for label, name in zip(labels.tolist(), names.tolist(), strict=True):
         text = _text(label) if isinstance(label, (bytes, str)) else ""
