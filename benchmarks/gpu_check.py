@@ -52,7 +52,7 @@ STAGES: list[dict[str, Step]] = [
     },
     {"replays": Step(120, 8, "replays.run")},
     {"steps": Step(120, 1, "speed.steps")},
-    {"epoch": Step(40, 1, "speed.epoch")},
+    {"epoch": Step(70, 1, "speed.epoch")},
     {"ops": Step(60, 1, "speed.ops")},
     {"waits": Step(50, 1, "speed.waits"), "profile": Step(50, 1, "speed.profile")},
     {"scale": Step(45, 1, "scale.run")},

@@ -15,7 +15,7 @@ from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit
 from mil_zoo.train.replay import Replays
 
-FIRST = ("srmil", "abmil", "transmil", "clam_sb", "dsmil", "acmil", "dtfd", "mambamil")
+FIRST = ("srmil", "sm_abmil", "patchgcn", "gtp", "sm_transformer", "ibmil", "deepgraphsurv", "abmil", "transmil")
 OPTIONS = {"ibmil": {"num_confounders": 2}}
 SIZES = (300, 500, 300, 700, 500, 300)  # shapes that several slides share, and one of one slide
 ALLOWED = 0.02  # of the way that the weights went; a wrong draw or a stale value changes a tenth of it and more
@@ -43,7 +43,7 @@ def _compare(check: Check, name: str) -> None:
         error_of_the_same_again=_length({key: again[key] - apart[key] for key in start}) / way,
         recordings=recordings,
         allowed=ALLOWED,
-        passed=difference <= ALLOWED and (recordings == len(set(SIZES)) or check.device.type != "cuda"),
+        passed=difference <= ALLOWED and (recordings >= len(set(SIZES)) or check.device.type != "cuda"),
     )
 
 

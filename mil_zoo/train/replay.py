@@ -71,11 +71,12 @@ class Replays:
         self.recorded: dict[Any, _Recording] = {}
         self.buffers: dict[Any, Tensor] = {}
         self.gradients: dict[torch.nn.Parameter, Tensor] = {}
+        self.bare = False  # whether steps ask for the graph without self-loops
         self.refused = False
 
     def __call__(self, batch: BagBatch) -> dict[str, Tensor]:
         """The losses of ``batch``; the gradients lie in the parameters until the next call."""
-        tensors, key = _tensors(batch)
+        tensors, key = _tensors(batch, self.bare)
         if key is None:
             return self.run(batch)
         recording = self.recorded.get(key)
@@ -84,7 +85,9 @@ class Replays:
         if recording is None:
             draws = self.noted.setdefault(key, Draws(self.device))
             with self._apart(), draws.noting():
-                return self.run(batch)
+                losses = self.run(batch)
+            self.bare |= batch.graph is not None and "without_self_loops" in vars(batch.graph.csr)
+            return losses
         torch._foreach_copy_(recording.inputs, list(tensors.values()))
         recording.draws.again()
         recording.graph.replay()
@@ -157,16 +160,18 @@ def _captured(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     graph.capture_end()
 
 
-def _tensors(batch: BagBatch) -> tuple[dict[str, Tensor], Any]:
+def _tensors(batch: BagBatch, bare: bool = False) -> tuple[dict[str, Tensor], Any]:
     """The tensors that a step of ``batch`` reads, by name, and what is equal of batches that one recording serves.
 
-    That is None for graphs with long rows, whose pieces have sizes of their own.
+    That is None for graphs with long rows, whose pieces have sizes of their own. With ``bare`` the graph without
+    self-loops is among what is read.
     """
     tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
     sizes: tuple[Any, ...] = (batch.lengths,)
     if batch.graph is not None:
         sizes += batch.graph.num_nodes, batch.graph.num_edges
-        for name, csr in _graphs(batch.graph.csr).items():
+        whole = batch.graph.csr
+        for name, csr in ({"graph": whole} | ({"bare graph": whole.without_self_loops} if bare else {})).items():
             back = csr.transposed
             if csr.long_rows is not None or back.long_rows is not None:
                 return tensors, None
@@ -178,20 +183,14 @@ def _tensors(batch: BagBatch) -> tuple[dict[str, Tensor], Any]:
     return tensors, (sizes, shapes)
 
 
-def _graphs(csr: CSR) -> dict[str, CSR]:
-    """A graph, and the same without self-loops where an earlier step has asked for it."""
-    origin = csr.origin or csr
-    return {"graph": csr} | ({"bare graph": csr.without_self_loops} if "without_self_loops" in vars(origin) else {})
-
-
 def _batch_of(tensors: dict[str, Tensor], like: BagBatch) -> BagBatch:
     """The batch whose tensors, by the names of :func:`_tensors`, are these; what is the host's is that of ``like``."""
     graph = like.graph
     if graph is not None:
-        made = {name: _graph_of(name, tensors, csr.num_src) for name, csr in _graphs(graph.csr).items()}
-        if "bare graph" in made:
-            vars(made["graph"])["without_self_loops"] = made["bare graph"]  # the cached property
-        graph = BagGraph(made["graph"], graph.num_nodes, graph.num_edges)
+        csr = _graph_of("graph", tensors, graph.csr.num_src)
+        if "bare graph.indptr" in tensors:  # into the cached property
+            vars(csr)["without_self_loops"] = _graph_of("bare graph", tensors, graph.csr.num_src)
+        graph = BagGraph(csr, graph.num_nodes, graph.num_edges)
     own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return replace(like, graph=graph, slide_ids=(), **own)
 
