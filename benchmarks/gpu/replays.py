@@ -15,8 +15,8 @@ from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit
 from mil_zoo.train.replay import Replays
 
-FIRST = ("srmil", "abmil", "transmil", "clam_sb", "dsmil", "acmil", "dtfd", "mambamil")
-DIM = 64
+FIRST = ("srmil", "sm_abmil", "patchgcn", "gtp", "sm_transformer", "ibmil", "deepgraphsurv", "abmil", "transmil")
+OPTIONS = {"ibmil": {"num_confounders": 2}}
 SIZES = (300, 500, 300, 700, 500, 300)  # shapes that several slides share, and one of one slide
 ALLOWED = 0.02  # of the way that the weights went; a wrong draw or a stale value changes a tenth of it and more
 
@@ -43,7 +43,7 @@ def _compare(check: Check, name: str) -> None:
         error_of_the_same_again=_length({key: again[key] - apart[key] for key in start}) / way,
         recordings=recordings,
         allowed=ALLOWED,
-        passed=difference <= ALLOWED and (recordings == len(set(SIZES)) or check.device.type != "cuda"),
+        passed=difference <= ALLOWED and (recordings >= len(set(SIZES)) or check.device.type != "cuda"),
     )
 
 
@@ -51,8 +51,8 @@ def _trained(check: Check, name: str, epochs: int, replayed: bool) -> tuple[dict
     """The weights after some epochs, and how many steps were recorded."""
     torch.manual_seed(0)
     torch.cuda.manual_seed_all(0)
-    model = create_aggregator(name, in_dim=DIM)
-    bags = [random_bag(n, DIM, i) for i, n in enumerate(SIZES)]
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {}))
+    bags = [random_bag(n, check.dim, i) for i, n in enumerate(SIZES)]
     made: list[Replays] = []
     original = Replays.__init__
 
@@ -61,7 +61,7 @@ def _trained(check: Check, name: str, epochs: int, replayed: bool) -> tuple[dict
         original(self, *args)  # type: ignore[arg-type]
 
     if epochs:
-        config = TrainingConfig(epochs=epochs, learning_rate=1e-3, record="off", select="last", schedule="constant")
+        config = TrainingConfig(epochs=epochs, learning_rate=2e-4, record="off", select="last", schedule="constant")
         Replays.__init__ = noted  # type: ignore[method-assign,assignment]
         try:
             with serving(replayed), warnings.catch_warnings():

@@ -453,7 +453,7 @@ def _slides(check: Check) -> list[Bag]:
 
 
 def _epoch(check: Check, name: str, by: str) -> None:
-    slides = _slides(check)
+    slides, memory = _slides(check), {}
     train, val = slides[:18], slides[18:]
     what, device = f"epoch of {name}, 18 + 6 slides of 1 000 to 12 000", str(check.device)
     if by.startswith("mil_zoo"):
@@ -464,7 +464,7 @@ def _epoch(check: Check, name: str, by: str) -> None:
         given: dict[str, Any] = {"graph": type(model).graph, "device": device}
         with serving(by == "mil_zoo"):
             config = TrainingConfig(epochs=4 if check.quick else 10, record="end")
-            fit(model, train, val, config, on_epoch=lambda row: ends.append(time.perf_counter()), **given)
+            fit(model, train, val, config, on_epoch=lambda row: ends.append(_now(check, memory)), **given)
         seconds = float(np.median(np.diff(ends)[3:-1])) if not check.quick else ends[-1] - ends[-2]
     else:
         model = plain.PlainABMIL(check.dim).to(device)
@@ -483,5 +483,14 @@ def _epoch(check: Check, name: str, by: str) -> None:
                     model.logits(bag.features.to(device)).softmax(1).cpu()
             times.append(time.perf_counter() - start)
         seconds = float(np.median(times[1:]))
-    moved = 2 * sum(bag.features.nbytes for bag in slides)
-    check.report(what, by=by, milliseconds=1e3 * seconds, mebibytes_moved_at_least=moved / 2**20)
+    moved = sum(bag.features.nbytes for bag in slides)
+    check.report(what, by=by, milliseconds=1e3 * seconds, mib_of_all_bags=moved / 2**20, **memory)
+
+
+def _now(check: Check, memory: dict[str, float]) -> float:
+    """The time; notes what of the device's memory torch has reserved, and what is used beside."""
+    if check.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        memory["mib_reserved"] = torch.cuda.memory_reserved() / 2**20
+        memory["mib_beside"] = (total - free) / 2**20 - memory["mib_reserved"]
+    return time.perf_counter()

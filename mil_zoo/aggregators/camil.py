@@ -106,6 +106,7 @@ class CAMIL(Aggregator):
     """
 
     family = "spatial"
+    replayable = True
     not_in_onnx = "it searches the nearest patches of each patch, for which ONNX has no op"
     needs_coords = True
     paper = Paper(

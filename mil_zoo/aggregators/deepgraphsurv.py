@@ -54,6 +54,7 @@ class DeepGraphConv(Aggregator):
 
     graph = "feature_knn:8"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "Whole Slide Images are 2D Point Clouds: Context-Aware Survival Prediction using Patch-based Graph "
         "Convolutional Networks",

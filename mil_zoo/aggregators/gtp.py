@@ -91,6 +91,7 @@ class GTP(Aggregator):
 
     graph = "window:1"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "A Graph-Transformer for Whole Slide Image Classification",
         2022,

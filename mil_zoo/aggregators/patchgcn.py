@@ -95,6 +95,7 @@ class PatchGCN(Aggregator):
 
     graph = "knn:8"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "Whole Slide Images are 2D Point Clouds: Context-Aware Survival Prediction using Patch-based Graph "
         "Convolutional Networks",

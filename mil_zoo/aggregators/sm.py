@@ -107,6 +107,7 @@ class SmABMIL(Aggregator):
 
     graph = "window:1"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "Sm: enhanced localization in Multiple Instance Learning for medical imaging classification",
         2024,
@@ -201,6 +202,7 @@ class SmTransformer(Aggregator):
 
     graph = "window:1"
     family = "spatial"
+    replayable = True
     paper = Paper(
         "Sm: enhanced localization in Multiple Instance Learning for medical imaging classification",
         2024,

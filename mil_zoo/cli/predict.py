@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from mil_zoo.files import refuse_link, writing
 from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
+SHOWN = 3  # reasons why slides failed; all of them are in the table
 SlideReader = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
 
 
@@ -78,6 +80,7 @@ def predict(
         from mil_zoo.bench.predictor import Predictor
         from mil_zoo.data.prefetch import map_ahead
         from mil_zoo.diagnostics.explanations import EXPLAINERS
+        from mil_zoo.report.tables.text import count
 
         for name in explain or ():
             EXPLAINERS.get(name)
@@ -87,7 +90,7 @@ def predict(
     refuse_link(table)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    failures, trained_on = 0, 0
+    failures, trained_on = Counter[str](), 0
     taken: dict[str, str] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with (
@@ -103,19 +106,24 @@ def predict(
             row = _row(name, bag, predictor, wanted, explain or [], out, taken)
             rows.writerow(row)
             file.flush()
-            failures += row["status"] != "ok"
+            failures.update([row["reason"]] if row["status"] != "ok" else [])
             trained_on += bool(row.get("trained_on"))
             progress.advance(task)
     console.print(
-        f"{len(found) - failures} of {len(found)} slides predicted by {len(predictor.trials)} trials of {model}: "
-        f"{table}",
+        f"{len(found) - failures.total()} of {count(len(found), 'slide')} predicted by "
+        f"{count(len(predictor.trials), 'trial')} of {model}: {table}",
         markup=False,
         highlight=False,
     )
+    for reason, number in failures.most_common(SHOWN):
+        console.print(f"Failed, {count(number, 'slide')}: {reason}", style="red", markup=False, highlight=False)
+    if len(failures) > SHOWN:
+        console.print(f"[red]{len(failures) - SHOWN} further reasons are in the column reason[/]")
     if trained_on:
+        were = "was a training or validation slide" if trained_on == 1 else "were training or validation slides"
         console.print(
-            f"[yellow]{trained_on} slides were training or validation slides of some of these trials: their "
-            "predictions say nothing of new slides (column trained_on)[/]"
+            f"[yellow]{count(trained_on, 'slide')} {were} of some of these trials: what is predicted there says "
+            "nothing of new slides (column trained_on)[/]"
         )
     return 1 if failures else 0
 

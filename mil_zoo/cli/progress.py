@@ -135,9 +135,11 @@ def run_with_progress(
     from mil_zoo.bench.runner import run_plan
 
     card = plan.dataset.card
+    sets = list(dict.fromkeys(model.features for model in plan.models if model.features))
+    compared = f" (set {sets[0]}, compared with {', '.join(sets[1:])})" if len(sets) > 1 else ""
     console.print(
         f"[bold]{escape(card.title)}[/]: {len(plan.dataset.bags)} bags, {plan.dataset.bags.num_instances:,} instances "
-        f"of {plan.dataset.in_dim} features; {len(plan.trials)} trials into {escape(str(out))}",
+        f"of {plan.dataset.in_dim} features{escape(compared)}; {len(plan.trials)} trials into {escape(str(out))}",
         highlight=False,
     )
     columns = (

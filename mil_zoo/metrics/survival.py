@@ -34,6 +34,9 @@ from mil_zoo.survival.censored_scores import auc_at, mean_auc_of_draws
 Floats = NDArray[np.float64]
 Horizons = Mapping[str, float]
 POINTS = 100  # of the span that ibs is over
+_NO_HORIZON = (
+    "no horizon, as too few patients are followed beyond one; earlier ones: --task 'survival:horizons=[6,12]' (months)"
+)
 _TRAIN = ("train_time", "train_event")
 _FAR = 2.0**-53  # what is left of a hazard of 1 in double precision
 
@@ -122,7 +125,7 @@ def auc_mean(
     arguments = time, event, risk, train_time, train_event, list(horizons.values())
     if weights is not None and weights.ndim > 1:
         return mean_auc_of_draws(*arguments, weights) if horizons else np.full(len(weights), np.nan)
-    return cumulative_dynamic_auc(*arguments, weights).mean if horizons else undefined("no horizon")
+    return cumulative_dynamic_auc(*arguments, weights).mean if horizons else undefined(_NO_HORIZON)
 
 
 @register_metric(

@@ -218,7 +218,7 @@ def integrated_brier(
     if at.ndim != 1 or predicted.shape[1:] != at.shape:
         raise InputError(f"times {at.shape} need a survival [patients, times], not {predicted.shape}")
     if len(at) < 2 or not at[-1] > at[0]:
-        return undefined("a span of time needs two times")
+        return undefined("fewer than two times, which are no span to integrate over")
     sought, events = times_and_events(time, event)
     of_patients(predicted, len(sought), "a predicted survival")
     train = times_and_events(train_time, train_event, "training patients")

@@ -101,6 +101,7 @@ class Survival(Task):
     tie: ClassVar[str] = "c_index"
     shown: ClassVar[tuple[str, ...]] = ("c_index", "c_uno", "auc_mean", "ibs", "ibs_km", "nll", "partial_likelihood")
     figures: ClassVar[tuple[str, ...]] = ("kaplan_meier", "survival_calibration")
+    naming: ClassVar[str] = "--time COLUMN, with --event COLUMN or --censorship COLUMN"
     of_patients: ClassVar[bool] = True
     finishes: ClassVar[bool] = True
     score_at_chance: ClassVar[str] = "concordance"
@@ -237,7 +238,7 @@ class Survival(Task):
         stated = outcome_columns.unit_in(self.time) == self.unit
         lines = [
             f"{int(event.sum())} of {len(event)} patients had the event ({_percent(event.mean())}); median follow-up "
-            f"{follow_up(time, event):.4g} {self.unit} (reverse Kaplan-Meier); unit from "
+            f"{self._followed(time, event)} (reverse Kaplan-Meier); unit from "
             f"{'the column name' if stated else '--time-unit'} ({self.time})."
         ]
         if zero := int((time == 0).sum()):
@@ -258,9 +259,7 @@ class Survival(Task):
                     f"test fold {number} has {int(event.sum())} events and no comparable pair of patients: nothing can "
                     "be scored; ask for fewer folds"
                 )
-            parts.append(
-                f"{int(event.sum())} of {len(event)} ({pairs:,} pairs, {follow_up(time, event):.4g} {self.unit})"
-            )
+            parts.append(f"{int(event.sum())} of {len(event)} ({pairs:,} pairs, {self._followed(time, event)})")
         lines = [f"Events of the test patients by fold (comparable pairs, median follow-up): {'; '.join(parts)}."]
         if len(targets) > 1:
             fold = np.repeat(np.arange(len(targets)), [len(part) for part in targets])
@@ -273,6 +272,11 @@ class Survival(Task):
                 "weighs them like the others; read the pooled concordance too."
             )
         return lines
+
+    def _followed(self, time: Floats, event: Floats) -> str:
+        """The median follow-up with its unit; in words where the reverse Kaplan-Meier curve does not reach one half."""
+        median = follow_up(time, event)
+        return "unknown: few are censored" if np.isnan(median) else f"{median:.4g} {self.unit}"
 
     def strata(self, targets: Floats) -> NDArray[np.int64]:
         """Thirds of the times within those with the event and within the others, ``event * 3 + third``."""

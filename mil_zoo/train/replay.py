@@ -71,11 +71,12 @@ class Replays:
         self.recorded: dict[Any, _Recording] = {}
         self.buffers: dict[Any, Tensor] = {}
         self.gradients: dict[torch.nn.Parameter, Tensor] = {}
+        self.bare = False  # whether steps ask for the graph without self-loops
         self.refused = False
 
     def __call__(self, batch: BagBatch) -> dict[str, Tensor]:
         """The losses of ``batch``; the gradients lie in the parameters until the next call."""
-        tensors, key = _tensors(batch)
+        tensors, key = _tensors(batch, self.bare)
         if key is None:
             return self.run(batch)
         recording = self.recorded.get(key)
@@ -84,7 +85,9 @@ class Replays:
         if recording is None:
             draws = self.noted.setdefault(key, Draws(self.device))
             with self._apart(), draws.noting():
-                return self.run(batch)
+                losses = self.run(batch)
+            self.bare |= batch.graph is not None and "without_self_loops" in vars(batch.graph.csr)
+            return losses
         torch._foreach_copy_(recording.inputs, list(tensors.values()))
         recording.draws.again()
         recording.graph.replay()
@@ -157,22 +160,25 @@ def _captured(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     graph.capture_end()
 
 
-def _tensors(batch: BagBatch) -> tuple[dict[str, Tensor], Any]:
+def _tensors(batch: BagBatch, bare: bool = False) -> tuple[dict[str, Tensor], Any]:
     """The tensors that a step of ``batch`` reads, by name, and what is equal of batches that one recording serves.
 
-    That is None for graphs with long rows, whose pieces have sizes of their own.
+    That is None for graphs with long rows, whose pieces have sizes of their own. With ``bare`` the graph without
+    self-loops is among what is read.
     """
     tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
     sizes: tuple[Any, ...] = (batch.lengths,)
     if batch.graph is not None:
-        csr, back = batch.graph.csr, batch.graph.csr.transposed
-        if csr.long_rows is not None or back.long_rows is not None:
-            return tensors, None
-        symmetric = back.indices is csr.indices
-        tensors |= {"graph.indptr": csr.indptr, "graph.indices": csr.indices, "graph.edge": back.edge}
-        if not symmetric:
-            tensors |= {"graph.back.indptr": back.indptr, "graph.back.indices": back.indices}
-        sizes += batch.graph.num_nodes, batch.graph.num_edges, csr.num_src, symmetric
+        sizes += batch.graph.num_nodes, batch.graph.num_edges
+        whole = batch.graph.csr
+        for name, csr in ({"graph": whole} | ({"bare graph": whole.without_self_loops} if bare else {})).items():
+            back = csr.transposed
+            if csr.long_rows is not None or back.long_rows is not None:
+                return tensors, None
+            tensors |= {f"{name}.indptr": csr.indptr, f"{name}.indices": csr.indices, f"{name}.edge": back.edge}
+            if back.indices is not csr.indices:
+                tensors |= {f"{name}.back.indptr": back.indptr, f"{name}.back.indices": back.indices}
+            sizes += (csr.num_src,)
     shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
     return tensors, (sizes, shapes)
 
@@ -181,14 +187,21 @@ def _batch_of(tensors: dict[str, Tensor], like: BagBatch) -> BagBatch:
     """The batch whose tensors, by the names of :func:`_tensors`, are these; what is the host's is that of ``like``."""
     graph = like.graph
     if graph is not None:
-        indptr, indices = tensors["graph.indptr"], tensors["graph.indices"]
-        back = Transposed(
-            tensors.get("graph.back.indptr", indptr),
-            tensors.get("graph.back.indices", indices),
-            tensors["graph.edge"],
-            short=True,
-        )
-        csr = CSR(indptr, indices, graph.csr.num_src, stored=back, checked=True)
+        csr = _graph_of("graph", tensors, graph.csr.num_src)
+        if "bare graph.indptr" in tensors:  # into the cached property
+            vars(csr)["without_self_loops"] = _graph_of("bare graph", tensors, graph.csr.num_src)
         graph = BagGraph(csr, graph.num_nodes, graph.num_edges)
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("graph.")}
+    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return replace(like, graph=graph, slide_ids=(), **own)
+
+
+def _graph_of(name: str, tensors: dict[str, Tensor], num_src: int) -> CSR:
+    indptr, indices = tensors[f"{name}.indptr"], tensors[f"{name}.indices"]
+    back_indptr, back_indices = (tensors.get(f"{name}.back.{part}") for part in ("indptr", "indices"))
+    back = Transposed(
+        indptr if back_indptr is None else back_indptr,
+        indices if back_indices is None else back_indices,
+        tensors[f"{name}.edge"],
+        short=True,
+    )
+    return CSR(indptr, indices, num_src, stored=back, checked=True)

@@ -158,6 +158,9 @@ def test_the_command_writes_what_others_open_and_a_bad_slide_costs_itself(run, r
     assert (code, err) == (1, "")
     assert "18 of 21 slides predicted by 2 trials of srmil" in text
     assert "16 slides were training or validation slides" in text
+    said = " ".join(text.split())
+    for reason in ("Failed, 1 slide:", "5 features a patch", "not a readable", "no such file"):
+        assert reason in said, reason
     table = pd.read_csv(out / "probabilities.csv", dtype={"reason": str}).set_index("slide_id")
     assert list(table.index[:5]) == ["new", "broken", "a<b>&'c", "other", "gone"]
     assert table["status"].tolist() == ["ok", "failed", "ok", "failed", "failed"] + ["ok"] * 16

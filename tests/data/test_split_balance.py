@@ -172,6 +172,16 @@ def test_shares_are_fractions():
         kfold(bags([0, 1] * 10), 2, strata=[0, 1, 0])
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_few_patients_without_classes_leave_a_validation_part(seed):
+    """Of six patients 15 % are less than one: one is taken, and every one is somewhere."""
+    slides = bags([None] * 12)
+    for split in kfold(slides, 2, seed=seed, strata=[i % 6 for i in range(12)]):
+        assert [len(split.train), len(split.val), len(split.test)] == [5, 1, 6]
+    with pytest.raises(InputError, match="too few patients are left for a training and a validation part"):
+        kfold(bags([None, None]), 2, seed=seed, strata=[0, 0])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_cohort_is_divided_by_patient(seed):
     """Sizes, classes and patients of all kinds; a refusal is one sentence."""

@@ -336,3 +336,10 @@ def test_a_class_of_few_patients_is_said(dataset, slides):
     rare = replace(dataset, bags=[bag for bag in slides if bag.label == 0 or int(bag.slide_id[1:]) < 14])
     (warning,) = draw_splits(rare, "kfold", 3).warnings
     assert warning.startswith("Class 'b' has few patients: the validation part takes one of 2 (50% where 15% were")
+
+
+def test_an_odd_validation_part_is_said_once(dataset):
+    """Six slides of six patients: two folds leave three for training, of which one is 33 %."""
+    six = replace(dataset, bags=[replace(bag, label=None) for bag in list(dataset.bags)[:12:2]])
+    (warning,) = draw_splits(six, folds=2, strata=[0] * 6).warnings
+    assert warning.startswith("The validation part holds 33% of the training slides in 2 of 2 splits, where 15% were")

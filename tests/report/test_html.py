@@ -17,7 +17,9 @@ from mil_zoo import InputError
 from mil_zoo.report.figures import draw_figures
 from mil_zoo.report.load import Results
 from mil_zoo.report.page import write_page
+from mil_zoo.report.page.summary import findings
 from mil_zoo.report.tables import score_table
+from mil_zoo.report.tables.pairs import best
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -109,6 +111,22 @@ def test_the_page_begins_with_what_was_found(make_run):
     wrong = sum(not row[3].startswith("0 ") for row in page.table("Slide", "Patient", "Wrong")[1:])
     assert f"{wrong} test slides of" in text
     assert f"the worst is {worst[0]}." in text
+
+
+def test_the_summary_is_of_the_metric_that_it_names(write):
+    """Where another metric than the leading one leaves a model out, the summary still says that none differs."""
+    rows = [
+        write.row(
+            model, fold, metrics={"auc": auc, "accuracy": 0.8, "balanced_accuracy": 0.8, "f1": f1 * (1 - fold / 100)}
+        )
+        for model, aucs, f1 in (("abmil", [0.9, 0.8, 0.7, 0.9, 0.8], 0.9), ("mean", [0.8, 0.9, 0.7, 0.8, 0.9], 0.5))
+        for fold, auc in enumerate(aucs)
+    ]
+    results = Results.load(write.run(rows, ["abmil", "mean"]))
+    assert set(best(results)) == {"f1"}
+    first, second = findings(results, [])[:2]
+    assert "mean AUC" in first
+    assert second.startswith("No aggregator differs from the best; each can be it")
 
 
 def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run):

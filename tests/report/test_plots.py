@@ -149,9 +149,9 @@ def test_without_a_finished_trial_nothing_is_drawn(write, draw):
 def test_an_undefined_metric_is_not_drawn(write, make_run, draw):
     run = make_run(models=("abmil",), folds=1)
     scores = {"accuracy": 0.9, "balanced_accuracy": 0.9, "auc": None, "f1": 0.9}
-    run.add_trial(write.row("abmil", metrics=scores), lambda folder: copy(run, folder))
+    run.add_trial(write.row("abmil", 1, metrics=scores), lambda folder: copy(run, folder))
     auc = draw(run, "metrics")["metrics"].axes[2]
-    assert np.isnan(auc.collections[0].get_offsets().data[:, 0]).all()
+    assert np.isnan(auc.collections[0].get_offsets().data[:, 0]).tolist() == [False, True]
 
 
 def copy(run, folder):

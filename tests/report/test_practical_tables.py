@@ -6,7 +6,7 @@ import pytest
 
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, write_tables
-from mil_zoo.report.tables.practical import baseline_table, equivalence_table
+from mil_zoo.report.tables.practical import baseline_table, equivalence_table, shown_baselines
 from mil_zoo.report.tables.variance import variance_table
 from mil_zoo.stats import correlated_t, variance_components
 
@@ -62,6 +62,22 @@ def test_the_best_simple_baseline(run):
     assert "| AUC | abmil | +0.100 [" in text
     assert "a large P(equal) says that choosing between them does not matter" in text
     assert {"equivalence.csv", "baseline.csv"} <= {path.name for path in results.path.iterdir()}
+
+
+def test_less_can_be_better(write):
+    """Where less is better, an aggregator that has less beats the baseline by what it has less."""
+    nll = {"mean": [2.0, 1.9, 2.1, 2.0, 1.8], "abmil": [1.5, 1.6, 1.4, 1.5, 1.7]}
+    rows = [
+        write.row(model, fold, metrics={"c_index": 0.5, "nll": value})
+        for model, values in nll.items()
+        for fold, value in enumerate(values)
+    ]
+    results = Results.load(write.run(rows, list(nll), task={"name": "survival"}))
+    (row,) = [row for row in shown_baselines(results).rows if row[0] == "NLL"]
+    assert (row[1], row[2].text, row[3]) == ("abmil", "+0.420", "mean")
+    low, high = map(float, row[2].below[0].strip("[]").split(", "))
+    assert low < 0.42 < high
+    assert not np.signbit(baseline_table(results).set_index("metric").loc["c_index", "difference"])
 
 
 def test_a_baseline_before_the_others(run):

@@ -41,6 +41,11 @@ def test_answers_come_of_the_run(sheet):
     assert f"{stated} of {len(answers)} answers are not stated" in text
 
 
+def test_compared_sets_of_features_are_named(sheet):
+    answers, _ = sheet(features=["uni", "uni+conch"], in_dim=16)
+    assert answers["Image features"] == "uni, uni+conch, compared; 16 numbers an instance in the first of them"
+
+
 def test_what_no_run_can_know_is_not_stated(sheet):
     answers, _ = sheet(splits=None)
     for question in ("Ethics approval, consent", "Funding, conflicts of interest", "Missing values", "Machine"):

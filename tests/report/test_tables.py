@@ -109,8 +109,19 @@ def test_the_figure_of_scores_says_why_a_line_is_missing(make_run):
     results = Results.load(make_run(models=("abmil",), folds=2))
     for trial in results.trials:
         trial.metrics["auc"] = 1.0
-    caption = draw_metrics(results)["metrics"].get_supxlabel()
+    caption = draw_metrics(results)["metrics"].get_supxlabel().replace("\n", " ")
     assert "No line: all test sets have the same value" in caption
+
+
+def test_the_figure_of_scores_leaves_out_what_is_undefined_everywhere(make_run):
+    results = Results.load(make_run(models=("abmil", "mean")))
+    for trial in results.trials:
+        trial.metrics["auc"] = None
+    figure = draw_metrics(results)["metrics"]
+    titles = [axes.get_title().replace("\n", " ") for axes in figure.axes]
+    assert titles == ["Accuracy", "Balanced accuracy", "F1"]
+    caption = figure.get_supxlabel().replace("\n", " ")
+    assert "Undefined in every trial, so not shown: AUC." in caption
 
 
 def test_rows_follow_the_config_and_grids_their_numbers(write):
@@ -186,8 +197,24 @@ def test_the_terminal_table_fits_80_columns(write):
     assert "…" not in text
 
 
-def printed(run):
-    console = Console(width=80, file=io.StringIO())
+def test_columns_that_do_not_fit_the_terminal_stand_below(write):
+    """Of survival there are six metrics: no number is cut, nor a letter of a note."""
+    names = ("c_index", "c_uno", "auc_mean", "ibs", "ibs_km", "nll")
+    rows = [write.row("abmil", fold, metrics=dict.fromkeys(names, 0.8 + fold / 10)) for fold in (0, 1)]
+    run = write.run(rows, ["abmil"], task={"name": "survival"})
+    text = printed(run)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.count("0.850±0.071") == len(names)
+    assert "…" not in text
+    assert text.count("Aggregator ") == 2
+    assert "validation fraction 0.15, hash a1b2c3" in " ".join(text.split())
+    wide = printed(run, 160)
+    assert wide.count("Aggregator ") == 1
+    assert wide.count("0.850±0.071") == len(names)
+
+
+def printed(run, width=80):
+    console = Console(width=width, file=io.StringIO())
     console.print(terminal_scores(Results.load(run)).terminal())
     return console.file.getvalue()
 
@@ -373,6 +400,24 @@ def test_notes_say_a_short_budget_and_what_f1_is_of(write):
     lines = notes(Results.load(run))
     assert "The validation slides choose nothing: they are neither trained on nor tested." in lines
     assert any("validation slides as the split names them (no fraction is used), hash" in line for line in lines)
+
+
+def test_notes_say_whose_recipe_it_is_and_on_what_features_were_projected(write):
+    run = write.run([write.row("abmil"), write.row("mine")], ["abmil", "mine"], projected=3)
+    config = run.config
+
+    def of(*models):
+        config["model_settings"] = {model: {"training": {"epochs": 40}} for model in models}
+        run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        return notes(Results.load(run))
+
+    last = ", with what the suite or --set changes; none was tuned."
+    assert f"Settings: authors' recipe (configs/aggregators){last}" in of("abmil")
+    mixed = "authors' recipe (configs/aggregators); mine without a recipe, by the trainer's defaults"
+    assert f"Settings: {mixed}{last}" in of("abmil", "mine", "mine@width=3")
+    assert f"Settings: the trainer's defaults{last}" in of("mine")
+    line = "Features: each split's are their coordinates on 3 principal axes of its training instances (--project)."
+    assert line in of("abmil")
 
 
 def test_a_model_that_says_one_class_of_every_slide_is_called_collapsed(write):

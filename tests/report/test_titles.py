@@ -11,7 +11,7 @@ from mil_zoo.report.figures.roc_pr import draw_roc
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.write import write_page
 from mil_zoo.report.tables import terminal_scores, write_tables
-from mil_zoo.report.tables.text import escape_latex, escape_markdown
+from mil_zoo.report.tables.text import escape_latex, escape_markdown, inside
 
 TITLE = r"<b>x</b> | $a_1$ [red]y[/] *z* _u_ [l](m) &amp; 50 %"
 
@@ -31,6 +31,12 @@ TITLE = r"<b>x</b> | $a_1$ [red]y[/] *z* _u_ [l](m) &amp; 50 %"
 )
 def test_markdown(text, escaped):
     assert escape_markdown(text) == escaped
+
+
+def test_inside_a_phrase():
+    kept = ["AUC", "C", "Uno's C", "R2", "Brier at 12", "D-calibration p", "macro AUC"]
+    assert [inside(title) for title in kept] == kept
+    assert [inside(title) for title in ("Accuracy", "Mean AUC")] == ["accuracy", "mean AUC"]
 
 
 def test_latex():

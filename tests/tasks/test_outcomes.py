@@ -126,3 +126,12 @@ def test_a_censorship_that_nobody_named_is_asked_for():
     with pytest.raises(InputError, match="1 where a patient is censored; pass --censorship censorship, or --event"):
         read(Survival(), rows)
     assert read(Survival(censorship="censorship"), rows)[:, 1].tolist() == [1, 0]
+
+
+def test_a_follow_up_without_a_median_is_said_in_words():
+    """One of six is censored: the reverse Kaplan-Meier curve stays above one half."""
+    task = Survival(time="time_days", unit="days")
+    targets = np.array([[10.0, 1], [20, 1], [30, 0], [40, 1], [50, 1], [60, 1]])
+    (line, *_) = task.fold_facts([targets])
+    assert line.endswith("5 of 6 (12 pairs, unknown: few are censored).")
+    assert "nan" not in task.facts(targets)[0]

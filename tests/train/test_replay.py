@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from mil_zoo import create_aggregator, list_aggregators
 from mil_zoo.aggregators.abmil import ABMIL
 from mil_zoo.aggregators.base import AGGREGATORS, Progress
-from mil_zoo.data.bag import BagBatch
+from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.kernels import CSR, backends, devices
 from mil_zoo.kernels.draws import Draws, draw_seed, from_host
 from mil_zoo.train.replay import Replays, _batch_of, _tensors
@@ -43,10 +43,23 @@ def made(name):
     return aggregator, make_batch(SIZES, 8, type(aggregator).graph)
 
 
-def other(batch):
-    """Other bags of the same sizes."""
-    torch.manual_seed(1)
-    return replace(batch, features=torch.randn_like(batch.features), labels=1 - batch.labels, targets=1 - batch.targets)
+def other(batch, graph=None):
+    """Other bags of the same sizes, whose graphs have as many edges."""
+    bags = []
+    for features, coords, label in zip(
+        batch.features.split(SIZES), batch.coords.split(SIZES), batch.labels.tolist(), strict=True
+    ):
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(1))
+        if graph == "knn:8":  # on a grid the order of patches decides between equal distances
+            order = order.sort().values
+        patches = {"features": -features[order], "coords": coords[order], "patch_size": 256.0}
+        bags.append(Bag(**patches, label=1 - label, slide_id=f"other {label}"))
+    return BagBatch.from_bags(bags, graph=graph)
+
+
+def asks_for_a_bare_graph(batch):
+    """Whether a step that was taken with ``batch`` did."""
+    return batch.graph is not None and "without_self_loops" in vars(batch.graph.csr)
 
 
 def step(aggregator, batch):
@@ -68,7 +81,7 @@ def assert_equal(got, expected):
 @pytest.mark.parametrize("name", REPLAYABLE)
 def test_a_step_with_draws_made_again_is_the_step_itself(name, like_a_gpu):
     aggregator, batch = made(name)
-    bags = other(batch)
+    bags = other(batch, type(aggregator).graph)
     torch.manual_seed(3)
     first, second = step(aggregator, batch), step(aggregator, bags)
     after = torch.rand(4)
@@ -79,7 +92,7 @@ def test_a_step_with_draws_made_again_is_the_step_itself(name, like_a_gpu):
     draws.make_places()
     draws.again()
     with draws.recording():
-        assert_equal(step(aggregator, _batch_of(_tensors(bags)[0], batch)), second)
+        assert_equal(step(aggregator, _batch_of(_tensors(bags, asks_for_a_bare_graph(batch))[0], batch)), second)
     assert torch.rand(4).equal(after)
 
 
@@ -116,11 +129,13 @@ def test_a_replayable_step_does_the_same_work_for_other_bags_at_another_time(nam
     with draws.noting():
         step(aggregator, batch)
     draws.make_places()
-    for bags, progress in ((batch, Progress(0, 10, 20)), (other(batch), Progress(150, 10, 20))):
+    others = other(batch, type(aggregator).graph)
+    for bags, progress in ((batch, Progress(0, 10, 20)), (others, Progress(150, 10, 20))):
+        bags = _batch_of(_tensors(bags, bare=asks_for_a_bare_graph(batch))[0], bags)
         aggregator.progress = progress
         draws.again()
         with draws.recording(), Trace() as trace:
-            step(aggregator, replace(bags, slide_ids=()))
+            step(aggregator, bags)
         traces.append(trace.calls)
     assert len(traces[0]) > 10
     assert traces[0] == traces[1]
@@ -177,7 +192,7 @@ def test_a_step_that_draws_otherwise_when_it_is_recorded_is_an_error():
 def test_batches_of_the_same_sizes_share_a_recording_and_others_do_not():
     batch = make_batch(SIZES, 8, "window:1")
     key = _tensors(batch)[1]
-    assert _tensors(other(batch))[1] == key
+    assert _tensors(other(batch, "window:1"))[1] == key
     assert _tensors(make_batch([13, 8], 8, "window:1"))[1] != key
     assert _tensors(make_batch(SIZES, 8, None))[1] != key
     assert _tensors(replace(batch, weights=torch.ones(2)))[1] != key

@@ -95,7 +95,7 @@ def hold_out(counts: Ints, fraction: float, *seed: int, every: bool = True) -> n
         which groups are in the part, ``[G]``.
 
     Raises:
-        InputError: ``every``, and no part is found with every stratum on both sides.
+        InputError: a side would hold nothing, or with ``every`` not every stratum.
     """
     share = share_of(fraction)
     width, cells = share.numerator, share.denominator
@@ -115,8 +115,12 @@ def hold_out(counts: Ints, fraction: float, *seed: int, every: bool = True) -> n
     for start in shuffled(cells, *seed, 4):
         drawn: npt.NDArray[np.bool_] = part.copy()
         drawn[common] = (cell_of - start) % cells < width
-        if not every or all((counts[side].sum(0)[present] > 0).all() for side in (drawn, ~drawn)):
+        if 0 < drawn.sum() < len(drawn) and (
+            not every or all((counts[side].sum(0)[present] > 0).all() for side in (drawn, ~drawn))
+        ):
             return drawn
+    if not every:
+        raise InputError("too few patients are left for a training and a validation part; ask for fewer folds")
     raise InputError("no validation part holds every class; ask for a larger validation_fraction or fewer folds")
 
 

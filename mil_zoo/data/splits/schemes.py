@@ -241,8 +241,9 @@ def _validation_warnings(splits: Sequence[Split], dataset: Dataset, asked: float
     held = [len(split.val) / (len(split.val) + len(split.train)) for split in splits]
     odd = [share for share in held if not asked / 2 <= share <= 1.5 * asked]
     if odd:
+        shares_held = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(odd), max(odd))))
         lines.append(
-            f"The validation part holds {min(odd):.0%} to {max(odd):.0%} of the training slides in {len(odd)} of "
+            f"The validation part holds {shares_held} of the training slides in {len(odd)} of "
             f"{len(splits)} splits, where {asked:.0%} were asked for: patients are few, or some have many slides."
         )
     return lines

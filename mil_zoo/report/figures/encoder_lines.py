@@ -12,6 +12,7 @@ from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import encoder_table
 from mil_zoo.report.tables.scores import score_table
+from mil_zoo.report.tables.sentences import bounds
 from mil_zoo.report.tables.text import inside
 
 
@@ -37,12 +38,15 @@ def draw(results: Results) -> dict[str, Figure]:
         means, spreads = (
             [float(row.get(f"{encoder}_{what}", np.nan)) for encoder in encoders] for what in ("mean", "sd")
         )
-        name = row["aggregator"]
-        axes.errorbar(x, means, spreads, color=colours[name], marker="o", markersize=4, label=plain(name))
+        name, ends = row["aggregator"], [np.subtract(means, spreads), np.add(means, spreads)]
+        low, high = np.clip(ends, *results.lead.bounds)
+        bars = [means - low, high - means]
+        axes.errorbar(x, means, bars, color=colours[name], marker="o", markersize=4, label=plain(name))
     score = inside(results.lead.title)
     axes.set_xticks(range(len(encoders)), [plain(name) for name in encoders])
     axes.set(ylabel=f"test {score}", xlim=(-0.5, len(encoders) - 0.5))
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title(results, f"Test {score} by encoder"))
-    figure.supxlabel(textwrap.fill("Mean and standard deviation over the trials of each pair.", 90), fontsize=7)
+    note = f"Mean and standard deviation over the trials of each pair, cut to {bounds(results)}."
+    figure.supxlabel(textwrap.fill(note, 90), fontsize=7)
     return {"encoders": figure}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mil_zoo.report.figures.look import WIDTH, colours_of, title, wrapped
+from mil_zoo.report.figures.look import WIDTH, below, colours_of, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import trained
 from mil_zoo.report.load import Results
@@ -26,11 +28,14 @@ def draw(results: Results) -> dict[str, Figure]:
     if not trained(results) or not results.shown:
         return {}
     table, colours = score_table(results), colours_of(results)
+    metrics = [metric for metric in results.shown if table[f"{metric.name}_mean"].notna().any()]
+    if not metrics:
+        return {}
     names = [wrapped(label) for label in table["aggregator"]]
     row_height = max(0.3, 0.06 + 0.13 * max(name.count("\n") + 1 for name in names))
     figure = Figure(figsize=(WIDTH, 1.2 + row_height * len(table)), layout="constrained")
-    panels = figure.subplots(1, len(results.shown), sharey=True, squeeze=False).ravel()
-    for axes, metric in zip(panels, results.shown, strict=True):
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False).ravel()
+    for axes, metric in zip(panels, metrics, strict=True):
         for row, (label, trials) in enumerate(results.finished.items()):
             values = np.array([trial.metrics.get(metric.name) for trial in trials], dtype=float)
             offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
@@ -38,8 +43,8 @@ def draw(results: Results) -> dict[str, Figure]:
             mean, low, high = (table.loc[row, f"{metric.name}_{part}"] for part in ("mean", "low", "high"))
             axes.hlines(row, *np.clip([low, high], *metric.bounds), color="0.1", linewidth=1.2)
             axes.plot(mean, row, marker="D", markersize=3.5, color="white", markeredgecolor="0.1", markeredgewidth=1)
-        axes.set(title=metric.title)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set(title=textwrap.fill(metric.title, 72 // len(metrics)))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if len(metrics) < 5 else 2))
         left, right = axes.get_xlim()
         lowest, highest = metric.bounds
         axes.set_xlim(max(left, lowest - 0.02), min(right, highest + 0.02))
@@ -50,10 +55,12 @@ def draw(results: Results) -> dict[str, Figure]:
     figure.suptitle(title(results, "Test metrics"))
     several = table["splits"].max() > 1
     how = f"corrected resampled t, cut to {bounds(results)}" if several else "over the patients of the one test set"
-    lows = table[[f"{metric.name}_low" for metric in results.shown]]
-    means = table[[f"{metric.name}_mean" for metric in results.shown]]
+    lows = table[[f"{metric.name}_low" for metric in metrics]]
+    means = table[[f"{metric.name}_mean" for metric in metrics]]
     missing = several and (lows.isna().to_numpy() & means.notna().to_numpy()).any()
     note = f"One point a trial; diamond: mean, line: its 95 % interval ({how})."
     note += " No line: all test sets have the same value, or only one has any." * bool(missing)
-    figure.supxlabel(note, fontsize=7)
+    undefined = [metric.title for metric in results.shown if metric not in metrics]
+    note += f" Undefined in every trial, so not shown: {', '.join(undefined)}." if undefined else ""
+    below(figure, (), note, 1)
     return {"metrics": figure}

@@ -9,7 +9,7 @@ import numpy as np
 from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.slides import Slide
-from mil_zoo.report.tables.pairs import best, bold_note
+from mil_zoo.report.tables.pairs import best, why_none_is_bold
 from mil_zoo.report.tables.scores import score_table
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.text import count, inside, short
@@ -55,8 +55,8 @@ def _difference(results: Results, metric: Metric) -> list[str]:
         return []
     members = best(results).get(metric.name)
     if members is None:
-        notes = (note.removeprefix("Nothing is bold: ") for note in bold_note(results))
-        return [note[:1].upper() + note[1:] for note in notes]
+        note = why_none_is_bold(results)
+        return [note[:1].upper() + note[1:]]
     out = [label for label, trials in results.finished.items() if trials and label not in members]
     return [
         f"By {inside(metric.title)}, {_list(sorted(members))} can be the best; {_list(out)} cannot "

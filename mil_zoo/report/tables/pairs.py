@@ -109,9 +109,14 @@ def bold_note(results: Results) -> list[str]:
             f"Bold: can be the best, as nothing is better than it (a set that holds the best one with {1 - LEVEL:.0%}; "
             "comparisons.md)."
         ]
-    if pairs["splits"].between(2, ENOUGH - 1).all():
-        return [f"Nothing is bold: fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."]
-    return [f"Nothing is bold: no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"]
+    return [f"Nothing is bold: {why_none_is_bold(results)}"]
+
+
+def why_none_is_bold(results: Results) -> str:
+    """Why no aggregator is left out of those that can be the best by a metric."""
+    if comparisons(results)["splits"].between(2, ENOUGH - 1).all():
+        return f"fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."
+    return f"no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"
 
 
 def shown_comparisons(results: Results, control: str | None = None) -> Document:

@@ -67,8 +67,11 @@ def shown_baselines(results: Results) -> Table | None:
         if row["metric"] not in metrics:
             continue
         metric = metrics[row["metric"]]
-        below = (interval(row["low"], row["high"], "+.3f"),)
-        rows.append([metric.title, row["aggregator"], Cell(f"{row['difference']:+.3f}", below=below), row["baseline"]])
+        by, ends = row["difference"], (row["low"], row["high"])
+        if not metric.higher_is_better:
+            by, ends = 0 - by, (0 - row["high"], 0 - row["low"])
+        below = (interval(*ends, "+.3f"),)
+        rows.append([metric.title, row["aggregator"], Cell(f"{by:+.3f}", below=below), row["baseline"]])
         words.append((metric, row))
     if not rows:
         return None
@@ -77,9 +80,9 @@ def shown_baselines(results: Results) -> Table | None:
 
 
 _BASELINE = (
-    "The baseline is the one of highest mean among those of the run that only pool and classify "
-    f"({', '.join(SIMPLE)}); it is picked by the same test scores, which favours it a little. Below 0 in a metric of "
-    "which more is better, the baseline is better. Intervals are those of each pair, not adjusted."
+    "The baseline is the one of the best mean among those of the run that only pool and classify "
+    f"({', '.join(SIMPLE)}); it is picked by the same test scores, which favours it a little. Below 0 the baseline is "
+    "better, also in a metric of which less is better. Intervals are those of each pair, not adjusted."
 )
 
 
@@ -132,7 +135,8 @@ def _baselines(results: Results) -> pd.DataFrame:
                 found = row if row["b"] == best else turned(row)
                 rows.append(
                     {"metric": metric.name, "aggregator": found["a"], "baseline": best, "splits": found["splits"]}
-                    | {name: found[name] for name in ("difference", "low", "high", "test", "p")}
+                    | {"difference": found["difference"] + 0.0}  # no -0
+                    | {name: found[name] for name in ("low", "high", "test", "p")}
                 )
     return pd.DataFrame(rows)
 

@@ -76,6 +76,8 @@ def _data(results: Results) -> list[tuple[str, str]]:
     excluded = _table(results, "excluded.csv")
     reasons = Counter(excluded["reason"]) if "reason" in excluded else Counter()
     features = f"{dataset.features or 'one set'}, {dataset.in_dim} numbers an instance"
+    if dataset.several_encoders:
+        features = f"{', '.join(dataset.features)}, compared; {dataset.in_dim} numbers an instance in the first of them"
     return [
         ("Source of the data", f"{dataset.name}: {_KINDS.get(dataset.kind, dataset.kind)}"),
         ("Where and when patients were included", ""),

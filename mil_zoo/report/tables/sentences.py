@@ -65,6 +65,11 @@ def _protocol(results: Results) -> list[str]:
         f"Split: {split.kind}, {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}, {validation}, "
         f"hash {split.hash}; seeds {', '.join(map(str, config.seeds))}."
     ]
+    if config.dataset.projected:
+        lines.append(
+            f"Features: each split's are their coordinates on {config.dataset.projected} principal axes of its "
+            "training instances (--project)."
+        )
     training = {label: model.training for label, model in config.model_settings.items()}
     budgets = _by_model({label: of["epochs"] for label, of in training.items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
@@ -99,7 +104,15 @@ def _settings(results: Results) -> str:
     """Whether settings were searched for."""
     tuning = results.config.tuning
     if tuning is None:
-        return "Settings: authors' recipe (configs/aggregators), with what the suite or --set changes; none was tuned."
+        models = dict.fromkeys(label.partition("@")[0] for label in results.config.model_settings)
+        own = [model for model in models if model not in shipped_names("aggregators")]
+        others = f"; {', '.join(own)} without a recipe, by the trainer's defaults" if own else ""
+        if len(own) == len(models):
+            return "Settings: the trainer's defaults, with what the suite or --set changes; none was tuned."
+        return (
+            f"Settings: authors' recipe (configs/aggregators){others}, with what the suite or --set changes; none was "
+            "tuned."
+        )
     judged = f"{tuning.inner_folds} inner folds" if tuning.inner_folds else "its validation slides"
     return (
         f"Settings: every aggregator tuned, N = {tuning.configurations} configurations, its recipe first, inside the "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from mil_zoo.report.tables.text import bullets, escape_latex, escape_markdown
 
 if TYPE_CHECKING:
     import rich.table
+    from rich.console import Console, ConsoleOptions
 
 
 @dataclass(frozen=True)
@@ -117,24 +119,57 @@ class Table:
         """The rows as escaped HTML, what stands below a value in small letters behind it."""
         return [[_html(as_cell(cell)) for cell in row] for row in self.rows]
 
-    def terminal(self) -> rich.table.Table:
-        """For a console, with the notes as its caption; what stands below a value is on lines of its own."""
-        from rich import box
-        from rich.markup import escape as escape_markup
-        from rich.table import Table as RichTable
+    def terminal(self) -> OnTerminal:
+        """For a console, with the notes below; what stands below a value is on lines of its own."""
+        return OnTerminal(self)
 
-        caption = "\n" + "\n".join(escape_markup(note) for note in self.notes)
-        shown = RichTable(
-            box=box.SIMPLE, padding=0, show_edge=False, caption=caption, caption_justify="left", caption_style=""
-        )
-        for i, name in enumerate(self.header):
-            if i:
-                shown.add_column(escape_markup(name), justify="right")
-            else:
-                shown.add_column(escape_markup(name), overflow="fold", min_width=10)
-        for row in self.rows:
-            shown.add_row(*(escape_markup(_terminal(as_cell(cell))) for cell in row))
-        return shown
+
+@dataclass(frozen=True)
+class OnTerminal:
+    """A table as a console prints it: columns that do not fit its width stand in a further table below."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        """One table or more, then the notes."""
+        from rich.text import Text
+
+        body = [[_terminal(as_cell(cell)) for cell in row] for row in self.table.rows]
+        columns = [[name, *(row[i] for row in body)] for i, name in enumerate(self.table.header)]
+        needed = [max(map(_longest_part, column)) for column in columns]
+        parts: list[list[int]] = [[]]
+        for i in range(1, len(columns)):
+            if parts[-1] and _FIRST + sum(needed[k] + 1 for k in [*parts[-1], i]) > options.max_width:
+                parts.append([])
+            parts[-1].append(i)
+        for number, part in enumerate(parts):
+            yield from [""] * bool(number)
+            yield _drawn([columns[i] for i in (0, *part)], [needed[i] for i in (0, *part)])
+        yield Text("\n" + "\n".join(self.table.notes))
+
+
+_FIRST = 10  # letters of a line that the first column has at least; longer names go on in further ones
+
+
+def _drawn(columns: Sequence[Sequence[str]], needed: Sequence[int]) -> rich.table.Table:
+    from rich import box
+    from rich.markup import escape as escape_markup
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(box=box.SIMPLE, padding=0, show_edge=False)
+    for i, (name, *_) in enumerate(columns):
+        if i:
+            drawn.add_column(escape_markup(name), justify="right", min_width=needed[i])
+        else:
+            drawn.add_column(escape_markup(name), overflow="fold", min_width=_FIRST)
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        drawn.add_row(*map(escape_markup, row))
+    return drawn
+
+
+def _longest_part(text: str) -> int:
+    """Letters of the longest part that stays on one line: a word, or an interval."""
+    return max(map(len, re.findall(r"\[[^\]]*\]|\S+", text)), default=0)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,10 @@ def count(number: int, what: str) -> str:
 
 
 def inside(title: str) -> str:
-    """A title inside a phrase: "Accuracy" as "accuracy", "AUC" as it is."""
-    return title if title[1:2].isupper() or title[1:2].isdigit() else title[:1].lower() + title[1:]
+    """A title inside a phrase: "Accuracy" as "accuracy"; "AUC", "R2", "C" and "Uno's C" as they are."""
+    first = title.partition(" ")[0]
+    named = first.endswith("'s") or first == "Brier"
+    return title if named or not title[1:2].islower() else title[:1].lower() + title[1:]
 
 
 def bullets(lines: Sequence[str]) -> str:
