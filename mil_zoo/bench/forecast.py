@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from mil_zoo.bench.parts import split_bags
 from mil_zoo.bench.plan import Plan
 from mil_zoo.bench.trial import trial_threads
 from mil_zoo.data.bag import Bag
+from mil_zoo.data.bags import as_bags
+from mil_zoo.tasks import Task
 from mil_zoo.train.device import default_device
 from mil_zoo.train.loop import fit
 from mil_zoo.train.protocols import PROTOCOLS
@@ -59,6 +62,7 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
     spread = np.linspace(0, len(sizes) - 1, min(SAMPLE + 2, len(sizes))).round().astype(int)
     chosen = np.argsort(sizes, kind="stable")[spread[1:-1] if len(spread) > 2 else spread]
     sample = [bags["train"][int(i)] for i in chosen]
+    task = plan.dataset.task.fit(as_bags(bags["train"]).targets)
     estimates = []
     for model in plan.models:
         left = sum(trial.model is model and trial.id not in done for trial in plan.trials)
@@ -67,7 +71,7 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
             found = dataclasses.replace(found, reason="not a supervised aggregator: its steps differ")
         elif left:
             try:
-                step, evaluation = _measure(plan, model, sample)
+                step, evaluation = _measure(plan, model, task, sample)
                 n_train, n_val = len(bags["train"]), len(bags["val"])
                 epochs = model.training.epochs
                 recorded = sum(map(model.training.records, range(1, epochs + 1))) * n_train * evaluation
@@ -80,12 +84,13 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
     return estimates
 
 
-def _measure(plan: Plan, model: ModelPlan, sample: list[Bag]) -> tuple[float, float]:
+def _measure(plan: Plan, model: ModelPlan, task: Task, sample: list[Bag]) -> tuple[float, float]:
     """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted."""
     device = default_device()
-    aggregator = create_aggregator(model.name, sample[0].features.shape[1], task=plan.dataset.task, **model.options)
+    aggregator = create_aggregator(model.name, sample[0].features.shape[1], task=task, **model.options)
     training = dataclasses.replace(model.training, epochs=1, select_after=0.0, record=1)
-    with trial_threads(plan.suite.threads):
+    with trial_threads(plan.suite.threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few slides may hold nothing to rank; the trials warn for themselves
         fit(aggregator, sample[:1], sample[:1], training, graph=model.graph, device=device)
         start = time.perf_counter()
         (row,) = fit(aggregator, sample, sample, training, graph=model.graph, device=device)

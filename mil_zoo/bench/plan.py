@@ -313,13 +313,8 @@ def _settled(source: DatasetSource, suite: Suite) -> DatasetSource:
     if source.patients is None:
         source = dataclasses.replace(source, patients=suite.patients)
     if not source.task:
-        source = dataclasses.replace(source, task=tuple((key, _frozen(value)) for key, value in suite.task.items()))
+        source = source.with_task(suite.task)
     if source.test_on is None and suite.test_on is not None:
         other = dataclasses.replace(source, name=suite.test_on, labels=None, patients=None)
         source = dataclasses.replace(source, test_on=other)
     return source.anywhere()
-
-
-def _frozen(value: Any) -> Any:
-    """A setting that can be hashed: lists as tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

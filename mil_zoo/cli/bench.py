@@ -12,7 +12,7 @@ import click
 from rich.markup import escape
 
 from mil_zoo.cli.dry_run import show_dry_run
-from mil_zoo.cli.options import as_one_value, comma_list, plugin_option
+from mil_zoo.cli.options import as_one_value, comma_list, outcome_options, plugin_option, told_task
 from mil_zoo.cli.progress import run_with_progress
 from mil_zoo.errors import InputError, did_you_mean
 
@@ -129,19 +129,7 @@ Start the same command with the same --out again to continue an interrupted run.
     help="Data cards (see mil-zoo datasets), bag tables or folders of feature files, comma-separated.",
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="csv (slide_id, label[, patient_id]) of other labels.")
-@click.option(
-    "--task",
-    metavar="NAME[:KEY=VALUE,...]",
-    help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
-)
-@click.option("--time", metavar="COLUMN", help="Survival: column of the times, with --event or --censorship.")
-@click.option("--event", metavar="COLUMN", help="Survival: column that is 1 where the event happened.")
-@click.option("--censorship", metavar="COLUMN", help="Survival: column that is 1 where a patient is censored, instead.")
-@click.option("--event-values", callback=comma_list(), metavar="TEXT=1,TEXT=0", help="What texts there mean: died=1.")
-@click.option("--event-as-named", is_flag=True, default=None, help="Trust --event or --censorship, not the name.")
-@click.option(
-    "--time-unit", type=click.Choice(["days", "months", "years"]), help="Of the times.  [default: the name's]"
-)
+@outcome_options
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the dataset's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
@@ -356,31 +344,13 @@ def _suite(options: BenchOptions) -> Suite:
     shortcuts = {name: getattr(options, name) for name in ("class_weights", "max_instances", "select")}
     told = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Suite)}
     told |= {
-        "task": _task(options),
+        "task": told_task(vars(options)),
         "folds": _folds(options.folds),
         "overrides": {key: value for key, value in shortcuts.items() if value is not None}
         | parse_overrides(options.settings),
         "grid": parse_grids(options.grid),
     }
     return read_suite(options.suite, **told)
-
-
-def _task(options: BenchOptions) -> dict[str, object] | None:
-    """What is predicted, as far as the options say; None where they say nothing."""
-    from mil_zoo.bench.suite import parse_task
-
-    outcome = {
-        "time": options.time,
-        "event": options.event,
-        "censorship": options.censorship,
-        "event_values": options.event_values,
-        "event_as_named": options.event_as_named,
-        "unit": options.time_unit,
-    }
-    given: dict[str, object] = {key: value for key, value in outcome.items() if value is not None}
-    if options.task is not None:
-        return {**parse_task(options.task), **given}
-    return {"name": "survival", **given} if given else None
 
 
 def _source(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.options import comma_list, outcome_options, plugin_option, told_task
 from mil_zoo.files import write_text, writing
 
 _SHOWN = 12  # findings and slides named on the screen; --csv has all
@@ -46,15 +46,17 @@ under two ids; and its annotations: readable, of this slide and level, with a le
 without labels, patients with two labels or on two sides of a split, and the counts of the card. Exit code 0: nothing
 has to be mended; 1: something has.
 
+\b
 Examples:
   mil-zoo data check camelyon16 --root /data/camelyon16
   mil-zoo data check /data/my_features --labels labels.csv --csv slides.csv
+  mil-zoo data check /data/my_features --labels labels.csv --time os_days --event os_event
 """
 )
 @click.argument("dataset", metavar="CARD|DIR|FILE")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of a card's files.")
 @click.option("--labels", type=click.Path(path_type=Path), help="csv: slide_id, label[, patient_id or case_id, split].")
-@click.option("--task", metavar="NAME[:k=v,...]", help="What the labels state.  [default: the card's, else classes]")
+@outcome_options
 @click.option("--features", callback=comma_list(), help="Sets of features (encoders), comma-separated.  [default: all]")
 @click.option("--layout", help="How the files are laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run the code in pickled features; for files of your own only.")
@@ -66,7 +68,6 @@ def check(
     dataset: str,
     root: Path | None,
     labels: Path | None,
-    task: str | None,
     features: list[str] | None,
     layout: str | None,
     allow_pickle: bool,
@@ -74,13 +75,13 @@ def check(
     csv_path: Path | None,
     markdown: bool,
     plugin: tuple[Path, ...],
+    **outcome: Any,
 ) -> int:
     """Read every slide of a dataset once and say what is wrong with it: a card's, or any folder or file of features."""
     import pandas as pd
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mil_zoo.bench.suite import parse_task
     from mil_zoo.data.check import check_dataset
     from mil_zoo.data.source import DatasetSource
 
@@ -95,9 +96,8 @@ def check(
                 labels,
                 layout=layout,
                 allow_pickle=allow_pickle,
-                task=() if task is None else tuple(parse_task(task).items()),
                 allow_missing=allow_missing,
-            ),
+            ).with_task(told_task(outcome)),
             features=features,
             on_slide=lambda done, total: progress.update(bar, completed=done, total=total),
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.options import comma_list, outcome_options, plugin_option, told_task
 from mil_zoo.errors import InputError
 
 
@@ -26,6 +27,7 @@ An interrupted import goes on when the same command is started again; a complete
     "--root", type=click.Path(path_type=Path), help="Folder of a card's files.  [default: $MIL_ZOO_REAL_DATA]"
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="csv (slide_id, label[, patient_id]) of the labels.")
+@outcome_options
 @click.option("--features", help="Which set of features, where SRC holds those of several encoders.")
 @click.option("--layout", help="How SRC is laid out.  [default: told from what lies there]")
 @click.option("--allow-pickle", is_flag=True, help="Run whatever code a pickle of features holds; your own files only.")
@@ -45,6 +47,7 @@ def import_store(
     dtype: str,
     graphs: list[str] | None,
     plugin: tuple[Path, ...],
+    **outcome: Any,
 ) -> int:
     """Pack the dataset SRC (a card, a folder of slides, a bag table) into the store OUT, for fast random access.
 
@@ -84,7 +87,7 @@ def import_store(
                 layout=layout,
                 allow_pickle=allow_pickle,
                 allow_missing=allow_missing,
-            )
+            ).with_task(told_task(outcome))
         )
         task = progress.add_task("importing", total=len(dataset.bags))
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,51 @@ def as_one_value(options: type[Any]) -> Callable[[Callable[[Any], Any]], Callabl
         return called
 
     return decorate
+
+
+def outcome_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options that say what is predicted, for :func:`told_task`."""
+    for option in reversed(_OUTCOME):
+        command = option(command)
+    return command
+
+
+_OUTCOME = (
+    click.option(
+        "--task",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
+    ),
+    click.option("--time", metavar="COLUMN", help="Survival: column of the times, with --event or --censorship."),
+    click.option("--event", metavar="COLUMN", help="Survival: column that is 1 where the event happened."),
+    click.option(
+        "--censorship", metavar="COLUMN", help="Survival: column that is 1 where a patient is censored, instead."
+    ),
+    click.option(
+        "--event-values", callback=comma_list(), metavar="TEXT=1,TEXT=0", help="What texts there mean: died=1."
+    ),
+    click.option("--event-as-named", is_flag=True, default=None, help="Trust --event or --censorship, not the name."),
+    click.option(
+        "--time-unit", type=click.Choice(["days", "months", "years"]), help="Of the times.  [default: the name's]"
+    ),
+)
+
+
+def told_task(given: Mapping[str, Any]) -> dict[str, object] | None:
+    """What is predicted, as far as the options say; None where they say nothing.
+
+    Args:
+        given: the values of ``outcome_options`` by click's names of them, perhaps among others.
+    """
+    from mil_zoo.bench.suite import parse_task
+
+    settings = {"unit": "time_unit"} | {
+        name: name for name in ("time", "event", "censorship", "event_values", "event_as_named")
+    }
+    told = {name: given[option] for name, option in settings.items() if given[option] is not None}
+    if given["task"] is not None:
+        return {**parse_task(given["task"]), **told}
+    return {"name": "survival", **told} if told else None
 
 
 def load_plugins(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:

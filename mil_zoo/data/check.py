@@ -13,6 +13,7 @@ import pandas as pd
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide
 from mil_zoo.data.card import DataCard
+from mil_zoo.data.dataset import targets_of_patients
 from mil_zoo.data.judge import Finding, judge_counts, judge_labels, judge_rows, judge_splits
 from mil_zoo.data.judge_annotations import (
     Looked,
@@ -48,6 +49,7 @@ class Report:
             another), digest (of the features), problem.
         findings: errors first.
         annotations: what lies beside the slides, in words; empty for nothing.
+        outcome: what the labels of a task without classes state, in words; empty for nothing.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Report:
     slides: pd.DataFrame = field(default_factory=pd.DataFrame)
     findings: list[Finding] = field(default_factory=list)
     annotations: str = ""
+    outcome: str = ""
 
     @property
     def ok(self) -> bool:
@@ -78,6 +81,8 @@ class Report:
         if "label" in table:
             labels = Counter(table["label"].dropna().astype(str))
             facts["labels"] = ", ".join(f"{name}: {count}" for name, count in sorted(labels.items())) or "none"
+        if self.outcome:
+            facts["outcome"] = self.outcome
         if "patient_id" in table and table["patient_id"].notna().any():
             facts["patients"] = str(table["patient_id"].nunique())
         if "split" in table:
@@ -206,7 +211,8 @@ def _judge_labels(
     if card.classes or not card.of_classes:
         report.add(judge_counts(table, card))
     if not card.of_classes:
-        report.add(_judge_targets(table, card, where))
+        report.outcome, found = _judge_targets(table, card, where)
+        report.add(found)
     classes = class_indices(card.of_labels(table).classes)
     free = classes.get(card.lesion_free_class or "", 0)
     bare = table[table["label"].map(classes) == free] if "label" in table else table
@@ -215,12 +221,17 @@ def _judge_labels(
     report.slides["problem"] = report.slides["problem"].fillna("no features")
 
 
-def _judge_targets(table: pd.DataFrame, card: DataCard, where: Path | str) -> list[Finding]:
-    """What is wrong with the columns that state the targets of a task without classes."""
+def _judge_targets(table: pd.DataFrame, card: DataCard, where: Path | str) -> tuple[str, list[Finding]]:
+    """What the columns say that state the targets of a task without classes, and what is wrong with them."""
     try:
         task = card.create_task().settled(table.columns.astype(str).tolist())
-        unstated = ~task.stated(task.targets(table, str(where)))
+        targets = task.targets(table, str(where))
+        stated = task.stated(targets)
+        if not stated.any():
+            return "", [Finding("error", f"{where}: no slide states a target; fill the columns in")]
+        of_patients = targets_of_patients(table[stated].reset_index(drop=True), targets[stated], task, where)
+        facts = " ".join(task.of_cohort(of_patients).facts(of_patients))
     except InputError as error:
-        return [Finding("error", str(error))]
-    slides = tuple(table["slide_id"][unstated])
-    return [Finding("warning", f"{where}: slides state no target and are left out", slides)] if slides else []
+        return "", [Finding("error", str(error))]
+    slides = tuple(table["slide_id"][~stated])
+    return facts, [Finding("warning", f"{where}: slides state no target and are left out", slides)] if slides else []

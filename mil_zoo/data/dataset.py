@@ -152,7 +152,7 @@ def _open(source: DatasetSource) -> Dataset:
     if not stated.any():
         raise InputError(f"{where}: no slide has a {' and a '.join(card.columns_of(header))}; fill them in")
     table, targets = table[stated].reset_index(drop=True), targets[stated]
-    of_patients = _of_patients(table, targets, task, where)
+    of_patients = targets_of_patients(table, targets, task, where)
     task = task.of_cohort(of_patients)
     events = int(of_patients[:, -1].sum()) if task.target_columns[-1] == "event" else None
     counts = judge_counts(table, card, events)
@@ -191,7 +191,7 @@ def _open(source: DatasetSource) -> Dataset:
     )
 
 
-def _of_patients(
+def targets_of_patients(
     table: pd.DataFrame, targets: npt.NDArray[np.float64], task: Task, where: Path | str
 ) -> npt.NDArray[np.float64]:
     """The targets of the patients, in the order of their first slides; where slides are scored, those of all slides.

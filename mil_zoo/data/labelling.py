@@ -47,7 +47,7 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
             own = LAYOUTS.get(contents.features.layout).labels(contents.features)
     if own is None:
         where = source.labels or find_labels(place.folder)
-        own = read_labels(where, card.label_column, card.columns_of, card.covariates)
+        own = read_labels(where, card.label_column, card.columns_of, card.covariates, card.task_class.naming)
     own = own.assign(slide_id=_known_names(own["slide_id"].tolist(), contents.bags.slide_ids, where))
     if "label" in own:
         own["label"] = spelled_as(own["label"], card.classes)

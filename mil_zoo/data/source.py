@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -74,9 +75,18 @@ class DatasetSource:
             test_on=self.test_on and self.test_on.anywhere(),
         )
 
+    def with_task(self, task: Mapping[str, Any] | None) -> DatasetSource:
+        """The same for what is to be predicted: the ``name`` of a task and its settings; as it is for nothing."""
+        return replace(self, task=tuple((key, _frozen(value)) for key, value in task.items())) if task else self
+
     def with_features(self, features: str) -> DatasetSource:
         """The same with another set of features, also of the dataset that is tested on."""
         return replace(self, features=features, test_on=self.test_on and self.test_on.with_features(features))
+
+
+def _frozen(value: Any) -> Any:
+    """A setting that can be hashed: lists as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def as_source(source: DatasetSource | Path | str, **fields: Any) -> DatasetSource:

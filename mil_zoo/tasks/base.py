@@ -36,6 +36,7 @@ class Task:
         name: registry key.
         family: whose metrics score it; its own name where it is alone.
         target_columns: what ``predictions.csv`` calls the target, and a label table too where nothing else is said.
+        naming: how other columns of a label table are named on the command line; "" where they cannot be.
         select: the default criterion of the checkpoint: a metric, or "loss".
         tie: the criterion that decides between equal ones.
         figures: which of the figures that need a certain kind of prediction can be drawn: "roc", "pr", "calibration".
@@ -50,6 +51,7 @@ class Task:
     name: ClassVar[str] = ""
     family: ClassVar[str] = ""
     target_columns: ClassVar[tuple[str, ...]] = ("target",)
+    naming: ClassVar[str] = ""
     select: ClassVar[str] = "loss"
     tie: ClassVar[str] = "loss"
     figures: ClassVar[tuple[str, ...]] = ()

@@ -43,6 +43,7 @@ class Regression(Task):
 
     family: ClassVar[str] = "regression"
     target_columns: ClassVar[tuple[str, ...]] = ("target",)
+    naming: ClassVar[str] = "--task regression:column=COLUMN"
     select: ClassVar[str] = "rmse"
     tie: ClassVar[str] = "loss"
     figures: ClassVar[tuple[str, ...]] = ("agreement",)

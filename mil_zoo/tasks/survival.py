@@ -101,6 +101,7 @@ class Survival(Task):
     tie: ClassVar[str] = "c_index"
     shown: ClassVar[tuple[str, ...]] = ("c_index", "c_uno", "auc_mean", "ibs", "ibs_km", "nll", "partial_likelihood")
     figures: ClassVar[tuple[str, ...]] = ("kaplan_meier", "survival_calibration")
+    naming: ClassVar[str] = "--time COLUMN, with --event COLUMN or --censorship COLUMN"
     of_patients: ClassVar[bool] = True
     finishes: ClassVar[bool] = True
     score_at_chance: ClassVar[str] = "concordance"

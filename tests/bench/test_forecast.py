@@ -1,6 +1,7 @@
 """Dry runs: the trials that are left, and an estimate that follows what is asked for."""
 
 import numpy as np
+import pytest
 
 from mil_zoo.bench.forecast import forecast
 from mil_zoo.bench.plan import make_plan
@@ -26,6 +27,15 @@ def test_a_model_that_cannot_be_measured_says_why(bag_table):
     assert np.isnan(found[0].seconds)
     assert found[0].reason
     assert found[1].seconds > 0
+
+
+@pytest.mark.parametrize("task", ["survival", "survival_cox", "survival_rank"])
+def test_survival_is_measured_too(task):
+    """A metric of survival asks for the training patients, which the task is fitted to."""
+    suite = read_suite(None, datasets=["demo_survival"], models=["mean"], folds=3, epochs=2, task={"name": task})
+    (found,) = forecast(make_plan(suite, "demo_survival"))
+    assert found.reason == ""
+    assert found.seconds > 0
 
 
 def test_the_command_lists_and_runs_nothing(run_cli, bag_table, tmp_path):

@@ -197,7 +197,7 @@ def test_show(run_cli):
 def test_outcomes_are_checked_as_what_they_are(folder, run_cli):
     """Times and events are told by their columns; the columns of other tasks by --task."""
     labels = pd.read_csv(folder / "labels.csv").drop(columns="label")
-    labels["time_months"], labels["event"] = range(len(labels)), 1
+    labels["time_months"], labels["event"] = np.arange(len(labels)) // 2, np.arange(len(labels)) // 2 % 2
     labels.loc[0, "time_months"] = None
     labels.to_csv(folder / "labels.csv", index=False)
     (report,) = check_dataset(str(folder))
@@ -209,3 +209,37 @@ def test_outcomes_are_checked_as_what_they_are(folder, run_cli):
     assert "'s1' '2'" in report.findings[0].text
     code, out, _ = run_cli("data", "check", folder, "--task", "regression:column=age")
     assert (code, "the column 'age' is missing" in " ".join(out.replace("│", "").split())) == (1, True)
+
+
+def test_columns_of_survival_are_named_as_for_a_bench(folder, run_cli):
+    """``--time`` and ``--event`` are those of bench; a missing column is asked for by them."""
+    (folder / "labels.csv").unlink()
+    times = [10.0, 10.0, 20.0, 20.0, 30.0, 30.0, 40.0, 40.0]
+    table = pd.DataFrame({"slide_id": [f"s{n}" for n in range(8)], "case_id": [f"p{n // 2}" for n in range(8)]})
+    table = table.assign(os_months=times, dead=[1, 1, 0, 0, 1, 1, 0, 0])
+    table.to_csv(folder / "outcome.csv", index=False)
+    command = ("data", "check", folder, "--labels", folder / "outcome.csv")
+    code, out, _ = run_cli(*command, "--time", "os_months", "--event", "dead")
+    assert code == 0, out
+    assert "2 of 4 patients had the event (50 %)" in " ".join(out.replace("│", " ").split())
+    code, out, _ = run_cli(*command, "--task", "survival")
+    assert code == 1
+    said = " ".join(out.replace("│", " ").split())
+    assert "the column 'time' is missing" in said
+    assert "name the table's own: --time COLUMN, with --event COLUMN or --censorship COLUMN" in said
+    table.loc[1, "os_months"] = 11.0
+    table.to_csv(folder / "outcome.csv", index=False)
+    code, out, _ = run_cli(*command, "--time", "os_months", "--event", "dead")
+    assert code == 1
+    assert "patient 'p0' has time_months 10, event 1 on slide 's0' and time_months 11" in " ".join(
+        out.replace("│", " ").split()
+    )
+
+
+def test_a_column_of_numbers_is_named_in_its_task(folder, run_cli):
+    table = pd.read_csv(folder / "labels.csv").assign(age=range(50, 58)).drop(columns=["label"])
+    table.to_csv(folder / "labels.csv", index=False)
+    (report,) = check_dataset(str(folder), task=(("name", "regression"), ("column", "age"), ("unit", "years")))
+    assert report.summary()["outcome"].startswith("Target: age, 50 to 57 years")
+    (report,) = check_dataset(str(folder), task=(("name", "regression"),))
+    assert "name the table's own: --task regression:column=COLUMN" in found(report)[0][1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mil_zoo.data.card import read_card
-from mil_zoo.data.dataset import _of_patients
+from mil_zoo.data.dataset import targets_of_patients
 from mil_zoo.data.judge import judge_counts
 from mil_zoo.data.labels.tables import read_labels
 from mil_zoo.data.splits.files import published_folds
@@ -35,7 +35,7 @@ def test_a_card_states_what_its_table_holds(name):
     task = card.create_task().settled(list(table))
     targets = task.targets(table, str(path))
     assert task.stated(targets).all()
-    patients = _of_patients(table, targets, task, path)
+    patients = targets_of_patients(table, targets, task, path)
     assert judge_counts(table, card, int(patients[:, 1].sum())) == []
     assert f"{card.events} of {card.patients} patients had the event" in task.of_cohort(patients).facts(patients)[0]
     splits = published_folds(table, path)

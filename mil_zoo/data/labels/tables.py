@@ -67,6 +67,7 @@ def read_labels(
     label_column: str = "label",
     columns_of: Callable[[Sequence[str]], Sequence[str]] = lambda header: ("label",),
     covariates: Sequence[str] = (),
+    naming: str = "",
 ) -> pd.DataFrame:
     """Reads a csv (also ``.csv.gz``) of labels.
 
@@ -76,6 +77,7 @@ def read_labels(
         label_column: which column is the label; ``label`` where there is no such column.
         columns_of: which columns the task reads, of those that the table has: the label, or others.
         covariates: further columns to keep, each of which must be there.
+        naming: how other columns of the target are named, for messages.
 
     Returns:
         Text columns ``slide_id``, those of the target, the covariates and, where the file has them, ``patient_id``,
@@ -95,7 +97,9 @@ def read_labels(
         if column is None:
             wanted = label_column if name == "label" else name
             near = did_you_mean(wanted, map(str, table.columns))
-            raise InputError(f"{path}: the column {wanted!r} is missing{near}; {NEEDS}")
+            of_target = naming and name in target_columns and name != "label"
+            remedy = f"name the table's own: {naming}" if of_target else NEEDS
+            raise InputError(f"{path}: the column {wanted!r} is missing{near}; {remedy}")
         if f"{column}.1" in table:
             raise InputError(f"{path}: the column {column!r} occurs twice; rename or drop one of them")
         if name in ("slide_id", "label") and table[column].isna().any():
