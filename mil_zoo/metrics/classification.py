@@ -103,11 +103,12 @@ def f1(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> An
 def roc_area(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
     """Share of the weight of (positive, negative) pairs in the right order, of weights ``[..., n]``."""
     order = np.argsort(scores, kind="stable")
-    w, side = weights[..., order], positive[order]
+    w = np.moveaxis(weights, -1, 0)[order]  # by slide first: few slides under many weightings are added row by row
+    side = positive[order].reshape(-1, *[1] * (w.ndim - 1))
     up, down = w * side, w * ~side
     starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
     if len(starts) < len(order):  # equal scores are one step
-        up, down = (np.add.reduceat(part, starts, axis=-1) for part in (up, down))
-    below = np.cumsum(down, axis=-1) - down
+        up, down = (np.add.reduceat(part, starts, axis=0) for part in (up, down))
+    below = np.cumsum(down, axis=0) - down
     with np.errstate(invalid="ignore"):
-        return (up * (below + 0.5 * down)).sum(-1) / (up.sum(-1) * down.sum(-1))
+        return (up * (below + 0.5 * down)).sum(0) / (up.sum(0) * down.sum(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -261,7 +262,9 @@ class Results:
 
     def test_predictions(self, trial: Trial) -> pd.DataFrame:
         """The rows of the test slides in the order of their ids."""
-        return self.once(_test_predictions, trial.trial)
+        if "predictions.csv" not in trial.files:
+            return _test_rows([self.predictions(trial)])[0]
+        return self.once(_test_predictions, self._place[trial.trial] // TOGETHER)[trial.trial]
 
     def epochs(self, trial: Trial) -> pd.DataFrame:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
@@ -408,15 +411,33 @@ def _task_of(results: Results, trial: str, fitted: bool) -> Task:
 
 def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFrame:
     if not of_patients:
-        return results.once(_test_predictions, trial)
+        return results.test_predictions(results.trials[results._place[trial]])
     rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
     return rows[rows["split"] == "test"].sort_values("slide_id")
 
 
-def _test_predictions(results: Results, trial: str) -> pd.DataFrame:
-    rows = results.predictions(results.trials[results._place[trial]])
-    tested = np.flatnonzero(rows["split"].to_numpy() == "test")
-    return rows.iloc[tested[np.argsort(rows["slide_id"].to_numpy(dtype=object)[tested], kind="stable")]]
+def _test_predictions(results: Results, number: int) -> dict[str, pd.DataFrame]:
+    tables = results.once(_tables, "predictions.csv", number)
+    alike = defaultdict(list)
+    for trial, table in tables.items():
+        alike[tuple(table.dtypes.items())].append(trial)
+    return {
+        trial: rows
+        for trials in alike.values()
+        for trial, rows in zip(trials, _test_rows([tables[trial] for trial in trials]), strict=True)
+    }
+
+
+def _test_rows(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The test rows of tables of one kind of columns, each in the order of slide ids."""
+    rows = pd.concat(tables)
+    table = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
+    tested = np.flatnonzero(rows["split"].to_numpy(dtype=object) == "test")
+    names = pd.factorize(rows["slide_id"].to_numpy(dtype=object)[tested], sort=True)[0]
+    order = tested[np.lexsort([names, table[tested]])]
+    ends = np.searchsorted(table[order], np.arange(len(tables) + 1))
+    rows = rows.iloc[order]
+    return [rows.iloc[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _skew_rows(results: Results, number: int) -> SkewRows:

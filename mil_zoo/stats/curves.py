@@ -121,7 +121,10 @@ def patient_band(
 def _curves(part: TestSet, weights: Floats, kind: str, of_class: int) -> Floats:
     """Curves of slides with ``weights`` ``[R, n]``, mean over seeds, ``[R, POINTS]``."""
     positive = part.labels == of_class
-    of_seeds = [_one(positive, ranks, weights, kind) for ranks in ranks_of_class(part.probabilities, of_class)]
+    name = f"ranks of class {of_class}"
+    if name not in part.computed:
+        part.computed[name] = ranks_of_class(part.probabilities, of_class)
+    of_seeds = [_one(positive, ranks, weights, kind) for ranks in part.computed[name]]
     return np.asarray(np.mean(of_seeds, axis=0))
 
 

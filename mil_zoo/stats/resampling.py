@@ -108,11 +108,12 @@ class Patients:
     def draws(self, replicates: int, seed: int) -> Floats:
         """How often each patient is drawn, ``[replicates, P]``: with replacement, within each stratum."""
         rng = np.random.default_rng(seed)
-        counts = np.zeros((replicates, len(self.names)))
+        counts = np.zeros((len(self.names), replicates))  # of one patient they lie together: whole rows are taken
         for stratum in np.unique(self.strata):
             members = np.flatnonzero(self.strata == stratum)
-            counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), replicates)
-        return counts
+            drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), replicates)
+            counts[members] = drawn.T
+        return counts.T
 
 
 def bootstrap(
@@ -139,7 +140,7 @@ def bootstrap(
     counts = patients.draws(replicates, seed)
     drawn: dict[str, list[Floats]] = {metric.name: [] for metric in metrics_of(task)}
     for part, place in zip(test_sets, patients.places, strict=True):
-        weights = counts[:, place]
+        weights = counts.T[place].T
         for metric in metrics_of(task):
             drawn[metric.name] += [metric.weighted(part.labels, one, weights=weights) for one in part.probabilities]
     intervals = {}

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from mil_zoo.files import write_bytes
 from mil_zoo.registry import Registry
@@ -122,7 +124,10 @@ def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawi
 def save(figure: Figure, path: Path) -> bytes:
     """Writes a figure as PNG and returns its bytes."""
     picture = BytesIO()
-    figure.savefig(picture, dpi=DPI, format="png")
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # savefig would draw twice: once to lay the panels out, and again
+    imsave(picture, canvas.buffer_rgba(), format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, picture.getvalue())
     return picture.getvalue()

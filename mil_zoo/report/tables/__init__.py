@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -107,6 +110,15 @@ def write_tables(results: Results) -> list[Path]:
     Returns:
         The files written.
     """
+    with uncollected():
+        texts = _texts(results)
+    for name, text in texts.items():
+        write_text(results.path / name, text)
+    return [results.path / name for name in texts]
+
+
+def _texts(results: Results) -> dict[str, str]:
+    """The content of every file, by its name."""
     tables, texts = numbers(results), {document.name: document for document in documents(results)}
     written = {}
     for name in dict.fromkeys([*tables, *texts]):
@@ -117,9 +129,19 @@ def write_tables(results: Results) -> list[Path]:
         if name in _IN_LATEX:
             caption = f"{_IN_LATEX[name]} on {results.dataset_title}"
             written[f"{name}.tex"] = texts[name].tables[0].latex(caption)
-    for name, text in written.items():
-        write_text(results.path / name, text)
-    return [results.path / name for name in written]
+    return written
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within it no garbage is collected: a collection looks at every cell of a table of a million rows, for nothing."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 _IN_LATEX = {"table": "Test metrics", "survival": "Survival: test patients", "scores": "Further test metrics"}

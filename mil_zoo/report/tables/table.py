@@ -204,6 +204,8 @@ def as_cell(value: Any) -> Cell:
 
 def _numbers(column: Sequence[Any]) -> Sequence[Any]:
     kinds = set(map(type, column))
+    if kinds == {float}:  # as below, of millions of numbers in half of the time
+        return ["" if value != value else f"{value:.10g}" for value in column]
     return column if kinds <= {int, str} else [_number(value) for value in column]
 
 
