@@ -133,6 +133,7 @@ class CSR:
         parts: the graphs that :meth:`concat` joined to this one.
         selection: the graph and rows that :meth:`select` made this one of, or None.
         checked: known to be valid and to have no long rows: its values are not read.
+        bare: the graph without self-loops, where it is known beforehand.
     """
 
     indptr: Tensor
@@ -143,6 +144,7 @@ class CSR:
     parts: tuple[CSR, ...] = field(default=(), repr=False)
     selection: Selection | None = field(default=None, repr=False)
     checked: bool = field(default=False, repr=False)
+    bare: CSR | None = field(default=None, repr=False)
 
     @classmethod
     def from_edges(cls, src: Tensor, dst: Tensor, num_src: int, num_dst: int | None = None) -> CSR:
@@ -305,6 +307,8 @@ class CSR:
         """
         if self.problem is not None:
             raise InputError(self.problem)
+        if self.bare is not None:
+            return self.bare
         if self.origin is not None:
             return self.origin.without_self_loops.to(self.indptr.device)
         if self.parts:

@@ -188,8 +188,8 @@ def _batch_of(tensors: dict[str, Tensor], like: BagBatch) -> BagBatch:
     graph = like.graph
     if graph is not None:
         csr = _graph_of("graph", tensors, graph.csr.num_src)
-        if "bare graph.indptr" in tensors:  # into the cached property
-            vars(csr)["without_self_loops"] = _graph_of("bare graph", tensors, graph.csr.num_src)
+        if "bare graph.indptr" in tensors:
+            csr = replace(csr, bare=_graph_of("bare graph", tensors, graph.csr.num_src))
         graph = BagGraph(csr, graph.num_nodes, graph.num_edges)
     own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return replace(like, graph=graph, slide_ids=(), **own)
