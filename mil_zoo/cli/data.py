@@ -23,7 +23,7 @@ stamp, torchmil, trident.
 """
 )
 def data() -> None:
-    """What a dataset is (show), whether files are it (check), packing (import), patients on two sides (leaks)."""
+    """Tell of a dataset, check its files, pack them for speed, and find patients on two sides of a split."""
 
 
 data.add_command(show)

@@ -16,11 +16,13 @@ def datasets() -> None:
     """List the data cards: what each holds and where its files are expected."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mil_zoo.data.card import list_cards, read_card
 
-    table = Table("name", "title", "kind", "bags", "classes", "files below --root", title="Datasets")
+    name_column = Column("name", no_wrap=True, min_width=max(map(len, list_cards())))  # what is typed stays whole
+    others = (Column(each, overflow="fold") for each in ("title", "kind", "bags", "classes", "files below --root"))
+    table = Table(name_column, *others, title="Datasets")
     for name in list_cards():
         card = read_card(name)
         table.add_row(

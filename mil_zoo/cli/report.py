@@ -128,7 +128,7 @@ def show(
     console.print(terminal_scores(results).terminal())
     figures = ", ".join(drawing.path.name for drawing in drawings)
     for line in (
-        f"Tables:  {', '.join(str(table) for table in tables)}",
+        f"Tables:  {path} ({', '.join(table.name for table in tables)})",
         f"Figures: {path / 'figures'} ({figures})",
         f"Page:    {page}",
     ):

@@ -214,7 +214,7 @@ def targets_of_patients(
         ]
         raise InputError(
             f"{where}: patient {patient!r} has {values[0]} on slide {table['slide_id'][other]!r} and {values[1]} on "
-            f"slide {table['slide_id'][row]!r} ({patients[torn].nunique()} such patients); a patient has one"
+            f"slide {table['slide_id'][row]!r} (patients of several: {patients[torn].nunique()}); a patient has one"
         )
     return np.asarray(targets[first.to_numpy()])
 

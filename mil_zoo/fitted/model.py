@@ -128,8 +128,10 @@ class Fitted:
             bags: with a label or not; a list, or whatever yields bags.
 
         Raises:
-            InputError: a bag of another feature dimension, or without what the graph needs.
+            InputError: a bag of another feature dimension, without what the graph needs, or in no list.
         """
+        if isinstance(bags, Bag):
+            raise InputError(f"a list of bags is predicted, not the bag {bags.slide_id!r} alone; write [bag]")
         return [predict_together([self], bag) for bag in bags]
 
     def score(self, bags: Sequence[Bag]) -> dict[str, float]:

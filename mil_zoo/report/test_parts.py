@@ -104,7 +104,7 @@ def test_sets_of(results: Results, label: str, patient_rule: str | None) -> dict
         columns = probability_columns(first)
         if not columns:
             return {}
-        probabilities = [table[columns].to_numpy(dtype=float) for table in tables]
+        probabilities = [np.column_stack([table[name].to_numpy(dtype=float) for name in columns]) for table in tables]
         patients = first["patient_id"].fillna("").where(lambda ids: ids != "", first["slide_id"])
         labels = first["label"].to_numpy(dtype=np.int64)
         sets[split] = TestSet(labels, np.stack(probabilities), patients.to_numpy(dtype=str))

@@ -100,6 +100,12 @@ def test_fit_says_what_is_wrong(bags, change, message):
         mil_zoo.fit(**given)
 
 
+def test_a_bag_alone_is_no_list(fitted, bags):
+    for method in (fitted.predict, fitted.score):
+        with pytest.raises(InputError, match=rf"not the bag '{bags[0].slide_id}' alone; write \[bag\]"):
+            method(bags[0])
+
+
 def test_marks_of_what_is_not_known_are_no_classes(bags):
     for mark, said in ((-1, "give every bag a class index from 0"), (255, "no bag has 2; count classes from 0")):
         marked = [*bags[:11], replace(bags[11], label=mark), *bags[12:]]

@@ -97,7 +97,7 @@ def test_bench_and_report(run_cli, bag_table, tmp_path, monkeypatch):
     )
     assert (code, err) == (0, "")
     assert "AUC" in out
-    assert str(out_dir / "table.csv") in out
+    assert f"Tables:  {out_dir} (table.csv, table.md, table.tex, " in out
     figures = {path.name for path in (out_dir / "figures").iterdir()}
     assert {"figure3.png", "figure3-abmil.png", "metrics.png"} <= figures
     assert any(name.startswith("attention-slide_") for name in figures)
@@ -121,6 +121,16 @@ def test_bench_and_report(run_cli, bag_table, tmp_path, monkeypatch):
     code, _, _ = run_cli("report", out_dir)
     assert code == 0
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_names_of_datasets_are_whole(run_cli, monkeypatch):
+    """A name is what is typed: no column is too narrow for it."""
+    from mil_zoo.data.card import list_cards
+
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run_cli("datasets")
+    assert {name for name in list_cards() if name not in out} == set()
+    assert "…" not in out
 
 
 def test_several_datasets_share_a_folder(run_cli, bag_table, tmp_path):

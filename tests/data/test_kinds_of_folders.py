@@ -63,15 +63,15 @@ def test_clam_writes_features_and_patches_into_two_folders(tmp_path):
     assert read_bag(path).patch_size == 512
     for folder in ("patches", "PATCHES", "Patches"):
         write_h5(tmp_path / folder / folder / "a[1].h5", coords_attrs={"patch_size": 512}, coords=GRID)
-        assert read_bag(path).geometry == f"patch_size x downsample of {folder}/<slide>.h5"
+        assert read_bag(path).geometry == f"patch_size x downsample of ../{folder}/{folder}/<slide>.h5"
         shutil.rmtree(tmp_path / folder)
         write_h5(tmp_path / folder / "a[1].h5", coords_attrs={"patch_size": 512}, coords=GRID)
-        assert read_bag(path).geometry == f"patch_size x downsample of {folder}/<slide>.h5"
+        assert read_bag(path).geometry == f"patch_size x downsample of ../{folder}/<slide>.h5"
         shutil.rmtree(tmp_path / folder)
     for name, size in {"a[1]": 256, "b": 512}.items():
         attrs = {"patch_size": size, "downsample": np.array([512 / size] * 2)}
         write_h5(tmp_path / "RESULTS" / "patches" / f"{name}.h5", coords_attrs=attrs, coords=GRID)
-    assert read_bag(path).geometry == "patch_size x downsample of patches/<slide>.h5"
+    assert read_bag(path).geometry == "patch_size x downsample of ../RESULTS/patches/<slide>.h5"
     assert read_bag(tmp_path / "FEATURES" / "b.pt").coords.tolist() == GRID.tolist()
     write_h5(tmp_path / "RESULTS" / "patches" / "b.h5", coords=GRID[:5])  # of another magnification
     assert read_bag(tmp_path / "FEATURES" / "b.pt").coords is None

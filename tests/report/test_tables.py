@@ -1,11 +1,13 @@
 import io
 import math
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from survival_runs import survival_run
 
 from mil_zoo.report.figures.score_points import draw as draw_metrics
 from mil_zoo.report.load import Results
@@ -228,6 +230,15 @@ def test_the_same_results_give_the_same_bytes(make_run):
     rows = (run.path / "trials.jsonl").read_text().splitlines()
     (run.path / "trials.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
     assert {path.name: path.read_bytes() for path in write_tables(Results.load(run))} == first
+
+
+def test_the_guide_names_every_file_of_a_run(make_run, write):
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "report.md").read_text(encoding="utf-8")
+    run = make_run(models=("abmil", "srmil", "mean"))
+    other = survival_run(write, write.path / "other", {"good": 0.3, "poor": 8.0})
+    written = {path.name for each in (run, other) for path in write_tables(Results.load(each))}
+    assert {"survival.csv", "skew.csv"} <= written
+    assert {name for name in written if f"`{name}`" not in guide} == set()
 
 
 def test_csv_holds_the_numbers(make_run):

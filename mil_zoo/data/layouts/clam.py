@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,9 @@ def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[f
     measured = grid_step(coords)
     if stated is None:
         return measured, "the coordinates' own step: no patches/<slide>.h5 states the patch size"
-    where = f"patch_size x downsample of {source.parent.name}/<slide>.h5"
+    base = path.parent.parent if path.parent.name in _FOLDERS else path.parent
+    folder = Path(os.path.relpath(source.parent, base)).as_posix() if source is patches else source.parent.name
+    where = f"patch_size x downsample of {folder}/<slide>.h5"
     return overlapping_step(path, measured, stated, where)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from mil_zoo.report.figures.look import WIDTH, colours_of, legend, title
 from mil_zoo.report.figures.registry import register_figure
@@ -39,6 +40,10 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.scatter(best[name], best["score"], s=60, facecolors="none", edgecolors="0.3", linewidths=0.8, zorder=3)
         axes.scatter(part[name], part["score"], s=22, c=[colours[label] for label in part["aggregator"]], zorder=2)
         axes.set(xscale="log", xlabel=_COSTS[name])
+        if part[name].max() < 10 * part[name].min():  # within a decade: 3 and 4, not 3 x 10^0
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(ScalarFormatter())
     panels[0].set_ylabel(f"test {inside(lead.title)}")
     tuning = results.config.tuning
     note = "Mean over test folds; medians of what was measured."
