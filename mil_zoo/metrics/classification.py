@@ -6,6 +6,7 @@ Each takes labels, int ``[n]``; probabilities, float ``[n, C]``, whose rows sum 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ def _counts(labels: Ints, probabilities: Floats, weights: Floats | None) -> _Cou
     w = np.ones(len(labels)) if weights is None else weights
     classes = np.arange(probabilities.shape[1])
     truth, guess = labels[:, None] == classes, probabilities.argmax(1)[:, None] == classes
-    return _Counts(w.sum(-1), w @ truth, w @ guess, w @ (truth & guess))
+    return _Counts(w.sum(-1), *np.split(w @ np.hstack([truth, guess, truth & guess]), 3, axis=-1))
 
 
 @register_metric("accuracy", title="Accuracy", higher_is_better=True, batched=True, bounds=(0, 1))
@@ -103,12 +104,40 @@ def f1(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> An
 def roc_area(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Any:
     """Share of the weight of (positive, negative) pairs in the right order, of weights ``[..., n]``."""
     order = np.argsort(scores, kind="stable")
-    w = np.moveaxis(weights, -1, 0)[order]  # by slide first: few slides under many weightings are added row by row
-    side = positive[order].reshape(-1, *[1] * (w.ndim - 1))
+    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # equal scores are one step
+    if np.ndim(weights) > 1:
+        return _areas(positive[order], np.moveaxis(weights, -1, 0)[order], np.append(starts, len(order)))
+    w, side = weights[order], positive[order]
     up, down = w * side, w * ~side
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
-    if len(starts) < len(order):  # equal scores are one step
-        up, down = (np.add.reduceat(part, starts, axis=0) for part in (up, down))
-    below = np.cumsum(down, axis=0) - down
+    if len(starts) < len(order):
+        up, down = (np.add.reduceat(part, starts) for part in (up, down))
+    below = np.cumsum(down) - down
     with np.errstate(invalid="ignore"):
-        return (up * (below + 0.5 * down)).sum(0) / (up.sum(0) * down.sum(0))
+        return (up * (below + 0.5 * down)).sum() / (up.sum() * down.sum())
+
+
+def _areas(positive: NDArray[np.bool_], weights: Floats, ends: Ints) -> Floats:
+    """The areas under many weightings ``[n, ...]`` of slides in the order of their scores, a slide at a time.
+
+    It is what ``roc_area`` adds up, without its tables of ``n`` rows: a bootstrap is many weightings of few slides.
+
+    Args:
+        positive: ``[n]``.
+        weights: of each slide.
+        ends: where slides of equal scores begin, and ``n``.
+    """
+    area, above, below = (np.zeros(weights.shape[1:]) for _ in range(3))
+    for start, end in itertools.pairwise(ends.tolist()):
+        if end - start == 1 and positive[start]:
+            area += weights[start] * below
+            above += weights[start]
+        elif end - start == 1:
+            below += weights[start]
+        else:
+            side = positive[start:end]
+            up, down = weights[start:end][side].sum(0), weights[start:end][~side].sum(0)
+            area += up * (below + 0.5 * down)
+            above += up
+            below += down
+    with np.errstate(invalid="ignore"):
+        return np.asarray(area / (above * below))

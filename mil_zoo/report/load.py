@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import re
 from collections import defaultdict
@@ -13,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import RunConfig, Trial
@@ -21,14 +19,12 @@ from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
-from mil_zoo.report.scored import owners_of, scored
-from mil_zoo.report.skew_rows import SkewRows, skew_rows
-from mil_zoo.stats import Estimate, Scored, Summary, TestSet, distinct_test_sets, estimate
+from mil_zoo.report.test_parts import SplitKey, estimate_of, scored_sets_of, test_set_numbers, test_sets_of
+from mil_zoo.report.trial_tables import alone, group_of, skew_of, tables_of, test_predictions, test_rows
+from mil_zoo.stats import Estimate, Scored, Summary, TestSet
 from mil_zoo.tasks import Task, task_of_config
 
 Made = TypeVar("Made")
-TOGETHER = 50  # trials whose tables are read at a time
-SplitKey = tuple[int, int]  # repeat and fold
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,11 +239,11 @@ class Results:
             metric: name of a metric of the run.
             patient_rule: how slides are combined, where patients are scored; None for slides.
         """
-        return self.once(_estimate, label, metric, patient_rule)
+        return self.once(estimate_of, label, metric, patient_rule)
 
     def test_set_of(self, split: SplitKey, patient_rule: str | None = None) -> Any:
         """What stands for the test set of a split: equal for splits that are tested on the same patients."""
-        return self.once(_test_set_numbers, patient_rule).get(split, split)
+        return self.once(test_set_numbers, patient_rule).get(split, split)
 
     @cached_property
     def _table(self) -> pd.DataFrame | None:
@@ -263,8 +259,8 @@ class Results:
     def test_predictions(self, trial: Trial) -> pd.DataFrame:
         """The rows of the test slides in the order of their ids."""
         if "predictions.csv" not in trial.files:
-            return _test_rows([self.predictions(trial)])[0]
-        return self.once(_test_predictions, self._place[trial.trial] // TOGETHER)[trial.trial]
+            return test_rows([self.predictions(trial)])[0]
+        return self.once(test_predictions, group_of(self._place[trial.trial]))[trial.trial]
 
     def epochs(self, trial: Trial) -> pd.DataFrame:
         """One row an epoch of a trial: losses, scores, seconds, which was selected."""
@@ -288,12 +284,12 @@ class Results:
     def _table_of(self, name: str, trial: Trial, read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """A csv of a trial, read with those of its neighbours; alone where its row does not say that it has one."""
         if name not in trial.files:
-            return self.once(_alone, read, trial.trial)
-        return self.once(_tables, name, self._place[trial.trial] // TOGETHER)[trial.trial]
+            return self.once(alone, read, trial.trial)
+        return self.once(tables_of, name, group_of(self._place[trial.trial]))[trial.trial]
 
     def _skew(self, part: str, trials: Sequence[Trial]) -> pd.DataFrame:
         places = [self._place[trial.trial] for trial in trials]
-        parts = [getattr(self.once(_skew_rows, number), part) for number in sorted({i // TOGETHER for i in places})]
+        parts = [getattr(self.once(skew_of, number), part) for number in sorted(set(map(group_of, places)))]
         rows = pd.concat([rows for rows in parts if len(rows)] or parts)
         return rows[rows["trial"].isin(places)]
 
@@ -312,14 +308,14 @@ class Results:
         Where patients are unknown, each slide is one of its own. Trials that wrote no files are left out, and so is a
         task without class probabilities. With a patient rule the predictions are of patients.
         """
-        return self.once(_test_sets, label, patient_rule)
+        return self.once(test_sets_of, label, patient_rule)
 
     def scored_sets(self, label: str, patient_rule: str | None = None) -> dict[SplitKey, list[Scored]]:
         """As :meth:`test_sets`, of a task without class probabilities: by (repeat, fold) one of each seed.
 
         Empty for classes, and where slides are scored of which a patient has several: what is drawn is patients.
         """
-        return self.once(_scored_sets, label, patient_rule)
+        return self.once(scored_sets_of, label, patient_rule)
 
     # What is said of the data ---------------------------------------------------------------------------------------
 
@@ -350,37 +346,6 @@ def _module(metric: Metric) -> str:
     return str(getattr(metric.function, "func", metric.function).__module__)
 
 
-def probability_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns ``prob_<class>`` of a table of predictions; [] of a task without class probabilities."""
-    return [name for name in map(str, predictions) if re.fullmatch(r"prob_\d+", name)]
-
-
-def values_by_split(trials: Sequence[Trial], metric: str, patients: bool = False) -> dict[SplitKey, float]:
-    """A test metric of finished trials by (repeat, fold), seeds averaged; splits where it is undefined are absent."""
-    by_split = defaultdict(list)
-    for trial in trials:
-        value = scores_of(trial, patients).get(metric)
-        if value is not None:
-            by_split[trial.split].append(value)
-    return {split: float(np.mean(by_split[split])) for split in sorted(by_split)}
-
-
-def scores_of(trial: Trial, patients: bool = False) -> dict[str, float | None]:
-    """The test metrics of a trial, of slides or of patients."""
-    return trial.patient_metrics if patients else trial.metrics
-
-
-def mean_sizes(trials: Sequence[Trial]) -> tuple[float, float]:
-    """Training slides with a label that was used, and test slides, the mean over trials; 1 and 1 without any.
-
-    So fifty labels are fifty, whether the split or a setting of the model left the others out.
-    """
-    if not trials:
-        return 1.0, 1.0
-    train = [trial.n_train if trial.n_labelled is None else trial.n_labelled for trial in trials]
-    return float(np.mean(train)), float(np.mean([trial.n_test for trial in trials]))
-
-
 def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
     planned = {label: i for i, label in enumerate(config.model_settings)}
     models = {model: i for i, model in enumerate(config.models)}
@@ -395,16 +360,6 @@ def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=place)
 
 
-def _alone(results: Results, read: Callable[[str], pd.DataFrame], trial: str) -> pd.DataFrame:
-    return read(trial)
-
-
-def _tables(results: Results, name: str, number: int) -> dict[str, pd.DataFrame]:
-    """A csv of the trials number ``TOGETHER * number`` and the next, of those that have it."""
-    trials = results.trials[TOGETHER * number : TOGETHER * (number + 1)]
-    return results.run.tables([trial.trial for trial in trials if name in trial.files], name)
-
-
 def _task_of(results: Results, trial: str, fitted: bool) -> Task:
     return task_of_config(json.loads(results.run.read(trial, "task.json"))) if fitted else results.task
 
@@ -414,95 +369,3 @@ def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFram
         return results.test_predictions(results.trials[results._place[trial]])
     rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
     return rows[rows["split"] == "test"].sort_values("slide_id")
-
-
-def _test_predictions(results: Results, number: int) -> dict[str, pd.DataFrame]:
-    tables = results.once(_tables, "predictions.csv", number)
-    alike = defaultdict(list)
-    for trial, table in tables.items():
-        alike[tuple(table.dtypes.items())].append(trial)
-    return {
-        trial: rows
-        for trials in alike.values()
-        for trial, rows in zip(trials, _test_rows([tables[trial] for trial in trials]), strict=True)
-    }
-
-
-def _test_rows(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The test rows of tables of one kind of columns, each in the order of slide ids."""
-    rows = pd.concat(tables)
-    table = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
-    tested = np.flatnonzero(rows["split"].to_numpy(dtype=object) == "test")
-    names = pd.factorize(rows["slide_id"].to_numpy(dtype=object)[tested], sort=True)[0]
-    order = tested[np.lexsort([names, table[tested]])]
-    ends = np.searchsorted(table[order], np.arange(len(tables) + 1))
-    rows = rows.iloc[order]
-    return [rows.iloc[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def _skew_rows(results: Results, number: int) -> SkewRows:
-    """``skew.csv`` of the trials number ``TOGETHER * number`` and the next."""
-    first = TOGETHER * number
-    trials = results.trials[first : first + TOGETHER]
-    named = [trial.trial for trial in trials if "skew.csv" in trial.files]
-    return skew_rows(results.run, named, [trial.trial for trial in trials], first)
-
-
-def _estimate(results: Results, label: str, metric: str, patient_rule: str | None) -> Estimate:
-    trials = results.finished[label]
-    values: dict[SplitKey, list[float | None]] = defaultdict(list)
-    for trial in trials:
-        values[trial.split].append(scores_of(trial, patient_rule is not None).get(metric))
-    sizes, measured = mean_sizes(trials), results.metric(metric)
-    if not trials or (sets := results.test_sets(label, patient_rule)):
-        kept = {split: sets[split] for split in values if split in sets} if trials else {}
-        return estimate(values, kept, measured, *sizes)
-    return estimate(values, results.scored_sets(label, patient_rule), measured, *sizes)
-
-
-def _test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitKey, int]:
-    patients: dict[SplitKey, Any] = {}
-    for label, trials in results.finished.items():
-        for split, part in (results.test_sets(label, patient_rule) if trials else {}).items():
-            patients.setdefault(split, part.patients)
-        for split, parts in (results.scored_sets(label, patient_rule) if trials else {}).items():
-            patients.setdefault(split, parts[0].patients)
-    return dict(zip(patients, distinct_test_sets(list(patients.values())), strict=True))
-
-
-def _scored_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, list[Scored]]:
-    if results.test_sets(label, patient_rule):
-        return {}
-    sets: dict[SplitKey, list[Scored]] = defaultdict(list)
-    for trial in sorted(results.finished[label], key=lambda trial: (trial.split, trial.seed)):
-        if not trial.files and not (results.path / "trials" / trial.trial).is_dir():
-            continue
-        task = results.task_of(trial)
-        rows = results.scored_rows(trial) if task.of_patients else results.test_predictions(trial)
-        if patient_rule is not None:
-            rows = task.patients(rows, patient_rule)
-        if owners_of(rows).duplicated().any():
-            return {}
-        sets[trial.split].append(scored(task, rows))
-    return dict(sets)
-
-
-def _test_sets(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, TestSet]:
-    by_split = defaultdict(list)
-    for trial in sorted(results.finished[label], key=lambda trial: trial.seed):
-        if trial.files or (results.path / "trials" / trial.trial).is_dir():
-            rows = results.test_predictions(trial)
-            if patient_rule is not None:
-                rows = results.task.patients(rows, patient_rule)
-            by_split[trial.split].append(rows)
-    sets = {}
-    for split, tables in sorted(by_split.items()):
-        first = tables[0]
-        columns = probability_columns(first)
-        if not columns:
-            return {}
-        probabilities = [table[columns].to_numpy(dtype=float) for table in tables]
-        patients = first["patient_id"].fillna("").where(lambda ids: ids != "", first["slide_id"])
-        labels = first["label"].to_numpy(dtype=np.int64)
-        sets[split] = TestSet(labels, np.stack(probabilities), patients.to_numpy(dtype=str))
-    return sets

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mil_zoo import InputError
+from mil_zoo.report import trial_tables
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, documents, score_table
 
@@ -73,12 +74,10 @@ def test_comparisons_are_computed_once(make_run, monkeypatch):
 
 
 def test_trials_read_together_say_what_each_says_alone(make_run, monkeypatch):
-    from mil_zoo.report import load
-
     results = Results.load(make_run(models=("abmil", "srmil"), folds=3))
     parts = {name: getattr(results, name)(*results.trials) for name in ("test_skew", "training_skew")}
     assert all(part["trial"].unique().tolist() == list(range(6)) for part in parts.values())
-    monkeypatch.setattr(load, "TOGETHER", 1)
+    monkeypatch.setattr(trial_tables, "TOGETHER", 1)
     alone = Results.load(results.run)
     for name, together in parts.items():
         each = [getattr(alone, name)(trial) for trial in alone.trials]

@@ -13,8 +13,9 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from mil_zoo.metrics.multilabel import average_precision
 from mil_zoo.report.figures.look import FEW, WIDTH, below, colours_of, plain, title
 from mil_zoo.report.figures.registry import register_figure
-from mil_zoo.report.load import Results, mean_sizes
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables.scores import score_table
+from mil_zoo.report.test_parts import mean_sizes
 from mil_zoo.stats import Curve, TestSet, mean_curve
 
 _AXES = {

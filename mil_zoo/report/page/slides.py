@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mil_zoo.report.load import Results, probability_columns
+from mil_zoo.report.load import Results
+from mil_zoo.report.test_parts import probability_columns
 
 
 @dataclass(frozen=True)

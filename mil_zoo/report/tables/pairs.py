@@ -12,12 +12,13 @@ import pandas as pd
 
 from mil_zoo.metrics import Metric
 from mil_zoo.noted import note_of
-from mil_zoo.report.load import Results, mean_sizes, values_by_split
+from mil_zoo.report.load import Results
 from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.text import count, interval, p_value
+from mil_zoo.report.test_parts import mean_sizes, values_by_split
 from mil_zoo.stats import (
     EXCHANGED,
     PairedT,

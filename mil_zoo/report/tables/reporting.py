@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import DatasetFacts
-from mil_zoo.report.load import Results, mean_sizes
+from mil_zoo.report.load import Results
 from mil_zoo.report.subgroups import columns_of
 from mil_zoo.report.tables.external import is_external
 from mil_zoo.report.tables.pairs import ENOUGH, tested
 from mil_zoo.report.tables.table import Document, Table
 from mil_zoo.report.tables.text import count, sentence
+from mil_zoo.report.test_parts import mean_sizes
 
 NOT_STATED = "not stated"
 _KINDS = {"real": "real slides", "simulated": "simulated slides", "table": "bags from a feature table"}

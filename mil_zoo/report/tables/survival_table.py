@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.noted import note_of
-from mil_zoo.report.load import Results, mean_sizes
+from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import ClinicalFolds, Fold, clinical_folds, folds_of, groups_of
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.text import interval, p_value
+from mil_zoo.report.test_parts import mean_sizes
 from mil_zoo.stats import (
     Covariates,
     Scored,

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.report.load import Results, scores_of
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Document, Table
+from mil_zoo.report.test_parts import scores_of
 from mil_zoo.stats import variance_components
 
 
