@@ -29,7 +29,7 @@ class MultiLabel(Task):
         InputError: no name, one twice, or one called "macro".
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     family: ClassVar[str] = "multilabel"
     select: ClassVar[str] = "auc_macro"
@@ -39,7 +39,8 @@ class MultiLabel(Task):
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise InputError(
-                f"multilabel needs the columns of its labels, each once: names=[first,second], not {list(self.names)}"
+                "multilabel needs the columns of its labels, each once, as in --task 'multilabel:names=[er,her2]', not "
+                f"{list(self.names)}"
             )
         if "macro" in self.names:
             raise InputError("multilabel: no label can be called 'macro', as means over labels are; rename the column")

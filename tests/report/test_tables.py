@@ -13,6 +13,7 @@ from mil_zoo.report.figures.score_points import draw as draw_metrics
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import score_table, skew_table, terminal_scores, write_tables
 from mil_zoo.report.tables.sentences import notes
+from mil_zoo.report.tables.table import Cell, Table
 
 FAILED = dict(status="failed", reason="ValueError: 100 % of <bag_1>\nis | empty")
 
@@ -213,6 +214,23 @@ def test_columns_that_do_not_fit_the_terminal_stand_below(write):
     wide = printed(run, 160)
     assert wide.count("Aggregator ") == 1
     assert wide.count("0.850±0.071") == len(names)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 81, 100, 200])
+def test_no_width_of_a_terminal_cuts_a_number(width):
+    cell = Cell("10.663", "2.374", ("[-12.00, 11.51]", "(no interval)"))
+    table = Table(["Aggregator", *"abcdef"], [[name, *[cell] * 6] for name in ("abmil@features=uni+conch", "mean")])
+    console = Console(width=width, file=io.StringIO())
+    console.print(table.terminal())
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    assert text.count("10.663±2.374") == text.count("[-12.00, 11.51]") == 12
+    assert "…" not in text
+
+
+def test_nothing_is_minus_nothing(write):
+    run = write.run([write.row("abmil", fold, metrics={"auc": -1e-17}) for fold in (0, 1)], ["abmil"])
+    assert "-0.000" not in printed(run)
 
 
 def printed(run, width=80):

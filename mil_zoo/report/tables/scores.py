@@ -182,7 +182,7 @@ def _metric_cell(row: dict[Any, Any], metric: Metric, fullest: int, bold: Mappin
     if 0 < n < fullest:
         below.append(f"(n = {n})")
     marked = row["aggregator"] in bold.get(metric.name, ())
-    return Cell("-" if n == 0 else f"{mean:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked)
+    return Cell("-" if n == 0 else f"{round(mean, 3) + 0.0:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked)
 
 
 def further_scores(results: Results) -> Table | None:

@@ -137,34 +137,44 @@ class OnTerminal:
         body = [[_terminal(as_cell(cell)) for cell in row] for row in self.table.rows]
         columns = [[name, *(row[i] for row in body)] for i, name in enumerate(self.table.header)]
         needed = [max(map(_longest_part, column)) for column in columns]
+        needed[0] = min(_FIRST, max(map(_longest_line, columns[0])))
         parts: list[list[int]] = [[]]
         for i in range(1, len(columns)):
-            if parts[-1] and _FIRST + sum(needed[k] + 1 for k in [*parts[-1], i]) > options.max_width:
+            if parts[-1] and needed[0] + sum(needed[k] + 1 for k in [*parts[-1], i]) > options.max_width:
                 parts.append([])
             parts[-1].append(i)
         for number, part in enumerate(parts):
             yield from [""] * bool(number)
-            yield _drawn([columns[i] for i in (0, *part)], [needed[i] for i in (0, *part)])
+            shown = [0, *part]
+            yield _drawn([columns[i] for i in shown], [needed[i] for i in shown], options.max_width)
         yield Text("\n" + "\n".join(self.table.notes))
 
 
 _FIRST = 10  # letters of a line that the first column has at least; longer names go on in further ones
 
 
-def _drawn(columns: Sequence[Sequence[str]], needed: Sequence[int]) -> rich.table.Table:
+def _drawn(columns: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> rich.table.Table:
+    """Columns of at least these widths; what is left of ``width`` goes to those with longer lines, the first before."""
     from rich import box
     from rich.markup import escape as escape_markup
     from rich.table import Table as RichTable
 
+    left = width - sum(widths) - len(widths) + 1
     drawn = RichTable(box=box.SIMPLE, padding=0, show_edge=False)
-    for i, (name, *_) in enumerate(columns):
-        if i:
-            drawn.add_column(escape_markup(name), justify="right", min_width=needed[i])
-        else:
-            drawn.add_column(escape_markup(name), overflow="fold", min_width=_FIRST)
+    for i, (column, least) in enumerate(zip(columns, widths, strict=True)):
+        more = max(0, min(left, max(map(_longest_line, column)) - least))
+        left -= more
+        drawn.add_column(
+            escape_markup(column[0]), justify="right" if i else "left", overflow="fold", width=least + more
+        )
     for row in zip(*(cells for _, *cells in columns), strict=True):
         drawn.add_row(*map(escape_markup, row))
     return drawn
+
+
+def _longest_line(text: str) -> int:
+    """Letters of the longest line."""
+    return max(map(len, text.split("\n")))
 
 
 def _longest_part(text: str) -> int:
