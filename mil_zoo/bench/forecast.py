@@ -74,7 +74,7 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
                 step, evaluation = _measure(plan, model, task, sample)
                 n_train, n_val = len(bags["train"]), len(bags["val"])
                 epochs = model.training.epochs
-                recorded = sum(map(model.training.records, range(1, epochs + 1))) * n_train * evaluation
+                recorded = model.training.times_recorded * n_train * evaluation
                 seconds = epochs * (n_train * step + n_val * evaluation) + recorded
                 seconds, recorded = seconds * plan.suite.trainings, recorded * plan.suite.trainings
                 found = dataclasses.replace(found, seconds=seconds, recording=recorded / seconds)

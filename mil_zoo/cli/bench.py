@@ -12,7 +12,7 @@ import click
 from rich.markup import escape
 
 from mil_zoo.cli.dry_run import show_dry_run
-from mil_zoo.cli.options import as_one_value, comma_list, outcome_options, plugin_option, told_task
+from mil_zoo.cli.options import as_one_value, comma_list, comma_paths, outcome_options, plugin_option, told_task
 from mil_zoo.cli.progress import run_with_progress
 from mil_zoo.errors import InputError, did_you_mean
 
@@ -124,7 +124,7 @@ Start the same command with the same --out again to continue an interrupted run.
 @click.option(
     "--dataset",
     "datasets",
-    callback=comma_list(),
+    callback=comma_paths,
     metavar="CARD|TABLE.npz|DIR",
     help="Data cards (see mil-zoo datasets), bag tables or folders of feature files, comma-separated.",
 )

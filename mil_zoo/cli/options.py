@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,19 @@ def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., Any]:
             raise InputError(f"--{param.name} {value!r}: write for instance --{param.name} 0,1,2") from None
 
     return parse
+
+
+def comma_paths(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    """A click callback that splits ``a,b`` of names and paths; a comma within a path that is there belongs to it."""
+    if value is None:
+        return None
+    found, parts = [], value.split(",")
+    while parts:
+        lengths = range(len(parts), 1, -1)
+        whole = next((n for n in lengths if os.path.exists(",".join(parts[:n]).strip())), 1)
+        found.append(",".join(parts[:whole]).strip())
+        parts = parts[whole:]
+    return [each for each in found if each]
 
 
 def as_one_value(options: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:

@@ -120,6 +120,13 @@ def predict(
         console.print(f"Failed, {count(number, 'slide')}: {reason}", style="red", markup=False, highlight=False)
     if len(failures) > SHOWN:
         console.print(f"[red]{len(failures) - SHOWN} further reasons are in the column reason[/]")
+    if earlier := [path for path in _files(out) if path.stem.casefold() not in taken]:
+        console.print(
+            f"{count(len(earlier), 'file')} in {out}: of slides of an earlier prediction, which are not in the table",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     if trained_on:
         were = "was a training or validation slide" if trained_on == 1 else "were training or validation slides"
         console.print(
@@ -213,6 +220,8 @@ def _row(
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
     stem, caption = _stem(bag.slide_id, name, taken), predictor.task.caption(prediction.values)
+    for earlier in _files(out, stem):  # of another model, perhaps
+        earlier.unlink()
     said = []
     if (wanted or explain) and stem != file_stem(bag.slide_id):
         said.append(f"files are called {stem}.*, since another slide has the same name")
@@ -228,11 +237,20 @@ def _row(
     return row
 
 
+def _files(out: Path, stem: str | None = None) -> list[Path]:
+    """The files of attention and explanations in ``out``, of one slide or of all."""
+    kinds = [("attention", kind) for kind in FILES] + [("explanations", kind) for kind in ("csv", "png")]
+    if stem is not None:
+        return [path for folder, kind in kinds if (path := out / folder / f"{stem}.{kind}").exists()]
+    return [path for folder, kind in kinds for path in (out / folder).glob(f"*.{kind}")]
+
+
 def _stem(slide: str, source: str, taken: dict[str, str]) -> str:
     """The name of a slide's files: its own, and a hash of where it lies where another slide has it already."""
     stem = file_stem(slide)
     if taken.setdefault(stem.casefold(), source) != source:
         stem = f"{stem}-{short_hash(source)}"
+        taken[stem.casefold()] = source
     return stem
 
 

@@ -142,7 +142,10 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
     if torn:
         add("error", f"{where}: {torn[0]!r} is no name of a class; write it in one line, without control characters")
     for group in labels_alike(card.classes or table["label"]):
-        add("error", f"{where}: classes differ in case or blanks only, {' and '.join(map(repr, group))}; write one")
+        add(
+            "error",
+            f"{where}: classes differ in case, blanks or accents only, {' and '.join(map(repr, group))}; write one",
+        )
     called = card.classes or class_names(table)
     counted = all(re.match(r"(class )?\d", name) for name in called)
     if card.task_class.family == "ordinal" and not card.classes and not counted:

@@ -94,6 +94,13 @@ class TrainingConfig:
             return self.record == "end" and last
         return last or epoch == 1 or epoch % self.record == 0
 
+    @property
+    def times_recorded(self) -> int:
+        """After how many of all epochs the training slides are looked at."""
+        if isinstance(self.record, str):
+            return int(self.record == "end")
+        return self.epochs // self.record + (self.record > 1) + (self.epochs > 1 and self.epochs % self.record > 0)
+
     def out_of_patience(self, values: Sequence[float], epoch: int) -> bool:
         """Whether the training ends after ``epoch``.
 

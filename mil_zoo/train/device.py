@@ -9,7 +9,8 @@ import torch
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.prefetch import map_ahead
 
-SHARE = 0.4  # of a GPU's free memory that the training bags may take for themselves
+FREE = 0.5  # of a GPU's memory that bags which stay there leave free
+OTHERS = 0.05  # of it that other processes may use; where they use more, no further bag stays
 
 
 def default_device() -> str:
@@ -17,11 +18,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def fit_on(device: str, numbers: int) -> bool:
-    """Whether so many float32 numbers may stay on ``device`` throughout a training: on a GPU with room for them."""
-    if torch.device(device).type != "cuda":
-        return False
-    return 4 * numbers < SHARE * torch.cuda.mem_get_info(device)[0]
+def room_on(device: str) -> bool:
+    """Whether one more bag may stay on ``device`` throughout a training: on a GPU that has room and is not shared."""
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    return bool(free > FREE * total and others < OTHERS * total)
 
 
 def batches_on(

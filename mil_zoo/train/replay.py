@@ -122,8 +122,8 @@ class Replays:
         try:
             with self._apart(), _captured(graph, self.pool), draws.recording():
                 losses = self.run(_batch_of(dict(zip(tensors, inputs, strict=True)), batch))
-                with_gradient = [p for p in parameters if p.grad is not None]
-                torch._foreach_copy_([self.gradients[p] for p in with_gradient], [p.grad for p in with_gradient])
+                computed = {p: p.grad for p in parameters if p.grad is not None}
+                torch._foreach_copy_([self.gradients[p] for p in computed], list(computed.values()))
                 values[: len(losses)].copy_(torch.stack([value.float() for value in losses.values()]))
         except RuntimeError as error:
             self.refused = True
@@ -134,7 +134,7 @@ class Replays:
         finally:
             for parameter in parameters:
                 parameter.grad = None
-        recording = _Recording(graph, inputs, draws, list(losses), values[: len(losses)], with_gradient)
+        recording = _Recording(graph, inputs, draws, list(losses), values[: len(losses)], list(computed))
         self.recorded[key] = recording
         return recording
 
@@ -191,7 +191,7 @@ def _batch_of(tensors: dict[str, Tensor], like: BagBatch) -> BagBatch:
         if "bare graph.indptr" in tensors:
             csr = replace(csr, bare=_graph_of("bare graph", tensors, graph.csr.num_src))
         graph = BagGraph(csr, graph.num_nodes, graph.num_edges)
-    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return replace(like, graph=graph, slide_ids=(), **own)
 
 

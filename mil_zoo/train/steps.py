@@ -22,7 +22,7 @@ from mil_zoo.data.splits.split import patient_key
 from mil_zoo.kernels.devices import to_device
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.device import batches_on, fit_on
+from mil_zoo.train.device import batches_on, room_on
 from mil_zoo.train.optim import make_optimizer
 from mil_zoo.train.predict import mixed, predict
 from mil_zoo.train.replay import Replays
@@ -48,7 +48,7 @@ class Steps:
         draws: of the order of slides and of instance subsampling.
         patient_rule: "mean" or "max" where patients of several bags are scored.
         memory: the patients that the loss remembers; None for none.
-        kept: batches of one training bag that stay on a GPU from one epoch to the next; None where they do not.
+        kept: batches of one training bag that stay on a GPU from one epoch to the next; None where none does.
         replays: hands steps over as CUDA graphs; None where they are handed over one kernel at a time.
         taken: steps so far.
         seen: training bags of the present epoch that steps were taken with; 0 between two epochs.
@@ -107,8 +107,7 @@ class Steps:
         )
         if config.risk_set == "batch" and Replays.serve(aggregator, device):
             steps.replays = Replays(aggregator, steps._forward_and_backward)
-        whole = config.bags_per_step == 1 and config.max_instances is None
-        if whole and fit_on(device, sum(as_bags(train).sizes) * aggregator.in_dim):
+        if torch.device(device).type == "cuda" and config.bags_per_step == 1 and config.max_instances is None:
             steps.kept = {}
         return steps
 
@@ -176,13 +175,14 @@ class Steps:
             for _, batch in batches_on(self.device, self._groups(reader), self.graph):
                 yield batch
             return
-        missing = [i for i in dict.fromkeys(order.tolist()) if i not in self.kept]
-        reader = read_ahead(self.train, np.array(missing, dtype=np.int64), self.graph)
-        fresh = batches_on(self.device, ([bag] for bag in reader), self.graph)
-        for i in order.tolist():
-            if i not in self.kept:
-                self.kept[i] = next(fresh)[1]
-            yield self.kept[i]
+        known = [i in self.kept for i in order.tolist()]
+        reader = read_ahead(self.train, order[~np.array(known, dtype=bool)], self.graph)
+        read = batches_on(self.device, ([bag] for bag in reader), self.graph)
+        for i, is_known in zip(order.tolist(), known, strict=True):
+            batch = self.kept[i] if is_known else next(read)[1]
+            if not is_known and room_on(self.device):
+                self.kept[i] = batch
+            yield batch
 
     def _groups(self, reader: Iterator[Bag]) -> Iterator[list[Bag]]:
         """The bags of each pass."""

@@ -289,3 +289,19 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(run_cli, bag_tabl
     assert code == 130
     assert f"--out {tmp_path} continues" in out
     assert len(store.RunDirectory(tmp_path).trials()) == 1
+
+
+def test_a_comma_in_a_path(tmp_path, monkeypatch, run_cli):
+    """It parts datasets, unless the path is there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("Smith, John.npz", "b.npz"):
+        np.savez(
+            name, X=np.random.default_rng(0).normal(size=(16, 4)), bag_ptr=np.arange(0, 17, 2), bag_label=[0, 1] * 4
+        )
+    given = ("--models", "mean", "--folds", "2", "--epochs", "1", "--dry-run", "--out", tmp_path / "out")
+    for datasets, plans in (("Smith, John.npz", 1), ("b.npz, Smith, John.npz", 2)):
+        code, out, err = run_cli("bench", "--dataset", datasets, *given)
+        assert code == 0, err
+        assert out.count("2 trials to run, 0 done") == plans
+    code, _, err = run_cli("bench", "--dataset", "b.npz,Smith", *given)
+    assert (code, "Smith" in err) == (2, True)

@@ -36,6 +36,38 @@ def test_from_slides_to_scores(run_cli, bag_table, tmp_path):
     assert "| full | 32 | 8 | 5 |" in (tmp_path / "probe" / "probe.md").read_text()
 
 
+def test_a_probe_of_the_test_slides_of_a_trial(run_cli, bag_table, tmp_path):
+    bench = (
+        "bench",
+        "--dataset",
+        bag_table,
+        "--models",
+        "abmil",
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+    )
+    assert run_cli(*bench)[0] == 0
+    trial = tmp_path / "run" / "trials" / "abmil-r0-f0-s0"
+    tested = pd.read_csv(trial / "predictions.csv").query("split == 'test'")
+    scanners = pd.DataFrame({"slide_id": tested["slide_id"], "label": ["old", "new"] * (len(tested) // 2)})
+    scanners.to_csv(tmp_path / "scanners.csv", index=False)
+    out = tmp_path / "probe"
+    probe = ("probe", trial, "--labels", tmp_path / "scanners.csv", "--folds", 2, "--repeats", 1, "--regimes", "full")
+    code, _, err = run_cli(*probe, "--out", out)
+    assert code == 0, err
+    rows = pd.read_csv(out / "probe.csv")
+    assert list(rows["regime"]) == ["full", "full"]
+    assert "| full | 10 | 10 | 2 |" in (out / "probe.md").read_text()
+
+    scanners[["slide_id"]].assign(label="one").to_csv(tmp_path / "one.csv", index=False)
+    code, _, err = run_cli("probe", trial, "--labels", tmp_path / "one.csv", "--folds", 2)
+    assert (code, err.count("\n")) == (2, 1), err
+
+
 def test_only_named_slides_and_another_backbone(run_cli, bag_table, tmp_path):
     (tmp_path / "train.txt").write_text("slide_03\nslide_01\n\nslide_07\n")
     backbone = ("--backbone", "abmil", "--set", "abmil.embed_dim=8", "--epochs", 1, "--slides", tmp_path / "train.txt")

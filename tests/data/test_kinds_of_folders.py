@@ -135,7 +135,9 @@ def test_names_in_split_files_are_matched_as_those_in_tables(six):
 
 def test_classes_that_differ_in_case_only(six):
     write_labels(six, [f"s{number},{['Tumor', 'normal', 'tumor'][number % 3]}" for number in range(6)])
-    with pytest.raises(InputError, match=r"classes differ in case or blanks only, 'Tumor' and 'tumor'; write one"):
+    with pytest.raises(
+        InputError, match=r"classes differ in case, blanks or accents only, 'Tumor' and 'tumor'; write one"
+    ):
         open_dataset(str(six))
     write_labels(six, [f"s{number},{['Tumour', 'NORMAL'][number % 2]}" for number in range(6)])
     (six / "card.yaml").write_text("classes: [normal, tumour]\n")

@@ -238,3 +238,31 @@ def test_grades_without_a_card_say_their_order(tmp_path):
     (tmp_path / "card.yaml").write_text("classes: [low, medium, high]\n")
     dataset = open_dataset(str(tmp_path), task=ordinal)
     assert (dataset.card.warnings, dataset.bags.labels) == ([], [0, 2, 1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("two", "classes"),
+    [
+        (("01", "00"), ["class 0", "class 1"]),
+        (("+1", "0"), ["class 0", "class 1"]),
+        (("007", "1"), ["class 1", "class 7"]),
+        (("\u22121", "1"), ["-1", "1"]),
+        (("1e0", "0e0"), ["0e0", "1e0"]),
+    ],
+)
+def test_numbers_however_they_are_written(tmp_path, two, classes):
+    for i in range(4):
+        write_clam(tmp_path, f"s{i}")
+    rows = "".join(f"s{i},{two[i % 2]}\n" for i in range(4))
+    (tmp_path / "labels.csv").write_text("slide_id,label\n" + rows, encoding="utf-8")
+    assert open_dataset(str(tmp_path)).card.classes == classes
+
+
+def test_classes_that_look_alike(tmp_path):
+    for i in range(4):
+        write_clam(tmp_path, f"s{i}")
+    for one, other in (("na\u00efve", "nai\u0308ve"), ("a\u200b", "a"), ("\uff11", "1")):
+        rows = "".join(f"s{i},{(one, other)[i % 2]}\n" for i in range(4))
+        (tmp_path / "labels.csv").write_text("slide_id,label\n" + rows, encoding="utf-8")
+        with pytest.raises(InputError, match="classes differ in case, blanks or accents only"):
+            open_dataset(str(tmp_path))

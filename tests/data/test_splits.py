@@ -57,6 +57,7 @@ def test_the_seed_decides_and_the_hash_tells():
     [
         ([0] * 10 + [1] * 3, 5, "class 1 has 3 patients, fewer than the 5 folds"),
         ([0, 1], 3, "fewer than the 3 folds"),
+        ([0] * 4 + [1], 2, "class 1 has 1 patients, fewer than the 2 folds; add slides of it, or drop the class"),
         ([0, 1] * 5, 1, "folds >= 2"),
         ([0] * 10 + [1] * 2, 2, "one patient left for training and validation"),
     ],

@@ -34,14 +34,15 @@ class StoppedCheckpoint(Checkpoint):
             raise Stopped
 
 
-def trained(name, config, place=None, stop_after=0, task=None, bags=(TRAIN, VAL), **options):
+def trained(name, config, place=None, stop_after=0, task=None, bags=(TRAIN, VAL), on_stage=None, **options):
     torch.manual_seed(3)
     aggregator = create_aggregator(name, in_dim=4, task=task, **options)
     checkpoint = None
     if place is not None:
         StoppedCheckpoint.left = stop_after
         checkpoint = StoppedCheckpoint(place)
-    rows = fit(aggregator, *bags, config, graph=aggregator.graph, seed=3, checkpoint=checkpoint)
+    given = {"graph": aggregator.graph, "seed": 3, "checkpoint": checkpoint, "on_stage": on_stage}
+    rows = fit(aggregator, *bags, config, **given)
     return aggregator.state_dict(), [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
@@ -71,6 +72,36 @@ def test_a_training_stopped_after_any_number_of_checkpoints_ends_the_same(name, 
         again, repeated = trained(name, config, place, **options)
         assert written(repeated) == written(rows)
         assert all(torch.equal(value, again[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("stage", ["trained", "read"])
+def test_a_training_stopped_in_a_stage_before_it_does_that_stage_again(stage, tmp_path):
+    """IBMIL trains an aggregator on the training bags, reads their embeddings, and only then trains itself."""
+    config, options = TrainingConfig(epochs=2), {"embed_dim": 8, "joint_dim": 4, "num_confounders": 2}
+    seen = []
+    weights, rows = trained("ibmil", config, on_stage=seen.append, **options)
+    assert [row["stage"] for row in seen] == ["trained", "read"]
+
+    def stopping(row):
+        if row["stage"] == stage:
+            raise Stopped
+
+    place, again = CheckpointPlace(tmp_path, seconds=0.0), []
+    with pytest.raises(Stopped):
+        trained("ibmil", config, place, on_stage=stopping, **options)
+    continued, repeated = trained("ibmil", config, place, on_stage=again.append, **options)
+    assert [row["stage"] for row in again] == ["trained", "read"]
+    assert written(repeated) == written(rows)
+    assert all(torch.equal(value, continued[key]) for key, value in weights.items())
+
+    finished = []
+    with pytest.raises(Stopped):  # within the training: the stage is at its end
+        trained("ibmil", config, CheckpointPlace(tmp_path / "later", seconds=0.0), 3, **options)
+    continued, _ = trained(
+        "ibmil", config, CheckpointPlace(tmp_path / "later", seconds=0.0), on_stage=finished.append, **options
+    )
+    assert finished == []
+    assert all(torch.equal(value, continued[key]) for key, value in weights.items())
 
 
 def test_patients_that_the_loss_remembers_are_kept_too(tmp_path):

@@ -1,12 +1,19 @@
 """How batches get to a device: the same batches, in the same order, whichever it is."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from helpers import make_bag
 
+from mil_zoo import create_aggregator
 from mil_zoo.kernels import devices
 from mil_zoo.train import device as train_device
-from mil_zoo.train.device import batches_on
+from mil_zoo.train import steps
+from mil_zoo.train.config import TrainingConfig
+from mil_zoo.train.device import batches_on, room_on
+from mil_zoo.train.steps import Steps
 
 
 def groups():
@@ -64,3 +71,31 @@ def test_values_are_not_read_where_work_runs_ahead(monkeypatch):
     assert asserted == [False]
     mask = torch.tensor([True, False, True, True, False])
     assert devices.positions(mask, 3).tolist() == [0, 2, 3]
+
+
+def test_bags_stay_on_a_gpu_that_has_room_and_is_not_shared(monkeypatch):
+    gigabytes = {"free": 60, "total": 80, "reserved": 19}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes["free"], gigabytes["total"]))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: gigabytes["reserved"])
+    assert room_on("cuda")
+    gigabytes["reserved"] = 10  # another process has the rest
+    assert not room_on("cuda")
+    gigabytes.update(free=39, reserved=41)
+    assert not room_on("cuda")
+
+
+def test_kept_batches_are_the_ones_that_would_be_read(monkeypatch):
+    bags = [make_bag(5 + i, 4, label=i % 2, seed=i) for i in range(6)]
+
+    def sums(keeping, room):
+        monkeypatch.setattr(steps, "room_on", lambda device: next(room))
+        aggregator = create_aggregator("mean", in_dim=4)
+        config = TrainingConfig(sampling="balanced")
+        taken = Steps.of(aggregator, bags, config, graph=None, seed=1, device="cpu")
+        taken.kept = {} if keeping else None
+        orders = [np.random.default_rng(k).integers(0, 6, 9) for k in range(3)]
+        return [[float(batch.features.sum()) for batch in taken._batches(order)] for order in orders]
+
+    expected = sums(False, iter(()))
+    assert sums(True, itertools.cycle([True])) == expected
+    assert sums(True, itertools.cycle([True, False, False])) == expected

@@ -358,3 +358,10 @@ def test_a_stage_does_not_change_the_training_of_other_aggregators():
     torch.manual_seed(0)
     fit(create_aggregator("mean", 4), TRAIN, VAL, TrainingConfig(epochs=1), on_stage=stages.append)
     assert stages == []
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 10])
+@pytest.mark.parametrize("record", [1, 2, 5, 20, "end"])
+def test_how_often_training_slides_are_looked_at(epochs, record):
+    config = TrainingConfig(epochs=epochs, record=record)
+    assert config.times_recorded == sum(map(config.records, range(1, epochs + 1)))

@@ -114,7 +114,7 @@ def checked_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     dataset = file[name]
     if dataset.file.filename != file.filename:
         raise elsewhere
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf" or dataset.shape is None:
         raise InputError(f"{path}: {name} is not an array of numbers; extract the slide again")
     if dataset.is_virtual or dataset.external:
         raise elsewhere

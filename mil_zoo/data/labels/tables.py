@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ _NO_SPLIT = ("", "na", "n/a", "nan", "none", "null", "-", "unused")
 _WHOLE = re.compile(r"[0-9]+")
 _CLASS = re.compile(r"class ([0-9]+)")
 _NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0+)?")
+_PADDED = r"\+?0*([0-9]+)"
 # What tables write where nothing is known, in any case and within any brackets.
 _UNKNOWN = {
     *(
@@ -187,7 +189,14 @@ def words_for_unknown(labels: Iterable[str]) -> set[str]:
 
 
 def spelled_as(labels: pd.Series[str], classes: Sequence[str]) -> pd.Series[str]:
-    """Labels that name one of ``classes`` but for case and blanks, as it is written; the others as they are."""
+    """Labels that name one of ``classes`` but for case and blanks, as it is written; the others as they are.
+
+    Where there are no classes yet, whole numbers are written alike: "01" and "+1" are 1.
+    """
+    if not classes:
+        labels = labels.str.replace(r"^\u2212(?=[0-9]+$)", "-", regex=True)  # the minus of typesetting
+        padded = labels.str.fullmatch(_PADDED).all()
+        return labels.str.replace(f"^{_PADDED}$", r"\1", regex=True) if padded else labels
     written = {_folded(name): name for name in classes}
     known = set(class_indices(classes))
     return labels.map(lambda label: label if label in known else written.get(_folded(label), label))
@@ -202,7 +211,9 @@ def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _folded(label: str) -> str:
-    return " ".join(label.casefold().split())
+    """As it is told from others: in any case, blanks and way to write accents, without signs that have no width."""
+    text = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+    return " ".join(text.casefold().split())
 
 
 def patients_of_two_labels(table: pd.DataFrame) -> list[str]:

@@ -142,9 +142,8 @@ def kfold(
         numbers = {label: len(np.unique(cohort.groups[labels == label])) for label in np.unique(labels).tolist()}
         label = min(label for label, number in numbers.items() if number < folds)
         count = numbers[label]
-        raise InputError(
-            f"class {label} has {count} {what}, fewer than the {folds} folds; ask for at most {fewest} folds"
-        )
+        remedy = f"ask for at most {fewest} folds" if fewest > 1 else "add slides of it, or drop the class"
+        raise InputError(f"class {label} has {count} {what}, fewer than the {folds} folds; {remedy}")
     splits = []
     for repeat in range(repeats):
         fold_of = arrange(counts, folds, 1, seed, repeat)[group_of]

@@ -24,7 +24,9 @@ PARTS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
+    "testing": "test",
     "withheld": "withheld",  # our own: training slides whose labels are not used
 }
 _CODES = {1: "train", 2: "test"}  # of Giga-SSL bundles; 0 is unused

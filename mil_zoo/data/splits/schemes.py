@@ -183,7 +183,10 @@ def low_label(
 
 def _first(dataset: Dataset, repeats: int) -> list[Split]:
     if not dataset.published_splits:
-        raise InputError(f"dataset {dataset.card.name!r} comes without published folds; ask for a number of --folds")
+        raise InputError(
+            f"dataset {dataset.card.name!r} comes without published folds: no column split of its label table names "
+            "train and test slides, and no column fold is there; add one, or ask for a number of --folds"
+        )
     published = 1 + max(split.repeat for split in dataset.published_splits)
     if not 1 <= repeats <= published:
         raise InputError(f"{published} repetitions of the folds are published; ask for --repeats 1 to {published}")
