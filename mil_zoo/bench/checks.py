@@ -32,6 +32,8 @@ def check_suite(suite: Suite) -> None:
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
     for name in suite.explain:
         EXPLAINERS.get(name)
+    if suite.project is not None and suite.project < 1:
+        raise InputError(f"--project must be at least 1, not {suite.project}")
     if suite.threads < 1:
         raise InputError(f"--threads must be at least 1, not {suite.threads}")
     if suite.title is not None and len(suite.datasets) > 1:

@@ -225,7 +225,7 @@ def make_plan(
     source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
     if features:
         source = source.with_features(features[0])
-    dataset, digests = open_judged(source, features[1:], verify)
+    dataset, digests = open_judged(source, features[1:], verify, suite.project)
     return plan_of(suite, source, dataset, digests, features, plugins)
 
 

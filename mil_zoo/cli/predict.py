@@ -85,6 +85,7 @@ def predict(
         for name in explain or ():
             EXPLAINERS.get(name)
         predictor = Predictor(run, model, trial)
+    _check_order(features, predictor.members[0].facts.features)
     found = list(_slides(slides, features, layout, allow_pickle))
     table = out / "probabilities.csv"
     refuse_link(table)
@@ -119,6 +120,13 @@ def predict(
         console.print(f"Failed, {count(number, 'slide')}: {reason}", style="red", markup=False, highlight=False)
     if len(failures) > SHOWN:
         console.print(f"[red]{len(failures) - SHOWN} further reasons are in the column reason[/]")
+    if earlier := [path for path in _files(out) if path.stem.casefold() not in taken]:
+        console.print(
+            f"{count(len(earlier), 'file')} in {out}: of slides of an earlier prediction, which are not in the table",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     if trained_on:
         were = "was a training or validation slide" if trained_on == 1 else "were training or validation slides"
         console.print(
@@ -126,6 +134,12 @@ def predict(
             "nothing of new slides (column trained_on)[/]"
         )
     return 1 if failures else 0
+
+
+def _check_order(asked: str | None, trained: str | None) -> None:
+    """Refuses sets of features side by side in another order than the model was trained on: their width is the same."""
+    if asked and trained and asked != trained and sorted(asked.split("+")) == sorted(trained.split("+")):
+        raise InputError(f"the model was trained on features in another order; pass --features {trained}")
 
 
 def _columns(predictor: Any) -> list[str]:
@@ -206,6 +220,8 @@ def _row(
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
     stem, caption = _stem(bag.slide_id, name, taken), predictor.task.caption(prediction.values)
+    for earlier in _files(out, stem):  # of another model, perhaps
+        earlier.unlink()
     said = []
     if (wanted or explain) and stem != file_stem(bag.slide_id):
         said.append(f"files are called {stem}.*, since another slide has the same name")
@@ -221,11 +237,20 @@ def _row(
     return row
 
 
+def _files(out: Path, stem: str | None = None) -> list[Path]:
+    """The files of attention and explanations in ``out``, of one slide or of all."""
+    kinds = [("attention", kind) for kind in FILES] + [("explanations", kind) for kind in ("csv", "png")]
+    if stem is not None:
+        return [path for folder, kind in kinds if (path := out / folder / f"{stem}.{kind}").exists()]
+    return [path for folder, kind in kinds for path in (out / folder).glob(f"*.{kind}")]
+
+
 def _stem(slide: str, source: str, taken: dict[str, str]) -> str:
     """The name of a slide's files: its own, and a hash of where it lies where another slide has it already."""
     stem = file_stem(slide)
     if taken.setdefault(stem.casefold(), source) != source:
         stem = f"{stem}-{short_hash(source)}"
+        taken[stem.casefold()] = source
     return stem
 
 

@@ -31,7 +31,7 @@ class _Log:
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self._console, self._total = console, len(plan.trials)
-        self._criterion = plan.dataset.task.select
+        self._criterion = plan.dataset.task.lead
         self._found = self._finished = 0
         self._started: float | None = None
 

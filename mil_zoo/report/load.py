@@ -188,15 +188,20 @@ class Results:
 
     @property
     def lead(self) -> Metric:
-        """The metric that ranks aggregators where only one is shown: the one that the task selects by, or its first.
+        """The metric that ranks aggregators where only one is shown: the one that the task names, or its first.
 
         Raises:
             InputError: the run has no metric.
         """
-        chosen = [metric for metric in self.metrics if metric.name == self.task.select] or self.metrics
+        chosen = [metric for metric in self.metrics if metric.name == self.task.lead] or self.metrics
         if not chosen:
             raise InputError(f"{self.path} has no metric: nothing registers one of the task {self.task.name}")
         return chosen[0]
+
+    @property
+    def selecting(self) -> Metric:
+        """The metric that validation patients are scored by where something is chosen; else the one that ranks."""
+        return next((metric for metric in self.metrics if metric.name == self.task.select), self.lead)
 
     def metric(self, name: str) -> Metric:
         """A metric of the run by its name.

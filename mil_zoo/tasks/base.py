@@ -281,6 +281,11 @@ class Task:
         return 0.0
 
     @property
+    def lead(self) -> str:
+        """The metric that ranks aggregators where only one is shown: the checkpoint's criterion, if not another."""
+        return self.select
+
+    @property
     def criteria(self) -> list[str]:
         """What a checkpoint may be chosen by: its metrics that have a direction, and "loss"."""
         return [*(metric.name for metric in self.metrics if metric.higher_is_better is not None), "loss"]

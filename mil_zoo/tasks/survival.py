@@ -469,6 +469,11 @@ class Survival(Task):
         return float(np.nan_to_num(np.var(drawn)))
 
     @property
+    def lead(self) -> str:
+        """Concordance: it is what readers look for, and the same number whatever the loss."""
+        return "c_index"
+
+    @property
     def select(self) -> str:  # type: ignore[override]
         """The likelihood of the validation patients: concordance of a dozen events is noise. With "rank" the loss."""
         return {"nll": "nll", "cox": "partial_likelihood", "rank": "loss"}[self.criterion]

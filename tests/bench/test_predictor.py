@@ -185,6 +185,20 @@ def test_the_command_writes_what_others_open_and_a_bad_slide_costs_itself(run, r
     assert sum(measured) == pytest.approx(1, abs=1e-4)
 
 
+def test_files_of_an_earlier_prediction_are_no_files_of_this_one(run, run_cli, tmp_path):
+    _, directory = run
+    write_slide(tmp_path / "one.h5", 50)
+    write_slide(tmp_path / "two.h5", 51)
+    command = ("predict", "--run", directory.path, "--model", "srmil", "--out", tmp_path / "p")
+    _, text, _ = run_cli(*command, tmp_path / "one.h5", tmp_path / "two.h5", "--write", "csv,geojson")
+    assert "an earlier prediction" not in text
+    _, text, _ = run_cli(*command, tmp_path / "one.h5", "--write", "csv")
+    written = sorted(path.name for path in (tmp_path / "p" / "attention").iterdir())
+    assert written == ["one.csv", "two.csv", "two.geojson"]
+    assert "2 files in" in text
+    assert "of slides of an earlier prediction" in " ".join(text.split())
+
+
 def test_explanations_are_means_over_members_and_lie_beside_each_other(run, run_cli, tmp_path):
     _, directory = run
     write_slide(tmp_path / "new.h5", 50)

@@ -24,7 +24,7 @@ def draw(results: Results) -> dict[str, Figure]:
     table = budget_table(results)
     if table.empty:
         return {}
-    score, colours = inside(results.lead.title), colours_of(results)
+    score, colours = inside(results.selecting.title), colours_of(results)
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, part, name in zip(panels, ("validation", "test"), ("best validation", "test"), strict=True):

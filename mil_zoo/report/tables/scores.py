@@ -64,7 +64,7 @@ def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str
     """
     table = all_levels(results)
     encoder = ["Encoder"] if "encoder" in table else []
-    validated = [f"Validation {results.lead.title}"] if "validation" in table else []
+    validated = [f"Validation {results.selecting.title}"] if "validation" in table else []
     header = [
         "Aggregator",
         *encoder,
@@ -80,7 +80,7 @@ def shown_scores(results: Results, bold: Mapping[str, set[str]], notes: list[str
         if validated:
             cells.append(_validation_cell(row))
         rows.append([*cells, *_metric_cells(results, row, bold), _trials_cell(row), _cost_cells(row)[0]])
-    return Table(header, rows, [*notes, *[_CHOSEN.format(results.lead.title)] * bool(validated)])
+    return Table(header, rows, [*notes, *[_CHOSEN.format(results.selecting.title)] * bool(validated)])
 
 
 _CHOSEN = (
@@ -106,14 +106,14 @@ def _slides(results: Results) -> pd.DataFrame:
 
 
 def _validation(results: Results) -> dict[str, list[Any]]:
-    """Of every variant the mean validation score of the lead metric, and whether it is its aggregator's best."""
-    lead = results.lead
-    means = {label: _mean([trial.val_metrics.get(lead.name) for trial in ok]) for label, ok in results.finished.items()}
+    """Of every variant the mean validation score by which it is chosen, and whether it is its aggregator's best."""
+    by = results.selecting
+    means = {label: _mean([trial.val_metrics.get(by.name) for trial in ok]) for label, ok in results.finished.items()}
     chosen = set()
     for model in dict.fromkeys(label.partition("@")[0] for label in means):
         known = {label: mean for label, mean in means.items() if label.partition("@")[0] == model and mean == mean}
         if known:
-            chosen.add((max if lead.higher_is_better else min)(known, key=lambda label: known[label]))
+            chosen.add((max if by.higher_is_better else min)(known, key=lambda label: known[label]))
     return {"validation": list(means.values()), "chosen": [label in chosen for label in means]}
 
 

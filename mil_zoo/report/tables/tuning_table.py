@@ -63,7 +63,7 @@ def expected_choice(order: NDArray[np.int64], values: NDArray[np.float64]) -> ND
 
 def shown_tuning(results: Results) -> Document:
     """The recipe beside the chosen configuration, and which orders change with the budget."""
-    table, title = configuration_table(results), results.lead.title
+    table, title = configuration_table(results), results.selecting.title
     facts = results.config.tuning
     header = [
         "Aggregator",
@@ -107,10 +107,10 @@ _SAMPLERS = {"tpe": "Optuna (tree-structured Parzen estimator)", "random": "Optu
 
 def order_changes(results: Results) -> list[str]:
     """Which pairs of aggregators change their order in the expected test score with the budget, in words."""
-    table, title = budget_table(results), results.lead.title
+    table, title = budget_table(results), results.selecting.title
     if table.empty:
         return []
-    higher = bool(results.lead.higher_is_better)
+    higher = bool(results.selecting.higher_is_better)
     curves = {str(name): part["test"].to_numpy() for name, part in table.groupby("aggregator", sort=False)}
     found = []
     for a, b in itertools.combinations(curves, 2):
@@ -157,7 +157,7 @@ def _budgets(results: Results) -> pd.DataFrame:
     table, rows = configuration_table(results), []
     if table.empty:
         return table
-    higher = bool(results.lead.higher_is_better)
+    higher = bool(results.selecting.higher_is_better)
     for label, part in table.groupby("aggregator", sort=False):
         curves: list[Any] = []
         for _, one in part.groupby("trial", sort=False):
