@@ -12,10 +12,11 @@ from mil_zoo.data.judge import judge_identical, judge_shapes, raise_errors, with
 from mil_zoo.data.judge_annotations import annotations_in_words, judge_annotations, lesion_free_slides, look_at_all
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
+from mil_zoo.errors import InputError
 
 
 def open_judged(
-    source: DatasetSource, features: Sequence[str] = (), verify: bool = False
+    source: DatasetSource, features: Sequence[str] = (), verify: bool = False, project: int | None = None
 ) -> tuple[Dataset, dict[str, str]]:
     """Opens a dataset, looks at the heads of all its files and at its annotations, and digests what lies there.
 
@@ -23,16 +24,24 @@ def open_judged(
         source: how to open it.
         features: further sets of features, which are looked at too.
         verify: read and digest all features, not sampled rows alone.
+        project: numbers an instance to which features will be projected.
 
     Returns:
         The dataset, whose card says what tables must say of annotations, and the digests that its run keeps: of
         "labels", of "features" (sampled rows), and where ``verify`` asks for it of "all features".
 
     Raises:
-        InputError: a file or an annotation that cannot be read, features of several dimensions, or identical slides.
+        InputError: a file or an annotation that cannot be read, features of several dimensions or of fewer than
+            ``project``, or identical slides.
     """
     dataset = _with_judged_annotations(open_dataset(source))
     every = [dataset.bags, *(open_dataset(source.with_features(each)).bags for each in features)]
+    for name, bags in zip([source.features, *features], every, strict=True):
+        if project is not None and project > bags.dim:
+            raise InputError(
+                f"--project must be from 1 to {bags.dim}, not {project}: {name or 'the dataset'} has {bags.dim} "
+                "features a patch"
+            )
     digests = {"labels": of_labels(dataset.bags), "features": " ".join(map(judged_digest, every))}
     if verify:
         whole = (together(f"{slide.slide_id}\t{of_bag(slide.read())}" for slide in bags.slides) for bags in every)

@@ -85,6 +85,7 @@ def predict(
         for name in explain or ():
             EXPLAINERS.get(name)
         predictor = Predictor(run, model, trial)
+    _check_order(features, predictor.members[0].facts.features)
     found = list(_slides(slides, features, layout, allow_pickle))
     table = out / "probabilities.csv"
     refuse_link(table)
@@ -133,6 +134,12 @@ def predict(
             "nothing of new slides (column trained_on)[/]"
         )
     return 1 if failures else 0
+
+
+def _check_order(asked: str | None, trained: str | None) -> None:
+    """Refuses sets of features side by side in another order than the model was trained on: their width is the same."""
+    if asked and trained and asked != trained and sorted(asked.split("+")) == sorted(trained.split("+")):
+        raise InputError(f"the model was trained on features in another order; pass --features {trained}")
 
 
 def _columns(predictor: Any) -> list[str]:

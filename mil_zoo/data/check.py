@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from mil_zoo.data.labelling import label_table, those_there, with_classes, with_
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.labels.tables import class_indices
 from mil_zoo.data.layouts.base import FeatureSet
-from mil_zoo.data.layouts.find import choose_features
 from mil_zoo.data.open import Contents, Place, annotation_files, contents_of, feature_sets, locate
 from mil_zoo.data.slide_rows import COLUMNS, NUMBERS, slide_row, unreadable_row
 from mil_zoo.data.source import DatasetSource, as_source
@@ -132,13 +131,13 @@ def check_dataset(
     """
     source = as_source(source, **fields)
     place = locate(source)
-    found = feature_sets(place, source)
-    chosen: Sequence[FeatureSet | None] = found or [None]
-    if features is not None:
-        chosen = [choose_features(found, name, place.folder) for name in features]
+    chosen: Sequence[FeatureSet | None] = feature_sets(place, source) or [None]
+    if features is None:
+        opened = (contents_of(place, source, each) for each in chosen)
+    else:
+        opened = (contents_of(place, replace(source, features=name)) for name in features)
     reports = []
-    for each in chosen:
-        contents = contents_of(place, source, each)
+    for contents in opened:
         report, looked = _read(contents, on_slide, place.folder if place.kind == "slides" else None)
         if place.kind != "file" or source.labels is not None:
             _judge_labels(report, contents, place, source, looked)

@@ -103,7 +103,8 @@ class Standardiser:
             scaled: divide by standard deviations first, so that every feature counts the same.
 
         Raises:
-            InputError: there are fewer features or instances than axes are asked for.
+            InputError: there are fewer features or instances than axes are asked for, or a slide has features that are
+                no numbers.
         """
         count, dim, origin = 0, bags.dim, torch.zeros(bags.dim, dtype=torch.float64)
         total, products = torch.zeros_like(origin), torch.zeros(dim, dim, dtype=torch.float64)
@@ -111,6 +112,9 @@ class Standardiser:
             size = slide.shape()[0]
             places = np.linspace(0, size - 1, min(size, ROWS)).round().astype(int).tolist()
             rows = torch.from_numpy(slide.rows(places)).double()
+            if not rows.isfinite().all():
+                slide.read()  # which names the patches
+                raise InputError(f"slide {slide.slide_id!r}: features are NaN or infinite; extract them again")
             if not count:  # sums around a mean lose no digits to it
                 origin = rows.mean(0)
             rows -= origin

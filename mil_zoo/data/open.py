@@ -106,7 +106,17 @@ def locate(source: DatasetSource) -> Place:
 
 
 def feature_sets(place: Place, source: DatasetSource) -> list[FeatureSet]:
-    """The sets of features at a place, or the one that the source names; empty where files of features are none."""
+    """The sets of features at a place, or the one that the source names; empty where files of features are none.
+
+    Raises:
+        InputError: the source names a set, and there is none of that name or nothing to choose from.
+    """
+    if source.features is not None and place.kind != "slides":
+        what = "the slides of this dataset are" if place.path is None else f"{place.path} is"
+        raise InputError(
+            f"--features {source.features} chooses among the sets in a folder, and {what} no such folder; leave "
+            "--features out, or name the folder that holds the sets"
+        )
     if place.kind == "file":
         path = place.folder / (place.path or Path()).name
         layout = layout_of(path, source.layout)
@@ -128,11 +138,14 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
     Raises:
         InputError: several sets of features and none was named, or files that are missing or damaged.
     """
+    path = place.path or Path()
+    sets: list[FeatureSet] = []
+    if features is None and not _joins(place, source):
+        sets = feature_sets(place, source)
     if place.kind == "simulated":
         name = place.card.name
         made = OUTCOMES.get(name, list)(load_demo(name="demo" if name in OUTCOMES else name))
         return Contents(place.card, "simulated", "simulated", as_bags(made))
-    path = place.path or Path()
     if place.kind == "table":
         return _table(place.card, path)
     if place.kind == "store":
@@ -147,13 +160,21 @@ def contents_of(place: Place, source: DatasetSource, features: FeatureSet | None
             site_of=store.site_of,
             covariates=store.covariates,
         )
-    if features is None and source.joins_features:
+    if features is None and not sets:
         return _joined(place, source)
-    if features is None:
-        features = choose_features(feature_sets(place, source), None, path)
+    features = features or choose_features(sets, None, path)
     slides, unreadable = _slides(features, source.allow_pickle)
     card = place.card.beside(place.folder)
     return Contents(card, features.folder, features.layout, Bags(slides), features, unreadable=unreadable)
+
+
+def _joins(place: Place, source: DatasetSource) -> bool:
+    """Whether the source names several sets, to be read side by side; one set may have a + in its own name."""
+    return (
+        place.kind == "slides"
+        and "+" in (source.features or "")
+        and all(each.name != source.features for each in find_features(place.folder, source.layout))
+    )
 
 
 def _joined(place: Place, source: DatasetSource) -> Contents:

@@ -57,11 +57,6 @@ class DatasetSource:
         """``root``, or the folder in the variable ``MIL_ZOO_REAL_DATA``; None where neither is given."""
         return self.root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
 
-    @property
-    def joins_features(self) -> bool:
-        """Whether ``features`` names several sets that are read side by side."""
-        return "+" in (self.features or "")
-
     def anywhere(self) -> DatasetSource:
         """The same, independent of the working directory and of the environment."""
         name, root = self.name, self.data_root

@@ -32,7 +32,7 @@ def model_card(fitted: Fitted) -> str:
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {fitted.name} on {data}",
         f"The multiple-instance-learning aggregator {made}, trained by mil-zoo {__version__} for the task "
-        f"`{fitted.task.name}`. It takes the patch features of a whole slide, `[N, {fitted.aggregator.in_dim}]`, and "
+        f"`{fitted.task.name}`. It takes the patch features of a whole slide, `[N, {fitted.in_dim}]`, and "
         f"predicts {', '.join(f'`{name}`' for name in fitted.task.prediction_columns)}.",
         "## Use",
         '```python\nimport mil_zoo\n\nfitted = mil_zoo.load("FOLDER")\nprediction = '
@@ -85,7 +85,7 @@ def _limits(fitted: Fitted) -> list[str]:
     if facts.simulated and not any("simulated" in line.lower() for line in lines):
         lines.append("The slides were simulated: nothing it predicts of tissue means anything.")
     lines += [
-        f"It reads features of the encoder it was trained with. Those of another one with {fitted.aggregator.in_dim} "
+        f"It reads features of the encoder it was trained with. Those of another one with {fitted.in_dim} "
         "dimensions give predictions without meaning, and nothing notices.",
         "Of the slides named in `config.json` as `train` and `val` its predictions say nothing.",
         "Scores on other hospitals, scanners and populations than those of the data are unknown.",

@@ -121,6 +121,11 @@ class Fitted:
         """What is predicted."""
         return self.aggregator.task
 
+    @property
+    def in_dim(self) -> int:
+        """Features that it takes of a patch, before they are standardised or projected."""
+        return self.aggregator.in_dim if self.standardiser is None else len(self.standardiser.mean)
+
     def predict(self, bags: Iterable[Bag]) -> list[Prediction]:
         """Predicts whole bags, one after the other.
 
@@ -170,11 +175,10 @@ def predict_together(members: Sequence[Fitted], bag: Bag) -> Prediction:
     """
     outputs, scores = [], []
     for member in members:
-        dim = member.aggregator.in_dim if member.standardiser is None else len(member.standardiser.mean)
-        if bag.features.shape[1] != dim:
+        if bag.features.shape[1] != member.in_dim:
             raise InputError(
                 f"slide {bag.slide_id!r} has {bag.features.shape[1]} features a patch and the aggregator was trained "
-                f"on {dim}; use the encoder that it was trained with"
+                f"on {member.in_dim}; use the encoder that it was trained with"
             )
         given = bag if member.standardiser is None else member.standardiser(bag)
         scored = predict(member.aggregator, [given], member.graph, member.device, member.precision)

@@ -17,6 +17,7 @@ from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.data import Standardiser, open_dataset
 from mil_zoo.data.bags import Bags, as_bags
+from mil_zoo.data.check import check_dataset
 from mil_zoo.data.splits.split import Split
 from mil_zoo.report.figures import draw_figures
 from mil_zoo.report.load import Results
@@ -88,6 +89,10 @@ def test_encoders_side_by_side_and_projected(folder, run_cli):
     assert len(pd.read_csv(out / "probabilities.csv")) == 24
     run_cli(*model, "--features", "good", "--out", out)
     assert "4 features a patch and the aggregator was trained on 10" in (out / "probabilities.csv").read_text()
+    code, _, err = run_cli(*model, "--features", "noise+good", "--out", out)  # as wide, and another thing
+    assert (code, "in another order; pass --features good+noise" in err) == (2, True)
+    assert run_cli("export", run.path, "--model", "mean@features=good+noise", "--out", folder / "model")[0] == 0
+    assert "a whole slide, `[N, 10]`," in (folder / "model" / "README.md").read_text()
 
 
 def test_axes_are_those_of_the_training_instances_and_of_one_sign():
@@ -133,6 +138,53 @@ def test_sets_of_other_patches_are_not_joined(folder, slide, coords, sentence):
     write_trident(folder, slide, "noise", np.zeros((len(coords), 6), np.float32), coords)
     with pytest.raises(InputError, match=sentence):
         list(open_dataset(str(folder), features="good+noise").bags)
+
+
+def test_a_slide_without_numbers_is_named_before_axes_are_found(folder):
+    features = np.ones((12, 6), np.float32)
+    features[5, 2] = np.nan
+    write_trident(folder, "s03", "noise", features, GRID)
+    bags = open_dataset(str(folder), features="good+noise").bags
+    with pytest.raises(InputError, match=r"slide 's03': features are NaN or infinite in 1 of 12 patches .*patch 5"):
+        Standardiser.projecting(bags, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "width", "sentence"),
+    [
+        ("good,noise", 5, "--project must be from 1 to 4, not 5: good has 4 features a patch"),
+        ("noise,good", 5, "--project must be from 1 to 4, not 5: good has 4 features a patch"),
+        ("good+noise", 11, "--project must be from 1 to 10, not 11: good+noise has 10 features a patch"),
+        ("good", 0, "--project must be at least 1, not 0"),
+    ],
+)
+def test_widths_that_no_trial_could_have(folder, run_cli, asked, width, sentence):
+    out = folder / "run"
+    code, _, err = run_cli(
+        "bench", "--models", "mean", "--dataset", folder, "--features", asked, "--project", width, "--out", out
+    )
+    assert (code, sentence in err, out.exists()) == (2, True, False), err
+
+
+def test_sets_are_chosen_in_folders_alone(folder, bag_table):
+    (path,) = folder.glob("*/features_good/s03.h5")
+    for source in (str(bag_table), "demo", str(path)):
+        with pytest.raises(
+            InputError, match=r"--features good\+noise chooses among the sets in a folder, and .* no such"
+        ):
+            open_dataset(source, features="good+noise")
+
+
+def test_a_set_may_have_a_plus_in_its_name(folder):
+    (path,) = folder.glob("*/features_noise")
+    path.rename(path.with_name("features_uni+conch"))
+    assert open_dataset(str(folder), features="uni+conch").in_dim == 6
+    assert [report.ok for report in check_dataset(str(folder), features=["uni+conch", "good"])] == [True, True]
+
+
+def test_joined_sets_are_checked_as_one(folder):
+    (report,) = check_dataset(str(folder), features=["good+noise"])
+    assert (report.features, report.ok, set(report.slides["dimensions"])) == ("good+noise", True, {10})
 
 
 def test_labels_without_the_encoder():
