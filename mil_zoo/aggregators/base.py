@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.checkpoints import flat_state_dict, read_checkpoint
+from mil_zoo.aggregators.options import check_options
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
@@ -342,7 +343,7 @@ def create_aggregator(
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
-    check_rates(name, options)
+    check_options(cls, name, options)
     task = task or Classification(num_classes)
     aggregator = cls(in_dim, task.outputs, **options)
     try:
@@ -351,14 +352,6 @@ def create_aggregator(
         raise InputError(f"{name}: {error}") from error
     aggregator.created_with = options
     return aggregator
-
-
-def check_rates(name: str, options: Mapping[str, Any]) -> None:
-    """Raises an ``InputError`` for a dropout rate that kernels can't scale by, 1 / (1 - rate): before any training."""
-    for option, value in options.items():
-        is_rate = option.endswith(("dropout", "_drop")) and option != "mask_drop"
-        if is_rate and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise InputError(f"{name}: {option} must be at least 0 and below 1, not {value}")
 
 
 def aggregator_options(name: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def check_suite(suite: Suite) -> None:
         raise InputError(f"--models must name each aggregator once, not {','.join(suite.models) or 'none'}")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds):
         raise InputError("--seeds must name each seed once")
+    if max(suite.seeds) >= 2**32:
+        raise InputError(f"--seeds must be below 2^32, not {max(suite.seeds)}")
     if any(seed < 0 for seed in (*suite.seeds, suite.split_seed)):
         raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
     if suite.split_seed >= 2**32:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import check_rates, create_aggregator
+from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
+from mil_zoo.aggregators.options import check_options
 from mil_zoo.bench.checks import check_suite
 from mil_zoo.bench.models import ModelPlan, plan_models
 from mil_zoo.bench.opening import open_judged
@@ -262,10 +263,11 @@ def _left_out(models: Sequence[ModelPlan], dataset: Dataset) -> list[str]:
     """What the models train without in a task of no classes, a sentence each.
 
     Raises:
-        InputError: one of them cannot take the task, or a dropout rate is none.
+        InputError: one of them cannot take the task, or the value of an option.
     """
     for model in models:
-        check_rates(model.name, model.options)
+        known = PROTOCOLS if model.name in PROTOCOLS else AGGREGATORS
+        check_options(known.get(model.name), model.name, model.options)
     if isinstance(dataset.task, Classification):
         return []
     without: dict[str, str] = {}

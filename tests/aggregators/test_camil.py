@@ -104,7 +104,7 @@ def test_a_layer_in_front_and_wrong_options():
     output = create_aggregator("camil", 10, embed_dim=6, landmarks=4)(make_batch([9, 20], 10, None))
     assert output.embedding.shape == (2, 6)
     for options, message in {
-        ("neighbours", "all"): "neighbours must be 'authors' or 'graph', not 'all'",
+        ("neighbours", "all"): "neighbours must be one of 'authors', 'graph', not 'all'",
         ("heads", 18): r"heads \(18\) must lie between 1 and 17",
         ("head_dim", 12): r"divide head_dim \(12\)",
     }.items():

@@ -159,7 +159,7 @@ def test_a_dictionary_of_zeros_changes_nothing():
 
 def test_options_are_checked():
     for options, message in [
-        ({"baseline": "clam"}, "baseline must be one of abmil"),
+        ({"baseline": "clam"}, "baseline must be one of 'abmil'"),
         ({"confounder": torch.zeros(3, 5)}, r"shape \[k, 6\], not \[3, 5\]"),
         ({"confounder_drop": 1.0}, "confounder_drop"),
     ]:

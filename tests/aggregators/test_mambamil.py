@@ -127,7 +127,7 @@ def test_steps_of_time_start_as_the_authors_or_as_mamba():
 
 def test_options_are_checked():
     for options, message in [
-        ({"mixer": "vim"}, "mixer must be one of srmamba"),
+        ({"mixer": "vim"}, "mixer must be one of 'srmamba'"),
         ({"rate": 0}, "rate"),
         ({"dropout": 1.0}, "dropout"),
     ]:

@@ -266,7 +266,7 @@ def test_the_first_stage_sees_training_slides_alone():
 
 def test_options_are_checked():
     for options, message in [
-        ({"baseline": "dsmil"}, "baseline must be one of abmil, transmil"),
+        ({"baseline": "dsmil"}, "baseline must be one of 'abmil', 'transmil'"),
         ({"mask_ratio": 1.1}, "mask_ratio must lie"),
         ({"high_share": 0.0}, "high_share"),
         ({"baseline": "transmil", "embed_dim": 20}, "multiple of 8"),

@@ -3,7 +3,9 @@
 import inspect
 import subprocess
 import sys
+from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 from mil_zoo import InputError, create_aggregator
@@ -97,3 +99,20 @@ def test_a_dropout_rate_that_leaves_nothing_is_refused(name):
         if option != "mask_drop":  # of the highest scores all may be masked
             with pytest.raises(InputError, match=f"{option} must be at least 0 and below 1, not 1.0"):
                 create_aggregator(name, 8, **{option: 1.0})
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_value_that_an_option_does_not_take_is_refused(name):
+    """By the constructor's annotations, with a sentence that names the option instead of torch's own words."""
+    kinds = get_type_hints(AGGREGATORS.get(name).__init__)
+    for option, default in aggregator_options(name).items():
+        wrong = {int: ["64", 1.5, True, -1, [1]], bool: ["maybe", 2], float: ["a", float("inf"), True]}.get(
+            kinds[option], []
+        )
+        if option.endswith("dim"):
+            wrong = [*wrong, 0]
+        for value in wrong:
+            with pytest.raises(InputError, match=f"{name}: {option} must be "):
+                create_aggregator(name, 8, **{option: value})
+        if isinstance(default, int) and not isinstance(default, bool):
+            assert create_aggregator(name, 8, **{option: np.int64(default)})

@@ -158,10 +158,10 @@ def test_a_fixed_point_costs_no_more_products(monkeypatch):
 
 def test_options_are_checked():
     for options, message in {
-        ("sm_mode", "near"): "sm_mode must be 'approx' or 'exact', not 'near'",
+        ("sm_mode", "near"): "sm_mode must be one of 'approx', 'exact', not 'near'",
         ("sm_steps", 0): "sm_steps positive, not 0",
-        ("sm_alpha", 1.0): "sm_alpha must be 'trainable' or a number",
-        ("sm_where", "first"): "sm_where 'early', 'mid' or 'late', not 'first'",
+        ("sm_alpha", 1.0): "sm_alpha must be ",
+        ("sm_where", "first"): "sm_where must be one of 'early', 'mid', 'late', not 'first'",
         ("act", "elu"): "act must be",
     }.items():
         with pytest.raises(InputError, match=message):

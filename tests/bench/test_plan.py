@@ -155,5 +155,20 @@ def test_every_builtin_aggregator_has_a_configuration():
 def test_a_dropout_rate_that_leaves_nothing_is_refused_before_training(bag_table):
     for wrong in (1.0, float("nan")):
         suite = read_suite(None, datasets=[str(bag_table)], models=["wikg"], folds=2, overrides={"wikg.dropout": wrong})
-        with pytest.raises(InputError, match="wikg: dropout must be at least 0 and below 1"):
+        with pytest.raises(InputError, match=r"wikg: dropout must be (at least 0 and below 1|a finite number)"):
             make_plan(suite, str(bag_table))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overrides": {"abmil.embed_dim": 0}}, "abmil: embed_dim must be 1 or more, not 0"),
+        ({"overrides": {"abmil.gated": "maybe"}}, "abmil: gated must be true or false, not 'maybe'"),
+        ({"grid": {"abmil.embed_dim": [64, "wide"]}}, "abmil: embed_dim must be a whole number or None, not 'wide'"),
+        ({"seeds": [10**23]}, r"--seeds must be below 2\^32"),
+    ],
+)
+def test_values_that_nothing_can_be_made_of_are_refused_before_training(bag_table, given, message):
+    suite = read_suite(None, datasets=[str(bag_table)], models=["abmil"], folds=2, **given)
+    with pytest.raises(InputError, match=message):
+        make_plan(suite, str(bag_table))
