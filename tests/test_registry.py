@@ -74,6 +74,10 @@ def test_a_plugin_file(tmp_path):
             r"bad_2.py, line 3 failed to import: SystemExit: it calls for an exit \(code 3",
         ),
         (PLUGIN.format(name="abmil"), "aggregator 'abmil' is already registered"),
+        (
+            PLUGIN.format(name="takes_task").replace("pass", "def __init__(self, in_dim, num_classes, task): ..."),
+            "aggregator 'takes_task': its constructor takes in_dim, .* leave task out, .* as self.task",
+        ),
     ],
 )
 def test_broken_plugins_are_one_sentence(tmp_path, text, message, request):

@@ -313,8 +313,22 @@ def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register_aggregator(name: str) -> Callable[[type[Aggregator]], type[Aggregator]]:
-    """Class decorator that registers an :class:`Aggregator` under ``name`` (lowercase, as in ``--models name``)."""
-    return AGGREGATORS.register(name)
+    """Class decorator that registers an :class:`Aggregator` under ``name`` (lowercase, as in ``--models name``).
+
+    Raises:
+        InputError: the name is taken or none, or the constructor takes a ``task``, which an aggregator is given once it
+            is made.
+    """
+
+    def decorate(cls: type[Aggregator]) -> type[Aggregator]:
+        if "task" in inspect.signature(cls.__init__).parameters:
+            raise InputError(
+                f"aggregator {name!r}: its constructor takes in_dim, num_classes (outputs) and options; leave task "
+                "out, forward and losses find it as self.task"
+            )
+        return AGGREGATORS.register(name)(cls)
+
+    return decorate
 
 
 def list_aggregators() -> list[str]:

@@ -82,7 +82,8 @@ class Metric:
             :func:`mil_zoo.noted.note_of`.
 
         Raises:
-            InputError: the function failed, or is to use weights that are no whole numbers and takes none.
+            InputError: the function failed or returned an infinite number, or is to use weights that are no whole
+                numbers and takes none.
         """
         if lacking := [name for name in self.needs if name not in context]:
             return undefined(f"{', '.join(lacking)} not known")
@@ -97,11 +98,16 @@ class Metric:
             arrays = [np.repeat(array, times.astype(np.int64), axis=0) for array in arrays]
         try:
             value = self.function(*arrays, **given)
-            return value if isinstance(value, Noted) else float(value)
+            value = value if isinstance(value, Noted) else float(value)
         except ZeroDivisionError:  # np.average of no weight: left-out or drawn rows hold none that count
             return undefined("nothing to divide by")
         except Exception as error:
             raise InputError(f"metric {self.name!r} failed: {type(error).__name__}: {error}") from error
+        if np.isinf(value):
+            raise InputError(
+                f"metric {self.name!r} is {value}, which no table can hold; return NaN where it is undefined"
+            )
+        return value
 
     def weighted(self, *arguments: ArrayLike, weights: ArrayLike, **context: Any) -> NDArray[np.float64]:
         """The values ``[R]`` under many weightings ``[R, n]``, for instance the draws of a bootstrap.

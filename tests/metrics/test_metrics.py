@@ -128,6 +128,12 @@ def test_a_metric_that_fails_is_named(forget):
         score(LABELS, PROBABILITIES)
 
 
+def test_a_metric_that_is_infinite_is_named(forget):
+    register_metric("odds", title="Odds", higher_is_better=True)(lambda labels, probabilities: float("inf"))
+    with pytest.raises(InputError, match="metric 'odds' is inf, which no table can hold; return NaN where it is"):
+        score(LABELS, PROBABILITIES)
+
+
 def test_a_metric_that_divides_by_nothing_is_undefined(forget):
     register_metric("share", title="Share", higher_is_better=True)(lambda labels, probabilities: 1 / 0)
     assert np.isnan(score(LABELS, PROBABILITIES)["share"])
