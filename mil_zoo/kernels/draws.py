@@ -60,7 +60,7 @@ class Draws:
     @contextmanager
     def noting(self) -> Iterator[None]:
         """A step in here draws its numbers as ever, and what it drew is noted."""
-        self.functions, self.drawn = [], []
+        self.functions, self.drawn, self.places = [], [], None
         with self._present():
             yield
 
