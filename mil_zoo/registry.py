@@ -58,6 +58,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The object registered under ``name``; an ``InputError`` names the near matches on a miss."""
         self._load()
+        if not isinstance(name, str):
+            raise InputError(f"the name of a registered {self.kind} is text, not {name!r:.60}")
         if name not in self._entries:
             raise InputError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
         return self._entries[name]

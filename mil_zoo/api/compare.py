@@ -19,7 +19,7 @@ from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import Suite, read_suite
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.bags import Bags, as_bags
+from mil_zoo.data.bags import Bags, as_bags, targets_for
 from mil_zoo.data.card import DataCard
 from mil_zoo.data.dataset import by_patient
 from mil_zoo.data.digests import of_labels
@@ -126,9 +126,12 @@ def _of_memory(
     _check_names(bags)
     suite = Suite(**{"datasets": ["bags in memory"], **_known(given)})
     wanted = task_for(task, bags)
+    targets = targets_for(bags, wanted)
+    if classes and wanted.target_columns == ("label",) and len(classes) != (count := getattr(wanted, "num_classes", 0)):
+        raise InputError(f"classes= names {len(classes)} and the bags' labels tell of {count}; name each class")
     patients = [patient_key(slide) for slide in bags.slides]
     first = np.unique(patients, return_index=True)[1] if wanted.of_patients else np.arange(len(bags))
-    wanted = wanted.of_cohort(bags.targets[np.sort(first)])
+    wanted = wanted.of_cohort(targets[np.sort(first)])
     labels = list(classes) or [str(i) for i in range(max(2, getattr(wanted, "num_classes", 2)))]
     of_classes = wanted.target_columns == ("label",)
     card = DataCard(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedGroupKFold
@@ -82,11 +83,15 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         bags = as_bags(X)
         labels = np.asarray(bags.labels if y is None else y)
+        if not len(bags) or labels.ndim != 1:
+            raise InputError(f"a label is needed for each bag, [n]; there are {len(bags)} bags, labels {labels.shape}")
+        if pd.isna(labels).any():
+            raise InputError(f"bag {int(pd.isna(labels).argmax())} has no label; leave out the bags without one")
         if len(labels) != len(bags):
             raise InputError(f"{len(labels)} labels are given for {len(bags)} bags; give each bag one")
         self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"all {len(bags)} bags have the label {labels[0]!r}; a classifier needs two classes")
+            raise InputError(f"all {len(bags)} bags have the label {str(labels[0])!r}; a classifier needs two classes")
         bags = _named(bags.relabelled(indices.tolist()))
         train, val = self._parts(bags, indices)
         settings = {"epochs": self.epochs, "learning_rate": self.learning_rate}
@@ -106,12 +111,14 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Sequence[Bag]) -> NDArray[np.float64]:
         """Probabilities ``[n, C]`` of the classes, in the order of ``classes_``."""
-        check_is_fitted(self)
-        return np.stack([prediction.probabilities for prediction in self.fitted_.predict(X)])
+        check_is_fitted(self, "fitted_")
+        probabilities = [prediction.probabilities for prediction in self.fitted_.predict(X)]
+        return np.stack(probabilities) if probabilities else np.empty((0, len(self.classes_)))
 
     def predict(self, X: Sequence[Bag]) -> NDArray[Any]:
         """The most probable label of each bag, ``[n]``."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
+        probabilities = self.predict_proba(X)
+        return np.asarray(self.classes_[probabilities.argmax(1)])
 
     def _parts(self, bags: Bags, labels: NDArray[np.int64]) -> tuple[list[str], list[str]]:
         """Slide ids of the training and of the validation bags."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.errors import InputError
@@ -24,6 +26,10 @@ def task_for(task: TaskLike, bags: Sequence[Bag]) -> Task:
     slides = as_bags(bags).slides
     if not slides:
         raise InputError("there are no bags; give some")
+    if not isinstance(task, str | dict | None):
+        raise InputError(
+            f"a task is a name, a dict of its name and settings, or a mil_zoo.tasks.Task, not {task!r:.60}"
+        )
     settings = {"name": task} if isinstance(task, str) else dict(task or {})
     if settings.get("name", "classification") not in ("classification", "ordinal"):
         return task_of_config({"task": settings})
@@ -31,9 +37,9 @@ def task_for(task: TaskLike, bags: Sequence[Bag]) -> Task:
         raise InputError('the bags have targets: say what they are, for instance task="survival" or task="regression"')
     labels = [slide.label for slide in slides]
     for slide in slides:
-        if slide.label is None or slide.label < 0:
+        if not isinstance(slide.label, int | np.integer) or slide.label < 0:
             raise InputError(
-                f"slide {slide.slide_id!r} has the label {slide.label}; give every bag a class index from 0"
+                f"slide {slide.slide_id!r} has the label {slide.label!r}; give every bag a class index from 0"
             )
     present = {label for label in labels if label is not None}
     absent = sorted(set(range(max(present))) - present)

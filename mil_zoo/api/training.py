@@ -16,13 +16,14 @@ from mil_zoo.api.tasks import TaskLike, task_for
 from mil_zoo.bench.models import ModelPlan, plan_models
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.bags import as_bags
+from mil_zoo.data.bags import Bags, as_bags, targets_for
+from mil_zoo.data.judge import judge_shapes, raise_errors
 from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
 from mil_zoo.fitted import Facts, Fitted
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.device import default_device
+from mil_zoo.train.device import usable_device
 from mil_zoo.train.loop import fit as train
 from mil_zoo.train.protocols import PROTOCOLS, finished_task
 
@@ -72,16 +73,20 @@ def fit(
     if not len(train_bags) or not len(val_bags):
         raise InputError("fit needs training bags and validation bags, at least one of each")
     _check_parts(train_bags, val_bags)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed must be a whole number from 0, not {seed!r}")
     torch.manual_seed(seed)
     if isinstance(aggregator, Aggregator):
         if task is not None:
             raise InputError("an aggregator has its task already: create_aggregator(name, task=...); leave task= out")
+        _check_bags(train_bags, val_bags, aggregator.task, aggregator.in_dim)
         plan = _own_plan(aggregator, graph, training)
     else:
         meant = task_for(task, train_bags + val_bags)
+        _check_bags(train_bags, val_bags, meant, train_bags.dim)
         plan = _plan(aggregator, meant, graph, training)
         aggregator = create_aggregator(plan.name, train_bags.dim, task=meant.fit(train_bags.targets), **plan.options)
-    device = device or default_device()
+    device = usable_device(device)
     rule = "mean" if aggregator.task.of_patients and _several_slides(train_bags) else None
     select = plan.training.select
     with bar(f"training {plan.name}", plan.training.epochs, progress) as advance:
@@ -157,6 +162,17 @@ def _check_parts(train: Any, val: Any) -> None:
             f"patients are in both the training and the validation bags ({', '.join(leaks[:5])}; {len(leaks)} in all); "
             "the epoch would be chosen on what was learnt by heart: divide them by patient"
         )
+
+
+def _check_bags(train: Bags, val: Bags, task: Task, in_dim: int) -> None:
+    """Refuses bags of which nothing can be learnt: features of another dimension, targets of another task."""
+    raise_errors(judge_shapes(train + val))
+    if train.dim != in_dim:
+        raise InputError(f"the bags have {train.dim} features a patch and the aggregator takes {in_dim}; make it anew")
+    targets = targets_for(train, task)
+    targets_for(val, task)
+    if task.strata_are_classes and len(np.unique(targets)) < 2:
+        raise InputError(f"all {len(train)} training bags have the label {targets[0, 0]:g}; add some of another class")
 
 
 def _several_slides(bags: Any) -> bool:

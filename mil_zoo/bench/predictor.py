@@ -23,7 +23,7 @@ from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.fitted import Facts, Fitted, Prediction, predict_together
 from mil_zoo.fitted.explained import explain_together
 from mil_zoo.tasks import Task, task_of_config
-from mil_zoo.train.device import default_device
+from mil_zoo.train.device import usable_device
 from mil_zoo.train.protocols import PROTOCOLS
 
 
@@ -72,7 +72,7 @@ class Predictor:
         self.task = task_of_config(config.settings())
         self.trials = [each.trial for each in chosen]
         self.in_dim = int(config.dataset.in_dim or 0)
-        device = device or default_device()
+        device = usable_device(device)
         parts = _parts(run, config.split.file, packed=config.dataset.patient_rule == "packed")
         self.members: list[Fitted] = []
         for each in chosen:

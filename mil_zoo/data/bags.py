@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from mil_zoo.data.graph_cache import GraphCache
 from mil_zoo.data.labels.annotations import InstanceLabeller
 from mil_zoo.data.layouts.base import LAYOUTS
 from mil_zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from mil_zoo.tasks import Task
 
 
 class Slide(ABC):
@@ -192,13 +195,16 @@ class Bags(Sequence[Bag]):
         """The targets ``[n, T]``; of bags that state none, their labels.
 
         Raises:
-            InputError: a bag has neither.
+            InputError: a bag has neither, or states other numbers than the first.
         """
         rows = []
         for slide in self.slides:
             if slide.target is None and slide.label is None:
                 raise InputError(f"slide {slide.slide_id!r} has no label and no target; leave it out")
             rows.append(slide.target or (slide.label,))
+        odd = next((slide for slide, row in zip(self.slides, rows, strict=True) if len(row) != len(rows[0])), None)
+        if odd is not None:
+            raise InputError(f"slide {odd.slide_id!r} has a target of other numbers than the first; give all alike")
         return np.array(rows, dtype=np.float64)
 
     @property
@@ -272,6 +278,47 @@ class Bags(Sequence[Bag]):
         return (self[i] for i in range(len(self)))
 
 
-def as_bags(bags: Sequence[Bag]) -> Bags:
-    """``bags`` as they are, or a list of bags in memory as :class:`Bags`."""
-    return bags if isinstance(bags, Bags) else Bags([MemorySlide(bag) for bag in bags])
+def as_bags(bags: Iterable[Bag]) -> Bags:
+    """``bags`` as they are, or a list of bags in memory as :class:`Bags`; errors as :func:`each_bag`."""
+    return bags if isinstance(bags, Bags) else Bags([MemorySlide(bag) for bag in each_bag(bags)])
+
+
+def each_bag(bags: Iterable[Bag]) -> Iterator[Bag]:
+    """The bags one after the other.
+
+    Raises:
+        InputError: something else was given than a list of bags, or whatever yields bags.
+    """
+    if isinstance(bags, Bag):
+        raise InputError(f"a list of bags is needed, not the bag {bags.slide_id!r} alone; write [bag]")
+    if isinstance(bags, str) or not isinstance(bags, Iterable):
+        raise InputError(f"a list of bags is needed, not {bags!r:.60}; mil_zoo.data.read_bag reads one from a file")
+    for number, bag in enumerate(bags):
+        if not isinstance(bag, Bag):
+            raise InputError(
+                f"a list of bags is needed, and number {number} is of the type {type(bag).__name__}; make each "
+                "mil_zoo.Bag(features=..., label=..., slide_id=...)"
+            )
+        yield bag
+
+
+def targets_for(bags: Bags, task: Task) -> npt.NDArray[np.float64]:
+    """The targets ``[n, T]`` of bags in memory, once they are what the task reads.
+
+    Raises:
+        InputError: there are no bags, or one states no target, or what is none of this task.
+    """
+    if not len(bags):
+        raise InputError("there are no bags; give some")
+    targets, names = bags.targets, task.target_columns
+    if targets.shape[1] != len(names):
+        raise InputError(
+            f"slide {bags.slide_ids[0]!r} states {targets.shape[1]} numbers and the task {task.name} reads "
+            f"{len(names)}; give each bag target=[{', '.join(names)}]"
+        )
+    task.check(targets, bags.slide_ids, "the bags")
+    bad = ~task.stated(targets) | np.isinf(targets).any(1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"slide {bags.slide_ids[row]!r} has the target {targets[row].tolist()}; leave it out")
+    return targets

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.bags import as_bags
+from mil_zoo.data.bags import Bags, as_bags, each_bag, targets_for
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
 from mil_zoo.errors import InputError
@@ -135,9 +135,7 @@ class Fitted:
         Raises:
             InputError: a bag of another feature dimension, without what the graph needs, or in no list.
         """
-        if isinstance(bags, Bag):
-            raise InputError(f"a list of bags is predicted, not the bag {bags.slide_id!r} alone; write [bag]")
-        return [predict_together([self], bag) for bag in bags]
+        return [predict_together([self], bag) for bag in (bags if isinstance(bags, Bags) else each_bag(bags))]
 
     def score(self, bags: Sequence[Bag]) -> dict[str, float]:
         """Every metric of the task on bags with targets; NaN where one is undefined.
@@ -145,10 +143,12 @@ class Fitted:
         Slides are scored as they are, also where a patient has several.
 
         Raises:
-            InputError: as :meth:`predict`, or a bag has neither label nor target.
+            InputError: as :meth:`predict`, or there are no bags, or one has no label or target of this task.
         """
+        bags = as_bags(bags)
+        targets = targets_for(bags, self.task)
         predictions = np.stack([prediction.probabilities for prediction in self.predict(bags)])
-        return self.task.score(as_bags(bags).targets, predictions)
+        return self.task.score(targets, predictions)
 
     def save(self, path: Path | str) -> Path:
         """Writes the folder that :func:`mil_zoo.load` reads, see :mod:`mil_zoo.fitted.saved`.

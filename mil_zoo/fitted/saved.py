@@ -28,7 +28,7 @@ from mil_zoo.files import write_bytes, write_text, writing
 from mil_zoo.fitted.card import model_card
 from mil_zoo.fitted.model import Facts, Fitted
 from mil_zoo.tasks import task_of_config
-from mil_zoo.train.device import default_device
+from mil_zoo.train.device import usable_device
 
 CONFIG, WEIGHTS, CARD, STANDARDISER = "config.json", "model.safetensors", "README.md", "standardiser.safetensors"
 
@@ -132,7 +132,7 @@ def load(path: Path | str, device: str | None = None) -> Fitted:
     task = task_of_config({"task": settings.task})
     if task.outputs != num_classes:
         raise InputError(f"{where}: num_classes is {num_classes} and its task has {task.outputs} outputs; get it again")
-    device = device or default_device()
+    device = usable_device(device)
     aggregator = create_aggregator(settings.aggregator, in_dim, task=task, **config)
     weights = path / WEIGHTS
     standardiser = None

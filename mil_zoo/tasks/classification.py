@@ -91,8 +91,8 @@ class Classification(Task):
         for slide_id, (label,) in zip(slide_ids, targets, strict=True):
             if label not in range(self.count):
                 raise InputError(
-                    f"{where}: slide {slide_id!r} has label {label:g}, the classes are 0 to {self.count - 1} "
-                    f"({', '.join(self.classes)})"
+                    f"{where}: slide {slide_id!r} has label {label:g}, the classes are 0 to {self.count - 1}"
+                    + (f" ({', '.join(self.classes)})" if self.classes else "")
                 )
 
     def strata(self, targets: Floats) -> NDArray[np.int64]:

@@ -311,8 +311,15 @@ class Survival(Task):
         return len(self.edges) + 1 if self.edges else self.bins
 
     def fit(self, targets: Floats) -> Task:
-        """The task with the bins and the censoring curve of these training patients."""
+        """The task with the bins and the censoring curve of these training patients.
+
+        Raises:
+            InputError: their times and events teach nothing.
+        """
         time, event = targets.T
+        if not self.informative(targets):
+            what = "the event" if self.criterion == "cox" else "the event before another one's time"
+            raise InputError(f"none of the {len(targets)} training patients has {what}: their outcomes teach nothing")
         edges = bin_edges(time, event, self.bins) if self.criterion == "nll" else ()
         return dataclasses.replace(
             self,

@@ -8,6 +8,7 @@ import torch
 
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.prefetch import map_ahead
+from mil_zoo.errors import InputError
 
 FREE = 0.5  # of a GPU's memory that bags which stay there leave free
 OTHERS = 0.05  # of it that other processes may use; where they use more, no further bag stays
@@ -16,6 +17,22 @@ OTHERS = 0.05  # of it that other processes may use; where they use more, no fur
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable_device(device: str | None) -> str:
+    """The device that was asked for, or a GPU where there is one.
+
+    Raises:
+        InputError: torch cannot compute on it here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InputError(f"device {device!r} cannot be used here ({first}); name another, or leave it out") from None
+    return str(device)
 
 
 def room_on(device: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 import mil_zoo
@@ -89,6 +90,16 @@ def test_fit_predicts_survival(bags):
         ({"val_bags": []}, "at least one of each"),
         ({"val_bags": "train"}, "patients are in both the training and the validation bags .p11; 1 in all"),
         ({"aggregator": "gigassl"}, "no aggregator that fit trains"),
+        ({"aggregator": None}, "the name of a registered aggregator is text, not None"),
+        ({"train_bags": None}, "a list of bags is needed, not None"),
+        ({"train_bags": [np.ones((3, 6))]}, "number 0 is of the type ndarray; make each mil_zoo.Bag"),
+        ({"train_bags": "folder"}, "a list of bags is needed, not 'folder'"),
+        ({"task": 5}, "a task is a name, a dict .* not 5"),
+        ({"task": "survival"}, r"states 1 numbers and the task survival reads 2; .* target=.time, event."),
+        ({"task": {"name": "multilabel", "names": ["er", "her2"]}}, "the task multilabel reads 2"),
+        ({"seed": -1}, "seed must be a whole number from 0, not -1"),
+        ({"seed": "one"}, "seed must be a whole number from 0, not 'one'"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
     ],
     ids=str,
 )
@@ -98,6 +109,47 @@ def test_fit_says_what_is_wrong(bags, change, message):
         given["val_bags"] = bags[11:14]
     with pytest.raises(InputError, match=message):
         mil_zoo.fit(**given)
+
+
+def test_bags_of_which_nothing_can_be_learnt(bags):
+    wider = shifted_bags(count=2, dim=7)
+    wider = [replace(bag, slide_id=f"w{i}", patient_id=None) for i, bag in enumerate(wider)]
+    for train, val in ((bags[:4] + wider, bags[4:]), (bags[:4], wider)):
+        with pytest.raises(InputError, match=r"features have 6 dimensions in most slides and others \(7\) here"):
+            mil_zoo.fit("mean", train, val)
+    with pytest.raises(InputError, match="the bags have 6 features a patch and the aggregator takes 7"):
+        mil_zoo.fit(mil_zoo.create_aggregator("mean", 7), bags[:4], bags[4:])
+    with pytest.raises(InputError, match="all 12 training bags have the label 1; add some of another class"):
+        mil_zoo.fit("mean", bags[1::2], bags[::2])
+    for label in (0.5, "tumour", float("nan")):
+        with pytest.raises(InputError, match=f"slide 's0' has the label {label!r}; give every bag a class index"):
+            mil_zoo.fit("mean", [replace(bags[0], label=label), *bags[1:12]], bags[12:])
+
+    def outcomes(*targets):
+        return [replace(bag, label=None, target=target) for bag, target in zip(bags, targets, strict=False)]
+
+    val = [replace(bag, label=None, target=[1.0 + i, 1.0]) for i, bag in enumerate(bags[12:])]
+    for targets, said in (
+        (([3.0, 1.0], [float("nan"), 1.0]), "slide 's1' has the target .nan, 1.0.; leave it out"),
+        (([3.0, 1.0], [float("inf"), 1.0]), "slide 's1' has the target .inf, 1.0.; leave it out"),
+        (([3.0, 1.0], [-2.0, 1.0]), "slide 's1' has the time -2, before 0"),
+        (([3.0, 1.0], [3.0]), "slide 's1' has a target of other numbers than the first"),
+        (([3.0, 0.0], [4.0, 0.0]), "none of the 2 training patients has the event: their outcomes teach nothing"),
+    ):
+        with pytest.raises(InputError, match=said):
+            mil_zoo.fit("mean", outcomes(*targets), val, task="survival_cox", epochs=1)
+    with pytest.raises(InputError, match="none of the 2 training patients has the event before another one's time"):
+        mil_zoo.fit("mean", outcomes([3.0, 0.0], [3.0, 1.0]), val, task="survival_rank", epochs=1)
+
+
+def test_scores_are_of_bags_with_targets_of_the_task(fitted, bags):
+    with pytest.raises(InputError, match="there are no bags; give some"):
+        fitted.score([])
+    with pytest.raises(InputError, match=r"slide .s0. has label 7, the classes are 0 to 1$"):
+        fitted.score([replace(bags[0], label=7)])
+    assert fitted.predict([]) == []
+    with pytest.raises(InputError, match="number 1 is of the type Tensor"):
+        fitted.predict([bags[0], bags[1].features])
 
 
 def test_a_bag_alone_is_no_list(fitted, bags):
@@ -151,6 +203,8 @@ def test_cross_validation_says_what_is_wrong(bags):
         mil_zoo.cross_validate("mean", bags, epoch=3)
     with pytest.raises(InputError, match="trained in this process"):
         mil_zoo.cross_validate("mean", bags, jobs=2)
+    with pytest.raises(InputError, match="classes= names 1 and the bags' labels tell of 2"):
+        mil_zoo.cross_validate("mean", bags, classes=["benign"])
 
 
 def test_scikit_learn_validates_and_searches(bags):
@@ -170,6 +224,16 @@ def test_the_classifier_says_what_is_wrong(bags):
         classifier.fit(bags, [0, 1, 0])
     with pytest.raises(InputError, match="a classifier needs two classes"):
         classifier.fit(bags[:4], [1, 1, 1, 1])
+    labels = [bag.label for bag in bags]
+    with pytest.raises(InputError, match="bag 2 has no label; leave out the bags without one"):
+        classifier.fit(bags, [0.0, 1.0, float("nan"), float("nan"), *labels[4:]])  # no third class
+    with pytest.raises(InputError, match="a label is needed for each bag"):
+        classifier.fit(bags, np.array(labels)[:, None])
+    with pytest.raises(InputError, match="there are 0 bags"):
+        classifier.fit([], [])
+    with pytest.raises(NotFittedError):
+        classifier.predict(bags)
+    assert classifier.fit(bags, labels).predict([]).shape == (0,)
 
 
 def test_the_names_load_when_they_are_used():

@@ -1,5 +1,7 @@
 """Trained aggregators as ONNX models; exporting checks each against torch on bags of several sizes."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,16 @@ SMALL = {
 }
 
 onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def translations_read_once():
+    """PyTorch reads its table of translations to ONNX, 500 functions, anew for each export: 2 s of each."""
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    read = registration.ONNXRegistry.from_torchlib
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration.ONNXRegistry, "from_torchlib", staticmethod(functools.cache(read)))
+        yield
 
 
 def made(name: str, **more: object) -> Fitted:

@@ -97,7 +97,9 @@ def test_folders_that_do_not_fit_are_refused(folder):
     text = labels.read_text()
     for change, message in {
         text + "zz,red,train\n": r"labels.csv names slides without features; .* \(--allow-missing\): zz \(1 in all\)",
-        text.replace("blue", "green"): r"csv: label 'green' is none of 0, 1, blue, red: TCGA-00-0, .* \(12 in all\)",
+        text.replace(
+            "blue", "green"
+        ): r"csv: label 'green' is none of 0, 1, blue, red; .*: TCGA-00-0, .* \(12 in all\)",
         text + "TCGA-00-0,red,train\n": "names slides twice: TCGA-00-0",
         text.rsplit("\n", 2)[0] + "\n": "holds 23 bags .* its card states 24",
     }.items():
