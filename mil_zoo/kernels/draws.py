@@ -53,14 +53,15 @@ class Draws:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.functions: list[Callable[[], Tensor]] = []
+        self.shapes: list[tuple[tuple[int, ...], torch.dtype]] = []
         self.places: list[Tensor] | None = None
-        self.drawn: list[tuple[tuple[int, ...], torch.dtype]] = []
+        self.seeds = torch.zeros(0, _SIXTEEN_BYTES, dtype=torch.int64)  # the memory of those places that are seeds
         self.taken = 0
 
     @contextmanager
     def noting(self) -> Iterator[None]:
         """A step in here draws its numbers as ever, and what it drew is noted."""
-        self.functions, self.drawn = [], []
+        self.functions, self.shapes, self.places = [], [], None
         with self._present():
             yield
 
@@ -91,7 +92,7 @@ class Draws:
         if self.places is None:
             value = function()
             self.functions.append(function)
-            self.drawn.append((tuple(value.shape), value.dtype))
+            self.shapes.append((tuple(value.shape), value.dtype))
             return to_device(value, self.device)
         self.taken += 1
         if self.taken > len(self.places):
@@ -105,7 +106,7 @@ class Draws:
         seeds = iter(self.seeds[:, 0])
         self.places = [
             next(seeds) if seed else torch.zeros(shape, dtype=dtype, device=self.device)
-            for seed, (shape, dtype) in zip(is_seed, self.drawn, strict=True)
+            for seed, (shape, dtype) in zip(is_seed, self.shapes, strict=True)
         ]
 
     def again(self) -> None:

@@ -24,7 +24,8 @@ def qwk(labels: Numbers, predicted: Numbers, weights: Numbers | None = None) -> 
     """
     truth, said = np.asarray(labels, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     w = np.ones(len(truth)) if weights is None else weights
-    share = w / w.sum(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # draws without a patient of this part
+        share = w / w.sum(-1, keepdims=True)
     observed = share @ (truth - said) ** 2
     # Of independent classes the mean squared distance is both variances and the squared distance of the means.
     means = [share @ one for one in (truth, said)]
@@ -45,4 +46,5 @@ def qwk(labels: Numbers, predicted: Numbers, weights: Numbers | None = None) -> 
 def mae_class(labels: Numbers, predicted: Numbers, weights: Numbers | None = None) -> Any:
     """Mean distance of the predicted class from the true one, in classes."""
     w = np.ones(len(labels)) if weights is None else weights
-    return w @ np.abs(np.asarray(labels, dtype=np.float64) - predicted) / w.sum(-1)
+    with np.errstate(invalid="ignore"):  # draws without a patient of this part
+        return w @ np.abs(np.asarray(labels, dtype=np.float64) - predicted) / w.sum(-1)

@@ -41,14 +41,16 @@ def _moments(targets: Any, predicted: Any, weights: Any) -> _Moments:
 def mae(targets: Floats, predicted: Floats, weights: Floats | None = None) -> Any:
     """Mean absolute error, in the unit of the target."""
     w = np.ones(len(targets)) if weights is None else weights
-    return w @ np.abs(targets - predicted) / w.sum(-1)
+    with np.errstate(invalid="ignore"):  # draws without a patient of this part
+        return w @ np.abs(targets - predicted) / w.sum(-1)
 
 
 @register_metric("rmse", title="RMSE", higher_is_better=False, task="regression", batched=True, bounds=(0, np.inf))
 def rmse(targets: Floats, predicted: Floats, weights: Floats | None = None) -> Any:
     """Root of the mean squared error, in the unit of the target."""
     w = np.ones(len(targets)) if weights is None else weights
-    return np.sqrt(w @ (targets - predicted) ** 2 / w.sum(-1))
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(w @ (targets - predicted) ** 2 / w.sum(-1))
 
 
 @register_metric("r2", title="R2", higher_is_better=True, task="regression", bounds=(-np.inf, 1))

@@ -303,7 +303,8 @@ def nll(
         (place == own_bin) & happened, np.log(np.maximum(h, _FAR)), 0
     )
     w = np.ones(len(time)) if weights is None else weights
-    return -(w @ terms.sum(1)) / w.sum(-1)
+    with np.errstate(invalid="ignore"):  # draws without a patient of this part
+        return -(w @ terms.sum(1)) / w.sum(-1)
 
 
 @register_metric(

@@ -112,7 +112,8 @@ def observed_over_expected(
     if why := missing(predicted, f"predicted survival at {t:g}"):
         return undefined(why) if w.ndim == 1 else np.full(len(w), np.nan)
     if w.ndim > 1:
-        risks = 1 - w @ predicted / w.sum(1)
+        with np.errstate(invalid="ignore"):  # draws without a patient
+            risks = 1 - w @ predicted / w.sum(1)
         return ratio(1 - survival_of_draws(time, event, w, [t])[:, 0], risks)
     curve = kaplan_meier(time, event, w)
     observed, expected = 1 - curve.at(t), 1 - float(np.average(predicted, weights=w))

@@ -242,7 +242,8 @@ class Survival(Task):
             f"{'the column name' if stated else '--time-unit'} ({self.time})."
         ]
         if zero := int((time == 0).sum()):
-            lines.append(f"{zero} patients have the time 0: they count as the first of all.")
+            who = "1 patient has the time 0: it counts" if zero == 1 else f"{zero} patients have the time 0: they count"
+            lines.append(f"{who} as the first of all.")
         return lines
 
     def fold_facts(self, targets: Sequence[Floats]) -> list[str]:

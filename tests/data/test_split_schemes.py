@@ -343,3 +343,12 @@ def test_an_odd_validation_part_is_said_once(dataset):
     six = replace(dataset, bags=[replace(bag, label=None) for bag in list(dataset.bags)[:12:2]])
     (warning,) = draw_splits(six, folds=2, strata=[0] * 6).warnings
     assert warning.startswith("The validation part holds 33% of the training slides in 2 of 2 splits, where 15% were")
+
+
+@pytest.mark.parametrize(
+    "header", ["train,val,test", "Train,Val,Test", "TRAIN,VALIDATION,TESTING", "training,dev,test"], ids=str
+)
+def test_parts_however_columns_call_them(tmp_path, header):
+    (tmp_path / "s.csv").write_text(f"{header}\na,c,d\nb,,\n")
+    (split,) = read_splits(str(tmp_path / "s.csv"), {slide: slide for slide in "abcd"})
+    assert (split.train, split.val, split.test) == (("a", "b"), ("c",), ("d",))

@@ -74,6 +74,17 @@ def test_weights_are_rows_drawn_again(task, metric):
     assert metric(*arguments, weights=weights[0], **context) == pytest.approx(expected[0], rel=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("task", "metric"), ALL, ids=[f"{task}-{metric.name}" for task, metric in ALL])
+def test_a_draw_without_any_bag_is_undefined_and_warns_of_nothing(task, metric):
+    """Of a bootstrap over several test parts a draw may miss one."""
+    arguments, context = FAMILIES[task]
+    n = len(arguments[0])
+    one, none = metric.weighted(*arguments, weights=np.stack([np.ones(n), np.zeros(n)]), **context)
+    assert one == pytest.approx(metric(*arguments, **context))
+    assert np.isnan(none) or metric.name == "labels_defined"  # which counts them
+
+
 def test_names_of_survival_metrics():
     names = [metric.name for metric in metrics_of("survival", CONTEXT)]
     assert names == [

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_zoo.report.figures.embeddings import components, site_of
+from mil_zoo.report.figures.embeddings import components, draw, site_of
 from mil_zoo.report.figures.pareto import frontier
 from mil_zoo.report.figures.registry import draw_figures
 from mil_zoo.report.load import Results
@@ -116,6 +116,20 @@ def test_an_untuned_run_has_recipes_and_no_budget(make_run):
     assert "Settings: authors' recipe" in documents(results)[0].markdown()
     assert not {"tuning", "budget"} & set(numbers(results))
     assert draw_figures(results, ["budget", "embeddings", "pareto"]) == []
+
+
+@pytest.mark.parametrize(("column", "groups"), [("event", " by event"), ("value", "")])
+def test_embeddings_are_coloured_by_what_there_is(column, groups, tuned, monkeypatch):
+    results = Results.load(tuned)
+    read = type(results).predictions
+
+    def of_another_task(self, trial):
+        rows = read(self, trial).drop(columns="label")
+        return rows.assign(**{column: [i % 2 for i in range(len(rows))]})
+
+    monkeypatch.setattr(type(results), "predictions", of_another_task)
+    figure = draw(results)["embeddings"]
+    assert figure.get_suptitle().replace("\n", " ").startswith(f"Embeddings of test slides{groups}, principal")
 
 
 def test_the_frontier_is_what_none_other_beats():

@@ -96,7 +96,7 @@ def test_a_time_before_zero_is_an_error_and_zero_is_kept_and_said():
         read(Survival(), table(time_days=["5", "-3"], event=["1", "0"]))
     targets = read(Survival(), table(time_days=["0", "3"], event=["1", "0"]))
     assert targets.tolist() == [[0, 1], [3, 0]]
-    assert "1 patients have the time 0" in Survival(time="time_days", unit="days").facts(targets)[1]
+    assert "1 patient has the time 0: it counts" in Survival(time="time_days", unit="days").facts(targets)[1]
 
 
 def test_days_given_as_months_are_noticed():

@@ -165,6 +165,19 @@ def test_draws_are_made_again_in_their_order():
             assert all(torch.equal(torch.as_tensor(a), b) for a, b in zip(expected, drawn(), strict=True))
 
 
+def test_a_step_that_could_not_be_recorded_draws_for_itself_again():
+    torch.manual_seed(0)
+    expected = [draw_seed() for _ in range(2)]
+    draws = Draws(CPU)
+    torch.manual_seed(0)
+    with draws.noting():
+        first = draw_seed()
+    draws.make_places()  # and then the recording failed
+    with draws.noting():
+        second = draw_seed()
+    assert [int(first), int(second)] == expected
+
+
 def test_a_step_that_draws_otherwise_when_it_is_recorded_is_an_error():
     draws = Draws(CPU)
     with draws.noting():

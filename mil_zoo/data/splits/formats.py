@@ -89,6 +89,9 @@ def read_split_file(path: Path) -> SplitFile:
         return _from_npz(path)
     table = read_csv(path, _NEEDS)
     table = table.rename(columns={f"{part}_slide_path": part for part in ("train", "val", "test")})
+    parts = {name: PARTS[name.lower()] for name in map(str, table.columns) if name.lower() in PARTS}
+    if len(set(parts.values())) == len(parts):  # "Train" and "Validation"; two columns of one part are told below
+        table = table.rename(columns=parts)
     if {"train", "test"} <= set(table.columns):
         return SplitFile({path.name: [_from_columns(path, table)]}, {})
     return _from_rows(path, table)

@@ -30,17 +30,18 @@ _FEWEST = 3  # slides that a plane is fitted to
     "Slides that lie by site and not by label show that a model can tell hospitals apart.",
 )
 def draw(results: Results) -> dict[str, Figure]:
-    """``embeddings`` by label, and ``embeddings-site`` where the ids are TCGA barcodes of two sites or more."""
+    """``embeddings`` by label or event, and ``embeddings-site`` where the ids are TCGA barcodes of several sites."""
     first = {label: trials[0] for label, trials in results.finished.items() if trials}
     shown = {
         label: found for label, trial in first.items() if (found := _of(results, trial)) is not None and len(found)
     }
     if not shown:
         return {}
-    figures = {"embeddings": _figure(results, shown, "label", "by label")}
+    groups = next(iter(shown.values())).attrs["groups"]
+    figures = {"embeddings": _figure(results, shown, "label", f" by {groups}" if groups else "")}
     sites = {site for part in shown.values() for site in part["site"]}
     if len(sites - {""}) > 1:
-        figures["embeddings-site"] = _figure(results, shown, "site", "by site")
+        figures["embeddings-site"] = _figure(results, shown, "site", " by site")
     return figures
 
 
@@ -75,10 +76,14 @@ def _of(results: Results, trial: Trial) -> pd.DataFrame | None:
         return None
     places, shares = components(values)
     classes = results.config.dataset.classes
-    names = rows["label"].map(lambda label: classes[int(label)]) if classes and "label" in rows else "slide"
+    names, groups = "slide", ""
+    if classes and "label" in rows:
+        names, groups = rows["label"].map(lambda label: classes[int(label)]), "label"
+    elif "event" in rows:
+        names, groups = rows["event"].map({1: "event", 0: "censored"}), "event"
     sites = [site_of(ids) for ids in zip(rows["patient_id"].fillna(""), rows["slide_id"], strict=True)]
     table = pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": names, "site": sites})
-    table.attrs["shares"] = shares
+    table.attrs |= {"shares": shares, "groups": groups}
     return table
 
 
@@ -95,8 +100,8 @@ def _figure(results: Results, shown: dict[str, pd.DataFrame], by: str, what: str
         axes.set(title=f"{wrapped(label)}\n{first:.0%} and {second:.0%} of the variance", xticks=[], yticks=[])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    if len(groups) <= _MOST_SITES:
+    if 1 < len(groups) <= _MOST_SITES:
         handles = [axes.scatter([], [], s=9, color=colours[group], label=plain(group or "unknown")) for group in groups]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(groups), 8), frameon=False)
-    figure.suptitle(title(results, f"Embeddings of test slides {what}, principal components of one trial"))
+    figure.suptitle(title(results, f"Embeddings of test slides{what}, principal components of one trial"))
     return figure

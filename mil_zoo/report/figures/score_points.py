@@ -46,6 +46,8 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.set(title=textwrap.fill(metric.title, 72 // len(metrics)))
         axes.xaxis.set_major_locator(MaxNLocator(4 if len(metrics) < 5 else 2))
         left, right = axes.get_xlim()
+        if right - left < 0.001:  # equal values, of which rounding would make a scale
+            left, right = left - 0.02, right + 0.02
         lowest, highest = metric.bounds
         axes.set_xlim(max(left, lowest - 0.02), min(right, highest + 0.02))
         axes.grid(axis="x", color="0.92")
