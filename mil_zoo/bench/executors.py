@@ -28,6 +28,7 @@ from mil_zoo.errors import InputError
 
 _LOG = logging.getLogger("mil_zoo")
 PROCESS_MIB = 1024  # that a trial's process takes beside the bags: interpreter, libraries, a model
+_GUARD = "; a script of your own must be a file and keep its work under if __name__ == '__main__':"
 ATTEMPTS = 3  # of a trial whose process is killed; one that fails by itself would fail again
 
 
@@ -191,7 +192,9 @@ class _Member:
             return (
                 "the process was killed (signal 9; where nobody did, the machine ran out of memory: try fewer --jobs)"
             )
-        return f"the process was killed (signal {-code})" if code < 0 else f"the process ended (exit code {code})"
+        return (
+            f"the process was killed (signal {-code})" if code < 0 else f"the process ended (exit code {code}{_GUARD})"
+        )
 
     def give_up(self, reason: str) -> Trial:
         """Ends the process, starts a new one, and says what came of the job."""

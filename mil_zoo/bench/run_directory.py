@@ -99,6 +99,11 @@ class RunDirectory:
             settings = json.loads(json.dumps(settings))
             if (self.path / "config.yaml").exists():
                 _same_settings(self.path, self.config, settings)
+            elif any(row.get("status") == "ok" for row in self.trials()):
+                raise InputError(
+                    f"{self.path} holds finished trials and no config.yaml, which says how they were made; bring it "
+                    "back, or choose another --out"
+                )
             else:
                 known = {"sha256": _checksum(settings), **settings}  # first: a file cut short still has it
                 write_text(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True))

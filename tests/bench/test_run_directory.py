@@ -72,6 +72,19 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert run.config == SETTINGS
 
 
+def test_trials_without_their_settings_are_never_taken_for_those_of_others(tmp_path):
+    run = RunDirectory(tmp_path)
+    with run.writing({"seeds": [0]}):
+        run.add_trial({"trial": "mean-r0-f0-s0", "status": "ok"})
+    (tmp_path / "config.yaml").unlink()
+    with (
+        pytest.raises(InputError, match=r"finished trials and no config.yaml, which says how they were made"),
+        RunDirectory(tmp_path).writing({"seeds": [1]}),
+    ):
+        pass
+    assert not (tmp_path / "config.yaml").exists()
+
+
 def test_a_second_runner_refuses(tmp_path):
     code = (
         "from mil_zoo.bench.run_directory import RunDirectory\nimport sys\n"
