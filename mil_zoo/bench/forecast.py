@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mil_zoo.aggregators.base import create_aggregator
+from mil_zoo.aggregators.base import Aggregator, create_aggregator
 from mil_zoo.bench.models import ModelPlan
 from mil_zoo.bench.parts import split_bags
 from mil_zoo.bench.plan import Plan
@@ -36,6 +36,7 @@ class Forecast:
         seconds: of one trial; NaN for a model that is no supervised aggregator, or one that failed when measured.
         recording: share of it that scores training slides for figure 3, see ``TrainingConfig.record``.
         reason: why there is no number.
+        failed: whether the model failed when it was measured, as its trials would.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Forecast:
     seconds: float
     recording: float = 0.0
     reason: str = ""
+    failed: bool = False
 
 
 def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
@@ -79,15 +81,21 @@ def forecast(plan: Plan, done: Collection[str] = ()) -> list[Forecast]:
                 seconds, recorded = seconds * plan.suite.trainings, recorded * plan.suite.trainings
                 found = dataclasses.replace(found, seconds=seconds, recording=recorded / seconds)
             except Exception as error:  # the trials would fail so too, and each say why
-                found = dataclasses.replace(found, reason=f"{type(error).__name__}: {error}")
+                found = dataclasses.replace(found, reason=f"{type(error).__name__}: {error}", failed=True)
         estimates.append(found)
     return estimates
 
 
 def _measure(plan: Plan, model: ModelPlan, task: Task, sample: list[Bag]) -> tuple[float, float]:
-    """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted."""
+    """Seconds of a training step and of an evaluation of one slide, after one of each that is not counted.
+
+    A stage before the training is left out, for a few slides may be too few for it; it trains another aggregator on the
+    same slides, so that a step counts twice.
+    """
     device = default_device()
     aggregator = create_aggregator(model.name, sample[0].features.shape[1], task=task, **model.options)
+    stages = 1 if type(aggregator).prepare is Aggregator.prepare else 2
+    aggregator.prepare = lambda preparation: None  # type: ignore[method-assign]
     training = dataclasses.replace(model.training, epochs=1, select_after=0.0, record=1)
     with trial_threads(plan.suite.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few slides may hold nothing to rank; the trials warn for themselves
@@ -95,4 +103,4 @@ def _measure(plan: Plan, model: ModelPlan, task: Task, sample: list[Bag]) -> tup
         start = time.perf_counter()
         (row,) = fit(aggregator, sample, sample, training, graph=model.graph, device=device)
         whole = time.perf_counter() - start
-    return row["seconds"] / len(sample), (whole - row["seconds"]) / (2 * len(sample))
+    return stages * row["seconds"] / len(sample), (whole - row["seconds"]) / (2 * len(sample))

@@ -289,11 +289,12 @@ def bench(options: BenchOptions) -> int:
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folders = [out if len(plans) == 1 else out / plan.dataset.card.name for plan in plans]
     if options.dry_run:
+        failed = []
         for plan, folder in zip(plans, folders, strict=True):
             if options.executor != "ray":
                 _executor(options, plan)  # what it refuses is refused here too
-            show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console)
-        return 0
+            failed.append(show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console))
+        return 1 if any(failed) else 0
     _check_control(options.control, plans)
     groups = [_groups(options, plan) for plan in plans]  # before hours of training
     failures = 0
@@ -302,12 +303,12 @@ def bench(options: BenchOptions) -> int:
         trials = run_with_progress(plan, folder, console, executor, 60 * options.checkpoint_minutes)
         if of_plan is not None:
             (folder / "groups.csv").write_text(of_plan, encoding="utf-8")
-        failed = [trial for trial in trials if not trial.ok]
-        for trial in failed:
+        lost = [trial for trial in trials if not trial.ok]
+        for trial in lost:
             console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
             if (text := folder / "trials" / trial.trial / "traceback.txt").exists():
                 console.print(f"  traceback: {escape(str(text))}", highlight=False, soft_wrap=True)
-        failures += len(failed)
+        failures += len(lost)
         show(folder, console, control=options.control)
     return 1 if failures else 0
 

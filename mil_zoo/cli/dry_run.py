@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mil_zoo.bench.plan import Plan
 
 
-def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
-    """Lists the trials that ``out`` does not hold, and what they would take."""
+def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> bool:
+    """Lists the trials that ``out`` does not hold, and what they would take; whether a model failed when measured."""
     from rich.table import Table
 
     from mil_zoo.bench.forecast import SAMPLE, forecast
@@ -50,6 +50,7 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> None:
     )
     if sentence := detectable(plan):
         console.print(sentence, markup=False, highlight=False)
+    return any(found.failed for found in estimates)
 
 
 def detectable(plan: Plan) -> str:

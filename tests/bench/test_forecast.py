@@ -27,6 +27,13 @@ def test_a_model_that_cannot_be_measured_says_why(bag_table):
     assert np.isnan(found[0].seconds)
     assert found[0].reason
     assert found[1].seconds > 0
+    assert [one.failed for one in found] == [True, False]
+
+
+def test_a_stage_before_the_training_needs_more_slides_than_are_measured(bag_table):
+    staged, alone = forecast(plan_of(bag_table, models=["ibmil", "abmil"]))
+    assert (staged.reason, alone.reason) == ("", "")
+    assert staged.seconds > alone.seconds
 
 
 @pytest.mark.parametrize("task", ["survival", "survival_cox", "survival_rank"])
@@ -47,3 +54,7 @@ def test_the_command_lists_and_runs_nothing(run_cli, bag_table, tmp_path):
     ]  # fmt: skip
     assert "4 trials to run, 0 done" in out
     assert not (tmp_path / "r").exists()
+    faulty = ("--models", "srmil", "--set", "srmil.heads=3", "--set", "srmil.hidden=8", "--out", tmp_path / "r")
+    code, out, err = run_cli("bench", "--dataset", bag_table, "--folds", 2, *faulty, "--dry-run")
+    assert (code, err) == (1, "")
+    assert "InputError" in out
