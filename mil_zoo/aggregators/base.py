@@ -63,6 +63,19 @@ class AggregatorOutput:
     head_attention: Tensor | None = None
     instance_logits: Tensor | None = None
 
+    def problem(self, bags: int, outputs: int, instances: int) -> str:
+        """What is not as a batch of so many bags and instances has it, in words; "" where all is."""
+        if self.logits.shape != (bags, outputs) or not self.logits.is_floating_point():
+            dtype = str(self.logits.dtype).removeprefix("torch.")
+            return f"float logits [{bags}, {outputs}], a row for each bag, not {dtype} {list(self.logits.shape)}"
+        if self.embedding.ndim != 2 or len(self.embedding) != bags:
+            return f"an embedding [{bags}, E], a row for each bag, not {list(self.embedding.shape)}"
+        for name in ("attention", "attention_logits", "head_attention", "instance_logits"):
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != instances:
+                return f"{name} with a row for each of the {instances} instances, not {list(rows.shape)}"
+        return ""
+
 
 class Progress(NamedTuple):
     """Says where a training stands, for losses that change on the way.
@@ -157,7 +170,8 @@ class Aggregator(nn.Module):
         """Lets ``forward`` and ``losses`` of every subclass read features of any float type, in that of its weights."""
         super().__init_subclass__(**kwargs)
         for name in {"forward", "losses"} & set(vars(cls)):
-            setattr(cls, name, _in_own_dtype(vars(cls)[name]))
+            method = vars(cls)[name]
+            setattr(cls, name, _in_own_dtype(_checked(method) if name == "forward" else method))
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """Scores every bag of ``batch``; a bag gives the same answer alone as in a batch (in eval mode)."""
@@ -310,6 +324,25 @@ def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(self, batch, *args, **kwargs)
 
     return converted
+
+
+def _checked(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` that says what it should have returned."""
+
+    @functools.wraps(forward)
+    def checked(self: Aggregator, batch: BagBatch, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, batch, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return output
+        if not isinstance(output, AggregatorOutput):
+            problem = f"an AggregatorOutput, not {type(output).__name__}"
+        else:
+            problem = output.problem(len(batch), self.num_classes, batch.num_instances)
+        if problem:
+            raise InputError(f"forward of {type(self).__name__} must return {problem}")
+        return output
+
+    return checked
 
 
 def register_aggregator(name: str) -> Callable[[type[Aggregator]], type[Aggregator]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil_zoo.data.bags import Bags, MemorySlide
 from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.tables import read_labels
 from mil_zoo.data.layouts.base import slide_name
@@ -110,9 +111,10 @@ def own_splits(
     Raises:
         InputError: a regime of another form, or folds that the slides cannot fill.
     """
-    entries = [_Head(slide, table.labels[slide], table.patients.get(slide)) for slide in slides]
+    heads = [_Head(slide, table.labels[slide], table.patients.get(slide)) for slide in slides]
+    entries = Bags([MemorySlide(head) for head in heads])  # type: ignore[arg-type]  # no features: none are read
     splits = []
-    for number, split in enumerate(kfold(entries, folds, repeats, seed=seed)):  # type: ignore[arg-type]
+    for number, split in enumerate(kfold(entries, folds, repeats, seed=seed)):
         train = (*split.train, *split.val)  # a probe with a fixed C chooses nothing, so it needs no validation
         labels = [table.labels[slide] for slide in train]
         for regime in regimes:
