@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import needs_dgl
 
 from mil_zoo.bench import run_directory as store
 
@@ -247,6 +248,7 @@ def test_other_settings_in_the_same_folder_are_refused(run_cli, bag_table, tmp_p
     assert "model_settings.mean.training.epochs: 1 there, 2 now" in err
 
 
+@needs_dgl
 def test_a_plugin_takes_part(run_cli, bag_table, tmp_path):
     plugin = tmp_path / "plugged.py"
     plugin.write_text(
