@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -472,6 +473,20 @@ def test_seeded_dropout(dtype, launches):
     torch.testing.assert_close(out, (x.float() * scale).to(dtype))
     torch.testing.assert_close(x.grad, scale.to(dtype))
     assert launches == ["_scale", "_scale"]
+
+
+def test_a_block_size_that_triton_cannot_compile_is_not_taken(monkeypatch):
+    def fails(sentence):
+        def bench(call, **more):
+            raise RuntimeError(sentence)
+
+        return bench
+
+    monkeypatch.setattr(triton.testing, "do_bench", fails("PassManager::run failed"))
+    assert triton_tools._few_milliseconds(lambda: None, (0.5, 0.2, 0.8)) == [math.inf] * 3
+    monkeypatch.setattr(triton.testing, "do_bench", fails("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        triton_tools._few_milliseconds(lambda: None, (0.5, 0.2, 0.8))
 
 
 class FakeTuner:
