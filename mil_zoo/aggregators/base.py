@@ -127,9 +127,7 @@ class Aggregator(nn.Module):
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
-        replayable: whether a training step does the same work for all bags of the same sizes, at every time of the
-            training: no value is read by the host, nothing is kept by it, and what it draws or makes goes through
-            ``mil_zoo.kernels.draws``. On a GPU such steps are replayed as CUDA graphs. A subclass has to say it anew.
+        replayable: whether a GPU may replay its steps (``mil_zoo.train.replay``); a subclass has to say it anew.
         not_in_onnx: why no ONNX model can compute it; "" where one may.
         published_renames: regular expressions and replacements that turn the authors' parameter names into those here.
         published_unused: regular expressions of the names that the authors carry and do not use.

@@ -52,6 +52,10 @@ class _Recording:
 class Replays:
     """Losses and gradients of training steps, of shapes that come again by replay.
 
+    An aggregator is ``replayable`` whose step does the same work for all bags of the same sizes, at every time of the
+    training: no value is read by the host, nothing is kept by it, and what it draws or makes goes through
+    ``mil_zoo.kernels.draws``.
+
     Args:
         aggregator: on a GPU, and :meth:`serve` it.
         run: gives the detached losses of a batch, and leaves gradients in the parameters.
