@@ -142,6 +142,16 @@ def test_most_of_the_zoo_is_replayable_and_a_subclass_has_to_say_so():
     assert not Replays.serve(ABMIL(4, 2), "cpu")
 
 
+def noted(function):
+    """What ``function`` draws from seed 0 while it is noted, and the places made for its draws."""
+    draws = Draws(CPU)
+    torch.manual_seed(0)
+    with draws.noting():
+        values = function()
+    draws.make_places()
+    return draws, values
+
+
 def test_draws_are_made_again_in_their_order():
     def drawn():
         return [
@@ -153,12 +163,8 @@ def test_draws_are_made_again_in_their_order():
 
     torch.manual_seed(0)
     alone = [drawn() for _ in range(3)]
-    draws = Draws(CPU)
-    torch.manual_seed(0)
-    with draws.noting():
-        noted = drawn()
-    assert all(torch.equal(torch.as_tensor(a), b) for a, b in zip(alone[0], noted, strict=True))
-    draws.make_places()
+    draws, first = noted(drawn)
+    assert all(torch.equal(torch.as_tensor(a), b) for a, b in zip(alone[0], first, strict=True))
     for expected in alone[1:]:
         draws.again()
         with draws.recording():
@@ -168,11 +174,7 @@ def test_draws_are_made_again_in_their_order():
 def test_a_step_that_could_not_be_recorded_draws_for_itself_again():
     torch.manual_seed(0)
     expected = [draw_seed() for _ in range(2)]
-    draws = Draws(CPU)
-    torch.manual_seed(0)
-    with draws.noting():
-        first = draw_seed()
-    draws.make_places()  # and then the recording failed
+    draws, first = noted(draw_seed)  # and then the recording failed
     with draws.noting():
         second = draw_seed()
     assert [int(first), int(second)] == expected
