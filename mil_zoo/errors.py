@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -15,10 +17,26 @@ class InputError(ValueError):
     """
 
 
+def as_path(value: Any, argument: str, takes: str) -> Path:
+    """``value`` as a path.
+
+    Args:
+        value: what somebody gave.
+        argument: the name of the argument, for the sentence.
+        takes: what it takes, for the sentence ("the folder that a bench wrote").
+
+    Raises:
+        InputError: it is neither a path nor text.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{argument} is a path, {takes}, not {value!r:.60}")
+    return Path(value)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'abmil'?"`` for a near match of ``name``, else the list of what is known."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.6)
     if near:
         return "; did you mean " + " or ".join(repr(match) for match in near) + "?"
     return "; known: " + (", ".join(known) if known else "none")

@@ -41,7 +41,7 @@ class Registry(Generic[T]):
         Raises:
             InputError: the name is taken by another object, or is not lowercase letters, digits and ``_``.
         """
-        if not (name.isidentifier() and name == name.lower()):
+        if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
             raise InputError(f"{self.kind} name {name!r} must be lowercase letters, digits and underscores")
 
         def decorate(obj: Registered) -> Registered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -384,6 +385,13 @@ def create_aggregator(
             of the loss needs classes and the task has none.
     """
     cls = AGGREGATORS.get(name)
+    for argument, value in {"in_dim": in_dim, "num_classes": num_classes}.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise InputError(f"{argument} is a whole number, not {value!r:.60}")
+    if not isinstance(task, Task | None):
+        raise InputError(
+            f'task is a mil_zoo.tasks.Task, for instance mil_zoo.tasks.create_task("survival"), not {task!r:.60}'
+        )
     known = aggregator_options(name)
     for option in options:
         if option not in known:

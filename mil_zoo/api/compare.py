@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mil_zoo.api.progress import bar
-from mil_zoo.api.tasks import TaskLike, task_for
+from mil_zoo.api.tasks import TaskLike, check_task, task_for
 from mil_zoo.bench.executors import Processes, jobs_that_fit
 from mil_zoo.bench.opening import judged_digest
 from mil_zoo.bench.plan import Plan, make_plan, plan_of
@@ -26,7 +26,7 @@ from mil_zoo.data.digests import of_labels
 from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import patient_key
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, as_path
 from mil_zoo.report.load import Results
 from mil_zoo.tasks import task_settings
 
@@ -78,6 +78,13 @@ def cross_validate(
         >>> results.table()["auc_mean"]
         >>> results.path  # tables, figures and page: mil-zoo report PATH
     """
+    if not isinstance(names, Iterable):
+        raise InputError(f"names is the name of an aggregator or a list of names, not {names!r:.60}")
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise InputError(f"classes is a list of the names of the classes, not {classes!r:.60}")
+    if jobs != "auto" and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise InputError(f'jobs is a whole number from 1, or "auto", not {jobs!r:.60}')
+    check_task(task)
     given = {"models": [names] if isinstance(names, str) else list(names), "folds": folds, "title": title, **options}
     in_memory = not isinstance(bags, str | Path | DatasetSource)
     if in_memory and jobs != 1:
@@ -86,7 +93,7 @@ def cross_validate(
             "the folder of a dataset"
         )
     plan = _of_memory(bags, given, task, classes, standardise) if in_memory else _of_source(bags, given, task)  # type: ignore[arg-type]
-    folder, made = (Path(out), None) if out is not None else _temporary()
+    folder, made = (as_path(out, "out", "the run directory"), None) if out is not None else _temporary()
     number = jobs_that_fit(plan) if jobs == "auto" else jobs
     failed = _run(plan, folder, number, progress)
     if failed:

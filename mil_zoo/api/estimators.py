@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.utils.validation import check_is_fitted
 
-from mil_zoo.api.training import fit
+from mil_zoo.api.training import check_seed, fit
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, as_bags
 from mil_zoo.data.splits.split import patient_key
@@ -81,6 +82,9 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: labels of another number, fewer than two classes, or too few bags of a class to hold one out.
         """
+        for name in ("options", "training"):
+            if not isinstance(value := getattr(self, name), dict | None):
+                raise InputError(f"{name} is a dict of names and values, or None, not {value!r:.60}")
         bags = as_bags(X)
         labels = np.asarray(bags.labels if y is None else y)
         if not len(bags) or labels.ndim != 1:
@@ -122,10 +126,12 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _parts(self, bags: Bags, labels: NDArray[np.int64]) -> tuple[list[str], list[str]]:
         """Slide ids of the training and of the validation bags."""
-        if not 0 < self.validation_fraction <= 0.5:
-            raise InputError(f"validation_fraction must be above 0 and at most 0.5, not {self.validation_fraction}")
+        share = self.validation_fraction
+        if not isinstance(share, numbers.Real) or not 0 < share <= 0.5:
+            raise InputError(f"validation_fraction must be above 0 and at most 0.5, not {share!r:.60}")
+        check_seed(self.seed)
         patients = [patient_key(slide) for slide in bags.slides]
-        parts = max(2, min(round(1 / self.validation_fraction), int(np.bincount(labels).min())))
+        parts = max(2, min(round(1 / float(share)), int(np.bincount(labels).min())))
         if np.bincount(labels).min() < 2:
             raise InputError("a class has one bag: none can be held out to choose the epoch on; give it more")
         folds = StratifiedGroupKFold(parts, shuffle=True, random_state=self.seed)

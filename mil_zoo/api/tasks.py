@@ -15,21 +15,26 @@ from mil_zoo.tasks import Classification, Task, task_of_config
 TaskLike = Task | str | dict[str, Any] | None
 
 
+def check_task(task: TaskLike) -> None:
+    """Raises an ``InputError`` where ``task`` is nothing that says what is predicted."""
+    if not isinstance(task, Task | str | dict | None):
+        raise InputError(
+            f"a task is a name, a dict of its name and settings, or a mil_zoo.tasks.Task, not {task!r:.60}"
+        )
+
+
 def task_for(task: TaskLike, bags: Sequence[Bag]) -> Task:
     """The task that is meant: itself, by its name, by its name and settings, or classification of the bags' labels.
 
     Raises:
         InputError: unknown name or setting, or bags that state targets and no task, or labels that are no classes.
     """
+    check_task(task)
     if isinstance(task, Task):
         return task
     slides = as_bags(bags).slides
     if not slides:
         raise InputError("there are no bags; give some")
-    if not isinstance(task, str | dict | None):
-        raise InputError(
-            f"a task is a name, a dict of its name and settings, or a mil_zoo.tasks.Task, not {task!r:.60}"
-        )
     settings = {"name": task} if isinstance(task, str) else dict(task or {})
     if settings.get("name", "classification") not in ("classification", "ordinal"):
         return task_of_config({"task": settings})

@@ -69,12 +69,17 @@ def fit(
         >>> fitted.history[["epoch", "loss", "val_auc"]].tail(1)
         >>> fitted.score(test_bags)["auc"]
     """
+    if not isinstance(aggregator, str | Aggregator):
+        raise InputError(f"aggregator is a name of mil_zoo.list_aggregators() or an Aggregator, not {aggregator!r:.60}")
+    if not isinstance(graph, str | None):
+        raise InputError(f'graph is a graph spec such as "knn:8", or None, not {graph!r:.60}')
+    if not isinstance(data, str):
+        raise InputError(f"data is the title of the data, not {data!r:.60}")
     train_bags, val_bags = as_bags(train_bags), as_bags(val_bags)
     if not len(train_bags) or not len(val_bags):
         raise InputError("fit needs training bags and validation bags, at least one of each")
     _check_parts(train_bags, val_bags)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed must be a whole number from 0, not {seed!r}")
+    check_seed(seed)
     torch.manual_seed(seed)
     if isinstance(aggregator, Aggregator):
         if task is not None:
@@ -128,6 +133,12 @@ def fit(
         history=history,
         device=device,
     )
+
+
+def check_seed(seed: Any) -> None:
+    """Raises an ``InputError`` where ``seed`` is none."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed must be a whole number from 0, not {seed!r:.60}")
 
 
 def _plan(name: str, task: Task, graph: str | None, settings: dict[str, Any]) -> ModelPlan:

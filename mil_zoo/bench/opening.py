@@ -36,6 +36,13 @@ def open_judged(
     """
     dataset = _with_judged_annotations(open_dataset(source))
     every = [dataset.bags, *(open_dataset(source.with_features(each)).bags for each in features)]
+    for other, bags in zip(features, every[1:], strict=True):
+        if odd := sorted(set(dataset.bags.slide_ids).symmetric_difference(bags.slide_ids)):
+            raise InputError(
+                f"the features {source.features!r} and {other!r} are of different slides: {', '.join(odd[:5])} "
+                f"({len(odd)} in all) is in one of them alone; encoders are compared on the same slides: extract the "
+                "missing ones, or drop their rows from the label table"
+            )
     for name, bags in zip([source.features, *features], every, strict=True):
         if project is not None and project > bags.dim:
             raise InputError(

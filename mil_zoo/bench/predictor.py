@@ -54,7 +54,7 @@ class Predictor:
         run = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
         where = str(run.path / "config.yaml")
         config = RunConfig.from_settings(run.config, where)
-        if model not in config.model_settings:
+        if not isinstance(model, str) or model not in config.model_settings:
             raise InputError(f"{run.path} holds no model {model!r}{did_you_mean(model, config.model_settings)}")
         finished = [Trial.from_row(row) for row in run.trials()]
         finished = [each for each in finished if each.ok and each.label == model]

@@ -21,7 +21,7 @@ from packaging.version import Version
 from pandas.api.types import is_numeric_dtype
 
 from mil_zoo.config import read_yaml
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, as_path
 from mil_zoo.files import refuse_link, write_text
 
 SHOWN = 5  # differences between two runs that a message lists
@@ -51,7 +51,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path | str) -> RunDirectory:
         """An existing run directory; an ``InputError`` where there is none."""
-        run = cls(path)
+        run = cls(as_path(path, "path", "the --out folder of a bench"))
         if not (run.path / "config.yaml").is_file():
             raise InputError(f"{path} is not a run directory (it has no config.yaml); pass the --out folder of a bench")
         return run

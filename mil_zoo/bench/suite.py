@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,9 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     else:
         mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
     changed = {key: value for key, value in given.items() if value is not None}
+    for key in ("overrides", "grid", "search"):
+        if not isinstance(changed.get(key, {}), Mapping):
+            raise InputError(f"{where}: {key} must be a mapping, not {changed[key]!r:.60}")
     models = changed.get("models", mapping.get("models", []))
     shipped, grid, search = (
         {key: value for key, value in mapping.get(part, {}).items() if "." not in key or key.split(".")[0] in models}

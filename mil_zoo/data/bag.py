@@ -192,9 +192,13 @@ class BagBatch:
         Raises:
             InputError: no bags, or bags of different feature dimension.
         """
+        if isinstance(bags, Bag | str) or not isinstance(bags, Sequence):
+            raise InputError(f"a list of bags is needed, not {bags!r:.60}")
         if not bags:
             raise InputError("a batch needs at least one bag")
-        for bag in bags:
+        for number, bag in enumerate(bags):
+            if not isinstance(bag, Bag):
+                raise InputError(f"a list of bags is needed, and number {number} is of the type {type(bag).__name__}")
             if bag.features.shape[1] != bags[0].features.shape[1]:
                 raise InputError(
                     f"slide {bag.slide_id!r} has {bag.features.shape[1]} features a patch and slide "

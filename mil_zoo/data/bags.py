@@ -24,7 +24,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.graph_cache import GraphCache
 from mil_zoo.data.labels.annotations import InstanceLabeller
-from mil_zoo.data.layouts.base import LAYOUTS
+from mil_zoo.data.layouts.base import LAYOUTS, make_bag
 from mil_zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,14 @@ class Slide(ABC):
     @abstractmethod
     def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
         """Feature rows at ``places`` (ascending), float32 ``[len(places), D]``, without reading the others."""
+
+    def coords(self) -> Tensor | None:
+        """Where the patches lie, ``[N, 2]``, without reading the features; None where that is not known apart.
+
+        Raises:
+            InputError: they cannot be read, or are not of these patches.
+        """
+        return None
 
     def names(self) -> tuple[str, ...]:
         """The ids of the slides that are in the bag: its own, or those of a patient."""
@@ -117,6 +125,10 @@ class MemorySlide(Slide):
         """``(N, D)``."""
         return len(self.bag), int(self.bag.features.shape[1])
 
+    def coords(self) -> Tensor | None:
+        """Those of the bag."""
+        return self.bag.coords
+
     def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
         """See :class:`Slide`."""
         rows: npt.NDArray[np.float32] = self.bag.features[list(places)].detach().cpu().float().numpy()
@@ -167,6 +179,18 @@ class SlideFile(Slide):
         """See :class:`Slide`."""
         with boundary(self.path):
             return LAYOUTS.get(self.layout).rows(self.path, places)
+
+    def coords(self) -> Tensor | None:
+        """See :class:`Slide`."""
+        layout = LAYOUTS.get(self.layout)
+        with boundary(self.path):
+            places, count = layout.coordinates(self.path), layout.shape(self.path)[0]
+            if places is None:
+                return None
+            if places.coords.shape != (count, 2):
+                layout.read(self.path)  # which says what does not fit
+            nothing = np.zeros((count, 1), dtype=np.float32)
+            return make_bag(self.path, self.slide_id, self.layout, nothing, *places).coords
 
     def instance_labels(self, bag: Bag) -> Tensor | None:
         """Those of the annotations."""

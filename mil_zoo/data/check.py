@@ -203,7 +203,7 @@ def _judge_labels(
         return
     card = contents.card
     if source.allow_missing:
-        table, note = those_there(table, report.slides["slide_id"].tolist(), where)
+        table, note = those_there(table, report.slides["slide_id"].tolist(), where, report.features)
         report.add([Finding("warning", note)] if note else [])
     report.add(judge_labels(table, report.slides["slide_id"].tolist(), card, where))
     report.add(judge_splits(table, card, where))

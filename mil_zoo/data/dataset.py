@@ -133,7 +133,7 @@ def _open(source: DatasetSource) -> Dataset:
     contents = with_classes(contents, table, source)
     note = ""
     if source.allow_missing:
-        table, note = those_there(table, contents.bags.slide_ids, where)
+        table, note = those_there(table, contents.bags.slide_ids, where, source.features)
     card = contents.card.of_labels(table)
     if note:
         card = replace(card, counts="published", warnings=[*card.warnings, note])

@@ -43,6 +43,9 @@ class _Derived(Slide):
     def names(self) -> tuple[str, ...]:
         return self.slide.names()
 
+    def coords(self) -> Tensor | None:
+        return self.slide.coords()
+
     def instance_labels(self, bag: Bag) -> Tensor | None:
         return self.slide.instance_labels(bag)
 
@@ -68,12 +71,21 @@ class _SideBySide(_Derived):
                     f"slide {self.slide_id!r} has {len(bag)} patches in one set of features and {len(other)} in "
                     "another; extract both at the same patches"
                 )
-            if bag.coords is not None and other.coords is not None and not torch.equal(bag.coords, other.coords):
-                raise InputError(
-                    f"slide {self.slide_id!r} has patches at other coordinates, or in another order, in one set of "
-                    "features than in another; extract both at the same patches"
-                )
+            self._check_places(bag.coords, other.coords)
         return bag.with_features(torch.cat([bag.features, *(other.features.to(bag.features) for other in more)], 1))
+
+    def coords(self) -> Tensor | None:
+        first, *more = (slide.coords() for slide in (self.slide, *self.others))
+        for other in more:
+            self._check_places(first, other)
+        return first
+
+    def _check_places(self, one: Tensor | None, other: Tensor | None) -> None:
+        if one is not None and other is not None and not torch.equal(one, other):
+            raise InputError(
+                f"slide {self.slide_id!r} has patches at other coordinates, or in another order, in one set of "
+                "features than in another; extract both at the same patches"
+            )
 
     def shape(self) -> tuple[int, int]:
         shapes = [slide.shape() for slide in (self.slide, *self.others)]
@@ -105,27 +117,36 @@ class _Scaled(_Derived):
         return self.standardiser.scaled(torch.from_numpy(self.slide.rows(places))).numpy()
 
 
-def side_by_side(sets: Sequence[Bags], names: Sequence[str]) -> Bags:
+def side_by_side(sets: Sequence[Bags], names: Sequence[str], partial: bool = False) -> Bags:
     """The slides with the features of several sets beside each other, ``[N, D1 + D2 + ...]``.
 
     Args:
         sets: the bags of each set of features.
         names: of the sets.
+        partial: take the slides that are in all sets, where some are in one of them alone.
 
     Raises:
-        InputError: a slide that is in one set and not in another. Sets whose patches differ are told where a slide's
-            shape is asked for or it is read.
+        InputError: a slide that is in one set and not in another, or no slide is in all. Sets whose patches differ are
+            told where a slide's shape or its coordinates are asked for, or it is read.
     """
     first, *others = sets
+    ids = set(first.slide_ids).intersection(*(bags.slide_ids for bags in others))
+    if partial and not ids:
+        raise InputError(f"no slide has the features of all of {', '.join(names)}; extract them of the same slides")
     found = [{slide.slide_id: slide for slide in bags.slides} for bags in others]
     for name, known in zip(names[1:], found, strict=True):
         odd = sorted(set(first.slide_ids).symmetric_difference(known))
-        if odd:
+        if odd and not partial:
             raise InputError(
                 f"the features {names[0]!r} and {name!r} are of different slides: {', '.join(odd[:5])} "
-                f"({len(odd)} in all) is in one of them alone; extract the missing ones"
+                f"({len(odd)} in all) is in one of them alone; extract the missing ones, or use the "
+                "slides that are in both (--allow-missing)"
             )
-    joined = [_SideBySide(slide, tuple(known[slide.slide_id] for known in found)) for slide in first.slides]
+    joined = [
+        _SideBySide(slide, tuple(known[slide.slide_id] for known in found))
+        for slide in first.slides
+        if slide.slide_id in ids
+    ]
     return Bags([slide if slide.slide.on_disk else MemorySlide(slide.read()) for slide in joined])
 
 

@@ -219,11 +219,16 @@ def judge_splits(table: pd.DataFrame, card: DataCard, where: Path | str) -> list
 
 
 def judge_shapes(bags: Bags) -> list[Finding]:
-    """What the heads of all files tell before anything is trained: unreadable, empty, and of another dimension."""
+    """What heads and coordinates of all files tell before anything is trained: unreadable, empty, of another dimension.
+
+    Features are not read.
+    """
     findings, dims = [], {}
     for slide in bags.slides:
         try:
             count, dim = slide.shape()
+            if count:
+                slide.coords()
         except InputError as error:
             findings.append(Finding("error", str(error)))
             continue
@@ -279,6 +284,10 @@ def judge_rows(rows: pd.DataFrame) -> list[Finding]:
     twins = good[good["repeated"] > 0]
     if len(twins):
         add("warning", f"{int(twins['repeated'].sum())} patches lie at the place of another one", twins["slide_id"])
+    beside = good[good["geometry"].astype(str).str.contains(" of ../", regex=False)]
+    if len(beside):
+        text = f"the patch size lies in a folder beside that of the features: {beside['geometry'].iloc[0]}"
+        add("warning", text, beside["slide_id"])
     measured = good[good["geometry"].astype(str).str.startswith("the coordinates' own step")]
     if len(measured):
         text = f"the patch size is measured, not stated: {measured['geometry'].iloc[0]}"

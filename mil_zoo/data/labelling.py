@@ -86,14 +86,24 @@ def with_classes(contents: Contents, table: pd.DataFrame, source: DatasetSource)
     return replace(contents, card=replace(card.without_classes(), warnings=[*card.warnings, note]))
 
 
-def those_there(table: pd.DataFrame, slide_ids: Sequence[str], where: Path | str) -> tuple[pd.DataFrame, str]:
-    """The rows of slides that have features, and a sentence on the others; "" where there are none."""
+def those_there(
+    table: pd.DataFrame, slide_ids: Sequence[str], where: Path | str, features: str | None = None
+) -> tuple[pd.DataFrame, str]:
+    """The rows of slides that have features, and a sentence on the others; "" where there are none.
+
+    Args:
+        table: of labels.
+        slide_ids: the slides that have features.
+        where: where the labels come from.
+        features: the set that was asked for; None for the only one.
+    """
     there = table["slide_id"].isin(list(slide_ids))
     if not there.any():
         names = both_sides(table["slide_id"], slide_ids)
         raise InputError(f"{where}: none of its {len(table)} slides has features ({names}); correct the names")
     absent = int((~there).sum())
-    note = f"{absent} of the {len(table)} slides in {Path(where).name} have no features and are left out, as asked."
+    of = f" of {features}" if features else ""
+    note = f"{absent} of the {len(table)} slides in {Path(where).name} have no features{of} and are left out, as asked."
     return table[there].reset_index(drop=True), note if absent else ""
 
 

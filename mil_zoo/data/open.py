@@ -185,9 +185,11 @@ def _joined(place: Place, source: DatasetSource) -> Contents:
     parts = [contents_of(place, replace(source, features=name)) for name in names]
     first, unreadable = parts[0], {path: why for part in parts for path, why in part.unreadable.items()}
     features = first.features and replace(first.features, name=str(source.features))
-    return replace(
-        first, bags=side_by_side([part.bags for part in parts], names), features=features, unreadable=unreadable
-    )
+    bags = side_by_side([part.bags for part in parts], names, source.allow_missing)
+    if features is not None:
+        files = {slide: features.files[slide] for slide in bags.slide_ids if slide in features.files}
+        features = replace(features, files=files)
+    return replace(first, bags=bags, features=features, unreadable=unreadable)
 
 
 def labelled(

@@ -42,6 +42,12 @@ class PatientSlides(Slide):
         shapes = [slide.shape() for slide in self.members]
         return sum(n for n, _ in shapes), shapes[0][1]
 
+    def coords(self) -> Tensor | None:
+        """None: where the slides of a patient lie beside each other is settled when they are packed."""
+        for slide in self.members:
+            slide.coords()  # which says what is wrong with them
+        return None
+
     def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
         """See :class:`Slide`."""
         ends = np.cumsum([slide.shape()[0] for slide in self.members])

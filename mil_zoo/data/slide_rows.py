@@ -59,6 +59,6 @@ def unreadable_row(slide: Slide, problem: str) -> dict[str, Any]:
             found = LAYOUTS.get(slide.layout).coordinates(slide.path)
     except InputError:
         return row
-    if found is not None and len(found[0]):
-        row |= {"patches": len(found[0])} | _coords_row(*found[:2], "px", found[2])
+    if found is not None and len(found.coords):
+        row |= {"patches": len(found.coords)} | _coords_row(found.coords, found.step, found.unit, found.why)
     return row

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mil_zoo.config import shipped_names
+from mil_zoo.errors import InputError
 
 PatientRule = Literal["mean", "max", "packed"]
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -85,5 +86,13 @@ def _frozen(value: Any) -> Any:
 
 
 def as_source(source: DatasetSource | Path | str, **fields: Any) -> DatasetSource:
-    """``source`` with other ``fields``; of a name or a path the source that it stands for."""
-    return replace(source, **fields) if isinstance(source, DatasetSource) else DatasetSource(str(source), **fields)
+    """``source`` with other ``fields``; of a name or a path the source that it stands for.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(source, DatasetSource):
+        return replace(source, **fields)
+    if not isinstance(source, str | Path):
+        raise InputError(f"source is a card's name, a path or a DatasetSource, not {source!r:.60}")
+    return DatasetSource(str(source), **fields)

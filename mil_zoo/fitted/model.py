@@ -16,7 +16,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, as_bags, each_bag, targets_for
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.diagnostics.recorder import attention_of
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, as_path
 from mil_zoo.tasks import Task
 from mil_zoo.train.predict import predict
 
@@ -158,13 +158,13 @@ class Fitted:
         """
         from mil_zoo.fitted.saved import save
 
-        return save(self, Path(path))
+        return save(self, as_path(path, "path", "the folder to write"))
 
     def to_onnx(self, path: Path | str, tolerance: float = 1e-5) -> Path:
         """Writes the aggregator as an ONNX model of one bag, see :func:`mil_zoo.fitted.onnx.export_onnx`."""
         from mil_zoo.fitted.onnx import export_onnx
 
-        return export_onnx(self, Path(path), tolerance)
+        return export_onnx(self, path, tolerance)
 
 
 def predict_together(members: Sequence[Fitted], bag: Bag) -> Prediction:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mil_zoo.data.bag import BagBatch
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, as_path
 from mil_zoo.files import replacing, writing
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def export_onnx(fitted: Fitted, path: Path | str, tolerance: float = 1e-5) -> Pa
         >>> mil_zoo.export_onnx(fitted, "my_model.onnx")
         >>> onnxruntime.InferenceSession("my_model.onnx").run(None, {"features": features})
     """
+    path = as_path(path, "path", "of the .onnx file")
+    if not hasattr(fitted, "aggregator"):
+        raise InputError(f"fitted is what mil_zoo.fit or mil_zoo.load returned, not {fitted!r:.60}")
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if not _installed(name)]
     if missing:
         raise InputError(NEEDED.format(", ".join(missing)))
@@ -62,7 +65,6 @@ def export_onnx(fitted: Fitted, path: Path | str, tolerance: float = 1e-5) -> Pa
         )
     if why := fitted.aggregator.not_in_onnx:
         raise InputError(f"{fitted.name} cannot be exported to ONNX: {why}; use Fitted.predict, or another aggregator")
-    path = Path(path)
     aggregator = fitted.aggregator
     was_training, device = aggregator.training, next(aggregator.parameters()).device
     aggregator.cpu().eval()

@@ -23,7 +23,7 @@ from mil_zoo import __version__
 from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
 from mil_zoo.config import from_mapping
 from mil_zoo.data.labelled import Standardiser
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, as_path, did_you_mean
 from mil_zoo.files import write_bytes, write_text, writing
 from mil_zoo.fitted.card import model_card
 from mil_zoo.fitted.model import Facts, Fitted
@@ -112,7 +112,7 @@ def load(path: Path | str, device: str | None = None) -> Fitted:
         >>> prediction = fitted.predict([mil_zoo.data.read_bag("slide.h5")])[0]
         >>> print(prediction.words, prediction.probabilities)
     """
-    path = Path(path)
+    path = as_path(path, "path", "the folder that Fitted.save or mil-zoo export wrote")
     where = path / CONFIG
     try:
         config = json.loads(where.read_bytes())

@@ -169,7 +169,7 @@ def register_metric(
     Raises:
         InputError: the name is taken (the message says by whom), reserved, or no name.
     """
-    if not (name.isidentifier() and name == name.lower()):
+    if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
         raise InputError(f"metric name {name!r} must be lowercase letters, digits and underscores")
     if name in RESERVED:
         raise InputError(f"metric name {name!r} is taken by a selection rule; choose another name")

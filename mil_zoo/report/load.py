@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,10 @@ class Results:
         Raises:
             InputError: there is no run, its files were damaged or written by another version, or it has no ``control``.
         """
+        if isinstance(slides, str) or not isinstance(slides, Iterable | None):
+            raise InputError(f"slides is a list of slide ids, not {slides!r:.60}")
+        if not isinstance(title, str | None):
+            raise InputError(f"title is text, not {title!r:.60}")
         run = path if isinstance(path, RunDirectory) else RunDirectory.open(path)
         config = RunConfig.from_settings(run.config, str(run.path / "config.yaml"))
         trials = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]

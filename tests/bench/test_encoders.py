@@ -191,3 +191,34 @@ def test_labels_without_the_encoder():
     assert without_encoder("abmil@features=uni", "uni") == "abmil"
     assert without_encoder("abmil@features=uni%2Fv1,dim=64", "uni/v1") == "abmil@dim=64"
     assert without_encoder("abmil@features=uni (patients)", "uni") == "abmil (patients)"
+
+
+def test_slides_of_one_encoder_alone(folder, run_cli):
+    """Side by side, what both encoders have is taken on request; a comparison needs the same slides."""
+    for encoder, slide in (("good", "s03"), ("noise", "s10"), ("noise", "s11")):
+        next(folder.glob(f"*/features_{encoder}/{slide}.h5")).unlink()
+    with pytest.raises(
+        InputError, match=r"'good' and 'noise' are of different slides: s03, s10, s11 .*--allow-missing"
+    ):
+        open_dataset(str(folder), features="good+noise")
+    dataset = open_dataset(str(folder), features="good+noise", allow_missing=True)
+    assert len(dataset.bags) == 21
+    assert not {"s03", "s10", "s11"} & {*dataset.bags.slide_ids, *dataset.features.files}
+    assert dataset.bags[0].features.shape[1] == 10
+    note = "3 of the 24 slides in labels.csv have no features of good+noise and are left out, as asked."
+    assert note in dataset.card.warnings
+    (report,) = check_dataset(str(folder), features=["good+noise"], allow_missing=True)
+    assert note in [finding.text for finding in report.findings]
+    assert report.ok
+    run = ("bench", "--dataset", folder, "--models", "mean", "--folds", 2, "--epochs", 1, "--allow-missing")
+    code, _, err = run_cli(*run, "--features", "good+noise", "--out", folder / "joined")
+    assert (code, err) == (0, "")
+    assert note in (folder / "joined" / "table.md").read_text()
+    code, _, err = run_cli(*run, "--features", "good,noise", "--out", folder / "compared")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the features 'good' and 'noise' are of different slides: s03, s10, s11 (3 in all)" in err
+    for slide in (f"s{number:02d}" for number in range(24)):
+        for path in folder.glob(f"*/features_{'good' if int(slide[1:]) % 2 else 'noise'}/{slide}.h5"):
+            path.unlink()
+    with pytest.raises(InputError, match="no slide has the features of all of good, noise"):
+        open_dataset(str(folder), features="good+noise", allow_missing=True)

@@ -20,7 +20,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.labels.outlines import SUFFIXES, read_outlines
 from mil_zoo.data.layouts.base import slide_name
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, as_path
 
 POSITIVE = ("tumor", "tumour", "metastasis", "metastases", "positive", "_0", "_1")
 EXCLUDED = ("exclusion", "negative", "normal", "_2")
@@ -84,7 +84,7 @@ def read_annotations(
         Group names: the CAMELYON16 and CAMELYON17 annotation files (``_2`` and ``Exclusion`` are holes), and those of
         the NCRF conversion of them (``positive``, ``negative``).
     """
-    path = Path(path)
+    path = as_path(path, "path", "the annotation file of a slide")
     meaning = {name.lower(): "excluded" for name in excluded} | {name.lower(): "positive" for name in positive}
     polygons: dict[str, list[Any]] = {"positive": [], "excluded": []}
     ignored: Counter[str] = Counter()

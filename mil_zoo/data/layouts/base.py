@@ -48,6 +48,22 @@ class Claim(NamedTuple):
     bags: bool = True
 
 
+class Places(NamedTuple):
+    """Where the patches of a slide lie.
+
+    Attributes:
+        coords: ``[N, 2]``, as a bag has them.
+        step: of their grid, the patch size; None where nothing tells it.
+        why: where the step comes from, in words.
+        unit: of both.
+    """
+
+    coords: npt.NDArray[Any]
+    step: float | None
+    why: str
+    unit: Literal["px", "um", "tile"] = "px"
+
+
 class Layout(ABC):
     """One way in which features lie on disk: telling it, listing its slides, reading one of them.
 
@@ -96,8 +112,8 @@ class Layout(ABC):
         """
         return ""
 
-    def coordinates(self, path: Path) -> tuple[npt.NDArray[Any], float | None, str] | None:
-        """Coordinates, patch size and where it comes from, of a file whose features cannot be read; None if unknown."""
+    def coordinates(self, path: Path) -> Places | None:
+        """Where the patches of a feature file lie, without reading its features; None where nothing says it."""
         return None
 
     def labels(self, features: FeatureSet) -> pd.DataFrame | None:

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
 from mil_zoo.data.formats.tensors import load_tensor, tensor_rows, tensor_shape
-from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Places, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import clam_size, grid_step, overlapping_step
+from mil_zoo.errors import InputError
 
 _FOLDERS = ("h5_files", "pt_files")
 _PATCHES = ("patches", "PATCHES", "Patches")
@@ -61,42 +63,87 @@ class Clam(Layout):
         """The bag; coordinates of a ``.pt`` come from ``h5_files`` or ``patches`` beside it."""
         if path.suffix == ".pt":
             features = load_tensor(path).numpy()
-            patches = _patches_of(path, len(features))
-            beside = path.parent.parent / "h5_files" / f"{path.stem}.h5"
-            source = beside if beside.is_file() else patches
-            coords = None
-            if source is not None:
-                with opened(source) as file:
-                    coords = read_coords(file, source)
+            places = _places_beside(path, len(features))
         else:
             with opened(path) as file:
-                features, coords = read_features(file, path), read_coords(file, path)
-            patches = _patches_of(path, len(features))
-        step, why = (None, "") if coords is None else _step(path, coords, patches)
-        return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)
+                features, places = read_features(file, path), _places_in(file, path)
+        return make_bag(path, self.slide_id(path), self.name, features, *(places or ()))
 
-    def coordinates(self, path: Path) -> tuple[npt.NDArray[Any], float | None, str] | None:
-        """Those of a file of ``patches/``, which has no features."""
+    def coordinates(self, path: Path) -> Places | None:
+        """Those of the file, of a ``.pt`` those beside it; also of a file of ``patches/``, which has no features."""
+        if path.suffix == ".pt":
+            return _places_beside(path, self.shape(path)[0])
         with opened(path) as file:
-            coords = read_coords(file, path)
-        return None if coords is None else (coords, *_step(path, coords, None))
+            return _places_in(file, path)
 
 
-def _patches_of(path: Path, count: int) -> Path | None:
-    """``patches/<slide>.h5`` of a slide of ``count`` patches: beside the folder of the features, or one above it.
+def _places_in(file: h5py.File, path: Path) -> Places | None:
+    coords = read_coords(file, path)
+    if coords is None:
+        return None
+    return Places(coords, *_step(path, coords, _patches_of(path, len(coords), coords)))
 
-    CLAM writes features and patches into two folders of the user's choice: then in a folder beside either, where the
-    file is of as many patches.
+
+def _places_beside(path: Path, count: int) -> Places | None:
+    """Of a ``.pt`` of ``count`` patches: by ``h5_files`` beside it, else by ``patches``."""
+    source, coords = path.parent.parent / "h5_files" / f"{path.stem}.h5", None
+    if source.is_file():
+        with opened(source) as file:
+            coords = read_coords(file, source)
+    patches = _patches_of(path, count, coords)
+    if coords is None and patches is not None:
+        with opened(patches) as file:
+            coords = read_coords(file, patches)
+    return None if coords is None else Places(coords, *_step(path, coords, patches))
+
+
+def _patches_of(path: Path, count: int, coords: npt.NDArray[Any] | None) -> Path | None:
+    """``patches/<slide>.h5`` of a slide of ``count`` patches.
+
+    CLAM writes features and patches into two folders of the user's choice, often beside each other. Patches in the
+    folder of the features belong to them. A folder beside that one may be of another project: it is taken where most of
+    the slides here have patches there, and this slide as many as here, at the same places; where these are not known,
+    two slides at least.
+
+    Raises:
+        InputError: several folders beside fit, and state different sizes.
     """
-    name, above = f"{path.stem}.h5", list(path.parents)[:3]
-    for file in (folder / patches / name for folder in above for patches in _PATCHES):
+    name, base = f"{path.stem}.h5", path.parent.parent if path.parent.name in _FOLDERS else path.parent
+    for file in (folder / patches / name for folder in (path.parent, base) for patches in _PATCHES):
         if file.is_file():
             return file
     inside = f"*/[pP]*/{glob.escape(name)}"
-    for file in (file for folder in above[1:] for file in sorted(folder.glob(inside)) if file.parent.name in _PATCHES):
-        if (found := head(file)) is not None and found.places == count:
-            return file
-    return None
+    found = [file for file in sorted(base.glob(inside)) if _is_of(file, count, coords)]
+    if not found:
+        beside = [*(base.parent / patches / name for patches in _PATCHES), *sorted(base.parent.glob(inside))]
+        least = 2 if coords is None else 1
+        found = [each for each in beside if _is_of(each, count, coords) and _of_these_slides(each.parent, path, least)]
+    sizes = {_stated_size(file): file for file in reversed(found)}
+    if len(sizes) > 1:
+        folders = " and ".join(f"{file.parent} ({size or 0:g} px)" for size, file in sizes.items())
+        raise InputError(
+            f"{path}: several folders of patches fit these features and state different sizes, {folders}; put the "
+            f"right one into {base}"
+        )
+    return found[0] if found else None
+
+
+def _is_of(file: Path, count: int, coords: npt.NDArray[Any] | None) -> bool:
+    """Whether a file of a folder of patches has ``count`` of them, at ``coords`` where these are known."""
+    found = head(file) if file.parent.name in _PATCHES and file.is_file() else None
+    if found is None or found.places != count:
+        return False
+    if coords is None:
+        return True
+    with opened(file) as other:
+        return np.array_equal(coords, np.asarray(read_coords(other, file)))
+
+
+def _of_these_slides(patches: Path, path: Path, least: int) -> bool:
+    """Whether most of the slides in the folder of a feature file, and ``least``, have a file in a folder of patches."""
+    here = {each.stem for each in path.parent.iterdir() if each.suffix == path.suffix}
+    there = {each.stem for each in patches.iterdir() if each.suffix == ".h5"}
+    return 2 * len(here & there) > len(here) and len(here & there) >= least
 
 
 def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[float | None, str]:

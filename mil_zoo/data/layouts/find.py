@@ -10,7 +10,7 @@ from pathlib import Path
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.layouts.base import LAYOUTS, Claim, FeatureSet, Layout, Sure, TableLayout, only
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, as_path, did_you_mean
 
 _ASKED = 5  # files of a folder that are looked at to tell its layout
 
@@ -33,7 +33,7 @@ def read_bag(
     Raises:
         InputError: nothing is there, the layout is unknown or does not fit, or the file is damaged.
     """
-    path = Path(path)
+    path = as_path(path, "path", "a feature file or the folder of one")
     if path.is_dir():
         files = [file for found in find_features(path, layout) for file in found.files.values()]
         if len(files) != 1:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.formats.tensors import load_tensor, tensor_rows, tensor_shape
-from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Places, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import grid_step
 from mil_zoo.errors import InputError
 
@@ -38,11 +38,15 @@ class Slideflow(Layout):
 
     def read(self, path: Path) -> Bag:
         """The bag; its patch size is the step of the coordinates."""
+        features = load_tensor(path).numpy()
+        return make_bag(path, self.slide_id(path), self.name, features, *self.coordinates(path))
+
+    def coordinates(self, path: Path) -> Places:
+        """Those of the index."""
         index = path.with_suffix(".index.npz")
         arrays = load_arrays(index)
         if "arr_0" not in arrays:
             raise InputError(f"{index}: the array 'arr_0' of coordinates is missing; extract the slide again")
         coords = arrays["arr_0"].astype("float64")
         why = "the coordinates' own step: the index states no tile size"
-        features = load_tensor(path).numpy()
-        return make_bag(path, self.slide_id(path), self.name, features, coords, grid_step(coords), why)
+        return Places(coords, grid_step(coords), why)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
-from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Places, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, grid_step
 from mil_zoo.errors import InputError
 
@@ -48,9 +49,18 @@ class Stamp(Layout):
     def read(self, path: Path) -> Bag:
         """The bag, in micrometres."""
         with opened(path) as file:
-            features, coords, attrs = read_features(file, path), read_coords(file, path), dict(file.attrs)
+            features, places = read_features(file, path), self._places(file, path)
+        return make_bag(path, self.slide_id(path), self.name, features, *(places or ()))
+
+    def coordinates(self, path: Path) -> Places | None:
+        """Those of the file."""
+        with opened(path) as file:
+            return self._places(file, path)
+
+    def _places(self, file: h5py.File, path: Path) -> Places | None:
+        coords, attrs = read_coords(file, path), dict(file.attrs)
         if coords is None:
-            return make_bag(path, self.slide_id(path), self.name, features)
+            return None
         name = "tile_size_um" if "tile_size_um" in attrs else "tile_size"
         if name in attrs and attrs.get("unit", "um") == "um":
             step, why = checked_step(path, coords, float(attrs[name]), "um"), f"{name} of the file"
@@ -62,4 +72,4 @@ class Stamp(Layout):
                 f"{path}: neither tile_size_um nor a step of 224 tells the unit of the coordinates; extract the slide "
                 "again with a current STAMP"
             )
-        return make_bag(path, self.slide_id(path), self.name, features, coords, step, why, unit="um")
+        return Places(coords, step, why, "um")

@@ -14,7 +14,16 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import numbers
 from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.data.labels.dialects import read_csv
-from mil_zoo.data.layouts.base import Claim, FeatureSet, Layout, Sure, make_bag, matrix_shape, register_layout
+from mil_zoo.data.layouts.base import (
+    Claim,
+    FeatureSet,
+    Layout,
+    Places,
+    Sure,
+    make_bag,
+    matrix_shape,
+    register_layout,
+)
 from mil_zoo.data.layouts.geometry import grid_step, overlapping_step
 from mil_zoo.errors import InputError
 
@@ -58,14 +67,20 @@ class TorchMIL(Layout):
     def read(self, path: Path) -> Bag:
         """The bag with its label and, where they are known for all patches, its instance labels."""
         base = path.parents[2]
-        coords, label, patches = (_beside(base / name / path.name) for name in ("coords", "labels", "patch_labels"))
+        label, patches = (_beside(base / name / path.name) for name in ("labels", "patch_labels"))
         features = numbers(path, load_npy(path), "features")
-        step, why, unit = _step(path, coords, base.name)
+        coords, step, why, unit = self.coordinates(path) or (None, None, "", "px")
         instances = None if patches is None or (patches < 0).any() else patches.reshape(-1)
         return make_bag(
             path, self.slide_id(path), self.name, features, coords, step, why,
             unit=unit, label=None if label is None else _label(path, label), instance_labels=instances,
         )  # fmt: skip
+
+    def coordinates(self, path: Path) -> Places | None:
+        """Those of ``coords/<slide>.npy``."""
+        base = path.parents[2]
+        coords = _beside(base / "coords" / path.name)
+        return None if coords is None else Places(coords, *_step(path, coords, base.name))
 
     def labels(self, features: FeatureSet) -> pd.DataFrame | None:
         """``labels/<slide>.npy`` of every slide, and the parts in ``splits.csv``."""
@@ -96,8 +111,6 @@ def _label(path: Path, values: Any) -> int:
 
 
 def _step(path: Path, coords: Any, folder: str) -> tuple[float | None, str, Literal["px", "tile"]]:
-    if coords is None:
-        return None, "", "px"
     stated, measured = folder.removeprefix("patches_"), grid_step(coords)
     if measured is not None and abs(measured - 1) < 0.05:
         return 1.0, "the coordinates are columns and rows of the patch grid", "tile"

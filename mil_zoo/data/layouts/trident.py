@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
-from mil_zoo.data.layouts.base import Claim, Layout, Sure, make_bag, register_layout
+from mil_zoo.data.layouts.base import Claim, Layout, Places, Sure, make_bag, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, clam_size, grid_step, number_of, overlapping_step
 
 
@@ -57,20 +58,30 @@ class Trident(Layout):
     def read(self, path: Path) -> Bag:
         """The bag; its patch size is the step of the grid at level 0."""
         with opened(path) as file:
-            features, coords = read_features(file, path), read_coords(file, path)
-            attrs = dict(file["coords"].attrs) if "coords" in file else {}
+            features, places = read_features(file, path), self._places(file, path)
+        return make_bag(path, self.slide_id(path), self.name, features, *(places or ()))
+
+    def coordinates(self, path: Path) -> Places | None:
+        """Those of the file."""
+        with opened(path) as file:
+            return self._places(file, path)
+
+    def _places(self, file: h5py.File, path: Path) -> Places | None:
+        coords = read_coords(file, path)
+        if coords is None:
+            return None
+        attrs = dict(file["coords"].attrs)
         step: Any = None
-        why = ""
-        if coords is not None and "patch_size_level0" in attrs:
+        if "patch_size_level0" in attrs:
             step = number_of(attrs, "patch_size_level0", path) or 1.0
             why = "patch_size_level0 of coords"
             overlap = float(np.ravel(attrs.get("overlap", 0))[0]) / (number_of(attrs, "patch_size", path) or step)
             if overlap:
                 step, why = step * (1 - overlap), f"{why}, less the overlap of {overlap:.0%}"
             step = checked_step(path, coords, step, "level-0 px")
-        elif coords is not None and "patch_size" in attrs:  # TRIDENT at coordinates that CLAM made
+        elif "patch_size" in attrs:  # TRIDENT at coordinates that CLAM made
             size = clam_size(attrs, path) or 1.0
             step, why = overlapping_step(path, grid_step(coords), size, "CLAM's patch_size x downsample of coords")
-        elif coords is not None:
+        else:
             step, why = grid_step(coords), "the coordinates' own step: the file states no patch size"
-        return make_bag(path, self.slide_id(path), self.name, features, coords, step, why)
+        return Places(coords, step, why)

@@ -66,9 +66,7 @@ class StoredSlide(SlideFile):
     def _read(self) -> Bag:
         entry, n = self.entry, int(self.entry["n"])
         features = _map(self.path / "features.bin", NUMPY[self.dtype], entry["row"], (n, self.dim))
-        coords = labels = None
-        if entry["coords"] is not None:
-            coords = _map(self.path / "coords.bin", np.dtype("<f4"), entry["coords"], (n, 2))
+        coords, labels = self._coords(), None
         if entry["instance_labels"] is not None:
             labels = _map(self.path / "instance_labels.bin", np.dtype("i1"), entry["instance_labels"], (n,))
         bag = Bag(
@@ -88,6 +86,18 @@ class StoredSlide(SlideFile):
     def shape(self) -> tuple[int, int]:
         """``(N, D)``, from the index."""
         return int(self.entry["n"]), self.dim
+
+    def coords(self) -> Tensor | None:
+        """See :class:`mil_zoo.data.bags.Slide`."""
+        with boundary(self.path / "coords.bin", "what the index says", "import the store again"):
+            coords = self._coords()
+            if coords is not None and not coords.isfinite().all():
+                raise InputError(f"slide {self.slide_id!r}: coords hold NaN or infinite values; import the store again")
+            return coords
+
+    def _coords(self) -> Tensor | None:
+        n, start = int(self.entry["n"]), self.entry["coords"]
+        return None if start is None else _map(self.path / "coords.bin", np.dtype("<f4"), start, (n, 2))
 
     def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
         """See :class:`mil_zoo.data.bags.Slide`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, as_path, did_you_mean
 from mil_zoo.files import write_text
 from mil_zoo.metrics import Metric
 from mil_zoo.report.page import write_documents
@@ -64,6 +64,16 @@ def rescore(
     Raises:
         InputError: a file cannot be read, or says too little.
     """
+    if isinstance(files, str | Path) or not isinstance(files, Sequence) or not files:
+        raise InputError(f"files is a list of prediction files, not {files!r:.60}")
+    files, out = (
+        [as_path(file, "files", "a csv or npz of predictions") for file in files],
+        as_path(out, "out", "a folder"),
+    )
+    if not isinstance(columns, Columns):
+        raise InputError(f"columns is a mil_zoo.report.rescore.Columns, not {columns!r:.60}")
+    cohort = None if cohort is None else as_path(cohort, "cohort", "a table of who should be there")
+    published = None if published is None else as_path(published, "published", "a table of published numbers")
     tables = [canonical(read_table(path), columns, path) for path in files]
     alone = [holds_numbers(table) for table in tables]
     if any(alone):
