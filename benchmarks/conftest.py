@@ -61,12 +61,22 @@ def rates(device: torch.device) -> dict[str, float]:
     triad = seconds(lambda: torch.add(arrays[1], arrays[2], alpha=0.5, out=arrays[0]), device)
     arrays.clear()
     found = {"bytes_per_second": 12 * count / triad}
-    side = 8192 if device.type == "cuda" else 2048
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(side, side, device=device).to(dtype)
         name = str(dtype).removeprefix("torch.")
-        found[f"{name}_operations_per_second"] = 2 * side**3 / seconds(lambda x=x: x @ x, device, rounds=4)
+        found[f"{name}_operations_per_second"] = _rate_of_products(dtype, device)
     return found
+
+
+def _rate_of_products(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second, of the smaller of two sizes where the larger would take seconds, as bfloat16 may."""
+    rate = 0.0
+    for side in (256, 8192 if device.type == "cuda" else 2048):
+        operations = 2 * side**3
+        if rate and operations / rate > 2:  # seconds
+            break
+        x = torch.randn(side, side, device=device).to(dtype)
+        rate = operations / seconds(lambda x=x: x @ x, device, rounds=4)
+    return rate
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Time and memory of attention over graphs, forward and backward: ``pytest benchmarks/test_kernels.py``.
+"""Time and memory of ops over graphs and sequences, forward and backward: ``pytest benchmarks/test_kernels.py``.
 
 The floor of an op reads every input and writes every output once, and for backward reads values and gradients of the
 outputs and writes gradients of the inputs once. Caches can beat the floor of a small problem.
@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu.common import window_graph
+from gpu.plain import scan_by_doubling
 from kernel_steps import fused, random_inputs, run
 
-from mil_zoo.kernels import CSR, graph_attention, graph_dot_attention
+from mil_zoo.kernels import CSR, graph_attention, graph_dot_attention, graph_softmax_sum, graph_sum, selective_scan
 
 HEADS, WIDTH = 4, 64
 
 
-def window_graph(side: int, device: torch.device) -> CSR:
-    """5 x 5 windows on a square of ``side`` x ``side`` patches, row after row."""
-    step, y, x = torch.arange(-2, 3), torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
-    row = (y[:, None, None] + step[None, :, None]).expand(-1, 5, 5).reshape(-1, 25)
-    column = (x[:, None, None] + step[None, None, :]).expand(-1, 5, 5).reshape(-1, 25)
-    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), inside.sum(1).cumsum(0)])
-    graph = CSR(indptr.int(), (row * side + column)[inside].int(), side * side).to(device)
+def windows(grid: int, device: torch.device) -> CSR:
+    """5 x 5 windows on a square of ``grid`` x ``grid`` patches, with its transposed graph."""
+    graph = window_graph(grid * grid, device)
     graph.transposed  # noqa: B018  made once for a graph, not at each step
     return graph
 
@@ -52,7 +49,7 @@ def test_graph_attention(benchmark, measure, device, tiny, grid, case):
     if others and grid > 316:
         pytest.skip("tensors of all edges and features: 25 GB each")
     grid = 8 if tiny else grid
-    size, graph = grid * grid, window_graph(grid, device)
+    size, graph = grid * grid, windows(grid, device)
     benchmark.group = f"graph_attention, N = {size}, window:2, {HEADS} x {WIDTH}"
     name = fused("graph_attention", device) if case.startswith("fused") else case.partition(",")[0]
     if name == "pyg":
@@ -75,7 +72,7 @@ def test_graph_dot_attention(benchmark, measure, device, tiny, case):
     if case == "dgl" and device.type == "cuda":
         pytest.skip("DGL's wheels hold no CUDA code")
     grid = 8 if tiny else 100
-    size, graph = grid * grid, window_graph(grid, device)
+    size, graph = grid * grid, windows(grid, device)
     benchmark.group = f"graph_dot_attention, N = {size}, window:2, {HEADS} x {WIDTH}"
     name = fused("graph_dot_attention", device) if case == "fused" else case
     inputs = random_inputs(device, torch.float32, *[(size, HEADS, WIDTH)] * 3)
@@ -84,3 +81,65 @@ def test_graph_dot_attention(benchmark, measure, device, tiny, case):
         return graph_dot_attention(*x, graph, backend=name)
 
     run(measure, name, function, inputs, [graph.indptr, graph.indices], size, baseline=case != "fused", rounds=4)
+
+
+@pytest.mark.parametrize("case", ["fused", "torch.sparse", "reference"])
+@pytest.mark.parametrize("grid", [100, 316])
+def test_graph_sum(benchmark, measure, device, tiny, grid, case):
+    """The product that smoothing over a graph repeats; with gradients of the features."""
+    grid, width = 8 if tiny else grid, 256
+    size, graph = grid * grid, windows(grid, device)
+    benchmark.group = f"graph_sum, N = {size}, window:2, {width}"
+    name = fused("graph_sum", device) if case == "fused" else case
+    ones = torch.ones(graph.num_edges, device=device)
+    matrix = torch.sparse_csr_tensor(graph.indptr, graph.indices, ones, (size, size))
+    inputs = random_inputs(device, torch.float32, (size, width))
+
+    def function(x):
+        return matrix @ x if case == "torch.sparse" else graph_sum(x, graph, backend=name)
+
+    run(measure, name, function, inputs, [graph.indptr, graph.indices], size, baseline=case != "fused", rounds=4)
+
+
+@pytest.mark.parametrize("case", ["fused", "pyg", "reference"])
+def test_graph_softmax_sum(benchmark, measure, device, tiny, case):
+    """PatchGCN's aggregation, a softmax over neighbours in each feature, beside PyTorch Geometric's."""
+    grid, width = 8 if tiny else 100, 256
+    size, graph = grid * grid, windows(grid, device)
+    benchmark.group = f"graph_softmax_sum, N = {size}, window:2, {width}"
+    name = fused("graph_softmax_sum", device) if case == "fused" else case
+    inputs = random_inputs(device, torch.float32, (size, width), (1,))
+    if case == "pyg":
+        softmax = pytest.importorskip("torch_geometric.nn.aggr").SoftmaxAggregation(learn=True)
+        inputs[1], sources = softmax.t, graph.indices.long()
+
+    def function(x, t):
+        if case == "pyg":
+            return softmax(x[sources], graph.destinations, dim_size=size)
+        return graph_softmax_sum(x, t, graph, backend=name)
+
+    run(measure, name, function, inputs, [graph.indptr, graph.indices], size, baseline=case != "fused", rounds=3)
+
+
+@pytest.mark.parametrize("case", ["fused", "fused, bfloat16", "doubling", "reference"])
+@pytest.mark.parametrize("size", [1_000, 10_000, 100_000])
+def test_selective_scan(benchmark, measure, device, tiny, size, case):
+    """MambaMIL's recurrence on one bag, beside the loop over time and the fastest form in plain PyTorch."""
+    if case == "doubling" and device.type == "cpu" and size > 10_000:
+        pytest.skip("takes a dozen tensors of 3 GB")
+    if case == "reference" and size > 10_000:
+        pytest.skip("takes minutes")
+    size, channels, states = 20 if tiny else size, 512, 16
+    benchmark.group = f"selective_scan, {size} instances, {channels} channels, {states} states"
+    name = fused("selective_scan", device) if case.startswith("fused") else case
+    dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
+    shapes = [(size, channels)] * 2 + [(channels, states)] + [(size, states)] * 2
+    shapes += [(channels,), (size, channels), (channels,)]
+    u, delta, a, *rest = random_inputs(device, dtype, *shapes)
+    inputs = [u, delta, (-a.detach().abs() - 0.1).requires_grad_(), *rest]
+
+    def function(*x):
+        return scan_by_doubling(*x) if case == "doubling" else selective_scan(*x, softplus=True, backend=name)
+
+    side = name + case[len(case.partition(",")[0]) :]
+    run(measure, side, function, inputs, [], size, baseline="fused" not in case, rounds=3)

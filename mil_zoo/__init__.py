@@ -4,12 +4,11 @@ The public names below load on first use, so that ``import mil_zoo`` and ``mil-z
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-# torch and DGL each keep a team of OpenMP threads. Where those spin while they wait, they take the cores from each
-# other: on a busy 2-core machine a training step became 20 to 100 times slower. OpenMP reads this when it is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from mil_zoo._openmp import wait_asleep
+
+wait_asleep()
 
 if TYPE_CHECKING:
     from mil_zoo.aggregators.base import (

@@ -22,6 +22,7 @@ from mil_zoo.errors import InputError, did_you_mean
 
 C = TypeVar("C")
 _MOST_VALUES = 1_000_000
+_MOST_LEVELS = 100  # of lists and mappings in each other
 _MOST_BITS = 1024  # of a whole number: as large as the largest float
 _SHOWN = 300  # characters of a value that a message repeats
 
@@ -29,7 +30,11 @@ _SHOWN = 300  # characters of a value that a message repeats
 _BOOL = "tag:yaml.org,2002:bool"
 
 
-class _Loader(yaml.SafeLoader):
+# The loader in C reads the configuration of a run in a tenth of the time; some builds of PyYAML lack it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
     """PyYAML's safe loader with two rules of YAML 1.2: ``1e-4`` is a number, and ``off`` or ``no`` is a text.
 
     YAML 1.1 reads a text and a truth value.
@@ -75,18 +80,21 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def _load(text: str) -> Any:
-    """The value in a YAML text; a ``ValueError`` where its anchors make it huge or endless."""
+    """The value in a YAML text; a ``ValueError`` where its anchors make it huge or endless, or it is nested deeply."""
     content = yaml.load(text, _Loader)
     sizes: dict[int, float] = {}  # of each list and mapping that was seen, by its identity
 
-    def size(value: Any) -> float:
+    def size(value: Any, level: int = 0) -> float:
         if isinstance(value, int) and value.bit_length() > _MOST_BITS:
             raise ValueError("a whole number in it is too large to be written")
         if not isinstance(value, dict | list):
             return 1
+        if level > _MOST_LEVELS:
+            raise ValueError(f"lists and mappings in it lie more than {_MOST_LEVELS} deep in each other")
         if id(value) not in sizes:
+            parts = value.values() if isinstance(value, dict) else value
             sizes[id(value)] = math.inf  # until it is known: what holds itself has no end
-            sizes[id(value)] = 1 + sum(map(size, value.values() if isinstance(value, dict) else value))
+            sizes[id(value)] = 1 + sum(size(part, level + 1) for part in parts)
         return sizes[id(value)]
 
     if size(content) > _MOST_VALUES:

@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import gc
+import importlib.util
 import multiprocessing
 import os
 import traceback
@@ -37,6 +38,34 @@ def pytest_collection_finish(session):
     """Leaves what lives until the end (modules, tests) out of garbage collections: every trial asks for two."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def language_stays_interpreted():
+    """Triton's interpreter puts its functions into Triton's language anew at each call within a kernel: half its time.
+
+    They stay there instead. Nothing of these processes compiles kernels.
+    """
+    interpreter = None
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+    if not hasattr(interpreter, "_LangPatchScope"):  # no Triton, or another version of it
+        yield
+        return
+    patch = interpreter._patch_lang
+    patched: dict[int, tuple[object, object]] = {}
+
+    def once(function):
+        names = function.__globals__
+        if id(names) not in patched:
+            scope = patch(function)
+            scope.restore = lambda: None
+            patched[id(names)] = names, scope
+        return patched[id(names)][1]
+
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr(interpreter, "_patch_lang", once)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -142,6 +142,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"a: 0x{'f' * 5000}", "a whole number in it is too large to be written"),
         (f"a: {'9' * 5000}", "is not valid YAML"),
         (f"a: {'[' * 3000}", "is not valid YAML"),
+        (f"a: {'[' * 900}{']' * 900}", "is not valid YAML"),
         ("a: 2020-13-45", "is not valid YAML"),
         ("a: !!python/object:os.system x", "is not valid YAML"),
         ("a: \0", "is not valid YAML"),

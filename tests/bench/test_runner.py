@@ -248,7 +248,7 @@ def test_shuffled_training_labels_leave_nothing_to_learn(bag_table, tmp_path):
     """With real labels this table is easy; a leak of test labels would show as an AUC that stays high."""
     given = {"models": ["abmil"], "folds": 4, "epochs": 5, "overrides": {"learning_rate": 0.01}}
     true = run_plan(small_plan(bag_table, **given), tmp_path / "true").trials()
-    run = run_plan(small_plan(bag_table, permute_labels=True, repeats=2, **given), tmp_path / "shuffled")
+    run = run_plan(small_plan(bag_table, permute_labels=True, **given), tmp_path / "shuffled")
     assert np.mean([row["metrics"]["auc"] for row in true]) > 0.9
     aucs = [row["metrics"]["auc"] for row in run.trials()]
     assert abs(np.mean(aucs) - 0.5) < 0.15
@@ -264,9 +264,9 @@ def test_shuffled_training_labels_leave_nothing_to_learn(bag_table, tmp_path):
 def test_shuffled_training_labels_leave_nothing_to_learn_on_the_demo(tmp_path):
     # With the real labels this small and quick ABMIL reaches an AUC of 0.84: a leak of them would be seen.
     small = {"abmil.embed_dim": 32, "abmil.attention_dim": 32, "learning_rate": 0.01}
-    given = {"datasets": ["demo"], "models": ["abmil"], "folds": 5, "repeats": 2, "epochs": 3, "overrides": small}
+    given = {"datasets": ["demo"], "models": ["abmil"], "folds": 5, "epochs": 3, "overrides": small}
     rows = run_plan(small_plan("demo", permute_labels=True, **given), tmp_path).trials()
-    # 10 folds of 16 slides: the mean of so many AUCs of a coin has a standard deviation of about 0.05.
+    # 5 folds of 16 slides: the mean of so many AUCs of a coin has a standard deviation of about 0.07.
     assert abs(np.mean([row["metrics"]["auc"] for row in rows]) - 0.5) < 0.12
 
 

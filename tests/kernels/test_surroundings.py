@@ -36,6 +36,35 @@ def test_a_forked_child_computes_without_threads_of_its_parent():
     """)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch brings GNU's OpenMP on Linux only")
+def test_threads_that_wait_sleep_also_where_torch_was_imported_first():
+    code = """if True:
+        import time, torch
+        {}
+        torch.set_num_threads(2)
+        x = torch.ones(2**18)
+        x + 1
+        start = time.process_time()
+        for _ in range(20):
+            x + 1
+            time.sleep(0.03)
+        print(time.process_time() - start)
+    """
+    spins = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")}
+
+    def seconds(imports: str, **environment: str) -> float:
+        command = [sys.executable, "-c", code.format(imports)]
+        done = subprocess.run(command, capture_output=True, text=True, env=spins | environment, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("on one core threads do not spin")
+    spinning = seconds("", OMP_WAIT_POLICY="ACTIVE")
+    assert seconds("import mil_zoo") < spinning / 5
+    assert seconds("import mil_zoo", OMP_WAIT_POLICY="ACTIVE") > spinning / 5  # what the user asks for is done
+
+
 def test_compiling_switched_off_leaves_the_reference():
     code = "import torch\nfrom mil_zoo.kernels import backend_status\nprint(backend_status()['numba'])"
     assert "NUMBA_DISABLE_JIT is set" in run(code, NUMBA_DISABLE_JIT="1").stdout

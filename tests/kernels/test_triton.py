@@ -124,9 +124,10 @@ def as_list(outputs):
 
 @pytest.mark.parametrize("with_global", [False, True])
 def test_rows_in_pieces(with_global, launches):
-    n = 2 * triton_tools.LONG.value + 77
-    src = torch.cat([torch.arange(n), torch.full((n,), 3), torch.tensor([1, 1, 2])])
-    dst = torch.cat([torch.full((n,), 2), torch.arange(n), torch.tensor([0, 0, 0])])  # a hub on each side, a repeat
+    n, degree = 150, 2 * triton_tools.LONG.value + 77
+    others, hub = torch.arange(degree) % n, torch.ones(degree, dtype=torch.long)
+    src = torch.cat([others, 3 * hub, torch.tensor([1, 1, 2])])
+    dst = torch.cat([2 * hub, others, torch.tensor([0, 0, 0])])  # a hub on each side, repeats
     keep = dst != 7  # which is left without sources
     graph = CSR.from_edges(src[keep], dst[keep], n)
     function = attend(graph, torch.zeros(n, dtype=torch.long), dropout_p=0.2, seed=1, return_attention=with_global)
@@ -154,9 +155,9 @@ def test_graph_dot_attention(n, biased):
 
 
 def test_graph_dot_attention_of_rows_in_pieces():
-    n = triton_tools.LONG.value + 5
-    hub = torch.zeros(n, dtype=torch.long)
-    graph = CSR.from_edges(torch.cat([torch.arange(n), hub]), torch.cat([hub, torch.arange(n)]), n)
+    n, degree = 60, triton_tools.LONG.value + 5
+    others, hub = torch.arange(degree) % n, torch.zeros(degree, dtype=torch.long)
+    graph = CSR.from_edges(torch.cat([others, hub]), torch.cat([hub, others]), n)
     compare(
         lambda backend, *x: [graph_dot_attention(*x, graph.to(x[0].device), backend=backend)],
         lambda dtype: [draw(n, 1, width, seed=i, dtype=dtype) for i, width in enumerate((2, 2, 3))],

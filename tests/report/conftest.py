@@ -12,6 +12,7 @@ import pytest
 
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.diagnostics.attention import attention_curve, attention_skew
+from mil_zoo.report.figures import registry
 
 # Sharpness of attention at the end of training, and heads; None: a model without attention.
 MODELS = {
@@ -224,4 +225,19 @@ def change_table(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
     """Fewer pixels, which nobody looks at here."""
-    monkeypatch.setattr("mil_zoo.report.figures.registry.DPI", 60)
+    monkeypatch.setattr(registry, "DPI", 60)
+
+
+@pytest.fixture
+def as_made(monkeypatch):
+    """Panels stay where they were made, for tests of what becomes of pictures.
+
+    Laying them out takes most of the time, and is for the tests of figures.
+    """
+    save = registry.save
+
+    def keep(figure, path):
+        figure.set_layout_engine("none")
+        return save(figure, path)
+
+    monkeypatch.setattr(registry, "save", keep)

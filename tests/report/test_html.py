@@ -78,7 +78,7 @@ def make_page(run, **options):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_page_is_whole_and_loads_nothing(make_run):
+def test_the_page_is_whole_and_loads_nothing(make_run, as_made):
     run = make_run(models=("abmil", "srmil", "mean"))
     page = make_page(run, drawings=draw_figures(Results.load(run)))
     for tag, attributes in page.tags:
@@ -129,7 +129,7 @@ def test_the_summary_is_of_the_metric_that_it_names(write):
     assert second.startswith("No aggregator differs from the best; each can be it")
 
 
-def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run):
+def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run, as_made):
     run = make_run(models=("abmil", "srmil"))
     page = make_page(run, drawings=draw_figures(Results.load(run), ["figure3", "metrics", "attention"]))
     links = {a["href"][1:] for tag, a in page.tags if tag == "a" and a.get("href", "").startswith("#")}
@@ -239,7 +239,7 @@ def test_a_run_without_results_has_a_page(write):
     assert "broken" in page.text
 
 
-def test_scores_come_before_attention_and_sentences_once(make_run):
+def test_scores_come_before_attention_and_sentences_once(make_run, as_made):
     run = make_run(models=("abmil", "srmil"), folds=2)
     results = Results.load(run)
     drawings = draw_figures(results, ["figure3", "skew", "metrics", "roc", "calibration"])
