@@ -21,6 +21,7 @@ from mil_zoo.data.judge import judge_shapes, raise_errors
 from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
 from mil_zoo.fitted import Facts, Fitted
+from mil_zoo.metrics import inside
 from mil_zoo.tasks import Task
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.device import usable_device
@@ -94,6 +95,7 @@ def fit(
     device = usable_device(device)
     rule = "mean" if aggregator.task.of_patients and _several_slides(train_bags) else None
     select = plan.training.select
+    title = next((inside(each.title) for each in aggregator.task.metrics if each.name == select), select)
     with bar(f"training {plan.name}", plan.training.epochs, progress) as advance:
         rows = train(
             aggregator,
@@ -104,7 +106,7 @@ def fit(
             seed=seed,
             device=device,
             patient_rule=rule,
-            on_epoch=lambda row: advance(f"loss {row['loss']:.3f}  {_reached(row, select)}"),
+            on_epoch=lambda row: advance(f"loss {row['loss']:.3f}  {_reached(row, select, title)}"),
         )
     if aggregator.task.finishes:
         where = (plan.graph, device, plan.training.precision)
@@ -190,6 +192,6 @@ def _several_slides(bags: Any) -> bool:
     return len({patient_key(slide) for slide in bags.slides}) < len(bags)
 
 
-def _reached(row: dict[str, Any], select: str) -> str:
+def _reached(row: dict[str, Any], select: str, title: str) -> str:
     value = row.get(f"val_{select}")
-    return "" if value is None else f"validation {select} {value:.3f}"
+    return "" if value is None else f"validation {title} {value:.3f}"

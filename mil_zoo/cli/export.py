@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mil_zoo.cli.options import plugin_option
+from mil_zoo.errors import InputError
 
 
 @click.command(
@@ -26,7 +30,7 @@ Examples:
 def export(run: Path, model: str, trial: str | None, out: Path, onnx: bool, plugin: tuple[Path, ...]) -> None:
     """Write a trained model of RUN as one folder: config.json, model.safetensors, and a model card.
 
-    mil_zoo.load(OUT) reads it, and a model hub takes it as it is.
+    mil_zoo.load(OUT) reads it, and a model hub takes it as it is. An OUT that holds something else is left as it is.
     """
     from rich.console import Console
 
@@ -44,9 +48,22 @@ def export(run: Path, model: str, trial: str | None, out: Path, onnx: bool, plug
 
     best = max(range(len(predictor.members)), key=rank)
     chosen = predictor.members[best]
+    _refuse_others(out, chosen.facts)
     chosen.save(out)
     written = ["config.json", "model.safetensors", "README.md"]
     if onnx:
         written.append(chosen.to_onnx(out / "model.onnx").name)
     for line in (f"{predictor.trials[best]} of {run}: {out} ({', '.join(written)})", f'Read it: mil_zoo.load("{out}")'):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_others(out: Path, facts: Any) -> None:
+    """Raises an ``InputError`` where ``out`` holds anything but what the same model was exported to."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        there = json.loads((out / "config.json").read_bytes())["mil_zoo"]["facts"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f"{out} exists and holds no trained aggregator; choose another --out") from None
+    if there != json.loads(json.dumps(dataclasses.asdict(facts))):
+        raise InputError(f"{out} holds another trained aggregator; choose another --out, or delete it")

@@ -133,6 +133,7 @@ def predict(
             f"[yellow]{count(trained_on, 'slide')} {were} of some of these trials: what is predicted there says "
             "nothing of new slides (column trained_on)[/]"
         )
+    console.print("[dim]Training slides are told by their names: under another name one is not marked (trained_on).[/]")
     return 1 if failures else 0
 
 

@@ -86,6 +86,12 @@ def judge_annotations(looked: Iterable[Looked], lesion_free: Iterable[str]) -> l
         text = f"annotations hold no lesion{others}, so all patches of their slides count as negative"
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else ".")
         findings.append(Finding("warning", text, names, f"Of {len(names)} slides the {text}: {shown}"))
+    crossed = [each for each in read if each.annotations.crossed]  # type: ignore[union-attr]
+    if crossed:
+        times = max(sum(each.annotations.crossed.values()) for each in crossed)  # type: ignore[union-attr]
+        text = f"annotations cross themselves (up to about {times:,} times) and are read by the even-odd rule"
+        names = tuple(each.slide_id for each in crossed)
+        findings.append(Finding("warning", text, names, f"In {len(names)} slides {text}."))
     beside = [each.slide_id for each in read if each.positive == 0 and each.annotations and each.annotations.positives]
     if beside:
         text = "lesions are annotated and none makes a patch positive"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import yaml
 
@@ -40,7 +40,7 @@ def model_card(fitted: Fitted) -> str:
         "## Data and splits",
         _bullets(_data(fitted)),
         "## Scores",
-        _scores(facts.val_scores, facts.test_scores),
+        _scores(fitted),
         "## Limits",
         _bullets(_limits(fitted)),
     ]
@@ -63,11 +63,13 @@ def _data(fitted: Fitted) -> list[str]:
     return lines
 
 
-def _scores(val: Mapping[str, float | None], test: Mapping[str, float | None]) -> str:
+def _scores(fitted: Fitted) -> str:
+    val, test = fitted.facts.val_scores, fitted.facts.test_scores
+    titles = {metric.name: metric.title for metric in fitted.task.metrics}
     names = list(dict.fromkeys([*test, *val]))
     if not names:
         return "No score was recorded."
-    rows = [f"| {name} | {_number(val.get(name))} | {_number(test.get(name))} |" for name in names]
+    rows = [f"| {titles.get(name, name)} | {_number(val.get(name))} | {_number(test.get(name))} |" for name in names]
     table = "\n".join(["| metric | validation slides | test slides |", "|---|---:|---:|", *rows])
     below = "The checkpoint was chosen by the validation slides, so their scores are too good."
     if not test:

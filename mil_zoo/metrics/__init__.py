@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from mil_zoo.metrics.patients import combine_slides, patient_predictions
-from mil_zoo.metrics.registry import Metric, find_metric, metrics_of, register_metric, score
+from mil_zoo.metrics.registry import Metric, find_metric, inside, metrics_of, register_metric, score
 
 for _module in pkgutil.iter_modules(__path__):  # first of all, so that a plugin meets the built-in names
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -18,6 +18,7 @@ __all__ = [
     "Metric",
     "combine_slides",
     "find_metric",
+    "inside",
     "metrics_of",
     "patient_predictions",
     "ranks_of_class",

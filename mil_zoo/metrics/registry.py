@@ -188,6 +188,13 @@ def register_metric(
     return decorate
 
 
+def inside(title: str) -> str:
+    """A title inside a phrase: "Accuracy" as "accuracy"; "AUC", "R2", "C" and "Uno's C" as they are."""
+    first = title.partition(" ")[0]
+    named = first.endswith("'s") or first == "Brier"
+    return title if named or not title[1:2].islower() else title[:1].lower() + title[1:]
+
+
 def metrics_of(task: str, context: Mapping[str, Any] | None = None) -> list[Metric]:
     """The metrics of a family of tasks, those of this package first, then in the order of registration.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mil_zoo.errors import InputError
+from mil_zoo.metrics import inside
 from mil_zoo.tasks import Task
 
 
@@ -130,9 +131,11 @@ class TrainingConfig:
         if self.select == "last":
             return "the last epoch; nothing is chosen on validation slides"
         after = f" after {self.select_after:.0%} of the epochs" if self.select_after else ""
+        titles = {metric.name: inside(metric.title) for metric in task.metrics}
+        select, tie = (titles.get(name, name) for name in (self.select, self.tie))
         direction = "highest" if task.higher_is_better(self.select) else "lowest"
         end = ""
         if self.patience is not None:
             earliest = f", not before epoch {self.patience_after + 1}" if self.patience_after else ""
             end = f"; training ends after {self.patience} epochs without a better one{earliest}"
-        return f"{direction} validation {self.select}{after} (ties: {self.tie}, then the earlier epoch){end}"
+        return f"{direction} validation {select}{after} (ties: {tie}, then the earlier epoch){end}"

@@ -90,7 +90,7 @@ def test_fit_predicts_survival(bags):
         ({"val_bags": []}, "at least one of each"),
         ({"val_bags": "train"}, "patients are in both the training and the validation bags .p11; 1 in all"),
         ({"aggregator": "gigassl"}, "no aggregator that fit trains"),
-        ({"aggregator": None}, "the name of a registered aggregator is text, not None"),
+        ({"aggregator": None}, "aggregator is a name of mil_zoo.list_aggregators"),
         ({"train_bags": None}, "a list of bags is needed, not None"),
         ({"train_bags": [np.ones((3, 6))]}, "number 0 is of the type ndarray; make each mil_zoo.Bag"),
         ({"train_bags": "folder"}, "a list of bags is needed, not 'folder'"),
@@ -325,4 +325,18 @@ def test_a_trial_of_a_run_is_exported(tmp_path, bag_table, run_cli):
     np.testing.assert_array_equal(loaded.predict([bag])[0].probabilities, expected.probabilities)
     assert loaded.standardiser is not None
     assert loaded.facts.test_scores
-    assert "| auc |" in (tmp_path / "model" / "README.md").read_text()
+    assert "| AUC |" in (tmp_path / "model" / "README.md").read_text()
+    again = ("export", tmp_path / "run", "--model", "mean")
+    assert run_cli(*again, "--out", tmp_path / "model")[0] == 0  # the same once more
+    other = next(name for name in ("mean-r0-f0-s0", "mean-r0-f1-s0") if name != trial)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "config.json").write_text("{}")
+    for out, more, told in (
+        ("model", ("--trial", other), "holds another trained aggregator; choose another --out, or delete it"),
+        ("notes", (), "exists and holds no trained aggregator; choose another --out"),
+        ("run", (), "exists and holds no trained aggregator; choose another --out"),
+    ):
+        before = {path: path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()}
+        code, _, err = run_cli(*again, *more, "--out", tmp_path / out)
+        assert (code, told in err) == (2, True)
+        assert before == {path: path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()}

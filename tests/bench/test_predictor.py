@@ -192,6 +192,7 @@ def test_files_of_an_earlier_prediction_are_no_files_of_this_one(run, run_cli, t
     command = ("predict", "--run", directory.path, "--model", "srmil", "--out", tmp_path / "p")
     _, text, _ = run_cli(*command, tmp_path / "one.h5", tmp_path / "two.h5", "--write", "csv,geojson")
     assert "an earlier prediction" not in text
+    assert "Training slides are told by their names" in " ".join(text.split())
     _, text, _ = run_cli(*command, tmp_path / "one.h5", "--write", "csv")
     written = sorted(path.name for path in (tmp_path / "p" / "attention").iterdir())
     assert written == ["one.csv", "two.csv", "two.geojson"]

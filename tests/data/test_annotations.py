@@ -1,7 +1,9 @@
 """Polygons of every format and what they say of patches, on small files and on CAMELYON16's own."""
 
 import gzip
+import itertools
 import json
+import time
 import warnings
 
 import numpy as np
@@ -12,8 +14,10 @@ from helpers import make_bag
 
 from mil_zoo import InputError
 from mil_zoo.data import Annotations, label_instances, read_annotations
+from mil_zoo.data.judge_annotations import Looked, judge_annotations
 from mil_zoo.data.labels import outlines
 from mil_zoo.data.labels.annotations import overlap_share
+from mil_zoo.data.labels.even_odd import crossings, even_odd
 
 SQUARE = [(0, 0), (100, 0), (100, 100), (0, 100)]
 
@@ -84,6 +88,52 @@ def test_a_ring_that_crosses_itself_is_made_valid(tmp_path):
     annotations = read_annotations(path)
     assert annotations.area == 5000
     assert annotations.region.is_valid
+
+
+def noisy_circle(vertices, noise):
+    """A circle of radius 10 000 whose vertices are shaken, so that its outline crosses itself."""
+    turn = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
+    return 1e4 * np.stack([np.cos(turn), np.sin(turn)], 1) + np.random.default_rng(0).normal(0, noise, (vertices, 2))
+
+
+def test_areas_by_the_even_odd_rule_are_those_of_the_repair():
+    rng = np.random.default_rng(0)
+    shapes = [shapely.Polygon(rng.uniform(0, 1000, (n, 2))) for n in (4, 5, 9, 20, 40)]
+    shapes.append(shapely.Polygon(SQUARE, [[(20, 20), (120, 40), (40, 40), (40, 20)]]))  # a hole that leaves it
+    shapes.append(shapely.Polygon(noisy_circle(400, 150)))
+    for shape in shapes:
+        found, expected = even_odd(shape), shapely.make_valid(shape)
+        assert found.is_valid
+        expected = shapely.union_all([part for part in shapely.get_parts(expected) if part.area > 0])
+        assert shapely.symmetric_difference(found, expected).area < 1e-6 * max(1, expected.area)
+    assert crossings(shapely.Polygon(SQUARE)) == 0
+    assert crossings(shapes[4]) == pytest.approx(_crossings(shapes[4]), rel=0.2)
+
+
+def _crossings(shape):
+    points = shapely.get_coordinates(shape)
+    edges = [shapely.LineString(ends) for ends in itertools.pairwise(points)]
+    return sum(one.crosses(other) for i, one in enumerate(edges) for other in edges[:i])
+
+
+def test_outlines_that_cross_themselves_often_take_seconds_and_are_told(tmp_path):
+    path = tmp_path / "p.npz"
+    ring = noisy_circle(20_000, 2.5)
+    np.savez(path, verts=ring, poly_ptr=[0, len(ring)], poly_name=["blob"])
+    with pytest.warns(UserWarning, match=r"p.npz: polygons cross .* by the even-odd rule: blob \(about [\d,]+ times\)"):
+        annotations = read_annotations(path)
+    assert annotations.area == pytest.approx(np.pi * 1e8, rel=1e-3)
+    assert 200 < annotations.crossed["blob"] < 5000
+    (finding,) = judge_annotations([Looked("a", annotations=annotations)], [])
+    assert "annotations cross themselves (up to about" in finding.carried
+    for vertices, noise in ((200_000, 1e4), (200_000, 1.0), (1000, 1e4)):
+        np.savez(path, verts=noisy_circle(vertices, noise), poly_ptr=[0, vertices], poly_name=["scribble"])
+        started = time.process_time()
+        with pytest.raises(InputError, match=r"p.npz: its polygons cross themselves about .*'scribble' among them"):
+            read_annotations(path)
+        assert time.process_time() - started < 20
+    np.savez(path, verts=noisy_circle(200_000, 0.01), poly_ptr=[0, 200_000])  # as many vertices, and an outline
+    assert read_annotations(path).area == pytest.approx(np.pi * 1e8, rel=1e-3)
 
 
 def test_geojson_as_qupath_writes_it(tmp_path):

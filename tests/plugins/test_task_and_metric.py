@@ -84,7 +84,7 @@ def test_a_task_runs_from_its_table_to_the_page(cells, tmp_path, run_cli):
 
     table = (out / "table.md").read_text(encoding="utf-8")
     assert "| Aggregator | Mean error |" in table
-    assert "lowest validation count_error" in table
+    assert "lowest validation mean error" in table
     (row,) = [row for row in read_csv(out / "table.csv") if row["aggregator"] == "mean"]
     assert float(row["count_error_low"]) < float(row["count_error_mean"]) < float(row["count_error_high"])
     assert {row["metric"] for row in read_csv(out / "comparisons.csv")} == {"count_error"}
@@ -141,7 +141,7 @@ def test_a_metric_appears_wherever_metrics_do(bag_table, tmp_path, run_cli):
         assert np.isnan(best) or epochs.loc[epochs["selected"] == 1, "val_npv"].item() == best
     table = (out / "table.md").read_text(encoding="utf-8")
     assert "| AUC | F1 | NPV |" in table
-    assert "highest validation npv" in table
+    assert "highest validation NPV" in table
     assert {"npv_mean", "npv_low", "npv_boot_high"} <= set(read_csv(out / "table.csv")[0])
     assert "npv" in {row["metric"] for row in read_csv(out / "comparisons.csv")}
     assert "NPV" in (out / "report.html").read_text(encoding="utf-8")

@@ -63,6 +63,23 @@ def test_runs_of_one_dataset_add_up(runs, tmp_path, write):
         scores_by_dataset([*runs, Results.load(more.path)], "auc")
 
 
+def test_cohorts_of_one_title_are_told_apart(runs, tmp_path):
+    """As two folders called features are; runs that share slides are of one cohort."""
+    alike = []
+    for i, run in enumerate(runs):
+        config = run.run.config
+        config["dataset"]["title"], config["split"]["hash"] = "features", f"hash {i}"
+        (run.path / "config.yaml").write_text(yaml.safe_dump(config))
+        (run.path / "splits.csv").write_text(f"slide_id,patient_id,label\ns{i},,0\nNA{i},,1\n")
+        alike.append(Results.load(run.path))
+    assert list(scores_by_dataset(alike, "auc").index) == ["features (one)", "features (two)", "features (three)"]
+    text = write_ranking(alike, tmp_path / "out")[1].read_text()
+    assert "- features (two): kfold, 1 x 5 folds" in text
+    (alike[1].path / "splits.csv").write_text("slide_id,patient_id,label\ns0,,0\n")
+    with pytest.raises(InputError, match=r"split features .*differently"):
+        scores_by_dataset(alike, "auc")
+
+
 def test_what_cannot_be_ranked(runs, tmp_path):
     with pytest.raises(InputError, match="at least 2 datasets"):
         write_ranking(runs[:1], tmp_path)

@@ -80,3 +80,20 @@ def test_csv_is_what_pandas_writes(frame):
 def test_a_document_joins_tables_and_notes():
     document = Document("x", "X", [Table(["a"], [["1"]], title="T"), Table(["b"], [["2"]])], ["end"], heading="H")
     assert document.markdown() == ("# H\n\n## T\n\n| a |\n| --- |\n| 1 |\n\n| b |\n| --- |\n| 2 |\n\n- end\n")
+
+
+def test_columns_of_numbers_are_right_aligned_and_those_of_words_left():
+    rows = [
+        ["abmil", "5-fold CV", "0.9", "-", "3 of 5", "< 0.001", "-", "[0.1, 0.2]", "a word", Cell("1,234", "0.1")],
+        ["mean", "10 x 10 folds", "-0.1", "", "5 of 5", "0.03", "-", "12 % ", "1", Cell("-")],
+        ["max", "as published", "undefined", "", "5 of 5", "0.03", "-", "+3", "no", Cell("2")],
+    ]
+    table = Table([f"c{i}" for i in range(10)], rows)
+    right = [False, False, True, True, True, True, True, True, False, True]
+    assert table.of_numbers == right
+    assert table.markdown().splitlines()[1] == f"| {' | '.join('---:' if one else '---' for one in right)} |"
+    assert rf"\begin{{tabular}}{{{''.join('r' if one else 'l' for one in right)}}}" in table.latex("x")
+    console = Console(width=200, file=io.StringIO())
+    console.print(table.terminal())
+    lines = console.file.getvalue().splitlines()
+    assert lines[2].index("5-fold") == lines[3].index("10 x 10")

@@ -271,13 +271,13 @@ def test_settings_outside_their_range_are_refused(change):
 
 def test_any_metric_selects_in_its_direction():
     assert selected_epoch([RIGHT, WRONG, RIGHT], select="f1") == 1
-    register_metric("inverted", title="Inverted", higher_is_better=False)(
+    register_metric("inverted", title="Inverted share", higher_is_better=False)(
         lambda labels, p: np.mean(p.argmax(1) == labels)
     )
     try:
         assert selected_epoch([RIGHT, WRONG, RIGHT], select="inverted") == 2
         rule = TrainingConfig(select="inverted").selection_rule(Classification(2))
-        assert rule == "lowest validation inverted (ties: loss, then the earlier epoch)"
+        assert rule == "lowest validation inverted share (ties: loss, then the earlier epoch)"
     finally:
         registry._METRICS["classification"].pop("inverted")
     with pytest.raises(InputError, match=r"training\.select must be one of accuracy, .*, loss, last, not 'acuracy'"):

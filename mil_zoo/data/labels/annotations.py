@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import boundary
-from mil_zoo.data.labels.outlines import SUFFIXES, read_outlines
+from mil_zoo.data.labels.even_odd import FEW, LONG, MOST, crossings, even_odd
+from mil_zoo.data.labels.outlines import SUFFIXES, Outline, read_outlines
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.errors import InputError, as_path
 
@@ -35,15 +36,19 @@ class Annotations:
         positives: valid shapely (Multi)Polygons, one a drawn lesion; they may overlap.
         exclusions: the same of what is no lesion although it may lie in one.
         ignored: how many shapes were left out because they are of another group, by the group.
+        crossed: about how often shapes crossed themselves that did so hundreds of times, by their names.
     """
 
     positives: Sequence[Any]
     exclusions: Sequence[Any] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
+    crossed: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def region(self) -> Any:
         """Union of the positives minus union of the exclusions, a shapely (Multi)Polygon."""
+        if len(self.positives) == 1 and not self.exclusions:
+            return self.positives[0]
         return shapely.difference(shapely.union_all(self.positives), shapely.union_all(self.exclusions))
 
     @property
@@ -64,7 +69,8 @@ def read_annotations(
 
     Groups (ASAP) and classifications (QuPath) decide what a polygon means, upper and lower case alike; a group defined
     within another one means what the nearest named one does. Any other group is left out with a warning, and so is a
-    polygon of fewer than three vertices. A self-intersecting polygon is made valid (even-odd rule).
+    polygon of fewer than three vertices. A self-intersecting polygon is made valid (even-odd rule); one that crosses
+    itself hundreds of times is named by a warning, and shapes that cross more often than any outline are refused.
 
     Args:
         path: ASAP ``.xml`` (types Polygon, Spline, through whose points a polygon is drawn, and Rectangle); GeoJSON
@@ -78,7 +84,8 @@ def read_annotations(
         scale: level-0 pixels in a unit of the file: the downsample of the level on which it was drawn.
 
     Raises:
-        InputError: the file is missing, damaged or of another kind, or a coordinate in it is no finite number.
+        InputError: the file is missing, damaged or of another kind, a coordinate in it is no finite number, or its
+            polygons cross themselves tens of thousands of times.
 
     Source:
         Group names: the CAMELYON16 and CAMELYON17 annotation files (``_2`` and ``Exclusion`` are holes), and those of
@@ -88,23 +95,26 @@ def read_annotations(
     meaning = {name.lower(): "excluded" for name in excluded} | {name.lower(): "positive" for name in positive}
     polygons: dict[str, list[Any]] = {"positive": [], "excluded": []}
     ignored: Counter[str] = Counter()
-    degenerate = []
+    degenerate, crossed = [], Counter[str]()
     with boundary(path, "a readable annotation file", "export it again"):
         for outline in read_outlines(path, slide_id):
             kind = next((meaning[group.lower()] for group in outline.groups if group.lower() in meaning), None)
             if kind is None:
                 ignored[outline.groups[0] if outline.groups else "no group"] += 1
-            elif (polygon := _valid(outline.shape)).area > 0:
+            elif (polygon := _valid(path, outline, crossed)).area > 0:
                 polygons[kind].append(shapely.transform(polygon, lambda points: points * scale))
             else:
                 degenerate.append(outline.name)
     if ignored:
         counts = ", ".join(f"{count} of {group!r}" for group, count in ignored.items())
         warnings.warn(f"{path}: shapes that are neither lesions nor exclusions are left out: {counts}", stacklevel=2)
+    if crossed:
+        often = ", ".join(f"{name} (about {count:,} times)" for name, count in crossed.most_common(5))
+        warnings.warn(f"{path}: polygons cross themselves and are read by the even-odd rule: {often}", stacklevel=2)
     if degenerate:
         names = ", ".join(degenerate)
         warnings.warn(f"{path}: polygons of fewer than three vertices or no area are left out: {names}", stacklevel=2)
-    return Annotations(polygons["positive"], polygons["excluded"], ignored)
+    return Annotations(polygons["positive"], polygons["excluded"], ignored, crossed)
 
 
 def label_instances(
@@ -228,11 +238,28 @@ def overlap_share(corners: npt.NDArray[np.float64], patch_size: float, region: A
     return share
 
 
-def _valid(shape: Any) -> Any:
-    """A ring or geometry as a valid shapely (Multi)Polygon; without area where it encloses none."""
+def _valid(path: Path, outline: Outline, crossed: Counter[str]) -> Any:
+    """A ring or geometry as a valid shapely (Multi)Polygon; without area where it encloses none.
+
+    Args:
+        path: the annotation file.
+        outline: the shape.
+        crossed: how often shapes of the file crossed themselves so far, by name, where that is often; it is added to.
+    """
+    shape = outline.shape
     if isinstance(shape, np.ndarray):
         shape = shapely.Polygon(shape if len(shape) >= 3 else None)
-    if shapely.is_valid(shape) and shape.geom_type in ("Polygon", "MultiPolygon"):
+    often = crossings(shape) if shapely.get_num_coordinates(shape) > LONG else 0.0
+    if often <= FEW and shapely.is_valid(shape) and shape.geom_type in ("Polygon", "MultiPolygon"):
         return shape
-    # The repair of a ring that crosses itself may leave lines and points beside polygons.
-    return shapely.union_all([part for part in shapely.get_parts(shapely.make_valid(shape)) if part.area > 0])
+    often = often or crossings(shape)
+    if often <= FEW:
+        # The repair of a ring that crosses itself may leave lines and points beside polygons.
+        return shapely.union_all([part for part in shapely.get_parts(shapely.make_valid(shape)) if part.area > 0])
+    crossed[outline.name] += round(often)
+    if crossed.total() > MOST:
+        raise InputError(
+            f"{path}: its polygons cross themselves about {crossed.total():,} times, {outline.name!r} among them; "
+            "outlines of tissue do not: draw or export them again"
+        )
+    return even_odd(shape)

@@ -13,6 +13,7 @@ from mil_zoo.data.formats.gz import unpacked
 from mil_zoo.errors import InputError
 
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+MOST_MIB = 64  # that a packed table may hold: read, it takes ten times as much
 _SEPARATORS = ",;\t|"
 _NOT_TEXT = {b"PK\x03\x04": "an Excel workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"\x89HDF": "an HDF5 file"}
 
@@ -34,7 +35,7 @@ def read_csv(path: Path, needs: str = "it needs a header and a row a slide") -> 
     with boundary(path, "a readable csv", needs):
         if not path.exists() and not path.is_symlink():
             raise InputError(f"{path}: no such file; {needs}")
-        text = _text(path, unpacked(path))
+        text = _text(path, unpacked(path, MOST_MIB, "a row of 64 bytes for a million slides"))
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         while lines and (not lines[0].strip() or lines[0].startswith("#")):
             lines.pop(0)

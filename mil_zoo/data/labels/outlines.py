@@ -20,6 +20,7 @@ from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.errors import InputError
 
 SUFFIXES = (".xml", ".geojson", ".json", ".npz", ".csv")
+_MOST_MIB = 128  # that a packed file may hold, of a slide
 _AREAS = ("Polygon", "Spline", "Rectangle")
 
 
@@ -55,7 +56,7 @@ def read_outlines(path: Path, slide_id: str | None = None) -> Iterator[Outline]:
 
 def _content(path: Path) -> bytes:
     try:
-        return unpacked(path)
+        return unpacked(path, _MOST_MIB, "outlines of a million vertices")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:

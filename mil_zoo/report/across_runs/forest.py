@@ -62,12 +62,12 @@ def write_forest(runs: Sequence[Results], out: Path) -> list[Path]:
 
 def concordance_of_cohorts(runs: Sequence[Results]) -> pd.DataFrame:
     """Columns ``cohort``, ``aggregator``, ``c_pooled``, ``c_pooled_low``, ``c_pooled_high``; the clinical model too."""
-    names, parts = dataset_names(runs), []
-    for run in runs:
+    parts = []
+    for run, name in zip(runs, dataset_names(runs), strict=True):
         file = run.path / "survival.csv"
         if run.task.family == "survival" and (run.trials or file.exists()):
             own = survival_numbers(run) if run.trials else pd.read_csv(file)
-            parts.append(own.assign(cohort=names[run.config.dataset.title]))
+            parts.append(own.assign(cohort=name))
     columns = ["cohort", "aggregator", "c_pooled", "c_pooled_low", "c_pooled_high"]
     if not parts:
         return pd.DataFrame(columns=columns)

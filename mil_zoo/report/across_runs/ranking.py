@@ -31,9 +31,8 @@ def scores_by_dataset(runs: Sequence[Results], metric: str) -> pd.DataFrame:
     """
     rows: dict[str, dict[str, float]] = {}
     splits: dict[str, tuple[str, Results]] = {}
-    names = dataset_names(runs)
-    for run in runs:
-        name, split = names[run.config.dataset.title], run.config.split.hash
+    for run, name in zip(runs, dataset_names(runs), strict=True):
+        split = run.config.split.hash
         known = splits.setdefault(name, (split, run))
         if known[0] != split:
             raise InputError(
@@ -46,13 +45,35 @@ def scores_by_dataset(runs: Sequence[Results], metric: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def dataset_names(runs: Sequence[Results]) -> dict[str, str]:
-    """What each dataset is called, by its full title: two paths that end alike keep as much as tells them apart."""
-    names = {run.config.dataset.title: run.dataset_title for run in runs}
-    for full, name in names.items():
-        if list(names.values()).count(name) > 1:
-            names[full] = "/".join(full.replace("\\", "/").split("/")[-2:])
-    return names
+def dataset_names(runs: Sequence[Results]) -> list[str]:
+    """What the dataset of each run is called; runs of one dataset have one name, and of two never the same.
+
+    Two paths that end alike keep as much as tells them apart. Datasets of one title that share no slide are told apart
+    by the folders of their runs.
+    """
+    titles = [run.config.dataset.title for run in runs]
+    shown = dict(zip(titles, (run.dataset_title for run in runs), strict=True))
+    for full, name in shown.items():
+        if list(shown.values()).count(name) > 1:
+            shown[full] = "/".join(full.replace("\\", "/").split("/")[-2:])
+    cohorts: dict[str, list[tuple[set[str], str]]] = {}  # of each title: their slides, and what they are called
+    places = []
+    for run, title in zip(runs, titles, strict=True):
+        known, slides = cohorts.setdefault(title, []), _slides_of(run)
+        same = [i for i, (others, _) in enumerate(known) if not slides or not others or slides & others]
+        places.append(same[0] if same else len(known))
+        if not same:
+            known.append((slides, f"{shown[title]} ({run.path.resolve().name})"))
+    return [
+        shown[title] if len(cohorts[title]) == 1 else cohorts[title][place][1]
+        for title, place in zip(titles, places, strict=True)
+    ]
+
+
+def _slides_of(run: Results) -> set[str]:
+    """The slides of a run; empty where its folder holds tables only."""
+    path = run.path / "splits.csv"
+    return set(pd.read_csv(path, dtype=str, keep_default_na=False)["slide_id"]) if path.is_file() else set()
 
 
 def write_ranking(
@@ -218,13 +239,11 @@ def _notes(
         lines.append(f"{len(table)} datasets are few: only large and consistent differences can be seen (Demšar 2006).")
     if left_out:
         lines.append(f"Left out, since a dataset has no score of them: {', '.join(left_out)}.")
-    names = dataset_names(runs)
-    for run in runs:
+    for run, name in zip(runs, dataset_names(runs), strict=True):
         split, settings = run.config.split, run.config.model_settings.values()
         budgets = sorted({model.training["epochs"] for model in settings})
         lines.append(
-            f"{names[run.config.dataset.title]}: {split.kind}, {split.repeats} x {split.folds} folds; epochs "
-            f"{', '.join(map(str, budgets))}."
+            f"{name}: {split.kind}, {split.repeats} x {split.folds} folds; epochs {', '.join(map(str, budgets))}."
         )
         lines += [one_line(warning) for warning in run.config.dataset.warnings]
     return lines

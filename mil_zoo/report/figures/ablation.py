@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, below, palette, plain, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.names import file_stem
 from mil_zoo.report.tables.sentences import bounds
-from mil_zoo.report.tables.text import inside
 from mil_zoo.report.tables.variants import Axis, axes_of, variant_table
 
 SKEW = {

@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mil_zoo.metrics import Metric
+from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, line, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import Series, attended, band_note, majority, without_attention
 from mil_zoo.report.load import Results
 from mil_zoo.report.names import file_stem
 from mil_zoo.report.skew_rows import TINY_BAGS
-from mil_zoo.report.tables.text import inside
 
 POSITIVES: dict[str, tuple[str, Any]] = {
     "top1_positive": ("top-1", "-"),

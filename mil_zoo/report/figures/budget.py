@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, colours_of, legend, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
-from mil_zoo.report.tables.text import inside
 from mil_zoo.report.tables.tuning_table import budget_table
 
 

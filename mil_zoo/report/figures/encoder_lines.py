@@ -7,13 +7,13 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
+from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, palette, plain, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import encoder_table
 from mil_zoo.report.tables.scores import score_table
 from mil_zoo.report.tables.sentences import bounds
-from mil_zoo.report.tables.text import inside
 
 
 @register_figure(

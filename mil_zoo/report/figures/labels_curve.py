@@ -7,12 +7,12 @@ import textwrap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, palette, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.label_budget import label_budget_table
 from mil_zoo.report.tables.sentences import bounds
-from mil_zoo.report.tables.text import inside
 
 
 @register_figure(

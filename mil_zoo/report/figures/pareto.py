@@ -6,11 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
+from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, colours_of, legend, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.cost_table import cost_table
-from mil_zoo.report.tables.text import inside
 
 _COSTS = {"training_seconds": "training of a trial (s)", "inference_ms": "prediction of a slide (ms)"}
 

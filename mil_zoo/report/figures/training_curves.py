@@ -5,11 +5,11 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import band_note, majority, trained
 from mil_zoo.report.load import Results
-from mil_zoo.report.tables.text import inside
 
 
 @register_figure(

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.metrics import Metric
+from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.pairs import decides, tested, turned
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import inside, interval
+from mil_zoo.report.tables.text import interval
 from mil_zoo.stats import ROPE, posterior_of_difference
 
 SIMPLE = ("mean", "max", "mlp", "linear_probe", "knn_probe")  # pool, then classify: nothing learns where to look

@@ -62,6 +62,13 @@ class Table:
         columns = [frame[name].tolist() for name in frame]
         return cls([str(name) for name in frame], list(zip(*columns, strict=True)))
 
+    @property
+    def of_numbers(self) -> list[bool]:
+        """Which columns hold numbers, most of whose cells begin with one and go on without words; never the first."""
+        columns = [[as_cell(row[i]).text.strip() for row in self.rows] for i in range(len(self.header))]
+        said = [[bool(_NUMBER.match(text)) for text in column if text not in ("", "-")] for column in columns]
+        return [i > 0 and 2 * sum(known) >= len(known) for i, known in enumerate(said)]
+
     def csv(self) -> str:
         """Comma-separated values with ten significant digits; the notes are left out."""
         text = io.StringIO()
@@ -71,9 +78,9 @@ class Table:
         return text.getvalue()
 
     def markdown(self) -> str:
-        """A pipe table, its first column left-aligned and the others right-aligned, with the notes as a list."""
+        """A pipe table, its columns of numbers right-aligned, with the notes as a list."""
         heading = f"## {escape_markdown(self.title)}\n\n" if self.title else ""
-        lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1)]
+        lines = [self.header, ["---:" if number else "---" for number in self.of_numbers]]
         lines += [[_markdown(as_cell(cell)) for cell in row] for row in self.rows]
         table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         return heading + table + ("\n" + bullets(self.notes) if self.notes else "")
@@ -101,7 +108,7 @@ class Table:
             r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{4pt}" if spaced else ""),
             rf"\caption{{{escape_latex(caption)}.}}",
             r"\setbox0=\hbox{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+            rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in self.of_numbers)}}}",
             r"\toprule",
             " & ".join(map(escape_latex, self.header)) + r" \\",
             r"\midrule",
@@ -146,15 +153,23 @@ class OnTerminal:
         for number, part in enumerate(parts):
             yield from [""] * bool(number)
             shown = [0, *part]
-            yield _drawn([columns[i] for i in shown], [needed[i] for i in shown], options.max_width)
+            right = [self.table.of_numbers[i] for i in shown]
+            yield _drawn([columns[i] for i in shown], [needed[i] for i in shown], right, options.max_width)
         yield Text("\n" + "\n".join(self.table.notes))
 
+
+_NUMBER = re.compile(r"[<>=≤≥±+\u2212-]?\s?\d(?!.*[^\W\d_]{4})")  # and no word behind it
 
 _FIRST = 10  # letters of a line that the first column has at least; longer names go on in further ones
 
 
-def _drawn(columns: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> rich.table.Table:
-    """Columns of at least these widths; what is left of ``width`` goes to those with longer lines, the first before."""
+def _drawn(
+    columns: Sequence[Sequence[str]], widths: Sequence[int], right: Sequence[bool], width: int
+) -> rich.table.Table:
+    """Columns of at least these widths, some of them right-aligned.
+
+    What is left of ``width`` goes to those with longer lines, the first before.
+    """
     from rich import box
     from rich.markup import escape as escape_markup
     from rich.table import Table as RichTable
@@ -165,7 +180,7 @@ def _drawn(columns: Sequence[Sequence[str]], widths: Sequence[int], width: int) 
         more = max(0, min(left, max(map(_longest_line, column)) - least))
         left -= more
         drawn.add_column(
-            escape_markup(column[0]), justify="right" if i else "left", overflow="fold", width=least + more
+            escape_markup(column[0]), justify="right" if right[i] else "left", overflow="fold", width=least + more
         )
     for row in zip(*(cells for _, *cells in columns), strict=True):
         drawn.add_row(*map(escape_markup, row))

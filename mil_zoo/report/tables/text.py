@@ -41,13 +41,6 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def inside(title: str) -> str:
-    """A title inside a phrase: "Accuracy" as "accuracy"; "AUC", "R2", "C" and "Uno's C" as they are."""
-    first = title.partition(" ")[0]
-    named = first.endswith("'s") or first == "Brier"
-    return title if named or not title[1:2].islower() else title[:1].lower() + title[1:]
-
-
 def bullets(lines: Sequence[str]) -> str:
     """A Markdown list."""
     return "".join(f"- {escape_markdown(line)}\n" for line in lines)
