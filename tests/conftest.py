@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import multiprocessing
 import os
+import sys
 import traceback
 from pathlib import Path
 
@@ -69,11 +70,21 @@ def language_stays_interpreted():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def modules_set_aside():
-    """Does so with what the tests of each file have imported, torch's compiler and the like."""
+def objects_set_aside():
+    """Does so with what is left of the tests of each file."""
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def modules_set_aside():
+    """Does so with what a test imports, torch's compiler and the like, before the next one."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 50:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -1,5 +1,6 @@
 """Inputs, gradients and the tolerance that the tests of the kernels share."""
 
+import functools
 import importlib
 from contextlib import contextmanager
 
@@ -8,8 +9,12 @@ import torch
 from mil_zoo.kernels import CSR
 
 
+@functools.cache
 def random_csr(num_src, num_dst, seed=0, degree=6):
-    """Random edges with repeats, isolated destinations, and (over 60 rows) one hub that all sources point at."""
+    """Random edges with repeats, isolated destinations, and (over 60 rows) one hub that all sources point at.
+
+    The same graph again for the same arguments, with what was derived from it.
+    """
     generator = torch.Generator().manual_seed(seed)
     count = degree * num_dst
     src = torch.randint(num_src, (count,), generator=generator)
@@ -28,7 +33,7 @@ def outputs_and_gradients(function, inputs):
     outputs = [output for output in function(*inputs) if output is not None]
     weights = [draw(*x.shape, seed=100 + i, dtype=x.dtype).detach().to(x.device) for i, x in enumerate(outputs)]
     sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True)).backward()
-    return outputs + [tensor.grad for tensor in inputs]
+    return [output.detach() for output in outputs] + [tensor.grad for tensor in inputs]
 
 
 def assert_close(got, expected, dtype):

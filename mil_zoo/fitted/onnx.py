@@ -147,9 +147,7 @@ def _traced(bag: _OneBag, name: str) -> bytes:
     try:
         with _quiet(), torch.no_grad():
             traced = torch.export.export(bag, bag.example(SIZES[0]), dynamic_shapes=shapes, strict=True)
-            known = torch.export.default_decompositions()
-            known[torch.ops.aten.repeat_interleave.Tensor] = _bag_of_each
-            traced = traced.run_decompositions(known)
+            _without_repeats(traced.graph)
             program = torch.onnx.export(
                 traced,
                 input_names=bag.inputs,
@@ -176,11 +174,17 @@ def _root(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _bag_of_each(repeats: Tensor, *, output_size: int | None = None) -> Tensor:
-    """What ``repeat_interleave`` gives where one bag is repeated: ONNX has no op of the name."""
-    if repeats.shape != (1,) or output_size is None:
-        raise NotImplementedError("repeat_interleave of more than one bag")
-    return repeats.new_zeros(output_size)
+def _without_repeats(graph: torch.fx.Graph) -> None:
+    """Puts ``expand`` where ``repeat_interleave`` repeats the only bag, which ONNX has no op for."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.repeat_interleave.self_Tensor):
+        value, size = node.args[0], node.kwargs.get("output_size")
+        if value.meta["val"].shape != (1,) or size is None:
+            raise NotImplementedError("repeat_interleave of more than one bag")
+        with graph.inserting_before(node):
+            repeated = graph.call_function(torch.ops.aten.expand.default, (value, [size]))
+        repeated.meta = dict(node.meta)
+        node.replace_all_uses_with(repeated)
+        graph.erase_node(node)
 
 
 def _check(bag: _OneBag, content: bytes, name: str, tolerance: float) -> None:

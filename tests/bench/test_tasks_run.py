@@ -142,7 +142,7 @@ def abroad(cohort, elsewhere, tmp_path_factory):
     out = tmp_path_factory.mktemp("abroad") / "run"
     where = ["--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv"]
     other = ["--test-on", elsewhere / "bags.npz", "--test-labels", elsewhere / "labels.csv"]
-    budget = ["--models", "mean,max", "--epochs", 8, "--set", "learning_rate=0.01", "--out", out]
+    budget = ["--models", "mean,max", "--epochs", 3, "--set", "learning_rate=0.01", "--out", out]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["mil-zoo", "bench", *map(str, [*where, *other, *OUTCOME, *budget])])
         with pytest.raises(SystemExit) as stop:
