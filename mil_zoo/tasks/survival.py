@@ -25,8 +25,9 @@ from mil_zoo.survival import (
     logrank,
 )
 from mil_zoo.tasks import outcome_columns
-from mil_zoo.tasks.base import Floats, Task, loss_by_name, quantile_strata, register_task
+from mil_zoo.tasks.base import Floats, Task, loss_by_name, quantile_strata
 from mil_zoo.tasks.outcome_columns import MONTHS
+from mil_zoo.tasks.registry import register_task
 
 if TYPE_CHECKING:
     from torch import Tensor
