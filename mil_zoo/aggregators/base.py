@@ -177,7 +177,14 @@ class Aggregator(nn.Module):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Predictions ``[B, P]`` of ``logits`` ``[B, C]`` as the task names them; of classes their probabilities."""
-        return self.task.predict(self.task_logits(logits))
+        predicted = self.task.predict(self.task_logits(logits))
+        if predicted.ndim != 2 or predicted.shape[1] != len(self.task.prediction_columns):
+            columns = ", ".join(self.task.prediction_columns)
+            raise InputError(
+                f"predict of the task {self.task.name} must return a column for each of {columns}, [{len(logits)}, "
+                f"{len(self.task.prediction_columns)}], not {[*predicted.shape]}"
+            )
+        return predicted
 
     def task_logits(self, logits: Tensor) -> Tensor:
         """Returns the logits ``[B, C]`` as the task reads them: the same, save where a paper trains by another loss."""
@@ -200,7 +207,12 @@ class Aggregator(nn.Module):
         if targets is None:
             raise InputError(f"training needs a {self.task.target_columns[0]} for every bag of the batch")
         targets = targets[:, None] if targets.ndim == 1 else targets
-        return self.task.loss(self._with_biases(logits), targets, weights).mean()
+        loss = self.task.loss(self._with_biases(logits), targets, weights)
+        if loss.ndim != 1 or (len(loss) != len(logits) and not self.task.risk_sets):  # which remember patients
+            raise InputError(
+                f"loss of the task {self.task.name} must return one number a bag, [{len(logits)}], not {[*loss.shape]}"
+            )
+        return loss.mean()
 
     def _with_biases(self, logits: Tensor) -> Tensor:
         """The outputs, ``[B, 1]`` plus the task's biases where it has some."""

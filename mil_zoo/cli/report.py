@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option
-from mil_zoo.cli.progress import working
+from mil_zoo.cli.progress import telling, working
 from mil_zoo.errors import InputError
 from mil_zoo.files import write_text, writing
 
@@ -113,7 +113,7 @@ def show(
     control: str | None = None,
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
-    with working(console, "Drawing tables and figures"):
+    with telling(console), working(console, "Drawing tables and figures"):
         from mil_zoo.report.figures import draw_figures
         from mil_zoo.report.load import Results
         from mil_zoo.report.page import write_page

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
+from mil_zoo.errors import InputError
 from mil_zoo.report.load import Results
 from mil_zoo.report.scored import owners_of, scored
 from mil_zoo.stats import Clinical, Covariates, RiskGroups, Scored, fit_clinical, read_covariates, risk_groups
@@ -94,6 +95,13 @@ def _folds(results: Results, label: str) -> list[Fold]:
 
 
 def _clinical(results: Results) -> ClinicalFolds | str:
+    try:
+        return _fitted_clinical(results)
+    except InputError as error:  # what the covariates do not tell is no reason to show nothing of the models
+        return str(error)
+
+
+def _fitted_clinical(results: Results) -> ClinicalFolds | str:
     file = results.path / "covariates.csv"
     if not file.exists():
         return "the card names no covariates"

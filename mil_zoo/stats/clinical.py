@@ -96,7 +96,8 @@ def read_covariates(table: pd.DataFrame, columns: list[str]) -> Covariates:
             for value in given.value_counts().index[1:]:
                 names.append(f"{column}={value}")
                 values.append(np.where(text == "", np.nan, (text == value).to_numpy(dtype=np.float64)))
-    return Covariates(tuple(names), np.stack(values, axis=1))
+    matrix = np.stack(values, axis=1) if values else np.empty((len(table), 0))  # a word that all have tells nothing
+    return Covariates(tuple(names), matrix)
 
 
 def fit_clinical(time: ArrayLike, event: ArrayLike, covariates: Covariates, ridge: float = RIDGE) -> Clinical:
@@ -122,7 +123,8 @@ def fit_clinical(time: ArrayLike, event: ArrayLike, covariates: Covariates, ridg
     names = [*covariates.names, *(f"{covariates.names[i]} unknown" for i in unknown)]
     kept = tuple(int(i) for i in np.flatnonzero(np.ptp(terms, axis=0) > 0))
     if not kept:
-        raise InputError(f"none of the clinical covariates varies among the training patients: {', '.join(names)}")
+        of = f" ({', '.join(names)})" if names else ""
+        raise InputError(f"none of the clinical covariates{of} varies among the training patients")
     mean, sd = terms[:, list(kept)].mean(0), terms[:, list(kept)].std(0)
     fit = cox(time, event, (terms[:, list(kept)] - mean) / sd, ridge=ridge)
     return Clinical(tuple(names[i] for i in kept), fit, fill, unknown, kept, mean, sd)

@@ -113,6 +113,41 @@ def test_a_figure_of_a_plugin_is_drawn_and_on_the_page(run, tmp_path, report):
     assert 'alt="sizes"' in (run.path / "report.html").read_text()
 
 
+BROKEN = """
+from mil_zoo.report.figures import register_figure
+
+@register_figure("{name}")
+def draw(results):
+    {body}
+"""
+
+
+@pytest.mark.figures
+def test_a_figure_that_fails_costs_itself_alone(run, tmp_path, report):
+    bodies = {
+        "raises": "raise KeyError('no [bold]column[/]')",
+        "nothing": "return None",
+        "text": "return {'text': 'a text'}",
+        "escapes": "from matplotlib.figure import Figure; return {'../../<b>': Figure()}",
+    }
+    plugins = []
+    for name, body in bodies.items():
+        plugins.append(tmp_path / f"fails_{name}.py")
+        plugins[-1].write_text(BROKEN.format(name=name, body=body))
+    (tmp_path / "sizes.py").write_text(FIGURE)
+    code, out, err = report(run, *plugins, tmp_path / "sizes.py")
+    assert (code, err) == (0, "")
+    told = " ".join(out.split())
+    assert "the figure raises is left out, since drawing it failed: KeyError: 'no [bold]column[/]'" in told
+    assert "(fails_raises.py, line 6)" in told
+    assert "the figure nothing is left out, since drawing it failed: TypeError" in told
+    assert "'text' is of the type str and no matplotlib Figure" in told
+    assert (run.path / "figures" / "sizes.png").is_file()
+    assert (run.path / "figures" / "..%2F..%2F%3Cb%3E.png").is_file()
+    assert [path.name for path in tmp_path.rglob("*.png") if path.parent != run.path / "figures"] == []
+    assert "<b>.png" not in (run.path / "report.html").read_text()
+
+
 TASK = '''
 from dataclasses import dataclass
 import numpy as np

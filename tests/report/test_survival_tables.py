@@ -74,6 +74,23 @@ def test_without_covariates_there_is_no_clinical_row(write):
     assert "the card names no covariates" in (run.path / "survival.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("age", "why"),
+    [
+        (60.0, r"none of the clinical covariates (age) varies among the training patients"),
+        ("adult", "none of the clinical covariates varies among the training patients"),
+        ("", "the clinical covariate 'age' is empty for every patient; leave it out"),
+    ],
+)
+def test_covariates_that_tell_nothing_take_nothing_from_the_models(write, age, why):
+    run = survival_run(write, write.path / "run", {"good": 0.3}, folds=2, tested=2)
+    table = pd.read_csv(run.path / "covariates.csv", dtype=str)
+    table.assign(age=age).to_csv(run.path / "covariates.csv", index=False)
+    write_tables(Results.load(run.path))
+    assert pd.read_csv(run.path / "survival.csv")["aggregator"].tolist() == ["good"]
+    assert f"No clinical row: {why}." in (run.path / "survival.md").read_text(encoding="utf-8")
+
+
 def test_what_intervals_leave_out_is_said_wherever_the_table_goes(run):
     write_tables(Results.load(run.path))
     for name in ("survival.md", "survival.tex"):

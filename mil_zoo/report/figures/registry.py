@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,6 +17,9 @@ from mil_zoo.files import write_bytes
 from mil_zoo.registry import Registry
 from mil_zoo.report.figures.look import DPI, drawing
 from mil_zoo.report.load import Results
+from mil_zoo.report.names import file_stem
+
+_LOG = logging.getLogger("mil_zoo")
 
 Draw = Callable[[Results], Mapping[str, Figure]]
 
@@ -100,7 +105,7 @@ def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawi
     """Draws every figure that the results and the task allow into ``figures/`` of the run directory.
 
     Models without attention are left out of the attention figures, which say so. Without a finished trial nothing is
-    drawn.
+    drawn. A figure that fails is left out, and the log says why; the others are drawn.
 
     Args:
         results: of a run.
@@ -115,10 +120,24 @@ def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawi
         if kind.task and kind.name not in results.task.figures:
             continue
         with drawing():
-            for stem, figure in kind.draw(results).items():
-                path = results.path / "figures" / f"{stem}.png"
+            for stem, figure in _drawn(kind, results).items():
+                path = results.path / "figures" / f"{file_stem(stem)}.png"
                 drawings.append(Drawing(path, save(figure, path), kind.page, kind.caption))
     return drawings
+
+
+def _drawn(kind: FigureKind, results: Results) -> Mapping[str, Figure]:
+    """The figures of a kind; none where drawing them fails, which the log says."""
+    try:
+        figures = dict(kind.draw(results))
+        if odd := next((what for what in figures.items() if not isinstance(what[1], Figure)), None):
+            raise TypeError(f"{odd[0]!r} is of the type {type(odd[1]).__name__} and no matplotlib Figure")
+    except Exception as error:  # whatever the code of a plugin raises
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+        _LOG.warning("the figure %s is left out, since drawing it failed: %s", kind.name, what)
+        return {}
+    return figures
 
 
 def save(figure: Figure, path: Path) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mil_zoo.errors import InputError
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import ClinicalFolds, Fold, clinical_folds, folds_of, groups_of
@@ -141,7 +142,10 @@ def _beside_clinical(results: Results, parts: list[Fold], clinical: ClinicalFold
     time, event, risk = (np.concatenate([part.arguments[i] for part in parts]) for i in range(3))
     fold = np.repeat(np.arange(len(parts)), [len(part.patients) for part in parts])
     together = Covariates(clinical.covariates[0].names, np.concatenate([each.matrix for each in clinical.covariates]))
-    adds = adds_to_clinical(time, event, together, risk, fold).p
+    try:
+        adds = adds_to_clinical(time, event, together, risk, fold).p
+    except InputError:  # covariates that vary among training patients and not among those of all test parts
+        adds = float("nan")
     return dict(zip(_PAIRED, (*numbers, test, p), strict=True)) | {"p_adds_to_clinical": adds}
 
 

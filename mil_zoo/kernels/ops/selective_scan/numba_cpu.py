@@ -21,8 +21,8 @@ from mil_zoo.kernels._numba.jit import REORDER, array, jit
 from mil_zoo.kernels._numba.loops import exp
 from mil_zoo.kernels._numba.threads import blocks
 
-CHUNK = 64  # instances whose states backward holds: with a stripe of 64 channels and 16 states a quarter of a megabyte
-STRIPE = 64  # channels
+CHUNK = 32  # instances whose states backward holds: with a stripe of 128 channels and 16 states a quarter of a megabyte
+STRIPE = 128  # channels; wide enough for what a loop over them costs to start
 
 
 class _Arrays(NamedTuple):
@@ -180,17 +180,15 @@ def _scan(task, tasks, inputs, softplus, results):
     end = min(first + STRIPE, inputs.u.shape[1])
     start, count = tasks.offsets[bag], len(inputs.A)
     A = inputs.A[:, first:end].copy()
-    h, row = np.zeros_like(A), np.empty((4, end - first), A.dtype)
-    decay, dt, x, y = row[0], row[1], row[2], row[3]
+    h, row = np.zeros_like(A), np.empty((3, end - first), A.dtype)
+    dt, x, y = row[0], row[1], row[2]
     for t in range(start, tasks.offsets[bag + 1]):
         if (t - start) % CHUNK == 0:
             states[tasks.chunks[bag] + (t - start) // CHUNK, :, first:end] = h
         _time_step(inputs.delta[t, first:end], inputs.delta_bias[first:end], softplus, dt)
         _enter(dt, inputs.u[t, first:end], x)
         y[:] = 0
-        for s in range(count):
-            _advance(decay, dt, A[s], x, inputs.B[t, s], h[s], h[s])
-            _read(inputs.C[t, s], h[s], y)
+        _advance(dt, A, x, inputs.B[t], inputs.C[t], h, y)
         _leave(y, inputs.D[first:end], inputs.u[t, first:end], out[t, first:end])
         if len(inputs.z):
             _gate(inputs.z[t, first:end], out[t, first:end])
@@ -214,17 +212,32 @@ def _enter(dt, u, x):
 
 
 @jit()
-def _advance(decay, dt, A, x, b, before, h):
-    for i in range(len(h)):
-        decay[i] = exp(dt[i] * A[i])
-    for i in range(len(h)):
-        h[i] = decay[i] * before[i] + x[i] * b
+def _advance(dt, A, x, B, C, h, y):
+    """All states one instance ahead, and what they add to the output."""
+    for s in range(len(A)):
+        b, c = B[s], C[s]
+        for i in range(len(dt)):
+            new = exp(dt[i] * A[s, i]) * h[s, i] + x[i] * b
+            h[s, i] = new
+            y[i] += c * new
 
 
 @jit()
-def _read(c, h, y):
-    for i in range(len(y)):
-        y[i] += c * h[i]
+def _advance_again(dt, A, x, B, before, decay, h):
+    """All states one instance ahead, with their decays, which backward takes."""
+    for s in range(len(A)):
+        b = B[s]
+        for i in range(len(dt)):
+            decay[s, i] = exp(dt[i] * A[s, i])
+            h[s, i] = decay[s, i] * before[s, i] + x[i] * b
+
+
+@jit()
+def _read(C, h, y):
+    for s in range(len(h)):
+        c = C[s]
+        for i in range(len(y)):
+            y[i] += c * h[s, i]
 
 
 @jit()
@@ -275,26 +288,21 @@ def _scan_back(task, tasks, inputs, softplus, given, gradients):
             t = begin + k
             _time_step(inputs.delta[t, first:end], inputs.delta_bias[first:end], softplus, dt[k])
             _enter(dt[k], inputs.u[t, first:end], x[k])
-            for s in range(count):
-                _advance(decay[k, s], dt[k], A[s], x[k], inputs.B[t, s], h[k, s], h[k + 1, s])
+            _advance_again(dt[k], A, x[k], inputs.B[t], h[k], decay[k], h[k + 1])
         for k in range(rows - 1, -1, -1):
             t = begin + k
             flow[:] = grad[t, first:end]
             if len(inputs.z):
                 y[:] = 0
-                for s in range(count):
-                    _read(inputs.C[t, s], h[k + 1, s], y)
+                _read(inputs.C[t], h[k + 1], y)
                 _leave(y, inputs.D[first:end], inputs.u[t, first:end], y)
                 _gate_back(inputs.z[t, first:end], y, flow, gradients.z[t, first:end])
             grad_x[:] = 0
             grad_dt[:] = 0
-            for s in range(count):
-                gradients.C[stripe, t, s] = _dot(h[k + 1, s], flow)
-                gradients.B[stripe, t, s] = _step_back(
-                    (inputs.B[t, s], inputs.C[t, s]),
-                    (flow, x[k], dt[k], decay[k, s], h[k, s], A[s]),
-                    (carry[s], grad_x, grad_dt, grad_A[s]),
-                )
+            _step_back(
+                (inputs.B[t], inputs.C[t], flow, x[k], dt[k], decay[k], h[k], h[k + 1], A),
+                (carry, grad_x, grad_dt, grad_A, gradients.B[stripe, t], gradients.C[stripe, t]),
+            )
             given_row = inputs.u[t, first:end], inputs.D[first:end], dt[k], flow, grad_x, grad_dt
             grad_delta = gradients.delta[t, first:end]
             _row_back(given_row, gradients.u[t, first:end], grad_delta)
@@ -316,29 +324,25 @@ def _gate_back(z, y, flow, grad_z):
 
 
 @jit(fastmath=REORDER)
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
-
-
-@jit(fastmath=REORDER)
-def _step_back(coefficients, given, sums):
-    """One state back through one instance; the gradient of its entry of B."""
-    b, c = coefficients
-    flow, x, dt, decay, before, A = given
-    carry, grad_x, grad_dt, grad_A = sums
-    total = x.dtype.type(0)
-    for i in range(len(x)):
-        g = carry[i] + c * flow[i]
-        total += g * x[i]
-        grad_x[i] += g * b
-        carry[i] = g * decay[i]
-        faded = carry[i] * before[i]
-        grad_dt[i] += faded * A[i]
-        grad_A[i] += faded * dt[i]
-    return total
+def _step_back(given, sums):
+    """All states one instance back: adds to the gradients, and decays those of the states before."""
+    B, C, flow, x, dt, decay, before, after, A = given
+    carry, grad_x, grad_dt, grad_A, grad_B, grad_C = sums
+    for s in range(len(A)):
+        b, c = B[s], C[s]
+        grad_b, grad_c = x.dtype.type(0), x.dtype.type(0)
+        for i in range(len(x)):
+            g = carry[s, i] + c * flow[i]
+            grad_b += g * x[i]
+            grad_c += after[s, i] * flow[i]
+            grad_x[i] += g * b
+            g *= decay[s, i]
+            carry[s, i] = g
+            faded = g * before[s, i]
+            grad_dt[i] += faded * A[s, i]
+            grad_A[s, i] += faded * dt[i]
+        grad_B[s] = grad_b
+        grad_C[s] = grad_c
 
 
 @jit()
