@@ -11,13 +11,8 @@ from mil_zoo._openmp import wait_asleep
 wait_asleep()
 
 if TYPE_CHECKING:
-    from mil_zoo.aggregators.base import (
-        Aggregator,
-        AggregatorOutput,
-        create_aggregator,
-        list_aggregators,
-        register_aggregator,
-    )
+    from mil_zoo.aggregators.base import Aggregator, create_aggregator, list_aggregators, register_aggregator
+    from mil_zoo.aggregators.output import AggregatorOutput
     from mil_zoo.api import MILClassifier, cross_validate, fit
     from mil_zoo.bench.predictor import Predictor
     from mil_zoo.data.bag import Bag, BagBatch
@@ -35,7 +30,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Aggregator": "mil_zoo.aggregators.base",
-    "AggregatorOutput": "mil_zoo.aggregators.base",
+    "AggregatorOutput": "mil_zoo.aggregators.output",
     "Bag": "mil_zoo.data.bag",
     "BagBatch": "mil_zoo.data.bag",
     "Fitted": "mil_zoo.fitted",

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.errors import InputError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.checkpoints import flat_state_dict, read_checkpoint
+from mil_zoo.aggregators.checkpoints import read_checkpoint, renamed_parameters
 from mil_zoo.aggregators.options import check_options
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
@@ -41,41 +41,6 @@ class Paper:
     url: str
     code: str | None = None
     licence: str | None = None
-
-
-@dataclass
-class AggregatorOutput:
-    """Holds what every aggregator returns for a batch of B bags with ΣN instances.
-
-    Attributes:
-        logits: ``[B, C]``, before softmax (one column with ``num_classes=1``, before the sigmoid).
-        embedding: ``[B, E]``, the bag representation that the last classifier reads.
-        attention: ``[ΣN]`` or ``[ΣN, C]``, sums to 1 within each bag (for each class); None where a method has none.
-        attention_logits: what the softmax was taken of, same shape as ``attention``; None where the attention is not
-            one softmax (an average over heads, say).
-        head_attention: ``[ΣN, H]``, the heads or branches that ``attention`` averages; None where there is one.
-        instance_logits: ``[ΣN, C]``, where the paper scores instances.
-    """
-
-    logits: Tensor
-    embedding: Tensor
-    attention: Tensor | None = None
-    attention_logits: Tensor | None = None
-    head_attention: Tensor | None = None
-    instance_logits: Tensor | None = None
-
-    def problem(self, bags: int, outputs: int, instances: int) -> str:
-        """What is not as a batch of so many bags and instances has it, in words; "" where all is."""
-        if self.logits.shape != (bags, outputs) or not self.logits.is_floating_point():
-            dtype = str(self.logits.dtype).removeprefix("torch.")
-            return f"float logits [{bags}, {outputs}], a row for each bag, not {dtype} {list(self.logits.shape)}"
-        if self.embedding.ndim != 2 or len(self.embedding) != bags:
-            return f"an embedding [{bags}, E], a row for each bag, not {list(self.embedding.shape)}"
-        for name in ("attention", "attention_logits", "head_attention", "instance_logits"):
-            rows = getattr(self, name)
-            if rows is not None and len(rows) != instances:
-                return f"{name} with a row for each of the {instances} instances, not {list(rows.shape)}"
-        return ""
 
 
 class Progress(NamedTuple):
@@ -286,30 +251,13 @@ class Aggregator(nn.Module):
         """
         if not self.loads_published():
             raise InputError(f"no authors' implementation is known for {type(self).__name__}; use load_state_dict")
-        mine = self.state_dict()
-        renamed: dict[str, Tensor] = {}
-        for name, value in flat_state_dict(state_dict).items():
-            if any(re.fullmatch(pattern, name) for pattern in self.published_unused):
-                continue
-            ours = name
-            for pattern, replacement in self.published_renames:
-                ours = re.sub(pattern, replacement, ours)
-            if ours not in mine:
-                raise InputError(
-                    f"{type(self).__name__} with these options has no place for {name!r} of the published weights"
-                )
-            value = torch.as_tensor(value)
-            if value.shape != mine[ours].shape:
-                raise InputError(
-                    f"{name!r} of the published weights has shape {list(value.shape)}, here {list(mine[ours].shape)}; "
-                    "create the aggregator with the same options"
-                )
-            if ours in renamed and not torch.equal(renamed[ours], value):
-                raise InputError(f"the published weights hold two different tensors for {ours}, one as {name!r}")
-            renamed[ours] = value
-        missing = sorted(set(mine) - set(renamed))
-        if missing:
-            raise InputError(f"the published weights lack {', '.join(missing)} of {type(self).__name__}")
+        renamed = renamed_parameters(
+            state_dict,
+            mine=self.state_dict(),
+            renames=self.published_renames,
+            unused=self.published_unused,
+            name=type(self).__name__,
+        )
         self.load_state_dict(renamed)
 
     def _needs_graph(self, batch: BagBatch) -> BagBatch:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mil_zoo.errors import InputError
 
@@ -66,6 +67,50 @@ def flat_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if flat and all(name.startswith("model.") for name in flat):
         flat = {name.removeprefix("model."): value for name, value in flat.items()}
     return flat
+
+
+def renamed_parameters(
+    checkpoint: Mapping[str, Any],
+    mine: Mapping[str, Tensor],
+    renames: Sequence[tuple[str, str]],
+    unused: Sequence[str],
+    name: str,
+) -> dict[str, Tensor]:
+    """Returns the tensors of a checkpoint by the names of an aggregator's own parameters.
+
+    Args:
+        checkpoint: of the authors' model, see :func:`flat_state_dict`.
+        mine: the state dict of the aggregator.
+        renames: regular expressions and replacements that turn the authors' names into its own.
+        unused: regular expressions of the names that the authors carry and do not use.
+        name: of the aggregator's class, for messages.
+
+    Raises:
+        InputError: a name without a place here, a place without a name, a shape that differs, or two different
+            tensors for one place.
+    """
+    renamed: dict[str, Tensor] = {}
+    for theirs, value in flat_state_dict(checkpoint).items():
+        if any(re.fullmatch(pattern, theirs) for pattern in unused):
+            continue
+        ours = theirs
+        for pattern, replacement in renames:
+            ours = re.sub(pattern, replacement, ours)
+        if ours not in mine:
+            raise InputError(f"{name} with these options has no place for {theirs!r} of the published weights")
+        value = torch.as_tensor(value)
+        if value.shape != mine[ours].shape:
+            raise InputError(
+                f"{theirs!r} of the published weights has shape {list(value.shape)}, here {list(mine[ours].shape)}; "
+                "create the aggregator with the same options"
+            )
+        if ours in renamed and not torch.equal(renamed[ours], value):
+            raise InputError(f"the published weights hold two different tensors for {ours}, one as {theirs!r}")
+        renamed[ours] = value
+    missing = sorted(set(mine) - set(renamed))
+    if missing:
+        raise InputError(f"the published weights lack {', '.join(missing)} of {name}")
+    return renamed
 
 
 def _joined(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:

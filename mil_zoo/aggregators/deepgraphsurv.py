@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.patchgcn import PUBLISHED_HEAD, AttentionHead
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import CSR, graph_sum

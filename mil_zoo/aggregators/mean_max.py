@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import feature_layer
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import segment_reduce
 

@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from packaging.version import Version
 from pandas.api.types import is_numeric_dtype
 
+from mil_zoo.bench.run_settings import refuse_other_settings
 from mil_zoo.config import read_yaml
 from mil_zoo.errors import InputError, as_path
 from mil_zoo.files import refuse_link, write_text
 
-SHOWN = 5  # differences between two runs that a message lists
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
 # Digits that say the same number again: since 3.1 pandas reads no others, and warns of the word.
 _EXACT: dict[str, Any] = {} if Version(pd.__version__) >= Version("3.1") else {"float_precision": "round_trip"}
@@ -98,7 +98,7 @@ class RunDirectory:
         try:
             settings = json.loads(json.dumps(settings))
             if (self.path / "config.yaml").exists():
-                _same_settings(self.path, self.config, settings)
+                refuse_other_settings(self.path, self.config, settings)
             elif any(row.get("status") == "ok" for row in self.trials()):
                 raise InputError(
                     f"{self.path} holds finished trials and no config.yaml, which says how they were made; bring it "
@@ -341,43 +341,3 @@ def _sha256(path: Path) -> str:
 
 def _checksum(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _same_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    known = [(settings.get("dataset") or {}).get("digests") or {} for settings in (old, new)]
-    changed = [name for name in known[1] if known[0].get(name, known[1][name]) != known[1][name]]
-    if changed and old["dataset"]["name"] == new["dataset"]["name"]:
-        raise InputError(
-            f"{path}: the data changed since this run began (other {' and '.join(changed)}); choose another --out, or "
-            "bring the data back"
-        )
-    differences = _differences(_comparable(old), _comparable(new))
-    if differences:
-        # The title follows from the models, the hash of the splits from how they are drawn: said where nothing else is.
-        told = [line for line in differences if not line.startswith(("title:", "split.hash:"))] or differences
-        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        raise InputError(
-            f"{path} holds a run of other settings ({'; '.join(told[:SHOWN])}{more}); choose another --out or repeat "
-            "its settings"
-        )
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with plugins by file name and content; digests of the data are compared before."""
-    plugins = settings.get("plugins") or {}
-    dataset = {name: value for name, value in (settings.get("dataset") or {}).items() if name != "digests"}
-    return {**settings, "dataset": dataset, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
-    return [] if old == new else [f"{where}: {_short(old)} there, {_short(new)} now"]
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 48 else f"{text[:45]}..."

@@ -202,7 +202,7 @@ class DataCard:
     @property
     def task_class(self) -> type[Task]:
         """The class of the task."""
-        from mil_zoo.tasks.base import DEFAULT, TASKS
+        from mil_zoo.tasks.registry import DEFAULT, TASKS
 
         return TASKS.get(self.task.get("name", DEFAULT))
 
@@ -245,7 +245,7 @@ class DataCard:
 
 def _merged(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """A task's settings with others on top; those of another kind of task are dropped."""
-    from mil_zoo.tasks.base import DEFAULT, TASKS
+    from mil_zoo.tasks.registry import DEFAULT, TASKS
 
     name = given.get("name", own.get("name", DEFAULT))
     kinds = [TASKS.get(each) for each in (name, own.get("name", DEFAULT))]

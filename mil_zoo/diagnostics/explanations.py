@@ -30,7 +30,8 @@ from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Classification

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import AggregatorOutput
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag
 from mil_zoo.diagnostics.attention import attention_curve, attention_skew
 from mil_zoo.tasks import Task

@@ -1,4 +1,4 @@
-"""The contract of a task, and the registry that creates tasks by name."""
+"""The contract of a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mil_zoo.config import from_mapping
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric, combine_slides, metrics_of
-from mil_zoo.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -341,20 +340,6 @@ class Task:
         return self.describe(prediction)
 
 
-TASKS: Registry[type[Task]] = Registry("task", package="mil_zoo.tasks")
-DEFAULT = "classification"
-
-
-def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
-    """Class decorator that registers a :class:`Task` under ``name`` (lowercase, as in ``--task name``)."""
-
-    def decorate(cls: TaskClass) -> TaskClass:
-        cls.name = name
-        return TASKS.register(name)(cls)
-
-    return decorate
-
-
 def loss_by_name(cls: TaskClass) -> TaskClass:
     """Class decorator of a dataclass with a field ``criterion``: the constructor calls it ``loss``, as users do.
 
@@ -381,32 +366,6 @@ def quantile_strata(values: Floats, parts: int) -> NDArray[np.int64]:
     """The part of each value ``[n]``, from 0, between the quantiles ``1/parts, 2/parts, ...`` of all of them."""
     edges = np.quantile(values, np.arange(1, parts) / parts) if len(values) else values
     return np.searchsorted(edges, values, side="right").astype(np.int64)
-
-
-def create_task(name: str = DEFAULT, settings: Mapping[str, Any] | None = None, classes: Sequence[str] = ()) -> Task:
-    """Creates a registered task.
-
-    Args:
-        name: registry key.
-        settings: its own settings.
-        classes: the dataset's class names, for the tasks that have classes.
-
-    Raises:
-        InputError: unknown name or setting (the nearest valid one is offered).
-    """
-    return TASKS.get(name).create(settings or {}, classes)
-
-
-def task_settings(task: Task) -> dict[str, Any]:
-    """What a run's ``config.yaml`` says of its task: ``{"task": {"name": ..., ...}}``, nothing for classification."""
-    return {} if task.name == DEFAULT else {"task": {"name": task.name, **task.settings()}}
-
-
-def task_of_config(config: Mapping[str, Any]) -> Task:
-    """The task of a run by its ``config.yaml``, or by a card's mapping with "task" and "classes"."""
-    settings = dict(config.get("task") or {})
-    classes = config.get("classes") or config.get("dataset", {}).get("classes", ())
-    return create_task(settings.pop("name", DEFAULT), settings, classes)
 
 
 def _missing(task: Task, what: str) -> TypeError:

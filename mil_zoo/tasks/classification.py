@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import patient_predictions
-from mil_zoo.tasks.base import Floats, Task, register_task
+from mil_zoo.tasks.base import Floats, Task
+from mil_zoo.tasks.registry import register_task
 
 if TYPE_CHECKING:
     from torch import Tensor

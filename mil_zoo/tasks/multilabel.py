@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
-from mil_zoo.tasks.base import Floats, Task, register_task
+from mil_zoo.tasks.base import Floats, Task
+from mil_zoo.tasks.registry import register_task
 
 if TYPE_CHECKING:
     from torch import Tensor

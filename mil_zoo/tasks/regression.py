@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
-from mil_zoo.tasks.base import Floats, Task, loss_by_name, quantile_strata, register_task
+from mil_zoo.tasks.base import Floats, Task, loss_by_name, quantile_strata
+from mil_zoo.tasks.registry import register_task
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Preparation
+from mil_zoo.aggregators.base import Aggregator, Preparation
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.tasks import Task

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.prefetch import read_ahead
 from mil_zoo.train.device import batches_on

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput, Progress
+from mil_zoo.aggregators.base import Aggregator, Progress
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.bags import as_bags
 from mil_zoo.data.prefetch import read_ahead

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import make_bag
 
-from mil_zoo.aggregators.base import AggregatorOutput
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.diagnostics.recorder import AttentionRecorder
 from mil_zoo.tasks import Classification
 

@@ -8,7 +8,7 @@ import torch
 import mil_zoo
 from mil_zoo import InputError
 from mil_zoo.kernels import CSR
-from mil_zoo.kernels.csr import LONG_ROW
+from mil_zoo.kernels.long_rows import LONG_ROW
 
 
 def random_graph(num_src, num_dst, num_edges, seed):

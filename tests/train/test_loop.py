@@ -7,7 +7,8 @@ from helpers import make_bag
 from torch import nn
 
 from mil_zoo import Bag, InputError, create_aggregator, register_metric
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bags import as_bags
 from mil_zoo.metrics import registry
 from mil_zoo.tasks import Classification, Task

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.transmil import PPEG, TransLayer, _normalised
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError

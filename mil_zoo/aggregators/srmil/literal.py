@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, AggregatorOutput
+from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.blocks.masking import draw_rows
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import AggregatorOutput
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
+from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.kernels import CSR, segment_attention_pool
 
 if TYPE_CHECKING:

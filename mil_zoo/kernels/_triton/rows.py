@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from mil_zoo.kernels._triton.tools import LONG, Dropout, Kernel, block
-from mil_zoo.kernels.csr import CSR, Rows, Transposed
+from mil_zoo.kernels.csr import CSR, Transposed
+from mil_zoo.kernels.long_rows import Rows
 
 # Rows and edges of a tile. A window graph has 25 edges a row, nearest neighbours 5 to 9.
 _TILES = [(1, 32, 4), (8, 1, 1), (8, 4, 4), (16, 1, 4), (16, 2, 4), (32, 1, 4)]

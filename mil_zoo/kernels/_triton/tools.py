@@ -17,7 +17,8 @@ import triton.language as tl
 import triton.testing
 from torch import Tensor
 
-from mil_zoo.kernels.csr import CSR, LONG_ROW
+from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.long_rows import LONG_ROW
 
 LONG = tl.constexpr(LONG_ROW)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; and not -inf, for differences of two -inf are NaN

@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.kernels._triton.rows import all_rows, walk
 from mil_zoo.kernels._triton.segments import Pieces, join_softmax, range_sum, segment_sum
 from mil_zoo.kernels._triton.tools import Dropout, float32, sum_rows
-from mil_zoo.kernels.csr import CSR, Rows
+from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.devices import require
+from mil_zoo.kernels.long_rows import Rows
 from mil_zoo.kernels.ops.graph_attention import triton_kernels as kernels
 
 if TYPE_CHECKING:

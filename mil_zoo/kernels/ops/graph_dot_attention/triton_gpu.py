@@ -24,7 +24,8 @@ from mil_zoo.kernels._triton.rows import (
 )
 from mil_zoo.kernels._triton.segments import join_softmax, range_sum
 from mil_zoo.kernels._triton.tools import LOWEST, Dropout, float32, kept_scale, sum_rows, tuned
-from mil_zoo.kernels.csr import CSR, Rows
+from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.long_rows import Rows
 
 
 class _Settings(NamedTuple):

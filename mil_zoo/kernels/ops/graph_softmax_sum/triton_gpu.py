@@ -20,7 +20,8 @@ from mil_zoo.kernels._triton.rows import (
 )
 from mil_zoo.kernels._triton.segments import join_softmax, range_sum
 from mil_zoo.kernels._triton.tools import LOWEST, block, float32, tuned
-from mil_zoo.kernels.csr import CSR, Rows, Transposed
+from mil_zoo.kernels.csr import CSR, Transposed
+from mil_zoo.kernels.long_rows import Rows
 
 WIDEST = 64  # columns of a program
 

@@ -19,7 +19,8 @@ from mil_zoo.kernels._triton.rows import (
 )
 from mil_zoo.kernels._triton.segments import range_sum
 from mil_zoo.kernels._triton.tools import block, float32, tuned
-from mil_zoo.kernels.csr import CSR, Rows, Transposed
+from mil_zoo.kernels.csr import CSR, Transposed
+from mil_zoo.kernels.long_rows import Rows
 
 WIDEST = 256  # columns of a program
 
