@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -87,8 +88,9 @@ def predict(
         predictor = Predictor(run, model, trial)
     _check_order(features, predictor.members[0].facts.features)
     found = list(_slides(slides, features, layout, allow_pickle))
-    table = out / "probabilities.csv"
+    table, unfinished = out / "probabilities.csv", out / "probabilities.unfinished.csv"
     refuse_link(table)
+    refuse_link(unfinished)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     failures, trained_on = Counter[str](), 0
@@ -96,9 +98,9 @@ def predict(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         telling(console),
-        writing(out, f"the rows so far are in {table}"),
+        writing(out, f"the rows so far are in {unfinished}"),
         Progress(*columns, console=console) as progress,
-        table.open("w", newline="", encoding="utf-8") as file,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
     ):
         task = progress.add_task("predicting", total=len(found))
         rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
@@ -110,6 +112,8 @@ def predict(
             failures.update([row["reason"]] if row["status"] != "ok" else [])
             trained_on += bool(row.get("trained_on"))
             progress.advance(task)
+    with writing(out):
+        os.replace(unfinished, table)  # an earlier table stays until this one is whole
     console.print(
         f"{len(found) - failures.total()} of {count(len(found), 'slide')} predicted by "
         f"{count(len(predictor.trials), 'trial')} of {model}: {table}",

@@ -9,6 +9,7 @@ import yaml
 
 from mil_zoo import __version__
 from mil_zoo.fitted.model import Fitted
+from mil_zoo.markdown import escape_markdown
 
 
 def model_card(fitted: Fitted) -> str:
@@ -30,7 +31,7 @@ def model_card(fitted: Fitted) -> str:
         made += f" ({paper.title}, {paper.year}, {paper.url})"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {fitted.name} on {data}",
+        f"# {fitted.name} on {escape_markdown(data)}",
         f"The multiple-instance-learning aggregator {made}, trained by mil-zoo {__version__} for the task "
         f"`{fitted.task.name}`. It takes the patch features of a whole slide, `[N, {fitted.in_dim}]`, and "
         f"predicts {', '.join(f'`{name}`' for name in fitted.task.prediction_columns)}.",
@@ -50,16 +51,17 @@ def model_card(fitted: Fitted) -> str:
 def _data(fitted: Fitted) -> list[str]:
     facts = fitted.facts
     features = f"the set `{facts.features}`" if facts.features else "an encoder that was not named"
-    lines = [f"Data: {facts.data or 'bags given in Python, without a name'}. Features: of {features}."]
+    data = escape_markdown(facts.data) or "bags given in Python, without a name"
+    lines = [f"Data: {data}. Features: of {features}."]
     lines.append(
         f"Trained on {len(facts.train)} slides; the checkpoint was chosen on {len(facts.val)} others"
-        + (f" ({facts.selection})." if facts.selection else ".")
+        + (f" ({escape_markdown(facts.selection)})." if facts.selection else ".")
     )
     if fitted.standardiser is not None:
         projected = "projected on principal axes" if fitted.standardiser.axes is not None else "standardised"
         lines.append(f"Features are {projected} of the training slides' features, which the folder holds.")
     if facts.trial:
-        lines.append(f"Exported from {facts.trial}.")
+        lines.append(f"Exported from {escape_markdown(facts.trial)}.")
     return lines
 
 
@@ -69,7 +71,10 @@ def _scores(fitted: Fitted) -> str:
     names = list(dict.fromkeys([*test, *val]))
     if not names:
         return "No score was recorded."
-    rows = [f"| {titles.get(name, name)} | {_number(val.get(name))} | {_number(test.get(name))} |" for name in names]
+    rows = [
+        f"| {escape_markdown(titles.get(name, name))} | {_number(val.get(name))} | {_number(test.get(name))} |"
+        for name in names
+    ]
     table = "\n".join(["| metric | validation slides | test slides |", "|---|---:|---:|", *rows])
     below = "The checkpoint was chosen by the validation slides, so their scores are too good."
     if not test:
@@ -83,7 +88,7 @@ def _number(value: float | None) -> str:
 
 def _limits(fitted: Fitted) -> list[str]:
     facts = fitted.facts
-    lines = list(facts.warnings)
+    lines = list(map(escape_markdown, facts.warnings))
     if facts.simulated and not any("simulated" in line.lower() for line in lines):
         lines.append("The slides were simulated: nothing it predicts of tissue means anything.")
     lines += [
@@ -97,4 +102,4 @@ def _limits(fitted: Fitted) -> list[str]:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {one_line}" for one_line in (" ".join(line.split()) for line in lines))

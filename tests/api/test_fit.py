@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 import mil_zoo
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.errors import InputError
+from mil_zoo.markdown import escape_markdown
 
 
 def shifted_bags(count=24, dim=6, **more):
@@ -311,6 +312,15 @@ def test_what_nothing_says_how_to_make_is_not_saved(tmp_path, bags):
     trained = mil_zoo.fit(own, bags[:12], bags[12:], epochs=1)
     with pytest.raises(InputError, match="was not made by create_aggregator"):
         trained.save(tmp_path / "model")
+
+
+def test_the_card_shows_markup_as_it_is_written(tmp_path, bags):
+    title = "<script>x</script> | *a* $b$"
+    mil_zoo.fit("mean", bags[:12], bags[12:], epochs=1, data=title).save(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"# mean on {escape_markdown(title)}" in card
+    assert f"Data: {escape_markdown(title)}." in card
+    assert title not in card
 
 
 def test_a_trial_of_a_run_is_exported(tmp_path, bag_table, run_cli):

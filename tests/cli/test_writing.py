@@ -72,7 +72,15 @@ def test_predictions_and_probes(run_cli, bag_table, bench, tmp_path):
     with files_of_at_most(1000):
         err = sentence(run_cli, *predict)
     assert "(File too large" in err
-    assert f"the rows so far are in {tmp_path / 'p' / 'probabilities.csv'}" in err
+    assert f"the rows so far are in {tmp_path / 'p' / 'probabilities.unfinished.csv'}" in err
+    assert not (tmp_path / "p" / "probabilities.csv").exists()
+    assert run_cli(*predict)[0] == 0
+    whole = (tmp_path / "p" / "probabilities.csv").read_bytes()
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["probabilities.csv"]
+    for size in (0, 100, 1000):
+        with files_of_at_most(size):
+            sentence(run_cli, *predict)
+        assert (tmp_path / "p" / "probabilities.csv").read_bytes() == whole  # an earlier table is not lost
     (tmp_path / "file").write_text("")
     assert "(Not a directory" in sentence(run_cli, *predict[:-1], tmp_path / "file" / "p")
 

@@ -178,6 +178,17 @@ def test_simulated_slides_are_named_wherever_a_table_goes(write, simulated):
     assert ("SIMULATED slides" in printed(run)) == simulated
 
 
+def test_folds_in_which_nothing_of_a_model_is_defined_are_counted(write):
+    """Also where all metrics of a model lack the same fold, of which the model has a finished trial."""
+    rows = [*folds(write, "abmil", [0.8, 0.9, 0.7]), *folds(write, "mean", [0.6, 0.7, 0.5])]
+    rows[-1]["metrics"] = dict.fromkeys(rows[-1]["metrics"])
+    run = write.run(rows, ["abmil", "mean"])
+    write_tables(Results.load(run))
+    (line,) = (line for line in read(run, "table.md").splitlines() if line.startswith("| mean |"))
+    assert line.count("(n = 2)") == 4
+    assert "(n = " not in next(line for line in read(run, "table.md").splitlines() if line.startswith("| abmil |"))
+
+
 def test_notes_tell_split_selection_and_warnings(write):
     run = write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"], instance_labels="drawn by a pathologist")
     write_tables(Results.load(run))

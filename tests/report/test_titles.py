@@ -7,12 +7,13 @@ import pytest
 from matplotlib import cbook
 from rich.console import Console
 
+from mil_zoo.markdown import escape_markdown
 from mil_zoo.metrics import inside
 from mil_zoo.report.figures.roc_pr import draw_roc
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.write import write_page
 from mil_zoo.report.tables import terminal_scores, write_tables
-from mil_zoo.report.tables.text import escape_latex, escape_markdown
+from mil_zoo.report.tables.text import escape_latex
 
 TITLE = r"<b>x</b> | $a_1$ [red]y[/] *z* _u_ [l](m) &amp; 50 %"
 

@@ -171,7 +171,7 @@ def _costs(ok: list[Trial]) -> dict[str, float]:
 
 
 def _metric_cells(results: Results, row: dict[Any, Any], bold: Mapping[str, set[str]]) -> list[Cell]:
-    fullest = max((row[f"{metric.name}_n"] for metric in results.metrics), default=0)
+    fullest = max([row["splits"], *(row[f"{metric.name}_n"] for metric in results.metrics)])
     return [_metric_cell(row, metric, fullest, bold) for metric in results.shown]
 
 

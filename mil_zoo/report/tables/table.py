@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from mil_zoo.report.tables.text import bullets, escape_latex, escape_markdown
+from mil_zoo.markdown import escape_markdown
+from mil_zoo.report.tables.text import bullets, escape_latex
 
 if TYPE_CHECKING:
     import rich.table

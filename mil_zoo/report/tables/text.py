@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
+
+from mil_zoo.markdown import escape_markdown
 
 
 def short(value: float) -> str:
@@ -62,12 +63,3 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
 def escape_latex(text: str) -> str:
     """``text`` with LaTeX's own characters escaped."""
     return "".join(_LATEX.get(char, char) for char in text)
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` with what Markdown would read as its own escaped; GitHub's reads formulas between dollars, too."""
-    return _MARKDOWN.sub(r"\\\g<0>", text)
-
-
-# Underlines within a word are letters, and brackets mean a link before a parenthesis only.
-_MARKDOWN = re.compile(r"[|<*`\\$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|&(?=#?\w+;)|~(?=~)")
