@@ -17,7 +17,7 @@ import pandas as pd
 
 from mil_zoo.report.load import Results
 from mil_zoo.report.rescore import Columns, rescore
-from mil_zoo.report.tables.pairs import shown_comparisons
+from mil_zoo.report.tables.comparison_tables import shown_comparisons
 
 COHORTS = ("blca", "brca", "gbmlgg", "luad", "ucec")
 

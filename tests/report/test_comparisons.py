@@ -7,8 +7,9 @@ import pytest
 
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, score_table, skew_table, write_tables
+from mil_zoo.report.tables.comparison_tables import shown_comparisons
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
-from mil_zoo.report.tables.pairs import best, shown_comparisons
+from mil_zoo.report.tables.pairs import best
 from mil_zoo.report.tables.text import p_value
 from mil_zoo.stats import corrected_t_test, delong_test, detectable_difference, holm
 

@@ -9,7 +9,8 @@ import numpy as np
 from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.slides import Slide
-from mil_zoo.report.tables.pairs import best, why_none_is_bold
+from mil_zoo.report.tables.comparison_tables import why_none_is_bold
+from mil_zoo.report.tables.pairs import best
 from mil_zoo.report.tables.scores import score_table
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.text import count, short

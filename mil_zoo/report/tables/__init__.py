@@ -13,6 +13,7 @@ import pandas as pd
 from mil_zoo.files import write_text
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.comparison_tables import bold_note, shown_comparisons
 from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
@@ -20,7 +21,7 @@ from mil_zoo.report.tables.explanations_table import explanations_table, shown_e
 from mil_zoo.report.tables.external import external_table, shown_external
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
 from mil_zoo.report.tables.last_epoch import last_epoch_table, shown_last_epochs
-from mil_zoo.report.tables.pairs import best, bold_note, comparisons, shown_comparisons
+from mil_zoo.report.tables.pairs import best, comparisons
 from mil_zoo.report.tables.practical import (
     baseline_table,
     equivalence_table,

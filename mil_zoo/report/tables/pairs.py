@@ -1,9 +1,8 @@
-"""Which differences between aggregators there are: paired tests on the same test slides, one decision a question."""
+"""Paired tests of aggregators on the same test slides: of every pair its difference and the test that decides."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,6 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
-from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import count, interval, p_value
 from mil_zoo.report.test_parts import mean_sizes, values_by_split
 from mil_zoo.stats import (
     EXCHANGED,
@@ -98,136 +95,6 @@ def corrected_t(results: Results, metric: str, a: str, b: str, patient_rule: str
         dtype=float,
     )
     return corrected_t_test(differences.tolist(), *mean_sizes(results.finished[a]))
-
-
-def bold_note(results: Results) -> list[str]:
-    """The sentence that says what is bold, where there are pairs."""
-    pairs = comparisons(results)
-    if not len(pairs):
-        return []
-    if best(results):
-        return [
-            f"Bold: can be the best, as nothing is better than it (a set that holds the best one with {1 - LEVEL:.0%}; "
-            "comparisons.md)."
-        ]
-    return [f"Nothing is bold: {why_none_is_bold(results)}"]
-
-
-def why_none_is_bold(results: Results) -> str:
-    """Why no aggregator is left out of those that can be the best by a metric."""
-    if comparisons(results)["splits"].between(2, ENOUGH - 1).all():
-        return f"fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."
-    return f"no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"
-
-
-def shown_comparisons(results: Results, control: str | None = None) -> Document:
-    """What differs, as it is read: which can be the best, what differs from a control, and all pairs.
-
-    Args:
-        results: of a run.
-        control: ``aggregator[@grid]`` that the others are compared with; None for none.
-    """
-    tables = [_best_table(results)]
-    if control is not None:
-        tables.append(_control_table(results, control))
-    rows = []
-    titles = {metric.name: metric.title for metric in results.headline}
-    for row in comparisons(results).to_dict("records"):
-        if row["metric"] in titles:
-            rows.append([titles[row["metric"]], row["a"], row["b"], _difference(row), *_decision(row, row["p_holm"])])
-    header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
-    tables.append(Table(header, rows, [*_NOTES, *_reasons(results), _least(results)], "All pairs"))
-    return Document("comparisons", "Paired comparisons", tables)
-
-
-def _best_table(results: Results) -> Table:
-    header = ["Aggregator", *(metric.title for metric in results.headline)]
-    cells: dict[str, list[str]] = {}
-    for metric in results.headline:
-        for patients in (False, True):
-            for label, p in zip(*chances(results, metric, patients), strict=True):
-                cells.setdefault(label, []).append(p_value(p))
-    rows = [[label, *values] for label, values in cells.items() if len(values) == len(results.headline)]
-    note = (
-        "p of being the best one: small where another one is better. Each is compared one-sided with the k - 1 others, "
-        "and the smallest p counts k - 1 times; those of 0.05 or more hold the best one with a probability of 95 %, "
-        "without a choice of the winner by the same numbers (Hsu 1981)."
-    )
-    return Table(header, rows, [note], "Which can be the best")
-
-
-def _control_table(results: Results, control: str) -> Table:
-    rows, words = [], []
-    for metric, of in itertools.product(results.headline, (control, control + PATIENTS)):
-        found = []
-        for row in comparisons(results).to_dict("records"):
-            if row["metric"] == metric.name and of in (row["a"], row["b"]):
-                found.append(row if row["b"] == of else turned(row))
-        adjusted = holm([row["p"] for row in found]).tolist()
-        for row, p in zip(found, adjusted, strict=True):
-            rows.append([metric.title, row["a"], _difference(row), *_decision(row, p)])
-        if found:
-            words.append(_in_words(metric, of, found, adjusted))
-    note = f"Two-sided p of the difference from {control}, adjusted by Holm over these comparisons of a metric alone."
-    header = ["Metric", "Aggregator", "Difference [95 %]", "p (test)", "Adjusted p"]
-    return Table(header, rows, [*words, note], f"Against {control}")
-
-
-def _in_words(metric: Metric, control: str, rows: list[dict[Any, Any]], adjusted: list[float]) -> str:
-    """What the comparisons with the control say of a metric."""
-    better: list[str] = []
-    worse: list[str] = []
-    for row, p in zip(rows, adjusted, strict=True):
-        if decides(row) and p < LEVEL:
-            (better if (row["difference"] > 0) == metric.higher_is_better else worse).append(row["a"])
-    undecided = len(rows) - len(better) - len(worse)
-    parts = [f"{', '.join(which)} {word}" for which, word in ((better, "better"), (worse, "worse")) if which]
-    if undecided:
-        parts.append(f"{undecided} of {count(len(rows), 'aggregator')} cannot be told from it")
-    return f"{metric.title}, against {control}: {'; '.join(parts)}."
-
-
-_NOTES = [
-    "Two-sided p on the same test slides, by the test that the design supports: over "
-    f"{ENOUGH} different test sets or more the corrected resampled t-test (Nadeau & Bengio 2003), which tells of the "
-    "training procedures; of fewer it is shown and decides nothing. On a single test set, by patient and of these "
-    "trained models: DeLong's test of the AUC, the permutation test of what is counted, else the jackknife; "
-    "of predictions that are no class probabilities the bootstrap, with one draw of the patients for both.",
-    "Adjusted by Holm over all pairs of the metric; a question about the best, or about a control, needs k - 1 of them "
-    "only.",
-]
-
-
-def _least(results: Results) -> str:
-    """The detectable differences of the headline metrics, as a sentence."""
-    pairs, parts = comparisons(results), []
-    for metric in results.headline:
-        found = pairs[pairs["metric"] == metric.name]["detectable"].dropna()
-        if len(found):
-            parts.append(f"{metric.title} {found.median():.3f}")
-    if not parts:
-        return "What difference could have been seen is unknown."
-    return (
-        f"A difference from the best that this design finds four times in five (median of pairs): {', '.join(parts)}."
-    )
-
-
-def _reasons(results: Results) -> list[str]:
-    """Why headline differences of how many pairs have no p or no interval."""
-    names = {metric.name for metric in results.headline}
-    found = Counter(
-        row["reason"] for row in comparisons(results).to_dict("records") if row["metric"] in names and row["reason"]
-    )
-    return [f"No p, or no interval, in {count(number, 'row')}: {reason}" for reason, number in found.items()]
-
-
-def _difference(row: Mapping[Any, Any]) -> Cell:
-    return Cell(f"{row['difference']:.3f}", below=(interval(row["low"], row["high"], ".3f"),))
-
-
-def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:
-    tested = Cell(p_value(row["p"]), below=(f"({row['test']})",)) if row["test"] else "-"
-    return [tested, p_value(adjusted) if decides(row) else "-"]
 
 
 def decides(row: Mapping[Any, Any]) -> bool:
