@@ -56,9 +56,10 @@ def test_encoders_stay_apart(tmp_path):
 
 
 def test_clam_writes_features_and_patches_into_two_folders(tmp_path):
-    tmp_path = tmp_path / "project"  # two folders above the features are searched: not those of other tests
+    tmp_path = tmp_path / "project"  # folders beside that of the features are searched: not those of other tests
     path = write_clam(tmp_path / "FEATURES", "a[1]", patch_size=None)
-    torch.save(torch.from_numpy(FEATURES), tmp_path / "FEATURES" / "b.pt")
+    for name in "bc":  # of a single slide whose places nothing tells, another project's patches could not be told
+        torch.save(torch.from_numpy(FEATURES), tmp_path / "FEATURES" / f"{name}.pt")
     assert read_bag(path).geometry.startswith("the coordinates' own step")
     assert read_bag(path).patch_size == 512
     for folder in ("patches", "PATCHES", "Patches"):
@@ -68,7 +69,7 @@ def test_clam_writes_features_and_patches_into_two_folders(tmp_path):
         write_h5(tmp_path / folder / "a[1].h5", coords_attrs={"patch_size": 512}, coords=GRID)
         assert read_bag(path).geometry == f"patch_size x downsample of ../{folder}/<slide>.h5"
         shutil.rmtree(tmp_path / folder)
-    for name, size in {"a[1]": 256, "b": 512}.items():
+    for name, size in {"a[1]": 256, "b": 512, "c": 512}.items():
         attrs = {"patch_size": size, "downsample": np.array([512 / size] * 2)}
         write_h5(tmp_path / "RESULTS" / "patches" / f"{name}.h5", coords_attrs=attrs, coords=GRID)
     assert read_bag(path).geometry == "patch_size x downsample of ../RESULTS/patches/<slide>.h5"
