@@ -19,6 +19,7 @@ def test_from_slides_to_scores(run_cli, bag_table, tmp_path):
         "config.yaml",
         "curve.csv",
         "curve.png",
+        "curve.svg",
         "encoder.safetensors",
     }
     code, _, err = run_cli("embed", out / "encoder.safetensors", "--dataset", bag_table, "--out", tmp_path / "emb")

@@ -18,7 +18,7 @@ def draw(monkeypatch):
 
         def keep(figure, path):
             figures[path.stem] = figure
-            return save(figure, path) if saved else b""
+            return save(figure, path) if saved else (b"", None)
 
         monkeypatch.setattr(registry, "save", keep)
         paths = [drawing.path for drawing in draw_maps(run, slides)]

@@ -1,6 +1,7 @@
 """The page of a run: well-formed, complete, self-contained, and deaf to markup in names."""
 
 import base64
+import dataclasses
 import io
 import json
 import zlib
@@ -18,6 +19,7 @@ from mil_zoo.report.figures import draw_figures
 from mil_zoo.report.load import Results
 from mil_zoo.report.page import write_page
 from mil_zoo.report.page.summary import findings
+from mil_zoo.report.page.write import SMALL
 from mil_zoo.report.tables import score_table
 from mil_zoo.report.tables.pairs import best
 
@@ -89,12 +91,24 @@ def test_the_page_is_whole_and_loads_nothing(make_run, as_made):
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     images = [base64.b64decode(a["src"].split(",")[1]) for tag, a in page.tags if tag == "img" and "src" in a]
-    assert sorted(images) == sorted(path.read_bytes() for path in run.path.glob("figures/*.png"))
+    pngs = {path: path.read_bytes() for path in run.path.glob("figures/*.png")}
+    svgs = {path: path.with_suffix(".svg").read_bytes() for path in pngs}
+    assert sorted(images) == sorted(svgs[path] if len(svgs[path]) <= SMALL else pngs[path] for path in pngs)
+    assert any(image.startswith(b"<?xml") for image in images)
     assert "Labels of 3 slides are disputed" in page.text
     comparison = page.table("Aggregator", "AUC", "Parameters")
     assert [row[0] for row in comparison[1:]] == ["abmil", "srmil", "mean"]
     assert {row["trial"] for row in run.trials()} == {row[0] for row in page.table("Trial", "Status")[1:]}
     assert "hash: a1b2c3" in page.text
+
+
+def test_a_figure_without_a_small_svg_is_a_png_on_the_page(make_run):
+    run = make_run()
+    (drawn,) = draw_figures(Results.load(run), ["metrics"])
+    for svg in (None, b"<" * (SMALL + 1)):
+        page = make_page(run, drawings=[dataclasses.replace(drawn, svg=svg)])
+        (source,) = [a["src"] for tag, a in page.tags if tag == "img" and "src" in a]
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == drawn.png
 
 
 def test_the_page_begins_with_what_was_found(make_run):

@@ -19,7 +19,7 @@ opened = []
 sys.addaudithook(lambda event, given: opened.append(given) if event == "open" else None)
 from mil_zoo.cli import cli
 from mil_zoo.report.figures import registry
-registry.save = lambda figure, path: b"picture"  # making one takes seconds and reads nothing
+registry.save = lambda figure, path: (b"picture", None)  # making one takes seconds and reads nothing
 run = Path({path!r}).resolve()
 cli(["report", str(run)], standalone_mode=False)
 assert "torch" not in sys.modules and "dgl" not in sys.modules

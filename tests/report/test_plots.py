@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from mil_zoo.report.figures import draw_figures, registry
 from mil_zoo.report.figures.look import grid_shape, palette
@@ -28,7 +29,7 @@ def draw(monkeypatch):
 
         def keep(figure, path):
             figures[path.stem] = figure
-            return save(figure, path) if path.stem in saved else b""
+            return save(figure, path) if path.stem in saved else (b"", None)
 
         monkeypatch.setattr(registry, "save", keep)
         paths = [drawing.path for drawing in draw_figures(Results.load(run), list(names or ALL))]
@@ -40,6 +41,7 @@ def draw(monkeypatch):
             picture = path.read_bytes()
             assert picture.startswith(b"\x89PNG\r\n\x1a\n")
             assert len(picture) > 2_000
+            assert path.with_suffix(".svg").read_text(encoding="utf-8").startswith("<?xml")
         return figures
 
     return draw
@@ -335,3 +337,18 @@ def test_a_long_name_is_cut_in_file_names(make_run, draw):
     row = run.trials()[0] | {"grid": "note=" + "Ж" * 60, "trial": "other"}
     run.add_trial(row, lambda folder: copy(run, folder))
     assert all(len(name) < 200 for name in draw(run, "figure3"))
+
+
+def test_a_figure_of_few_points_is_an_svg_too_the_same_each_time(tmp_path):
+    def drawn(points):
+        figure = Figure(layout="constrained")
+        figure.subplots().scatter(range(points), range(points), label="points")
+        png, svg = registry.save(figure, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").read_bytes() == png
+        return svg
+
+    first = drawn(5)
+    assert first is not None
+    assert first == drawn(5) == (tmp_path / "figure.svg").read_bytes()
+    assert drawn(50_000) is None
+    assert not (tmp_path / "figure.svg").exists()

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from mil_zoo.errors import InputError
 from mil_zoo.files import write_bytes
 from mil_zoo.registry import Registry
 from mil_zoo.report.figures.look import DPI, drawing
@@ -22,6 +26,9 @@ from mil_zoo.report.names import file_stem
 _LOG = logging.getLogger("mil_zoo")
 
 Draw = Callable[[Results], Mapping[str, Figure]]
+
+MOST_POINTS = 20_000  # of a figure that is written as SVG too
+QUOTED = "@=,%"  # stay in the names of files: a kind of figure may have quoted its parts already
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,16 @@ class Drawing:
     """A figure that was drawn.
 
     Attributes:
-        path: the file.
+        path: the PNG file.
         png: its bytes.
+        svg: those of the SVG file beside it; None of a figure of many points.
         page: where it stands on the page, smallest first.
         caption: what its numbers are; "" where nobody said.
     """
 
     path: Path
     png: bytes
+    svg: bytes | None
     page: float
     caption: str = ""
 
@@ -102,17 +111,17 @@ def register_figure(
 
 
 def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawing]:
-    """Draws every figure that the results and the task allow into ``figures/`` of the run directory.
+    """Draws every figure that the results and the task allow into ``figures/`` of the run directory, as PNG and SVG.
 
     Models without attention are left out of the attention figures, which say so. Without a finished trial nothing is
-    drawn. A figure that fails is left out, and the log says why; the others are drawn.
+    drawn. A figure whose code fails is left out, and the log says why; the others are drawn.
 
     Args:
         results: of a run.
         names: keys of the registry; None for all.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or what was asked for cannot be drawn.
     """
     kinds = [FIGURES.get(name) for name in (FIGURES if names is None else names)]
     drawings: list[Drawing] = []
@@ -121,8 +130,9 @@ def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawi
             continue
         with drawing():
             for stem, figure in _drawn(kind, results).items():
-                path = results.path / "figures" / f"{file_stem(stem)}.png"
-                drawings.append(Drawing(path, save(figure, path), kind.page, kind.caption))
+                path = results.path / "figures" / f"{file_stem(stem, QUOTED)}.png"
+                png, svg = save(figure, path)
+                drawings.append(Drawing(path, png, svg, kind.page, kind.caption))
     return drawings
 
 
@@ -132,6 +142,8 @@ def _drawn(kind: FigureKind, results: Results) -> Mapping[str, Figure]:
         figures = dict(kind.draw(results))
         if odd := next((what for what in figures.items() if not isinstance(what[1], Figure)), None):
             raise TypeError(f"{odd[0]!r} is of the type {type(odd[1]).__name__} and no matplotlib Figure")
+    except InputError:  # what the user asked for cannot be drawn
+        raise
     except Exception as error:  # whatever the code of a plugin raises
         at = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
@@ -140,8 +152,12 @@ def _drawn(kind: FigureKind, results: Results) -> Mapping[str, Figure]:
     return figures
 
 
-def save(figure: Figure, path: Path) -> bytes:
-    """Writes a figure as PNG and returns its bytes."""
+def save(figure: Figure, path: Path) -> tuple[bytes, bytes | None]:
+    """Writes a figure as PNG, and as SVG beside it, and returns the bytes of both.
+
+    A figure of more than ``MOST_POINTS`` points has no SVG, which would be large and slow to show: None. A file of an
+    earlier report is then removed.
+    """
     picture = BytesIO()
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
@@ -149,4 +165,24 @@ def save(figure: Figure, path: Path) -> bytes:
     imsave(picture, canvas.buffer_rgba(), format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, picture.getvalue())
-    return picture.getvalue()
+    beside = path.with_suffix(".svg")
+    if _points(figure) > MOST_POINTS:
+        beside.unlink(missing_ok=True)
+        return picture.getvalue(), None
+    drawn = BytesIO()
+    figure.set_layout_engine("none")  # panels stay where they are in the PNG
+    with mpl.rc_context({"svg.hashsalt": "mil-zoo"}):  # ids within the file are the same each time
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
+    write_bytes(beside, drawn.getvalue())
+    return picture.getvalue(), drawn.getvalue()
+
+
+def _points(figure: Figure) -> int:
+    """How many points the lines, markers and areas of a figure have."""
+    count = 0
+    for axes in figure.axes:
+        count += len(axes.patches) + sum(np.size(line.get_xdata()) for line in axes.lines)
+        for collection in axes.collections:
+            count += np.size(collection.get_offsets()) // 2
+            count += sum(np.size(path.vertices) // 2 for path in collection.get_paths())
+    return count

@@ -24,6 +24,7 @@ from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.text import one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
+SMALL = 150 * 1024  # bytes of an SVG that the page takes instead of the PNG
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
 _PART = {"skew": "attention", "explanations": "attention", "cost": "costs", "reporting": "costs"}  # of documents
 _TRIALS = {
@@ -152,9 +153,17 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
         of = parts["attention" if ATTENTION <= drawing.page < REST else "scores"]
         caption = "" if drawing.caption in said else drawing.caption
         said.add(drawing.caption)
-        data = base64.b64encode(drawing.png).decode()
-        of["figures"].append({"name": drawing.name, "caption": caption, "data": data})
+        of["figures"].append({"name": drawing.name, "caption": caption, "data": _image(drawing)})
     return parts
+
+
+def _image(drawing: Drawing) -> str:
+    """The address that holds a figure: its SVG, or the PNG where the SVG is not small."""
+    if drawing.svg is not None and len(drawing.svg) <= SMALL:
+        kind, data = "svg+xml", drawing.svg
+    else:
+        kind, data = "png", drawing.png
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
