@@ -39,10 +39,9 @@ def test_a_forked_child_computes_without_threads_of_its_parent():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch brings GNU's OpenMP on Linux only")
 def test_threads_that_wait_sleep_also_where_torch_was_imported_first():
     code = """if True:
-        import time, torch
+        import os, time, torch
         {}
-        torch.set_num_threads(2)
-        x = torch.ones(2**18)
+        x = torch.ones(2**16 * len(os.sched_getaffinity(0)))  # work for every core
         x + 1
         start = time.process_time()
         for _ in range(20):
