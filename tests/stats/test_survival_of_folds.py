@@ -305,7 +305,7 @@ def test_a_covariate_that_separates_or_does_not_vary_breaks_nothing(real_data):
     women = alive & ~men & ~np.isnan(known.matrix[:, 1])
     fit = fit_clinical(time[women], event[women], Covariates(known.names, known.matrix[women]))
     assert fit.names == ("age",)
-    with pytest.raises(InputError, match="none of the clinical covariates .* varies"):
+    with pytest.raises(InputError, match=r"none of the clinical covariates \(sex\) varies"):
         fit_clinical(time[women], event[women], Covariates(("sex",), known.matrix[women][:, 1:]))
 
 
