@@ -45,7 +45,9 @@ def draw(results: Results) -> dict[str, Figure]:
             if i == 0:
                 axes.set_title(textwrap.fill(TITLES.get(explainer, explainer), 20), fontsize=7)
         panels[i, 0].set_ylabel(wrapped(label, 14), fontsize=7)
-    figure.supxlabel("share of instances removed (%)", fontsize=7)
+    figure.supxlabel(
+        "share of instances removed (%): solid, the most relevant first; dashed, the least relevant first", fontsize=7
+    )
     figure.supylabel("prediction lost", fontsize=7)
     figure.suptitle(title(results, "Explanations by patch flipping"))
     return {"explanations": figure}
