@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections.abc import Sequence
@@ -141,9 +142,20 @@ def _is_of(file: Path, count: int, coords: npt.NDArray[Any] | None) -> bool:
 
 def _of_these_slides(patches: Path, path: Path, least: int) -> bool:
     """Whether most of the slides in the folder of a feature file, and ``least``, have a file in a folder of patches."""
-    here = {each.stem for each in path.parent.iterdir() if each.suffix == path.suffix}
+    changed = patches.stat().st_mtime_ns, path.parent.stat().st_mtime_ns
+    here, both = _shared(patches, path.parent, path.suffix, changed)
+    return 2 * both > here and both >= least
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(patches: Path, features: Path, suffix: str, changed: tuple[int, int]) -> tuple[int, int]:
+    """How many slides a folder of features has, and how many of them a folder of patches; listed once while unchanged.
+
+    Every slide of a cohort asks for the same two folders, each time that it is read.
+    """
+    here = {each.stem for each in features.iterdir() if each.suffix == suffix}
     there = {each.stem for each in patches.iterdir() if each.suffix == ".h5"}
-    return 2 * len(here & there) > len(here) and len(here & there) >= least
+    return len(here), len(here & there)
 
 
 def _step(path: Path, coords: npt.NDArray[Any], patches: Path | None) -> tuple[float | None, str]:

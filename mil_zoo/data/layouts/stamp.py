@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
-import numpy as np
-import numpy.typing as npt
 
-from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
-from mil_zoo.data.layouts.base import Claim, Layout, Places, Sure, make_bag, register_layout
+from mil_zoo.data.formats.h5 import head, read_coords
+from mil_zoo.data.layouts.base import Claim, Places, Sure, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, grid_step
+from mil_zoo.data.layouts.h5_layout import H5Layout
 from mil_zoo.errors import InputError
 
 _HISTORIC_PX, _HISTORIC_UM = 224.0, 256.0  # a tile of version 1, in its own pixels and in micrometres
 
 
 @register_layout("stamp")
-class Stamp(Layout):
+class Stamp(H5Layout):
     """Coordinates in micrometres; tiles do not overlap, so the step is the tile's size in micrometres.
 
     It is the file's attribute ``tile_size_um``, in version 2 ``tile_size``. Files of version 1 state nothing and have a
@@ -27,7 +24,6 @@ class Stamp(Layout):
     """
 
     about = "<slide>.h5 with feats, coords in micrometres and attributes unit, tile_size_um (version 2: tile_size)"
-    suffixes = (".h5",)
 
     def claim(self, path: Path) -> Claim | None:
         """By the dataset ``feats``, or STAMP's attributes."""
@@ -38,26 +34,8 @@ class Stamp(Layout):
             return Claim(Sure.STATED, "the attribute stamp_version")
         return Claim(Sure.STATED, "the dataset 'feats'") if "feats" in found.datasets else None
 
-    def shape(self, path: Path) -> tuple[int, int]:
-        """``(N, D)`` from the file's header."""
-        return shape_of(path)
-
-    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These rows alone."""
-        return read_rows(path, places)
-
-    def read(self, path: Path) -> Bag:
-        """The bag, in micrometres."""
-        with opened(path) as file:
-            features, places = read_features(file, path), self._places(file, path)
-        return make_bag(path, self.slide_id(path), self.name, features, *(places or ()))
-
-    def coordinates(self, path: Path) -> Places | None:
-        """Those of the file."""
-        with opened(path) as file:
-            return self._places(file, path)
-
-    def _places(self, file: h5py.File, path: Path) -> Places | None:
+    def places(self, file: h5py.File, path: Path) -> Places | None:
+        """In micrometres."""
         coords, attrs = read_coords(file, path), dict(file.attrs)
         if coords is None:
             return None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.h5 import head, opened, read_coords, read_features, read_rows, shape_of
-from mil_zoo.data.layouts.base import Claim, Layout, Places, Sure, make_bag, register_layout
+from mil_zoo.data.formats.h5 import head, read_coords
+from mil_zoo.data.layouts.base import Claim, Places, Sure, register_layout
 from mil_zoo.data.layouts.geometry import checked_step, clam_size, grid_step, number_of, overlapping_step
+from mil_zoo.data.layouts.h5_layout import H5Layout
 
 
 @register_layout("trident")
-class Trident(Layout):
+class Trident(H5Layout):
     """Features and level-0 coordinates in one file, the geometry in the attributes of ``coords``.
 
     ``patch_size_level0`` is the side of a patch in level-0 pixels and ``patch_size`` the side that the encoder saw;
@@ -25,7 +23,6 @@ class Trident(Layout):
     """
 
     about = "<mag>x_<size>px_<overlap>px_overlap/features_<encoder>/<slide>.h5, geometry in attributes of coords"
-    suffixes = (".h5",)
 
     def claim(self, path: Path) -> Claim | None:
         """By the folder's name, or by the attribute ``patch_size_level0`` of the coordinates."""
@@ -47,26 +44,8 @@ class Trident(Layout):
         """The names of both folders: magnification, size and overlap of patches, and encoder."""
         return f"{folder.parent.name}/{folder.name}"
 
-    def shape(self, path: Path) -> tuple[int, int]:
-        """``(N, D)`` from the file's header."""
-        return shape_of(path)
-
-    def rows(self, path: Path, places: Sequence[int]) -> npt.NDArray[np.float32]:
-        """These rows alone."""
-        return read_rows(path, places)
-
-    def read(self, path: Path) -> Bag:
-        """The bag; its patch size is the step of the grid at level 0."""
-        with opened(path) as file:
-            features, places = read_features(file, path), self._places(file, path)
-        return make_bag(path, self.slide_id(path), self.name, features, *(places or ()))
-
-    def coordinates(self, path: Path) -> Places | None:
-        """Those of the file."""
-        with opened(path) as file:
-            return self._places(file, path)
-
-    def _places(self, file: h5py.File, path: Path) -> Places | None:
+    def places(self, file: h5py.File, path: Path) -> Places | None:
+        """In level-0 pixels; the step is that of the grid."""
         coords = read_coords(file, path)
         if coords is None:
             return None
