@@ -37,6 +37,7 @@ class Predictor:
         trials: names of the members' trials.
         members: the trained aggregators of these trials; each can be saved.
         in_dim: feature dimension D.
+        packed: whether the slides of a patient were one bag in training; here each is predicted alone.
 
     Args:
         run: a run directory.
@@ -72,8 +73,9 @@ class Predictor:
         self.task = task_of_config(config.settings())
         self.trials = [each.trial for each in chosen]
         self.in_dim = int(config.dataset.in_dim or 0)
+        self.packed = config.dataset.patient_rule == "packed"
         device = usable_device(device)
-        parts = _parts(run, config.split.file, packed=config.dataset.patient_rule == "packed")
+        parts = _parts(run, config.split.file, self.packed)
         self.members: list[Fitted] = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task

@@ -137,6 +137,8 @@ def predict(
             f"[yellow]{count(trained_on, 'slide')} {were} of some of these trials: what is predicted there says "
             "nothing of new slides (column trained_on)[/]"
         )
+    if predictor.packed:
+        console.print("[dim]Each slide is predicted alone; in training all slides of a patient were one bag.[/]")
     console.print("[dim]Training slides are told by their names: under another name one is not marked (trained_on).[/]")
     return 1 if failures else 0
 
@@ -155,13 +157,18 @@ def _columns(predictor: Any) -> list[str]:
         "source",
         "status",
         "reason",
-        "predicted",
+        _words(predictor),
         *values,
         *spreads,
         "members",
         "trained_on",
         "instances",
     ]
+
+
+def _words(predictor: Any) -> str:
+    """The column of the prediction in words: "predicted", unless the task calls a number so."""
+    return "words" if "predicted" in predictor.task.prediction_columns else "predicted"
 
 
 def _slides(
@@ -215,7 +222,7 @@ def _row(
         "slide_id": bag.slide_id,
         "source": name,
         "status": "ok",
-        "predicted": prediction.words,
+        _words(predictor): prediction.words,
         "members": len(predictor.trials),
         "trained_on": prediction.trained_on,
         "instances": len(bag),
@@ -227,7 +234,7 @@ def _row(
     stem, caption = _stem(bag.slide_id, name, taken), predictor.task.caption(prediction.values)
     for earlier in _files(out, stem):  # of another model, perhaps
         earlier.unlink()
-    said = []
+    said = _unpredicted(prediction, predictor)
     if (wanted or explain) and stem != file_stem(bag.slide_id):
         said.append(f"files are called {stem}.*, since another slide has the same name")
     if prediction.attention is not None:
@@ -240,6 +247,18 @@ def _row(
         said += _write_explanations(scores, bag, caption, "png" in wanted, out / "explanations" / stem)
     row["reason"] = "; ".join(said)
     return row
+
+
+def _unpredicted(prediction: Any, predictor: Any) -> list[str]:
+    """Why numbers of a prediction are missing: those of one reason together."""
+    members, reasons = len(predictor.trials), dict[tuple[int, str], list[str]]()
+    for column, number in zip(predictor.task.prediction_columns, prediction.unpredicted.tolist(), strict=True):
+        if number:
+            reasons.setdefault((number, predictor.task.unpredicted(column)), []).append(column)
+    return [
+        f"no {', '.join(columns)}: {number} of {members} trials predict none" + (f" ({why})" if why else "")
+        for (number, why), columns in reasons.items()
+    ]
 
 
 def _files(out: Path, stem: str | None = None) -> list[Path]:

@@ -29,6 +29,7 @@ class Prediction:
         bag: the slide; its features as they were given.
         values: float64 ``[P]``, a number for each of the task's prediction columns, the mean over members.
         spread: float64 ``[P]``, the standard deviation over members (0 for a single one).
+        unpredicted: int ``[P]``, how many members predict no such number; its mean is NaN then.
         words: the prediction in words, of classes the name of the most probable one.
         attention: float64 ``[N]``, of the predicted class where there is one for each, the mean over members (it sums
             to 1); None for an aggregator without attention.
@@ -39,6 +40,7 @@ class Prediction:
     bag: Bag
     values: npt.NDArray[np.float64]
     spread: npt.NDArray[np.float64]
+    unpredicted: npt.NDArray[np.int64]
     words: str
     attention: npt.NDArray[np.float64] | None
     trained_on: int
@@ -193,4 +195,12 @@ def predict_together(members: Sequence[Fitted], bag: Bag) -> Prediction:
         maps: list[Any] = [attention_of(output, shown) for output in outputs]
         attention = np.mean(maps, axis=0)
     trained_on = sum(bag.slide_id in (*member.facts.train, *member.facts.val) for member in members)
-    return Prediction(bag, mean, stacked.std(0), task.describe(mean), attention, trained_on)
+    return Prediction(
+        bag=bag,
+        values=mean,
+        spread=stacked.std(0),
+        unpredicted=np.isnan(stacked).sum(0),
+        words=task.describe(mean),
+        attention=attention,
+        trained_on=trained_on,
+    )

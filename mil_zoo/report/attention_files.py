@@ -24,6 +24,7 @@ from mil_zoo.report.tables.explanations_table import TITLES
 
 # Upper ends of the classes of N x attention, which is 1 for uniform attention.
 _STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
+_LETTERS = 13  # of a title's line, in an inch
 _NAMES = ("below 0.1", "0.1 to 0.3", "0.3 to 1", "1 to 3", "3 to 10", "10 and more")
 
 
@@ -60,7 +61,7 @@ def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size:
         draw_patches(
             axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure.get_figwidth()
         )
-        axes.set_title(title, fontsize=9, parse_math=False)
+        axes.set_title(_broken(title, 5), fontsize=9, parse_math=False)
         figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
@@ -94,7 +95,7 @@ def write_explanations_png(
         for axes, (name, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
             draw_ranks(axes, coords, side, values, figure.get_figwidth() / len(scores))
             axes.set_title(textwrap.fill(TITLES.get(name, name), 24), fontsize=8, parse_math=False)
-        figure.suptitle(title, fontsize=9, parse_math=False)
+        figure.suptitle(_broken(title, figure.get_figwidth()), fontsize=9, parse_math=False)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
 
@@ -138,6 +139,11 @@ def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_s
             }
             file.write((",\n" if i else "\n") + json.dumps(feature))
         file.write("\n]}\n")
+
+
+def _broken(title: str, inches: float) -> str:
+    """The title in lines of at most so many inches, in the size of letters of a map's title."""
+    return textwrap.fill(title, int(_LETTERS * inches))
 
 
 def _geometry(x: float, y: float, side: float | None) -> dict[str, Any]:

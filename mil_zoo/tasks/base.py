@@ -320,6 +320,10 @@ class Task:
         """A ``predictions.csv`` of patients from that of their slides, by the rule "mean" or "max" of each column."""
         return combine_slides(table, rule, self.target_columns, self.prediction_columns)
 
+    def unpredicted(self, column: str) -> str:
+        """Why a trained model may predict no number (NaN) in a column; "" for one that always has a number."""
+        return ""
+
     def ensemble(self, predictions: Floats) -> Floats:
         """The prediction ``[P]`` of several models together, of ``[M, P]``: the mean of each number."""
         return np.asarray(predictions.mean(0))
@@ -331,7 +335,7 @@ class Task:
         return None
 
     def describe(self, prediction: Floats) -> str:
-        """A prediction ``[P]`` in words, the column ``predicted`` of ``mil-zoo predict``."""
+        """A prediction ``[P]`` in words, for a column of ``mil-zoo predict``."""
         named = zip(self.prediction_columns, prediction, strict=True)
         return ", ".join(f"{name} {value:.4g}" for name, value in named)
 

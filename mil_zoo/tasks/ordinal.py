@@ -125,10 +125,18 @@ class Ordinal(Task):
                 "patient_id" if table["patient_id"].fillna("").ne("").all() else "slide_id"
             )
         combined = combine_slides(table, "mean", self.target_columns, self.prediction_columns)
-        cumulative = combined[probabilities].to_numpy(dtype=float).cumsum(1)[:, :-1]
-        combined["predicted"] = (1 - cumulative > 0.5).sum(1).astype(float)
-        combined["expected"] = combined[probabilities].to_numpy(dtype=float) @ np.arange(self.num_classes)
+        combined[["predicted", "expected"]] = self._grades(combined[probabilities].to_numpy(dtype=float))
         return combined
+
+    def ensemble(self, predictions: Floats) -> Floats:
+        """The mean probabilities, and the class that these predict: a mean of classes is none."""
+        known = predictions[:, : self.num_classes].mean(0)
+        return np.concatenate([known, self._grades(known[None])[0]])
+
+    def _grades(self, probabilities: Floats) -> Floats:
+        """Predicted and expected class ``[n, 2]`` by probabilities ``[n, C]``."""
+        above = 1 - probabilities.cumsum(1)[:, :-1]
+        return np.stack([(above > 0.5).sum(1).astype(float), probabilities @ np.arange(self.num_classes)], axis=1)
 
     def describe(self, prediction: Floats) -> str:
         """The name of the predicted class."""

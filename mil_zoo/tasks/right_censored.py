@@ -183,6 +183,12 @@ class RightCensored(Task):
             )
         return lines
 
+    def unpredicted(self, column: str) -> str:
+        """See ``Task``: a horizon that lies late, or bins that collapsed."""
+        if column.startswith("surv_"):
+            return f"fewer than {FOLLOWED} training patients are followed for longer"
+        return "equal times of events leave fewer bins" if column.startswith("hazard_") else ""
+
     def _followed(self, time: Floats, event: Floats) -> str:
         """The median follow-up with its unit; in words where the reverse Kaplan-Meier curve does not reach one half."""
         median = follow_up(time, event)

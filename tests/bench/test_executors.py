@@ -11,6 +11,8 @@ import time
 
 import psutil
 import pytest
+from survival_runs import make_cohort
+from task_runs import TASKS, jobs_of, task_plan
 
 from mil_zoo.bench import executors
 from mil_zoo.bench.executors import Processes
@@ -18,6 +20,7 @@ from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.ray_executor import OnRay
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
+from mil_zoo.bench.trial import Worker
 from mil_zoo.registry import load_plugin
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
@@ -227,6 +230,13 @@ def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp
     assert (tmp_path / "marker").exists()
     assert [row["status"] for row in killed.trials()] == ["ok"]
     assert_same_results(run_plan(small_plan(bag_table), tmp_path / "run", executor=on_ray), in_process)
+    plans = {task: task_plan(make_cohort(tmp_path), task) for task in TASKS}
+    here, there = (jobs_of(plans, tmp_path / place) for place in ("here", "there"))
+    assert all(trial.ok for trial in on_ray.run(list(there.values()), lambda trial: None, lambda trial, row: None))
+    for task, job in here.items():
+        assert Worker().run(job).ok
+        for name in ("predictions.csv", "skew.csv", "weights.safetensors"):
+            assert (job.folder / name).read_bytes() == (there[task].folder / name).read_bytes(), (task, name)
 
 
 def test_what_ray_cannot_do_is_one_sentence(run_cli, bag_table):

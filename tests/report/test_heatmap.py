@@ -5,6 +5,7 @@ import pytest
 from matplotlib.collections import PathCollection, PolyCollection
 
 from mil_zoo.errors import InputError
+from mil_zoo.report.attention_files import write_explanations_png, write_png
 from mil_zoo.report.figures import draw_figures, registry
 from mil_zoo.report.load import Results
 
@@ -161,3 +162,16 @@ def test_slides_without_coordinates(make_run, draw):
 
 def test_without_attention_nothing_is_drawn(make_run, draw):
     assert draw(make_run(models=("mean",), folds=1)) == {}
+
+
+def test_titles_of_predicted_slides_stay_on_the_picture(tmp_path):
+    coords = np.stack([np.arange(12) % 4, np.arange(12) // 4], 1) * 512.0
+    title = (
+        "TCGA-XF-A8HG-01Z-00-DX1: risk -1.182, S(12 months) 29%, S(24 months) 18%, S(36 months) 17%, S(60 months) 9%"
+    )
+    scores = {name: np.arange(12.0) for name in ("attention", "gradient")}
+    write_png(tmp_path / "one.png", np.full(12, 1 / 12), coords, 512, title)
+    write_explanations_png(tmp_path / "all.png", scores, coords, 512, title)
+    for name in ("one.png", "all.png"):
+        picture = mpl.image.imread(tmp_path / name)
+        assert (picture[:, [0, -1]] == 1).all()  # white
