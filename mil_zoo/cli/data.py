@@ -18,8 +18,8 @@ Examples:
   mil-zoo data check /data/my_features --labels labels.csv --csv slides.csv
   mil-zoo data check one_slide.h5
   mil-zoo data leaks splits/
-Layouts that are told from the path (or named with --layout): arrays, clam, dsmil, gigassl, histossl, slideflow, srmil,
-stamp, torchmil, trident.
+Layouts that are told from the path (or named with --layout): arrays, clam, dsmil, embedding_table, gigassl, histossl,
+slide_embeddings, slideflow, srmil, stamp, torchmil, trident.
 """
 )
 def data() -> None:

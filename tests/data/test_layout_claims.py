@@ -28,7 +28,6 @@ def test_what_a_file_states_outweighs_the_folder_it_lies_in(tmp_path):
 
 def test_files_without_bags_are_left_out_of_a_folder(tmp_path):
     write_trident(tmp_path, "a")  # writes coordinates beside
-    write_h5(tmp_path / "20x_256px_0px_overlap" / "slide_features_titan" / "a.h5", features=np.ones(8, np.float32))
     write_clam(tmp_path / "clam", "a")
     assert [(features.layout, len(features.files)) for features in find_features(tmp_path)] == [
         ("trident", 1),

@@ -132,6 +132,22 @@ def checked_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     return dataset
 
 
+def read_names(file: h5py.File, name: str, path: Path, count: int) -> list[str]:
+    """The ``count`` texts of a dataset of the file.
+
+    Raises:
+        InputError: it lies in another file, is no text, or holds another number of them.
+    """
+    if not isinstance(_link(file, name), _INSIDE) or name not in file or file[name].file.filename != file.filename:
+        raise InputError(f"{path}: {name} lies in another file, which is not read; write it into this one")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or h5py.check_string_dtype(dataset.dtype) is None:
+        raise InputError(f"{path}: {name} is not an array of text; write the names of the slides into it")
+    if dataset.is_virtual or dataset.external or dataset.shape != (count,):
+        raise InputError(f"{path}: {name} is {list(dataset.shape)} for {count} slides; it needs one name each")
+    return [str(text) for text in dataset.asstr(errors="replace")[()]]
+
+
 def _need_filter(path: Path, name: str, code: int) -> None:
     if h5py.h5z.filter_avail(code):
         return

@@ -40,7 +40,7 @@ class Claim(NamedTuple):
     Attributes:
         sure: how sure it is that the file is its own.
         why: the evidence, in words.
-        bags: False for a file that it knows and that holds no bags (patch coordinates, embeddings of slides).
+        bags: False for a file that it knows and that holds no bags (coordinates of patches).
     """
 
     sure: Sure
@@ -74,6 +74,7 @@ class Layout(ABC):
     about: ClassVar[str]  # what lies where, one line
     suffixes: ClassVar[tuple[str, ...]]  # of its feature files
     uniform: ClassVar[bool] = True  # every file of a folder with these suffixes is one of them
+    of_slides: ClassVar[bool] = False  # one vector a slide, the output of a slide encoder: no patches
 
     @abstractmethod
     def claim(self, path: Path) -> Claim | None:

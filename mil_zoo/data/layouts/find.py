@@ -91,12 +91,14 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
 
 
 def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path) -> FeatureSet:
-    """The set of features called ``name``, or the only one.
+    """The set of features called ``name``, or the only one; of patches, where embeddings of slides lie beside them.
 
     Raises:
         InputError: there is none of that name, or several and none was named.
     """
     names = [features.name for features in found]
+    if name is None:
+        found = [features for features in found if not LAYOUTS.get(features.layout).of_slides] or found
     if name is None and len(found) > 1:
         raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
     if name is not None and name not in names:

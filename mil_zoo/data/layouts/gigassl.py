@@ -17,6 +17,7 @@ class GigaSSL(TableLayout):
 
     about = "embeddings.npy [S, E] and ids.npy [S]: one embedding a slide; csv ID, label, case_id"
     suffixes = (".npy",)
+    of_slides = True
 
     def claim(self, path: Path) -> Claim | None:
         """By the names of the two files."""

@@ -28,8 +28,8 @@ class Stamp(H5Layout):
     def claim(self, path: Path) -> Claim | None:
         """By the dataset ``feats``, or STAMP's attributes."""
         found = head(path)
-        if found is None:
-            return None
+        if found is None or found.attrs.get("feat_type") in ("slide", "patient"):
+            return None  # one vector a slide: ``slide_embeddings``
         if "stamp_version" in found.attrs:
             return Claim(Sure.STATED, "the attribute stamp_version")
         return Claim(Sure.STATED, "the dataset 'feats'") if "feats" in found.datasets else None

@@ -28,7 +28,7 @@ class Trident(H5Layout):
         """By the folder's name, or by the attribute ``patch_size_level0`` of the coordinates."""
         folder = path.parent
         if folder.name.startswith("slide_features_"):
-            return Claim(Sure.STATED, f"the folder {folder.name}: one vector a slide", bags=False)
+            return None  # one vector a slide, with the coordinates of its patches: ``slide_embeddings``
         found = head(path)
         if found is not None and "patch_size_level0" in found.coords:
             return Claim(Sure.STATED, "the attribute patch_size_level0 of coords", bags="features" in found.datasets)
