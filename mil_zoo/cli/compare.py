@@ -15,6 +15,7 @@ from mil_zoo.cli.options import comma_list, plugin_option
 Examples:
   mil-zoo compare runs/musk1 runs/elephant runs/tiger runs/crchisto
   mil-zoo compare runs/classic/* --metric accuracy --models abmil,srmil,mean --out ranking
+  mil-zoo compare runs/luad-kfold runs/luad-site      # what folds that share hospitals flatter
 """
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -37,16 +38,24 @@ def compare(
     test of every pair, Holm-adjusted (Demsar 2006). Needs two datasets or more; runs of one dataset add up. A folder
     that holds a run's config.yaml and table.csv only will do. Of survival it draws the concordance of every model in
     every cohort too, a forest plot (cohorts.png, and cohorts.csv, .md and .tex).
+
+    Of two runs of one dataset, one of them with --split site, it writes the site gap instead: what each aggregator
+    loses where no hospital is on two sides (site_gap.csv, .md and .tex).
     """
     from rich.console import Console
 
     from mil_zoo.report.across_runs.forest import write_forest
     from mil_zoo.report.across_runs.ranking import write_ranking
+    from mil_zoo.report.across_runs.site_gap import site_pair, write_site_gap
     from mil_zoo.report.load import Results
 
     console = Console()
     out = out or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     loaded = [Results.load(run) for run in runs]
-    paths = [*write_ranking(loaded, out, metric, models, title), *write_forest(loaded, out)]
-    console.print((out / "ranking.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    if pair := site_pair(loaded):
+        paths = write_site_gap(*pair, out)
+    else:
+        paths = [*write_ranking(loaded, out, metric, models, title), *write_forest(loaded, out)]
+    shown = next(path for path in paths if path.suffix == ".md")
+    console.print(shown.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

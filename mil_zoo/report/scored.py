@@ -21,20 +21,21 @@ def owners_of(rows: pd.DataFrame) -> pd.Series:
     return known.where(known != "", rows["slide_id"].astype(str))
 
 
-def scored(task: Task, rows: pd.DataFrame) -> Scored:
+def scored(task: Task, rows: pd.DataFrame, of_slides: bool = False) -> Scored:
     """The patients of one test set, a row each.
 
     Args:
         task: as it was fitted to the training patients.
         rows: of a ``predictions.csv``.
+        of_slides: a patient may have several rows.
 
     Raises:
-        InputError: a patient has several rows.
+        InputError: a patient has several rows, and rows are not of slides.
     """
     targets, predictions = task.read(rows)
     arguments = task.arguments(targets, predictions)
     labels = arguments[1].astype(np.int64) if task.family == "survival" else _strata(task, targets)
-    return Scored(arguments, owners_of(rows).to_numpy(dtype=str), labels, task.context())
+    return Scored(arguments, owners_of(rows).to_numpy(dtype=str), labels, task.context(), of_slides)
 
 
 def _strata(task: Task, targets: np.ndarray) -> np.ndarray:

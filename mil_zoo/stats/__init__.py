@@ -13,7 +13,8 @@ Which question each answers, where models are compared on slides of one dataset:
 and over several datasets: ``friedman_nemenyi``, ``wilcoxon_test`` (Demšar).
 
 - how well these models do by any metric of any task, and the difference of two: ``bootstrap_patients``,
-  ``bootstrap_difference``, on another cohort ``external_difference``
+  ``bootstrap_difference``, on another cohort ``external_difference``, of two
+  ways of splitting ``design_difference``
 
 Of censored times (``concordance``, ``kaplan_meier``, ``logrank``, ``cox``, ...) the estimators are those of
 ``mil_zoo.survival``, which metrics and tasks use too.
@@ -33,6 +34,7 @@ from mil_zoo.stats.drawn import (
     Scored,
     bootstrap_difference,
     bootstrap_patients,
+    design_difference,
     external_difference,
     patient_draws,
     pooled_concordance,
@@ -142,6 +144,7 @@ __all__ = [
     "cumulative_dynamic_auc",
     "d_calibration",
     "delong_test",
+    "design_difference",
     "design_error",
     "detectable_difference",
     "discrete_survival",

@@ -25,22 +25,24 @@ class Scored:
 
     Attributes:
         arguments: of the metrics, n rows each: of survival times, events, risks, ...
-        patients: ``[n]``, each once.
+        patients: ``[n]``, each once, unless rows are of slides.
         labels: ``[n]``, from 0: the strata within which patients are drawn; of survival the events.
         context: what metrics need besides (training times, horizons).
+        of_slides: rows are slides, of which a patient may have several; they are drawn together.
     """
 
     arguments: tuple[npt.NDArray[Any], ...]
     patients: npt.NDArray[np.str_]
     labels: Ints
     context: Mapping[str, Any] = field(default_factory=dict)
+    of_slides: bool = False
 
     def __post_init__(self) -> None:
         sizes = {len(array) for array in (*self.arguments, self.patients, self.labels)}
         if len(sizes) > 1:
             raise InputError(f"a test set holds one row a patient in every array; these have {sorted(sizes)} rows")
         names, counts = np.unique(self.patients, return_counts=True)
-        if (counts > 1).any():
+        if (counts > 1).any() and not self.of_slides:
             raise InputError(
                 f"patient {str(names[counts.argmax()])!r} is scored {counts.max()} times in one test set; combine the "
                 "slides of a patient first"
@@ -189,6 +191,34 @@ def external_difference(
     """
     inside = patient_draws(internal, what, replicates, seed)
     return (inside - patient_draws(external, what, replicates, seed + 1)).interval()
+
+
+def design_difference(
+    a: Sequence[Scored], b: Sequence[Scored], metric: Metric, replicates: int = 2000, seed: int = 0
+) -> Drawn:
+    """The difference a - b of one model under two ways of splitting the same patients, one draw of them for both.
+
+    The trained models stay as they are. A fold that lacks a class in a draw is left out of it.
+
+    Args:
+        a: test sets of one way, one a fold.
+        b: those of the other; any folds, the same patients.
+        metric: of which the mean over folds is taken.
+        replicates, seed: as in :func:`bootstrap_patients`.
+    """
+    if not a or not b:
+        raise InputError("there is no test set to draw patients of")
+    weights = _weights([*a, *b], replicates, seed)
+    own, other = (_of_some_folds(parts, w, metric) for parts, w in ((a, weights[: len(a)]), (b, weights[len(a) :])))
+    return (own - other).interval()
+
+
+def _of_some_folds(parts: Sequence[Scored], weights: Sequence[Floats], metric: Metric) -> Draws:
+    places = zip(parts, weights, strict=True)
+    drawn = np.array([metric.weighted(*part.arguments, weights=w, **part.context) for part, w in places])
+    known = ~np.isnan(drawn)
+    total, count = np.where(known, drawn, 0).sum(0), known.sum(0)
+    return Draws(_statistic(parts, metric)[1], np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
 def _statistic(parts: Sequence[Scored], metric: Metric | None) -> tuple[Statistic, float]:
