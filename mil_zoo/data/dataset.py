@@ -46,7 +46,7 @@ def open_dataset(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
     source = as_source(source, **fields)
     dataset = _open(source)
     if source.test_on is not None:
-        dataset = joined(dataset, _open(_same_task(source.test_on, dataset, source)))
+        dataset = joined(dataset, _open(_same_task(source.test_on, dataset, source), tested=True))
     return by_patient(dataset, source.patients or dataset.card.patient_level)
 
 
@@ -121,7 +121,7 @@ def open_slides(source: DatasetSource | Path | str, **fields: Any) -> Dataset:
     return Dataset(card, Bags(slides), features=contents.features)
 
 
-def _open(source: DatasetSource) -> Dataset:
+def _open(source: DatasetSource, tested: bool = False) -> Dataset:
     place = locate(source)
     contents = contents_of(place, source)
     if contents.unreadable:
@@ -129,7 +129,7 @@ def _open(source: DatasetSource) -> Dataset:
     contents = with_task(contents, place, source)
     if not contents.card.of_classes:
         contents.card.create_task()  # a wrong setting is told before labels are looked for
-    table, where = label_table(contents, place, source)
+    table, where = label_table(contents, place, source, tested)
     contents = with_classes(contents, table, source)
     note = ""
     if source.allow_missing:

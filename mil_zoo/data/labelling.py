@@ -31,11 +31,19 @@ from mil_zoo.tasks import Survival
 _TCGA = r"^(TCGA-\w\w-\w{4})"  # a barcode up to the patient
 
 
-def label_table(contents: Contents, place: Place, source: DatasetSource) -> tuple[pd.DataFrame, Path | str]:
+def label_table(
+    contents: Contents, place: Place, source: DatasetSource, tested: bool = False
+) -> tuple[pd.DataFrame, Path | str]:
     """The labels of the slides, as text, without the slides that the card leaves out; and where they lie.
 
     The first of these: the table that the source names, ``labels.csv``, what lies with the features, the only csv of
     labels. Patients are the first characters of slide ids where the table names none and the card says so.
+
+    Args:
+        contents: the slides, and their card.
+        place: where they lie.
+        source: how they are opened.
+        tested: whether another dataset is tested on these, for messages.
 
     Raises:
         InputError: there are no labels, or see :func:`mil_zoo.data.labels.tables.read_labels`.
@@ -46,8 +54,9 @@ def label_table(contents: Contents, place: Place, source: DatasetSource) -> tupl
         if own is None and contents.features is not None:
             own = LAYOUTS.get(contents.features.layout).labels(contents.features)
     if own is None:
-        where = source.labels or find_labels(place.folder)
-        own = read_labels(where, card.label_column, card.columns_of, card.covariates, card.task_class.naming)
+        option = "--test-labels" if tested else "--labels"
+        where = source.labels or find_labels(place.folder, card.columns_of(()), option)
+        own = read_labels(where, card.label_column, card.columns_of, card.covariates, _naming(card, source, tested))
     own = own.assign(slide_id=_known_names(own["slide_id"].tolist(), contents.bags.slide_ids, where))
     if "label" in own:
         own["label"] = spelled_as(own["label"], card.classes)
@@ -117,6 +126,14 @@ def _told_by_columns(contents: Contents, place: Place, source: DatasetSource) ->
     if column_of(pd.DataFrame(columns=header), [card.label_column, "label"]) or not Survival.recognises(header):
         return card
     return card.with_task({"name": "survival"})
+
+
+def _naming(card: DataCard, source: DatasetSource, tested: bool) -> str:
+    """What to do where a label table calls a column of the target otherwise; "" where the task names none."""
+    naming = card.task_class.naming
+    if naming and (tested or source.test_on is not None):
+        return "rename this table's, since --test-on reads columns of the same names from both label tables"
+    return naming and f"name the table's own: {naming}"
 
 
 def _known_names(names: Sequence[str], known: Sequence[str], where: Path | str) -> list[str]:

@@ -25,7 +25,7 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
         InputError: other classes, another feature dimension, or patients (or slides) in both; ten of them are named.
     """
     a, b = train.card, test.card
-    if reason := train.task.refuses(test.task) or ("" if a.of_classes == b.of_classes else "they predict other things"):
+    if reason := train.task.refuses(test.task):
         raise InputError(f"{a.name!r} cannot be tested on {b.name!r}: {reason}")
     if a.classes != b.classes:
         raise InputError(

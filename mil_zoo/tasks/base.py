@@ -170,7 +170,9 @@ class Task:
 
     def refuses(self, other: Task) -> str:
         """Why a model of this task cannot be tested on a dataset of another one, as a sentence; "" where it can."""
-        return ""
+        if self.target_columns == other.target_columns:
+            return ""
+        return f"it states {', '.join(other.target_columns)}, not {', '.join(self.target_columns)}"
 
     def facts(self, targets: Floats) -> list[str]:
         """Sentences on the targets of all patients ``[n, T]`` that every table carries."""

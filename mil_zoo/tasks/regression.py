@@ -64,6 +64,12 @@ class Regression(Task):
         """``predicted``, in the unit of the target."""
         return ("predicted",)
 
+    def refuses(self, other: Task) -> str:
+        """Another kind of task, or numbers in another unit."""
+        if isinstance(other, Regression) and other.unit != self.unit:
+            return f"targets are in {self.unit or 'no unit'} and in {other.unit or 'no unit'}; convert one of the tables"
+        return super().refuses(other)
+
     def facts(self, targets: Floats) -> list[str]:
         """What is predicted, and between which numbers it lies."""
         unit = f" {self.unit}" if self.unit else ""

@@ -55,7 +55,7 @@ class RightCensored(Task):
         event = settings.get("event") or settings.get("censorship") or outcome_columns.find_event(header)
         if not event and (censored := outcome_columns.find_censorship(header)):
             raise InputError(
-                f"the label table has no column 'event', and {censored!r}, which by its name is 1 where a patient is "
+                f"the table has no column 'event', and {censored!r}, which by its name is 1 where a patient is "
                 f"censored; pass --censorship {censored}, or --event {censored} --event-as-named where 1 means that "
                 "the event happened"
             )

@@ -219,3 +219,29 @@ def test_times_in_another_unit_are_refused(cohort, elsewhere, tmp_path, run_cli)
     code, _, err = run_cli("bench", *where, *other, *columns, *BUDGET, "--out", tmp_path / "run")
     assert code == 2
     assert "times are in months and in days" in err
+
+
+def test_labels_of_another_cohort_that_do_not_fit_say_what_to_do(cohort, elsewhere, tmp_path, run_cli):
+    pd.read_csv(elsewhere / "labels.csv").rename(columns={"os_months": "dfs_months"}).to_csv(tmp_path / "dfs.csv")
+    pd.read_csv(elsewhere / "labels.csv").rename(columns={"os_months": "time_months"}).to_csv(tmp_path / "found.csv")
+    where = ("--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv")
+    other = (*BUDGET, "--test-on", elsewhere / "bags.npz", "--out", tmp_path / "run")
+    elsewise = "rename this table's, since --test-on reads columns of the same names from both label tables"
+    for arguments, messages in {
+        (*where, *other, *OUTCOME): ("no labels.csv; pass --test-labels", "slide_id, os_months and censorship"),
+        (*where, *other, *OUTCOME, "--test-labels", tmp_path / "dfs.csv"): ("dfs.csv: ", "'os_months'", elsewise),
+        (*where, *other, "--time", "dfs_months", *OUTCOME[2:], "--test-labels", tmp_path / "dfs.csv"): (
+            f"{cohort / 'labels.csv'}: ",
+            "'dfs_months'",
+            elsewise,
+        ),
+        ("--dataset", "demo_survival", *other, "--test-labels", tmp_path / "found.csv"): (
+            "found.csv: the table has no column 'event'",
+            "pass --censorship censorship",
+        ),
+    }.items():
+        code, _, err = run_cli("bench", *arguments)
+        assert code == 2
+        for message in messages:
+            assert message in err
+        assert err.count("\n") == 1

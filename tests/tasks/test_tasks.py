@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F
 
 from mil_zoo import Bag, BagBatch, InputError
-from mil_zoo.tasks import TASKS, Classification, Task, create_task, register_task, task_of_config, task_settings
+from mil_zoo.tasks import (
+    TASKS,
+    Classification,
+    MultiLabel,
+    Ordinal,
+    Regression,
+    Survival,
+    Task,
+    create_task,
+    register_task,
+    task_of_config,
+    task_settings,
+)
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.25, -3.0]])
 
@@ -37,6 +49,29 @@ def counting(monkeypatch):
             return logits.exp()
 
     return Counting
+
+
+DAYS, MONTHS = (Survival("nll", time="time", event="event", unit=unit) for unit in ("days", "months"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "reason"),
+    [
+        (Classification(2), Ordinal(2), ""),
+        (MONTHS, Survival("cox", time="t", event="e", unit="months"), ""),
+        (MONTHS, DAYS, "times are in months and in days"),
+        (MONTHS, Regression(), "holds no survival times"),
+        (Regression("years"), Regression("years"), ""),
+        (Regression("years"), Regression(), "targets are in years and in no unit"),
+        (Regression("years"), Classification(2), "it states label, not target"),
+        (Regression("years"), DAYS, "it states time_days, event, not target"),
+        (MultiLabel(["a", "b"]), MultiLabel(["b", "a"]), "it states label_b, label_a, not label_a, label_b"),
+    ],
+)
+def test_who_can_be_tested_on_whom(trained, tested, reason):
+    said = trained.refuses(tested)
+    assert reason in said
+    assert bool(said) == bool(reason)
 
 
 def test_classification_is_what_it_was():

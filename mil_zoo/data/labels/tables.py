@@ -23,7 +23,6 @@ COLUMNS = {
     "fold": ("fold",),
     "site": ("site", "tissue_source_site", "centre", "center"),
 }
-NEEDS = "it needs the columns slide_id and label, and may have patient_id (or case_id) and split"
 _NO_SPLIT = ("", "na", "n/a", "nan", "none", "null", "-", "unused")
 _WHOLE = re.compile(r"[0-9]+")
 _CLASS = re.compile(r"class ([0-9]+)")
@@ -53,9 +52,15 @@ _UNKNOWN = {
 _FULL = (99, 255, 999, 9999, 65535, 99999, 999999)  # numbers that stand for nothing far above the classes
 
 
+def needs(target_columns: Sequence[str] = ("label",)) -> str:
+    """What a label table must hold, in words."""
+    *first, last = "slide_id", *target_columns
+    return f"it needs the columns {', '.join(first)} and {last}, and may have patient_id (or case_id) and split"
+
+
 def read_csv(path: Path) -> pd.DataFrame:
     """A csv as a table of text, see :func:`mil_zoo.data.labels.dialects.read_csv`."""
-    return dialects.read_csv(path, NEEDS)
+    return dialects.read_csv(path, needs())
 
 
 def column_of(table: pd.DataFrame, names: Sequence[str]) -> str | None:
@@ -79,7 +84,7 @@ def read_labels(
         label_column: which column is the label; ``label`` where there is no such column.
         columns_of: which columns the task reads, of those that the table has: the label, or others.
         covariates: further columns to keep, each of which must be there.
-        naming: how other columns of the target are named, for messages.
+        naming: what to do where the table calls a column of the target otherwise, for messages.
 
     Returns:
         Text columns ``slide_id``, those of the target, the covariates and, where the file has them, ``patient_id``,
@@ -90,7 +95,10 @@ def read_labels(
     """
     table = read_csv(path)
     columns = {name: column_of(table, known) for name, known in COLUMNS.items()}
-    target_columns = columns_of([str(column) for column in table.columns])
+    try:
+        target_columns = columns_of([str(column) for column in table.columns])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     columns |= {name: column_of(table, [name]) for name in (*target_columns, *covariates)}
     if "label" in target_columns:
         columns["label"] = column_of(table, [label_column, "label"])
@@ -99,15 +107,15 @@ def read_labels(
         if column is None:
             wanted = label_column if name == "label" else name
             near = did_you_mean(wanted, map(str, table.columns))
-            of_target = naming and name in target_columns and name != "label"
-            remedy = f"name the table's own: {naming}" if of_target else NEEDS
+            of_target = name in target_columns and name != "label"
+            remedy = naming if naming and of_target else needs(target_columns)
             raise InputError(f"{path}: the column {wanted!r} is missing{near}; {remedy}")
         if f"{column}.1" in table:
             raise InputError(f"{path}: the column {column!r} occurs twice; rename or drop one of them")
         if name in ("slide_id", "label") and table[column].isna().any():
             raise InputError(f"{path}: {column} is empty in row {int(table[column].isna().argmax()) + 2}; fill it in")
     if not len(table):
-        raise InputError(f"{path} holds a header and no rows; {NEEDS}")
+        raise InputError(f"{path} holds a header and no rows; {needs(target_columns)}")
     labels: pd.DataFrame = pd.DataFrame({name: table[column] for name, column in columns.items() if column is not None})
     for name in target_columns:
         labels[name] = dialects.decimal(labels[name])
@@ -118,8 +126,13 @@ def read_labels(
     return labels
 
 
-def find_labels(folder: Path) -> Path:
+def find_labels(folder: Path, target_columns: Sequence[str] = ("label",), option: str = "--labels") -> Path:
     """The label table in a folder of slides: ``labels.csv``, or the only csv with the columns slide_id and label.
+
+    Args:
+        folder: where the slides lie.
+        target_columns: what the task reads, for messages.
+        option: by which another table is given, for messages.
 
     Raises:
         InputError: there is none, or several.
@@ -129,7 +142,7 @@ def find_labels(folder: Path) -> Path:
     found = [path for path in sorted(folder.glob("*.csv")) if _is_label_table(path)]
     if len(found) != 1:
         what = f"several label tables ({', '.join(path.name for path in found)})" if found else "no labels.csv"
-        raise InputError(f"{folder} holds {what}; pass --labels FILE.csv: {NEEDS}")
+        raise InputError(f"{folder} holds {what}; pass {option} FILE.csv: {needs(target_columns)}")
     return found[0]
 
 
