@@ -67,7 +67,8 @@ class Regression(Task):
     def refuses(self, other: Task) -> str:
         """Another kind of task, or numbers in another unit."""
         if isinstance(other, Regression) and other.unit != self.unit:
-            return f"targets are in {self.unit or 'no unit'} and in {other.unit or 'no unit'}; convert one of the tables"
+            units = " and in ".join(unit or "no unit" for unit in (self.unit, other.unit))
+            return f"targets are in {units}; convert one of the tables"
         return super().refuses(other)
 
     def facts(self, targets: Floats) -> list[str]:
