@@ -5,16 +5,17 @@ import json
 import numpy as np
 import pandas as pd
 
+from mil_zoo.noted import note_of
 from mil_zoo.stats import concordance
 from mil_zoo.tasks import Survival, task_settings
 
 FOLDS, PATIENTS = 5, 40  # tested in each fold
 
 
-def survival_run(write, path, noise, folds=FOLDS, tested=FOLDS, seed=0, covariates=True, **dataset):
+def survival_run(write, path, noise, folds=FOLDS, tested=FOLDS, seed=0, covariates=True, eventless=(), **dataset):
     """A run of ``noise``: of each model the spread of its risk around the true one; None for one risk of all.
 
-    Of the ``folds`` so many are ``tested``.
+    Of the ``folds`` so many are ``tested``. No test patient of an ``eventless`` one has the event.
 
     ``write`` is the fixture of ``tests/report``.
     """
@@ -26,6 +27,7 @@ def survival_run(write, path, noise, folds=FOLDS, tested=FOLDS, seed=0, covariat
     time, event = np.minimum(death, lost).round(1), (death <= lost).astype(int)
     names = np.array([f"p{i:03d}" for i in range(n)])
     fold = np.arange(n) % folds
+    event[np.isin(fold, eventless)] = 0
     task = Survival("rank", time="time_months", event="event", unit="months")
     rows, tables, fitted = [], {}, {}
     for model, spread in noise.items():
@@ -34,9 +36,11 @@ def survival_run(write, path, noise, folds=FOLDS, tested=FOLDS, seed=0, covariat
             test = fold == number
             values = {"slide_id": names[test], "patient_id": names[test], "split": "test"}
             values |= {"time_months": time[test], "event": event[test], "risk": risk[test]}
-            score = float(concordance(time[test], event[test], risk[test]))
+            score = concordance(time[test], event[test], risk[test])
             size = {"n_train": int((~test).sum()), "n_test": int(test.sum())}
-            row = write.row(model, number, metrics={"c_index": score}, val_metrics={"c_index": score}, **size)
+            size["notes"] = {"c_index": note} if (note := note_of(score)) else {}
+            scores = {"c_index": None if np.isnan(score) else float(score)}
+            row = write.row(model, number, metrics=scores, val_metrics=scores, **size)
             training = np.stack([time[~test], event[~test]], 1)
             one = task.of_cohort(training).fit(training).finished(training, risk[~test, None])
             rows.append(row)
@@ -44,6 +48,8 @@ def survival_run(write, path, noise, folds=FOLDS, tested=FOLDS, seed=0, covariat
 
     def files(row, folder):
         tables[row["trial"]].to_csv(folder / "predictions.csv", index=False)
+        epoch = {"epoch": 1, "loss": 0.5, "val_loss": 0.5, "seconds": 1.0, "selected": 1}
+        pd.DataFrame([epoch]).to_csv(folder / "epochs.csv", index=False)
         (folder / "task.json").write_text(json.dumps(fitted[row["trial"]]), encoding="utf-8")
 
     given = {"classes": [], "task": task_settings(task)["task"]} | dataset

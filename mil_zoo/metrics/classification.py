@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil_zoo.metrics.registry import register_metric
+from mil_zoo.noted import undefined
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -86,10 +87,10 @@ def auc(labels: Ints, probabilities: Floats, weights: Floats | None = None) -> A
     """
     w = np.ones(len(labels)) if weights is None else weights
     num_classes = probabilities.shape[1]
-    if num_classes == 2:
-        return roc_area(labels == 1, ranks_of_class(probabilities, 1), w)
-    areas = [roc_area(labels == label, ranks_of_class(probabilities, label), w) for label in range(num_classes)]
-    return np.mean(areas, axis=0)
+    of_classes = [1] if num_classes == 2 else range(num_classes)
+    areas = [roc_area(labels == label, ranks_of_class(probabilities, label), w) for label in of_classes]
+    area = np.mean(areas, axis=0)
+    return undefined("a class is absent") if np.ndim(area) == 0 and np.isnan(area) else area
 
 
 @register_metric("f1", title="F1", higher_is_better=True, batched=True, bounds=(0, 1))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.noted import Noted, undefined
+from mil_zoo.noted import Noted, note_of, undefined
 from mil_zoo.registry import PLUGINS
 
 Function = Callable[..., Any]
@@ -107,7 +107,7 @@ class Metric:
             raise InputError(
                 f"metric {self.name!r} is {value}, which no table can hold; return NaN where it is undefined"
             )
-        return value
+        return value if value == value or note_of(value) else undefined("the metric does not say why")
 
     def weighted(self, *arguments: ArrayLike, weights: ArrayLike, **context: Any) -> NDArray[np.float64]:
         """The values ``[R]`` under many weightings ``[R, n]``, for instance the draws of a bootstrap.

@@ -109,3 +109,10 @@ def test_sets_of(results: Results, label: str, patient_rule: str | None) -> dict
         labels = first["label"].to_numpy(dtype=np.int64)
         sets[split] = TestSet(labels, np.stack(probabilities), patients.to_numpy(dtype=str))
     return sets
+
+
+def why_undefined(results: Results, metric: str) -> str:
+    """Why a metric is undefined in some trials, in brackets after a blank; "" where nothing is known."""
+    trials = [trial for trials in results.finished.values() for trial in trials if trial.metrics.get(metric) is None]
+    notes = dict.fromkeys(note for trial in trials if (note := trial.notes.get(metric)))
+    return f" ({'; '.join(notes)})" if notes else ""

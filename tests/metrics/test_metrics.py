@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from mil_zoo import InputError
 from mil_zoo.metrics import find_metric, metrics_of, register_metric, score
+from mil_zoo.noted import note_of
 
 LABELS = np.array([0, 0, 0, 1, 1])
 POSITIVE = np.array([0.1, 0.6, 0.3, 0.4, 0.9])  # predicted: 0 1 0 0 1
@@ -32,7 +33,10 @@ def test_three_classes():
 
 
 def test_auc_needs_every_class():
-    assert np.isnan(find_metric("auc")(np.zeros(3, int), PROBABILITIES[:3]))
+    for classes in (2, 3):
+        area = find_metric("auc")(np.zeros(3, int), np.eye(3)[:, :classes])
+        assert np.isnan(area)
+        assert note_of(area) == "a class is absent"
     assert find_metric("f1")(np.zeros(3, int), np.array([[1.0, 0.0]] * 3)) == 0
 
 
@@ -136,4 +140,10 @@ def test_a_metric_that_is_infinite_is_named(forget):
 
 def test_a_metric_that_divides_by_nothing_is_undefined(forget):
     register_metric("share", title="Share", higher_is_better=True)(lambda labels, probabilities: 1 / 0)
-    assert np.isnan(score(LABELS, PROBABILITIES)["share"])
+    assert np.isnan(share := score(LABELS, PROBABILITIES)["share"])
+    assert note_of(share) == "nothing to divide by"
+
+
+def test_a_metric_without_a_reason_has_one(forget):
+    register_metric("nothing", title="Nothing", higher_is_better=True)(lambda labels, probabilities: np.nan)
+    assert note_of(score(LABELS, PROBABILITIES)["nothing"]) == "the metric does not say why"

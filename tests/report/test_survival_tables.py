@@ -133,3 +133,50 @@ def test_a_forest_of_cohorts(write, run_cli):
     assert sorted(squares) == pytest.approx(sorted(table["c_pooled"]))
     assert [text.get_text() for text in drawn.get_yticklabels()] == list(runs)
     assert (write.path / "out" / "cohorts.png").stat().st_size > 5_000
+
+
+def test_a_run_whose_only_metric_is_undefined_says_so_everywhere(write, run_cli):
+    run = survival_run(write, write.path / "run", {"good": 0.3, "poor": 8.0}, tested=1, eventless=[0])
+    other = survival_run(write, write.path / "other", {"good": 0.3, "poor": 8.0}, seed=1, title="other")
+    code, _, err = run_cli("report", run.path)
+    assert code == 0, err
+    told = pd.read_csv(run.path / "undefined.csv")
+    assert told["note"].eq("no event").all()
+    assert set(told["trial"]) == {"good-r0-f0-s0", "poor-r0-f0-s0", "good", "poor"}
+    said = {
+        "table.md": "| good | - | 1 |",
+        "table.tex": "Undefined: no event (C; 2 of 2 trials; undefined.csv).",
+        "survival.md": "The pooled C of clinical, good, poor is undefined: no comparable pair",
+        "survival.tex": "The pooled C of clinical, good, poor is undefined: no comparable pair",
+        "comparisons.md": "C is undefined on all test slides that both predicted (no event).",
+        "report.html": "C is undefined in every trial (no event): no model can be called better than another by it.",
+    }
+    for name, words in said.items():
+        text = (run.path / name).read_text(encoding="utf-8")
+        assert words in text, name
+        assert "| nan" not in text, name
+        assert "differs from the best" not in text, name
+    code, _, err = run_cli("compare", run.path, other.path, "--out", write.path / "out")
+    assert code == 2
+    assert "C is undefined on Demo_slides & 100 % noise for every aggregator (no event); leave" in err
+
+
+def test_a_fold_without_events_is_left_out_of_the_mean_and_said(write, run_cli):
+    run = survival_run(write, write.path / "run", {"good": 0.3, "poor": 8.0}, eventless=[1])
+    other = survival_run(write, write.path / "other", {"good": 0.3, "poor": 8.0}, seed=1, title="other")
+    for each in (run, other):
+        assert run_cli("report", each.path)[0] == 0
+    table = pd.read_csv(run.path / "table.csv").set_index("aggregator")
+    scores = [row["metrics"]["c_index"] for row in run.trials() if row["aggregator"] == "good"]
+    assert scores.count(None) == 1
+    assert table.loc["good", "c_index_mean"] == pytest.approx(np.mean([score for score in scores if score is not None]))
+    assert table.loc["good", "c_index_n"] == 4
+    for name in ("table.md", "survival.md", "table.tex", "survival.tex", "report.html"):
+        assert "(n = 4)" in (run.path / name).read_text(encoding="utf-8"), name
+    for name in ("table.md", "table.tex", "report.html"):
+        text = (run.path / name).read_text(encoding="utf-8")
+        assert "Undefined: no event (C; 2 of 10 trials; undefined.csv)." in text, name
+    assert run_cli("compare", run.path, other.path, "--out", write.path / "out")[0] == 0
+    for name in ("ranking.md", "ranking.tex"):
+        text = (write.path / "out" / name).read_text(encoding="utf-8")
+        assert "over 4 of 5 test folds (no event): good, poor." in text

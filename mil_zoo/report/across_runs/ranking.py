@@ -18,6 +18,7 @@ from mil_zoo.report.figures.registry import save
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Table
 from mil_zoo.report.tables.text import one_line, p_value
+from mil_zoo.report.test_parts import why_undefined
 from mil_zoo.stats import FriedmanNemenyi, friedman_nemenyi, holm, wilcoxon_test
 
 
@@ -97,7 +98,11 @@ def write_ranking(
             in common, or one of ``models`` without a score.
     """
     by = _metric_of(runs, metric)
-    table, left_out = _ranked(scores_by_dataset(runs, by.name), models)
+    scores = scores_by_dataset(runs, by.name)
+    for run, name in zip(runs, dataset_names(runs), strict=True):
+        if name not in scores.index or scores.loc[name].isna().all():
+            raise InputError(_why_unscored(run, by, name))
+    table, left_out = _ranked(scores, models)
     ranks = table.rank(axis=1, ascending=not by.higher_is_better).mean()
     table = table[ranks.sort_values(kind="stable").index]
     towards = 1 if by.higher_is_better else -1
@@ -133,6 +138,14 @@ def _metric_of(runs: Sequence[Results], name: str | None) -> Metric:
     name = name or runs[0].lead.name
     found = [run.metric(name) for run in runs]  # each has it, or says so
     return found[0]
+
+
+def _why_unscored(run: Results, metric: Metric, name: str) -> str:
+    """Why a dataset ranks nothing."""
+    if not any(run.finished.values()):
+        return f"{run.path} holds no finished trial; leave it out, or start the bench again"
+    why = why_undefined(run, metric.name)
+    return f"{metric.title} is undefined on {name} for every aggregator{why}; leave {run.path} out, or rank by another"
 
 
 def _ranked(scores: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:
@@ -215,6 +228,17 @@ def _differences(table: pd.DataFrame) -> pd.DataFrame:
     return pairs.assign(p_holm=holm(pairs["p_wilcoxon"]))
 
 
+def _folds_left_out(run: Results, metric: Metric, name: str) -> list[str]:
+    """Whose mean is not over all test folds."""
+    splits = max((len({trial.split for trial in trials}) for trials in run.finished.values()), default=0)
+    few: dict[int, list[str]] = {}
+    for label, summary in run.summaries(metric.name).items():
+        if 0 < summary.n < splits:
+            few.setdefault(summary.n, []).append(label)
+    why = why_undefined(run, metric.name)
+    return [f"{name}: over {n} of {splits} test folds{why}: {', '.join(labels)}." for n, labels in few.items()]
+
+
 def _notes(
     runs: Sequence[Results],
     metric: Metric,
@@ -245,5 +269,6 @@ def _notes(
         lines.append(
             f"{name}: {split.kind}, {split.repeats} x {split.folds} folds; epochs {', '.join(map(str, budgets))}."
         )
+        lines += _folds_left_out(run, metric, name)
         lines += [one_line(warning) for warning in run.config.dataset.warnings]
     return lines

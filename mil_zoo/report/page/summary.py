@@ -14,20 +14,22 @@ from mil_zoo.report.tables.pairs import best
 from mil_zoo.report.tables.scores import score_table
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.text import count, short
+from mil_zoo.report.test_parts import why_undefined
 
 
 def findings(results: Results, slides: Sequence[Slide]) -> list[str]:
     """What the run found, the most important first; [] for a run without a finished trial."""
     found: list[str] = []
     if results.metrics and any(results.finished.values()):
-        found += [*_score(results, results.lead), *_difference(results, results.lead)]
+        found += _score(results, results.lead)
     return [*found, *_attention(results), *_alignment(results), *_worst(slides)]
 
 
 def _score(results: Results, metric: Metric) -> list[str]:
     table = score_table(results).dropna(subset=[f"{metric.name}_mean"])
     if table.empty:
-        return []
+        why = why_undefined(results, metric.name)
+        return [f"{metric.title} is undefined in every trial{why}: no model can be called better than another by it."]
     order = table.sort_values(f"{metric.name}_mean", ascending=metric.higher_is_better is False)
     top, others = order.iloc[0], list(order["aggregator"])[1:]
     low, high = (top[f"{metric.name}_{end}"] for end in ("low", "high"))
@@ -41,7 +43,8 @@ def _score(results: Results, metric: Metric) -> list[str]:
     if not others:
         return [f"{said}; no other model was trained, so it is compared with nothing."]
     last = order.iloc[-1]
-    return [f"{said}; {last['aggregator']} has the {_OTHER[which]}, {last[f'{metric.name}_mean']:.3f}."]
+    said = f"{said}; {last['aggregator']} has the {_OTHER[which]}, {last[f'{metric.name}_mean']:.3f}."
+    return [said, *_difference(results, metric)]
 
 
 _OTHER = {"highest": "lowest", "lowest": "highest"}

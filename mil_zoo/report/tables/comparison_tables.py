@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
@@ -31,6 +33,8 @@ def bold_note(results: Results) -> list[str]:
 
 def why_none_is_bold(results: Results) -> str:
     """Why no aggregator is left out of those that can be the best by a metric."""
+    if (comparisons(results)["splits"] == 0).all():
+        return "no two aggregators have a metric that is defined on the same test slides (comparisons.md)."
     if comparisons(results)["splits"].between(2, ENOUGH - 1).all():
         return f"fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."
     return f"no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"
@@ -53,17 +57,17 @@ def shown_comparisons(results: Results, control: str | None = None) -> Document:
             rows.append([titles[row["metric"]], row["a"], row["b"], _difference(row), *_decision(row, row["p_holm"])])
     header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
     tables.append(Table(header, rows, [*_NOTES, *_reasons(results), _least(results)], "All pairs"))
-    return Document("comparisons", "Paired comparisons", tables)
+    return Document("comparisons", "Paired comparisons", [table for table in tables if table.rows])
 
 
 def _best_table(results: Results) -> Table:
     header = ["Aggregator", *(metric.title for metric in results.headline)]
-    cells: dict[str, list[str]] = {}
+    cells: dict[str, dict[str, str]] = {}
     for metric in results.headline:
         for patients in (False, True):
             for label, p in zip(*chances(results, metric, patients), strict=True):
-                cells.setdefault(label, []).append(p_value(p))
-    rows = [[label, *values] for label, values in cells.items() if len(values) == len(results.headline)]
+                cells.setdefault(label, {})[metric.name] = p_value(p)
+    rows = [[label, *(known.get(metric.name, "-") for metric in results.headline)] for label, known in cells.items()]
     note = (
         "p of being the best one: small where another one is better. Each is compared one-sided with the k - 1 others, "
         "and the smallest p counts k - 1 times; those of 0.05 or more hold the best one with a probability of 95 %, "
@@ -138,6 +142,8 @@ def _reasons(results: Results) -> list[str]:
 
 
 def _difference(row: Mapping[Any, Any]) -> Cell:
+    if np.isnan(row["difference"]):
+        return Cell("-")
     return Cell(f"{row['difference']:.3f}", below=(interval(row["low"], row["high"], ".3f"),))
 
 

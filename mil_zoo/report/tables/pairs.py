@@ -15,7 +15,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
-from mil_zoo.report.test_parts import mean_sizes, values_by_split
+from mil_zoo.report.test_parts import mean_sizes, values_by_split, why_undefined
 from mil_zoo.stats import (
     EXCHANGED,
     PairedT,
@@ -154,7 +154,8 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         "p_corrected_t": over_sets.p,
     }
     if not results.test_sets(a, rule) and not results.test_sets(b, rule):
-        return row | _of_any_task(results, metric, (a, b), rule, over_sets, len(pairs), k)
+        row |= _of_any_task(results, metric, (a, b), rule, over_sets, len(pairs), k)
+        return row if pairs else row | {"reason": _why_no_pair(results, metric, a, b) or row["reason"]}
     left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
     same = bool(left) and all(_alike(left[key], right[key]) for key in left)
     sets = [*left.values()], [*right.values()]
@@ -180,7 +181,16 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
     row |= {"se": se, "df": df}
     row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
-    return row
+    return row if pairs else row | {"reason": _why_no_pair(results, metric, a, b) or row["reason"]}
+
+
+def _why_no_pair(results: Results, metric: Metric, a: str, b: str) -> str:
+    """Why two models have a metric on no test set in common, as a sentence; "" where it is not that it is undefined."""
+    trials = [trial for label in (a, b) for trial in results.finished[label]]
+    if all(trial.metrics.get(metric.name) is not None for trial in trials):
+        return ""
+    why = why_undefined(results, metric.name)
+    return f"{metric.title} is undefined on all test slides that both predicted{why}."
 
 
 def _of_any_task(

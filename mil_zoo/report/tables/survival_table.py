@@ -27,6 +27,7 @@ from mil_zoo.stats import (
 )
 
 CLINICAL = "clinical"
+_OTHERS = "other patients"  # where a model was scored on others than the clinical one
 _PAIRED = ["beats_clinical", "beats_clinical_low", "beats_clinical_high", "test", "p_beats_clinical"]
 _BESIDE = [*_PAIRED, "p_beats_clinical_holm", "p_adds_to_clinical"]
 _HEADER = ["Aggregator", "C, pooled", "C, mean of folds", "High-risk hazard ratio", "Log-rank p"]
@@ -78,6 +79,9 @@ def survival_document(results: Results) -> Document:
         [row["aggregator"], *_shown(row, _folds(results, row["aggregator"])), *(_shown_beside(row) if beside else ())]
         for row in frame.to_dict("records")
     ]
+    for (defined, reason), of in frame[frame["reason"] != ""].groupby([frame["folds"] > 0, "reason"], sort=False):
+        labels = ", ".join(of["aggregator"])
+        notes.append(f"The pooled C of {labels} {'has no interval' if defined else 'is undefined'}: {reason}.")
     for label in results.groups:
         groups, parts = groups_of(results, label), folds_of(results, label)
         if groups is not None and groups.note:
@@ -130,7 +134,7 @@ def _values(parts: list[Scored]) -> np.ndarray:
 def _beside_clinical(results: Results, parts: list[Fold], clinical: ClinicalFolds) -> dict[str, Any]:
     scored = [part.scored for part in parts]
     if [list(part.patients) for part in scored] != [list(part.patients) for part in clinical.scored]:
-        return {"test": "other patients"}
+        return {"test": _OTHERS}
     if len(parts) > 1:
         differences = _values(scored) - _values(clinical.scored)
         found = corrected_t_test(differences.tolist(), *mean_sizes([part.trial for part in parts]))
@@ -159,9 +163,8 @@ def _folds(results: Results, label: str) -> int:
 def _shown(row: Mapping[Any, Any], folds: int) -> list[Cell | str]:
     low, high = row["c_pooled_low"], row["c_pooled_high"]
     ratio_low, ratio_high = row["hazard_ratio_low"], row["hazard_ratio_high"]
-    below = interval(low, high, ".3f") if not np.isnan(low) else str(row["reason"])
     return [
-        Cell(_three(row["c_pooled"]), below=(below,)),
+        Cell(_three(row["c_pooled"]), below=(interval(low, high, ".3f"),) * (row["folds"] > 0)),
         Cell(_three(row["c_mean"]), below=(f"(n = {row['folds']})",) * (0 < row["folds"] < folds)),
         "-"
         if np.isnan(row["hazard_ratio"])
@@ -173,7 +176,7 @@ def _shown(row: Mapping[Any, Any], folds: int) -> list[Cell | str]:
 def _shown_beside(row: Mapping[Any, Any]) -> list[Cell | str]:
     value, ends = row["beats_clinical"], (row["beats_clinical_low"], row["beats_clinical_high"])
     if np.isnan(value):
-        return [row["test"] or "-", "-", "-", "-"]
+        return [_OTHERS if row["test"] == _OTHERS else "-", "-", "-", "-"]
     return [
         Cell(f"{value:+.3f}", below=(interval(*ends, ".3f"),)),
         Cell(p_value(row["p_beats_clinical"]), below=(f"({row['test']})",)),
