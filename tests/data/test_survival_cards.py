@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mil_zoo.data.card import read_card
@@ -50,3 +51,8 @@ def test_a_card_states_what_its_table_holds(name):
     place = dict(zip(table["slide_id"], targets, strict=True))
     notes = task.fold_facts([np.array([place[slide] for slide in split.test]) for split in splits])
     assert "log-rank p between folds" in notes[0]
+    if "stage" in card.covariates:  # of the AJCC (FIGO): what SurvPath calls stage is the T category
+        assert table["stage"].dropna().str.fullmatch(r"(I{1,3}|IV)[ABC]?[12]?|X").all()
+    else:
+        assert pd.read_csv(path, dtype=str)["stage"].isna().all()
+    assert "t_category_called_stage" not in card.covariates

@@ -1,11 +1,14 @@
 """The tables of survival: beside the clinical model, what intervals leave out, their files, and collapsed models."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from survival_runs import FOLDS, PATIENTS, survival_run
 
 from mil_zoo.report.across_runs.forest import forest
+from mil_zoo.report.figures.survival_curves import draw_curves
 from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import clinical_folds, folds_of
 from mil_zoo.report.tables import write_tables
@@ -180,3 +183,18 @@ def test_a_fold_without_events_is_left_out_of_the_mean_and_said(write, run_cli):
     for name in ("ranking.md", "ranking.tex"):
         text = (write.path / "out" / name).read_text(encoding="utf-8")
         assert "over 4 of 5 test folds (no event): good, poor." in text
+
+
+def test_curves_end_where_ten_are_at_risk_and_say_what_is_undefined(run):
+    """The panel of a collapsed model has no two groups to test, and says so."""
+    figure = draw_curves(results := Results.load(run.path))["kaplan_meier"]
+    times = np.concatenate([part.arguments[0] for part in folds_of(results, "good")])
+    assert (times >= (until := np.sort(times)[-10])).sum() == 10
+    panels = {axes.get_title().split("\n")[0]: axes for axes in figure.axes if axes.get_title()}
+    assert set(panels) == set(NOISE)
+    for axes in panels.values():
+        drawn = [line.get_xdata() for line in axes.lines]
+        assert max(line.max() for line in drawn if len(line)) == axes.get_xlim()[1] == until
+    said = panels["flat"].get_title().replace("\n", " ")
+    assert said == "flat no event at which both groups are at risk"
+    assert re.search(r"hazard ratio \d\.\d\d \[\d\.\d\d, \d\.\d\d\]\nlog-rank p < 0\.001", panels["good"].get_title())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,9 +45,8 @@ def draw_curves(results: Results) -> dict[str, Figure]:
             if curve is not None:
                 _curve(axes, curve, groups.until, *_GROUPS[name])
         ratio = groups.ratio
-        text = (
-            f"hazard ratio {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]\nlog-rank p {p_value(groups.test.p)}"
-        )
+        text = f"hazard ratio {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        text = textwrap.fill(groups.note, 30) if groups.note else f"{text}\nlog-rank p {p_value(groups.test.p)}"
         axes.set(title=f"{wrapped(label)}\n{text}", xlim=(0, groups.until), ylim=(0, 1.02))
         ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= groups.until]
         counts = ["\n".join(_at_risk(curve, tick) for curve in curves.values()) for tick in ticks]
