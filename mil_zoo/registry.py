@@ -19,6 +19,7 @@ T = TypeVar("T")
 Registered = TypeVar("Registered")
 
 ENTRY_POINT_GROUP = "mil_zoo.plugins"
+_PREFIX = "mil_zoo_plugin_"  # of the modules that plugin files are imported as
 
 
 class Registry(Generic[T]):
@@ -114,7 +115,7 @@ class Plugins:
             return
         if not path.is_file():
             raise InputError(f"plugin file {path} does not exist; pass --plugin a Python file")
-        name = f"mil_zoo_plugin_{path.stem}"
+        name = f"{_PREFIX}{path.stem}"
         if name in sys.modules:
             raise InputError(f"two plugin files are called {path.name}; rename one of them")
         spec = importlib.util.spec_from_file_location(name, path)
@@ -159,6 +160,12 @@ PLUGINS = Plugins()
 def load_plugin(path: str | Path) -> None:
     """Imports a plugin file into this process, see :meth:`Plugins.load`."""
     PLUGINS.load(path)
+
+
+def plugin_of(obj: object) -> Path | None:
+    """The plugin file that defines a class or function; None where none does."""
+    module = str(getattr(obj, "__module__", ""))
+    return Path(str(sys.modules[module].__file__)) if module.startswith(_PREFIX) else None
 
 
 def _why(path: Path, error: BaseException) -> str:

@@ -10,14 +10,16 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.executors import Executor, InProcess
 from mil_zoo.bench.plan import Plan, TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.bench.trial import Job
 from mil_zoo.data.splits.split import patient_key
-from mil_zoo.registry import PLUGINS
+from mil_zoo.registry import PLUGINS, plugin_of
 from mil_zoo.train.checkpoint import CheckpointPlace
+from mil_zoo.train.protocols import PROTOCOLS
 
 
 def run_plan(
@@ -73,7 +75,8 @@ def run_plan(
             else:
                 folder, place = run.staging(trial.id).resolve(), CheckpointPlace(unfinished, checkpoint_seconds)
                 job = Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files), place)
-                jobs.append(replace(job, alone=isinstance(executor, InProcess)))
+                alone = isinstance(executor, InProcess)
+                jobs.append(replace(job, alone=alone, spared=_spared(plan, trial)))
         with closing(executor.run(jobs, on_trial, on_epoch)) as outcomes:
             for outcome in outcomes:
                 run.add_trial(outcome.to_row())
@@ -81,6 +84,17 @@ def run_plan(
                     shutil.rmtree(run.unfinished(outcome.trial), ignore_errors=True)
                 on_result(outcome)
     return run
+
+
+def _spared(plan: Plan, trial: TrialPlan) -> tuple[Path, ...]:
+    """The plugin files whose trials are others, which tell of what is wrong with them, and that define no metric."""
+
+    def of_model(name: str) -> Path | None:
+        return plugin_of(PROTOCOLS.get(name) if name in PROTOCOLS else AGGREGATORS.get(name))
+
+    needed = {plugin_of(getattr(metric.function, "func", metric.function)) for metric in plan.dataset.task.metrics}
+    needed |= {None, of_model(trial.model.name)}
+    return tuple({file for name in plan.suite.models if (file := of_model(name)) not in needed and file is not None})
 
 
 def _outcomes(plan: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split
+from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import set_threads
 from mil_zoo.registry import load_plugin
 from mil_zoo.train.checkpoint import CheckpointPlace
@@ -63,6 +65,7 @@ class Job:
         plugins: files to import first.
         place: where its unfinished training lies, for the next attempt to continue; None for nowhere.
         alone: whether no other trial of the run uses the processors meanwhile, so that their energy is its own.
+        spared: plugins among them that the trial is tried without, should they fail to import.
     """
 
     trial: TrialPlan
@@ -72,6 +75,7 @@ class Job:
     plugins: tuple[Path, ...] = ()
     place: CheckpointPlace | None = None
     alone: bool = False
+    spared: tuple[Path, ...] = ()
 
     def outcome(self, **more: Any) -> Trial:
         """What came of the trial: what is known before it runs, and ``more``."""
@@ -129,7 +133,8 @@ class Worker:
         """
         try:
             for plugin in job.plugins:
-                load_plugin(plugin)
+                with contextlib.suppress(*[InputError] * (plugin in job.spared)):
+                    load_plugin(plugin)
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
             context, tuned = _context(job, dataset, bags, on_epoch, self._kept), None
@@ -166,7 +171,9 @@ class Worker:
             )
             outcome = dataclasses.replace(outcome, energy_j=used.joules)
             weights = weights_file(result.weights)
-        except (Exception, SystemExit) as error:  # whatever an aggregator does wrong, the other trials go on
+        except BaseException as error:  # whatever an aggregator does wrong, the other trials go on
+            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                raise  # where the keyboard is ignored the aggregator raised it
             (empty_folder(job.folder) / TRACEBACK).write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
             )

@@ -86,12 +86,22 @@ def groups_of(options: BenchOptions, plan: Plan) -> str | None:
         if options.groups is not None:
             raise InputError("--groups is the table of --by; name its columns there")
         return None
-    slides = [(slide.slide_id, slide.patient_id or "") for slide in plan.dataset.bags.slides]
+    bag_of = {name: slide for slide in plan.dataset.bags.slides for name in slide.names()}
+    slides = [(name, slide.patient_id or "") for name, slide in bag_of.items()]
     known: dict[str, dict[str, str]] = {"site": dict(plan.dataset.site_of)} if plan.dataset.site_of else {}
     if (covariates := plan.dataset.covariates) is not None:
         of = covariates.set_index("patient_id")
         known |= {str(name): {str(who): str(value) for who, value in of[name].dropna().items()} for name in of}
     table = read_groups(options.by, slides, options.groups or options.labels, known)
+    table["slide_id"] = [slide.slide_id for slide in bag_of.values()]
+    table = table.drop_duplicates("slide_id")  # a patient's slides are in one group
+    tested = table[table["slide_id"].isin({slide for split in plan.splits for slide in split.test})]
+    for column in options.by:
+        if (tested[column] == "").all():
+            raise InputError(
+                f"--by {column}: nothing says the {column} of any slide that is tested; add these to the table, or "
+                "leave the column out"
+            )
     return str(table.to_csv(index=False, lineterminator="\n"))
 
 
@@ -109,7 +119,27 @@ def suite_of(options: BenchOptions) -> Suite:
         | parse_overrides(options.settings),
         "grid": parse_grids(options.grid),
     }
-    return read_suite(options.suite, **told)
+    suite = read_suite(options.suite, **told)
+    _refuse_unused(options, suite)
+    return suite
+
+
+def _refuse_unused(options: BenchOptions, suite: Suite) -> None:
+    """Raises an ``InputError`` where an option was given that would change nothing."""
+    from mil_zoo.data.splits.files import is_split_file
+
+    split, elsewhere = f"--split {suite.split}", suite.test_on is not None
+    in_file = not elsewhere and is_split_file(suite.split)
+    drawn = not in_file and (suite.split != "official" or options.folds == "published")
+    for given, used, why in (
+        (options.folds, not elsewhere, "--test-on tests on all slides of the other dataset: leave out --folds"),
+        (options.folds, elsewhere or drawn, f"{split} says itself which folds there are: leave out --folds"),
+        (options.repeats, not in_file, f"{split} says itself which repetitions there are: leave out --repeats"),
+        (options.test_root, elsewhere, "--test-root is the folder of --test-on; name that dataset, or leave it out"),
+        (options.sampler, suite.tune is not None, "--sampler proposes configurations; add --tune N, or leave it out"),
+    ):
+        if given is not None and not used:
+            raise InputError(why)
 
 
 def source_of(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:

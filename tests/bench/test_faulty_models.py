@@ -1,6 +1,7 @@
 """Aggregators of users that go wrong: each costs its own trials, says why, and leaves its traceback."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -70,6 +71,34 @@ def test_a_model_that_fails_or_leaves_costs_its_own_trials(run_cli, bag_table, t
     trace = tmp_path / "run" / "trials" / rows[0]["trial"] / "traceback.txt"
     assert f"{name}.py" in trace.read_text()
     assert "traceback.txt" in out
+
+
+def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli, bag_table, tmp_path):
+    """The same plugins import and run in the main process."""
+    worker = "import multiprocessing\nWORKER = multiprocessing.parent_process() is not None\n"
+    faults = {
+        "imports_not": ("if WORKER: raise ValueError('no licence here')", "pass", "line 4.*no licence here"),
+        "interrupts": ("", "if WORKER: raise KeyboardInterrupt('mine')", r"KeyboardInterrupt: mine \(interrupts.py"),
+    }
+    plugins = []
+    for name, (top, forward, _) in faults.items():
+        plugins.append(write_plugin(tmp_path, name, "pass", forward))
+        plugins[-1].write_text(f"{worker}\n{top}\n{plugins[-1].read_text()}")
+    given = [one for plugin in plugins for one in ("--plugin", plugin)]
+    models = ("--models", f"mean,{','.join(faults)}", "--dataset", bag_table, "--folds", 2, "--epochs", 1)
+    code, _, _ = run_cli("bench", *given, *models, "--jobs", 2, "--out", tmp_path / "run")
+    assert code == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
+    assert sorted((row["aggregator"], row["status"]) for row in rows) == [
+        *[("imports_not", "failed")] * 2,
+        *[("interrupts", "failed")] * 2,
+        *[("mean", "ok")] * 2,
+    ]
+    for row in rows:
+        if row["status"] == "failed":
+            assert re.search(faults[row["aggregator"]][2], row["reason"])
+            trace = tmp_path / "run" / "trials" / row["trial"] / "traceback.txt"
+            assert f"{row['aggregator']}.py" in trace.read_text()
 
 
 def test_shared_parameters_are_written_under_both_names(run_cli, bag_table, tmp_path):

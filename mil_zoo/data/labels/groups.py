@@ -44,7 +44,7 @@ def read_groups(
         if read is not None and name is not None:
             values = _of_table(read, name, made, owner, Path(str(table)))
         elif known and column in known:
-            values = made["slide_id"].map(known[column]).fillna(owner.map(known[column])).fillna("")
+            values = made["slide_id"].map(known[column].get).fillna(owner.map(known[column].get)).fillna("")
         elif column == "site" and made["slide_id"].str.match(_BARCODE).any():
             values = made["slide_id"].str.extract(_BARCODE, expand=False).str.upper().fillna("")
         else:
@@ -80,7 +80,7 @@ def _of_table(read: pd.DataFrame, name: str, made: pd.DataFrame, owner: pd.Serie
         known = {
             means[slide]: value for slide, value in zip(given[of_slide], given[name], strict=True) if slide in means
         }
-        values = made["slide_id"].map(known).fillna("")
+        values = made["slide_id"].map(known.get).fillna("")
     if of_patient is not None and (values == "").any():
         several = given.groupby(of_patient)[name].unique()
         for patient in several[several.map(len) > 1].index:
