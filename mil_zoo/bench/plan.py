@@ -29,6 +29,8 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.files import splits_csv
 from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
+from mil_zoo.errors import InputError
+from mil_zoo.stats import read_covariates
 from mil_zoo.tasks import Classification, task_settings
 from mil_zoo.train.protocols import PROTOCOLS, check_protocol
 
@@ -252,7 +254,7 @@ def plan_of(
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     drawn = _draw(dataset, suite)
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
-    left_out = _left_out(models, dataset)
+    left_out = [*_left_out(models, dataset), *_without_clinical(dataset)]
     drawn = dataclasses.replace(drawn, warnings=[*drawn.warnings, *left_out])
     if len(features) > 1:
         models = [model.reading(each) for model in models for each in features]
@@ -279,6 +281,16 @@ def _left_out(models: Sequence[ModelPlan], dataset: Dataset) -> list[str]:
         if made.left_out:
             without[model.name] = made.left_out
     return [f"{name}: without {term}, which needs classes." for name, term in without.items()]
+
+
+def _without_clinical(dataset: Dataset) -> list[str]:
+    """Why the run will have no clinical model, where the card names covariates that none can be made of."""
+    if dataset.covariates is not None:
+        try:
+            read_covariates(dataset.covariates, [name for name in dataset.covariates.columns if name != "patient_id"])
+        except InputError as error:
+            return [f"No clinical model: {error}."]
+    return []
 
 
 def _draw(dataset: Dataset, suite: Suite) -> DrawnSplits:

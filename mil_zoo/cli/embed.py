@@ -7,7 +7,10 @@ from pathlib import Path
 import click
 
 from mil_zoo.cli.options import plugin_option
+from mil_zoo.errors import InputError
 from mil_zoo.files import writing
+
+EMBEDDINGS = ("embeddings.npy", "ids.npy")
 
 
 @click.command(
@@ -46,7 +49,8 @@ def embed(
 ) -> None:
     """Embed slides with ENCODER, the encoder.safetensors of a pretraining.
 
-    Writes embeddings.npy (float32 [slides, dimensions]) and ids.npy, the two files of the Giga-SSL authors.
+    Writes embeddings.npy (float32 [slides, dimensions]) and ids.npy, the two files of the Giga-SSL authors. An OUT that
+    holds some already is left as it is.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -56,6 +60,9 @@ def embed(
     from mil_zoo.ssl.model import SlideEncoder
     from mil_zoo.train.device import default_device
 
+    for name in EMBEDDINGS:  # what made them is not known: perhaps another encoder, or a trial of a run
+        if (path := out / name).exists() or path.is_symlink():
+            raise InputError(f"{path} exists; choose another --out, or delete it")
     console = Console()
     with console.status("Opening the data"):
         source, _, _ = open_source(store, slides, dataset, root, features, layout, allow_pickle)

@@ -13,6 +13,7 @@ from mil_zoo.stats.resampling import Floats
 from mil_zoo.survival import Cox, LikelihoodRatio, cox, likelihood_ratio
 
 RIDGE = 1e-4
+_WORDS = 5  # different ones that a column of few patients may hold
 _STAGE = r"^(?:STAGE\s*)?(IV|I{1,3})"  # the sub-stages (IIIA, IB2) count as their stage
 _SEX = {"F": 0.0, "FEMALE": 0.0, "M": 1.0, "MALE": 1.0}
 
@@ -69,7 +70,7 @@ def read_covariates(table: pd.DataFrame, columns: list[str]) -> Covariates:
     frequent.
 
     Raises:
-        InputError: a column is missing, or all of it is empty.
+        InputError: a column is missing, all of it is empty, or hardly two patients have the same word in it.
     """
     names: list[str] = []
     values: list[Floats] = []
@@ -93,6 +94,12 @@ def read_covariates(table: pd.DataFrame, columns: list[str]) -> Covariates:
             order = {"I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}
             values.append(stages.reindex(text.index).map(order).to_numpy(dtype=np.float64))
         else:
+            if given.nunique() > max(_WORDS, len(given) / 2):
+                raise InputError(
+                    f"the clinical covariate {column!r} holds {given.nunique()} different words for {len(given)} "
+                    f"patients ({', '.join(map(repr, given.unique()[:3]))} ...), as an id or a date does; leave it out "
+                    "or group its values"
+                )
             for value in given.value_counts().index[1:]:
                 names.append(f"{column}={value}")
                 values.append(np.where(text == "", np.nan, (text == value).to_numpy(dtype=np.float64)))

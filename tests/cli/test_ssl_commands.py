@@ -78,6 +78,8 @@ def test_only_named_slides_and_another_backbone(run_cli, bag_table, tmp_path):
     embed = ("embed", encoder, "--dataset", bag_table, "--slides", tmp_path / "train.txt", "--out", tmp_path / "emb")
     assert run_cli(*embed)[0] == 0
     assert np.load(tmp_path / "emb" / "ids.npy").tolist() == ["slide_03", "slide_01", "slide_07"]
+    code, _, err = run_cli(*embed)  # what lies there may be of another encoder, or of a trial
+    assert (code, "emb/embeddings.npy exists; choose another --out, or delete it" in err) == (2, True)
 
 
 def test_weights_of_a_resnet(run_cli, bag_table, tmp_path):

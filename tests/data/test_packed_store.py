@@ -339,3 +339,7 @@ def test_a_run_keeps_covariates_and_outcomes_of_all_patients(cohort, tmp_path):
     assert outcomes["time_months"].tolist() == [1, 2, 3, 4, 5, 6]
     assert outcomes["event"].tolist() == [1, 1, 1, 1, 0, 0]
     assert pd.read_csv(run.path / "covariates.csv")["age"].fillna(0).tolist() == [0, 51, 52, 53, 54, 55]
+    table = pd.read_csv(cohort / "labels.csv", dtype=str).assign(age=None)
+    table.to_csv(cohort / "labels.csv", index=False)
+    warnings = make_plan(suite, DatasetSource(str(cohort))).drawn.warnings
+    assert "No clinical model: the clinical covariate 'age' is empty for every patient; leave it out." in warnings

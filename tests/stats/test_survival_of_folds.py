@@ -291,6 +291,17 @@ def test_how_covariates_are_read():
         read_covariates(table, ["empty"])
 
 
+def test_a_column_of_ids_is_no_covariate():
+    """Hardly two patients have the same word in it; some dozen hospitals of 40 patients are groups."""
+    ids = [f"case {i // 3 * 3 if i < 6 else i}" for i in range(40)]
+    table = pd.DataFrame({"case": ids, "hospital": [f"h{i % 12}" for i in range(40)], "age": range(40)})
+    with pytest.raises(
+        InputError, match=r"'case' holds 36 different words for 40 patients \('case 0', 'case 3', 'case 6'"
+    ):
+        read_covariates(table, ["age", "case"])
+    assert len(read_covariates(table, ["age", "hospital"]).names) == 12  # a value fewer than hospitals
+
+
 def test_a_covariate_that_separates_or_does_not_vary_breaks_nothing(real_data):
     """Men with breast cancer: 11, of whom one died; where he is tested no man in training had the event."""
     table = cohort(real_data, "tcga_brca")
