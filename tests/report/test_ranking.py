@@ -43,6 +43,7 @@ def test_ranking_by_hand(runs, tmp_path):
     assert f"chi2 = {result.chi2:.2f}" in text
     assert f"critical difference {result.critical_difference:.2f}" in text
     assert "3 datasets are few" in text
+    assert "two: of 5 trials a model abmil 2, srmil 2, mean 2 finished; the scores are means over these." in text
     pairs = pd.read_csv(paths[3])
     assert pairs["mean_difference"].tolist() == pytest.approx([0.05 / 3, 0.8 / 3, 0.75 / 3])
     assert (pairs["p_holm"] >= pairs["p_wilcoxon"]).all()

@@ -270,5 +270,12 @@ def _notes(
             f"{name}: {split.kind}, {split.repeats} x {split.folds} folds; epochs {', '.join(map(str, budgets))}."
         )
         lines += _folds_left_out(run, metric, name)
+        planned = run.config.planned_trials // len(run.config.model_settings)
+        finished = {label: sum(trial.ok for trial in trials) for label, trials in run.groups.items()}
+        few = [f"{label} {ok}" for label, ok in finished.items() if label in table and ok < planned]
+        if few:
+            lines.append(
+                f"{name}: of {planned} trials a model {', '.join(few)} finished; the scores are means over these."
+            )
         lines += [one_line(warning) for warning in run.config.dataset.warnings]
     return lines
