@@ -46,9 +46,20 @@ _Loader.yaml_implicit_resolvers = {
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which puts in quotes what either set of rules would not read as text: a class may be called ``1e0``."""
+
+
+_Dumper.add_representer(  # a next-line character would come back as a blank
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if "\x85" in text else None),
 )
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -64,6 +75,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return parse_yaml(text, str(path))
+
+
+def yaml_text(settings: Mapping[str, Any]) -> str:
+    """The YAML text of plain values, in their order, that :func:`parse_yaml` reads as they are."""
+    return str(yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

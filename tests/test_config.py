@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from mil_zoo import InputError
-from mil_zoo.config import from_mapping, parse_override, parse_yaml, read_shipped, read_yaml, shipped_names
+from mil_zoo.config import from_mapping, parse_override, parse_yaml, read_shipped, read_yaml, shipped_names, yaml_text
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ def test_what_people_write_as_a_number_is_one():
         assert parse_yaml(f"a: {text}", "it") == {"a": value}
         assert type(parse_override(f"a={text}")[1]) is type(value)
     assert parse_yaml("a: 1e-4x", "it") == {"a": "1e-4x"}
+
+
+def test_text_that_looks_like_something_else_comes_back_as_text():
+    """Names of classes, titles and encoders are what users call them."""
+    looks = ["1e0", "5E-4", ".5e1", "1_000", "0x1f", "0o7", "12:30:45", "2020-01-01", ".inf", ".NaN", "null", "~"]
+    looks += ["no", "On", "true", "=", "<<", "#", "%", "@x", "!t", "&a", "*a", "|", "'", '"']
+    looks += ["", "- a", "a: b", "a\u2028b", "a\x85b", "\x85", "\ufeff"]
+    values = {"text": looks, "keys": {text: 1 for text in looks}, "numbers": [1e-5, 1e300, 0.1, -2, True, None]}
+    assert parse_yaml(yaml_text(values), "it") == values
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
-
-from mil_zoo.config import from_mapping, parse_yaml
+from mil_zoo.config import from_mapping, parse_yaml, yaml_text
 from mil_zoo.errors import InputError
 
 Row = dict[str, Any]
@@ -205,7 +203,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
-        return str(yaml.safe_dump(self.settings(), sort_keys=False, allow_unicode=True))
+        return yaml_text(self.settings())
 
     @property
     def planned_trials(self) -> int:

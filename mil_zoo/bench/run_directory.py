@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from filelock import FileLock, Timeout
 from packaging.version import Version
 from pandas.api.types import is_numeric_dtype
 
 from mil_zoo.bench.run_settings import refuse_other_settings
-from mil_zoo.config import read_yaml
+from mil_zoo.config import read_yaml, yaml_text
 from mil_zoo.errors import InputError, as_path
 from mil_zoo.files import refuse_link, write_text
 
@@ -106,7 +105,7 @@ class RunDirectory:
                 )
             else:
                 known = {"sha256": _checksum(settings), **settings}  # first: a file cut short still has it
-                write_text(self.path / "config.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
+                write_text(self.path / "config.yaml", yaml_text(known))
             self._drop_torn_row()
             yield
         finally:

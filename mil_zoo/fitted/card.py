@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import yaml
-
 from mil_zoo import __version__
+from mil_zoo.config import yaml_text
 from mil_zoo.fitted.model import Fitted
 from mil_zoo.markdown import escape_markdown
 
@@ -30,7 +29,7 @@ def model_card(fitted: Fitted) -> str:
     if paper is not None:
         made += f" ({paper.title}, {paper.year}, {paper.url})"
     parts = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"---\n{yaml_text(header)}---",
         f"# {fitted.name} on {escape_markdown(data)}",
         f"The multiple-instance-learning aggregator {made}, trained by mil-zoo {__version__} for the task "
         f"`{fitted.task.name}`. It takes the patch features of a whole slide, `[N, {fitted.in_dim}]`, and "

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
-from mil_zoo.config import read_yaml
+from mil_zoo.config import read_yaml, yaml_text
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
 from mil_zoo.files import write_bytes, write_text, writing
@@ -234,7 +233,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             )
     elif world()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(settings, sort_keys=False))
+        write_text(path, yaml_text(settings))
 
 
 def _save(folder: Path, contrast: Contrast, optimizer: torch.optim.Optimizer, rows: list[Row]) -> None:

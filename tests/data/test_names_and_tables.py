@@ -89,6 +89,7 @@ TABLES = {
     "semicolons": "slide_id;label\nslide 1;0\nslide, 2;None\nGröße;1,5\n".encode(),
     "tabs, UTF-16": "slide_id\tlabel\r\nslide 1\t0\r\nslide, 2\tNone\r\nGröße\t1,5\r\n".encode("utf-16"),
     "bars, a mark, comments": "\ufeff# made\n\nslide_id | label\nslide 1|0\n\nslide, 2|None|\nGröße|1,5\n".encode(),
+    "as Excel asks": "sep=;\r\nslide_id;label\r\nslide 1;0\r\nslide, 2;None\r\nGröße;1,5\r\n".encode(),
     "carriage returns": b'slide_id,label\rslide 1,0\r"slide, 2",None\rGr\xc3\xb6\xc3\x9fe,"1,5"\r',
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from mil_zoo.errors import InputError
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 MOST_MIB = 64  # that a packed table may hold: read, it takes ten times as much
 _SEPARATORS = ",;\t|"
+_EXCEL = r"sep=[,;\t|]"  # a line by which Excel says what separates fields
 _NOT_TEXT = {b"PK\x03\x04": "an Excel workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"\x89HDF": "an HDF5 file"}
 
 
@@ -23,7 +25,7 @@ def read_csv(path: Path, needs: str = "it needs a header and a row a slide") -> 
 
     Fields are separated by commas, semicolons, tabs or bars, whichever the header has; the text is UTF-8, or UTF-16
     with its mark; a path that ends in ``.gz`` is unpacked. Blanks around names and values are dropped, so are empty
-    lines, and lines before the header that begin with ``#``.
+    lines, and lines before the header that begin with ``#`` or are Excel's ``sep=;``.
 
     Args:
         path: the file.
@@ -35,9 +37,11 @@ def read_csv(path: Path, needs: str = "it needs a header and a row a slide") -> 
     with boundary(path, "a readable csv", needs):
         if not path.exists() and not path.is_symlink():
             raise InputError(f"{path}: no such file; {needs}")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a csv file: {needs}")
         text = _text(path, unpacked(path, MOST_MIB, "a row of 64 bytes for a million slides"))
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        while lines and (not lines[0].strip() or lines[0].startswith("#")):
+        while lines and (not lines[0].strip() or lines[0].startswith("#") or re.fullmatch(_EXCEL, lines[0])):
             lines.pop(0)
         if not lines:
             raise InputError(f"{path} is empty; {needs}")
