@@ -1,10 +1,12 @@
 """Writes one small slide in each layout, exactly as the tools write it."""
 
+import json
 import pickle
 
 import h5py
 import numpy as np
 import pandas as pd
+import shapely
 import torch
 
 GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2) * 512 + 1000  # (x, y), level-0 step 512
@@ -128,3 +130,54 @@ def write_srmil(path, labels, features=FEATURES, coords=GRID, num_classes=2):
 def write_gigassl(root, slides, embeddings):
     write_npy(root / "ids.npy", np.array(slides))
     return write_npy(root / "embeddings.npy", embeddings)
+
+
+def write_zarr(path, values, form=3, codecs=None, **head):
+    """An array of one chunk, not packed, of zarr format 2 or 3; ``head`` replaces what its metadata declare."""
+    values = np.asarray(values)
+    chunk = path / ("c" if form == 3 else ".") / "/".join(["0"] * values.ndim)
+    if form == 3:
+        chunks = {"name": "regular", "configuration": {"chunk_shape": values.shape}}
+        said = {"zarr_format": 3, "node_type": "array", "data_type": values.dtype.name, "chunk_grid": chunks}
+        said |= {"chunk_key_encoding": {"name": "default"}, "fill_value": 0}
+        said |= {"codecs": codecs or [{"name": "bytes", "configuration": {"endian": "little"}}]}
+    else:
+        said = {"zarr_format": 2, "dtype": values.dtype.str, "chunks": values.shape, "dimension_separator": "/"}
+        said |= {"compressor": None, "filters": codecs, "fill_value": 0, "order": "C"}
+    chunk.parent.mkdir(parents=True, exist_ok=True)
+    chunk.write_bytes(values.tobytes())
+    said |= {"shape": values.shape, **head}
+    (path / ("zarr.json" if form == 3 else ".zarray")).write_text(json.dumps(said))
+    return path
+
+
+def write_group(path, form=3, **attributes):
+    """The metadata of a group of a zarr store."""
+    path.mkdir(parents=True, exist_ok=True)
+    if form == 3:
+        said = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        (path / "zarr.json").write_text(json.dumps(said))
+    else:
+        (path / ".zgroup").write_text('{"zarr_format": 2}')
+        (path / ".zattrs").write_text(json.dumps(attributes))
+    return path
+
+
+def write_lazyslide(root, slide, encoder="uni", features=FEATURES, coords=GRID, ids=None, form=3, spec=True):
+    """``<slide>.zarr`` with tiles of 512 px at level 0 that touch; returns the table of features."""
+    import pyarrow
+    from pyarrow import parquet
+
+    store = root / f"{slide}.zarr"
+    tiles = {"height": 256, "width": 256, "stride_height": 256, "stride_width": 256, "base_downsample": 2.0}
+    properties = {"slide_properties": {"mpp": 0.25, "shape": [9000, 8000]}}
+    write_group(store, form, **properties, **({"tile_spec": {"tiles": tiles}} if spec else {}))
+    table = store / "tables" / f"{encoder}_tiles"
+    write_group(table, form, region="tiles", instance_key="tile_id", region_key="library_id")
+    write_zarr(table / "X", features, form)
+    write_zarr(table / "obs" / "tile_id", np.arange(len(features)) if ids is None else ids, form)
+    outlines = shapely.to_wkb(shapely.box(*np.transpose(coords), *np.transpose(coords + 512)))
+    write_group(store / "shapes" / "tiles", form)
+    columns = {"tile_id": np.arange(len(coords)), "geometry": outlines}
+    parquet.write_table(pyarrow.table(columns), store / "shapes" / "tiles" / "shapes.parquet")
+    return table

@@ -19,7 +19,7 @@ Examples:
   mil-zoo data check one_slide.h5
   mil-zoo data leaks splits/
 Layouts that are told from the path (or named with --layout): arrays, clam, dsmil, embedding_table, gigassl, histossl,
-slide_embeddings, slideflow, srmil, stamp, torchmil, trident.
+lazyslide, slide_embeddings, slideflow, srmil, stamp, torchmil, trident.
 """
 )
 def data() -> None:

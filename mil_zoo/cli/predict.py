@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -20,7 +20,20 @@ from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
 SHOWN = 3  # reasons why slides failed; all of them are in the table
-SlideReader = tuple[str, Callable[[], Any]]  # where it comes from, and what reads it
+
+
+class SlideReader(NamedTuple):
+    """A slide that is still to be read.
+
+    Attributes:
+        name: of the slide; of a source that cannot be opened, of that.
+        source: where it comes from.
+        read: gives its bag.
+    """
+
+    name: str
+    source: str
+    read: Callable[[], Any]
 
 
 @click.command(
@@ -105,8 +118,8 @@ def predict(
         task = progress.add_task("predicting", total=len(found))
         rows = csv.DictWriter(file, _columns(predictor), lineterminator="\n")
         rows.writeheader()
-        for name, bag in zip((name for name, _ in found), map_ahead(_reading, iter(found)), strict=True):
-            row = _row(name, bag, predictor, wanted, explain or [], out, taken)
+        for slide, bag in zip(found, map_ahead(_reading, iter(found)), strict=True):
+            row = _row(slide, bag, predictor, wanted, explain or [], out, taken)
             rows.writerow(row)
             file.flush()
             failures.update([row["reason"]] if row["status"] != "ok" else [])
@@ -173,8 +186,8 @@ def _words(predictor: Any) -> str:
 
 def _slides(
     texts: tuple[str, ...], features: str | None, layout: str | None, allow_pickle: bool
-) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every slide: where it comes from, and how to read it. Only names are listed."""
+) -> Iterator[SlideReader]:
+    """Every slide. Only names are listed."""
     from mil_zoo.data.bags import SlideFile
     from mil_zoo.data.open import contents_of, locate
     from mil_zoo.data.source import DatasetSource
@@ -186,12 +199,13 @@ def _slides(
         except InputError as error:
             if len(texts) == 1:
                 raise
-            yield text, partial(_refused, error)
+            yield SlideReader(Path(text).stem, text, partial(_refused, error))
             continue
         for slide in contents.bags.slides:
-            yield str(slide.path) if type(slide) is SlideFile else f"{text}#{slide.slide_id}", slide.read
+            where = str(slide.path) if type(slide) is SlideFile else f"{text}#{slide.slide_id}"
+            yield SlideReader(slide.slide_id, where, slide.read)
         for path, problem in contents.unreadable.items():
-            yield str(path), partial(_refused, InputError(problem))
+            yield SlideReader(path.stem, str(path), partial(_refused, InputError(problem)))
 
 
 def _refused(error: InputError) -> Any:
@@ -201,26 +215,32 @@ def _refused(error: InputError) -> Any:
 def _reading(slide: SlideReader) -> Any:
     """The bag, or what is wrong with it."""
     try:
-        return slide[1]()
+        return slide.read()
     except InputError as error:
         return error
     except OSError as error:
-        return InputError(f"{slide[0]} cannot be read ({error})")
+        return InputError(f"{slide.source} cannot be read ({error})")
 
 
 def _row(
-    name: str, bag: Any, predictor: Any, wanted: list[str], explain: list[str], out: Path, taken: dict[str, str]
+    slide: SlideReader,
+    bag: Any,
+    predictor: Any,
+    wanted: list[str],
+    explain: list[str],
+    out: Path,
+    taken: dict[str, str],
 ) -> dict[str, Any]:
     if isinstance(bag, InputError):
-        return {"slide_id": Path(name).stem, "source": name, "status": "failed", "reason": str(bag)}
+        return {"slide_id": slide.name, "source": slide.source, "status": "failed", "reason": str(bag)}
     try:
         prediction = predictor.predict(bag)
         scores = predictor.explain(prediction, explain) if explain else {}
     except (InputError, RuntimeError, MemoryError) as error:  # an isolated or giant slide costs itself alone
-        return {"slide_id": bag.slide_id, "source": name, "status": "failed", "reason": str(error)}
+        return {"slide_id": bag.slide_id, "source": slide.source, "status": "failed", "reason": str(error)}
     row = {
         "slide_id": bag.slide_id,
-        "source": name,
+        "source": slide.source,
         "status": "ok",
         _words(predictor): prediction.words,
         "members": len(predictor.trials),
@@ -231,7 +251,7 @@ def _row(
         name: repr(float(mean)) for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
-    stem, caption = _stem(bag.slide_id, name, taken), predictor.task.caption(prediction.values)
+    stem, caption = _stem(bag.slide_id, slide.source, taken), predictor.task.caption(prediction.values)
     for earlier in _files(out, stem):  # of another model, perhaps
         earlier.unlink()
     said = _unpredicted(prediction, predictor)

@@ -12,6 +12,7 @@ PACKAGE = "mil-zoo"
 OPTIONAL = {"dgl": "only layers of dgl.nn need it"}  # required where it has wheels, and not needed for anything else
 EXTRAS = {
     "openslide": "slides below the attention maps of a page",
+    "lazyslide": "features in LazySlide's stores",
     "ray": "trials on a Ray cluster",
     "onnx": "exporting trained aggregators as ONNX",
     "tune": "tuning",

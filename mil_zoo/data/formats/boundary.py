@@ -42,15 +42,17 @@ def fault(path: Path, error: Exception, what: str, remedy: str) -> InputError:
         return InputError(f"{path} may not be read ({error.strerror}); change its permissions")
     try:
         state = path.stat()
-        with path.open("rb") as file:
-            start = file.read(len(_LFS))
+        start = b""
+        if not path.is_dir():
+            with path.open("rb") as file:
+                start = file.read(len(_LFS))
     except OSError as second:
         return InputError(f"{path} cannot be read ({second}); check the disk or the network")
     if start == _LFS:
         return InputError(f"{path} is a pointer of git-lfs and not the file itself; fetch it with git lfs pull")
     age = time.time() - state.st_mtime
     written = f" (it was changed {age:.0f} s ago and may still be written)" if 0 <= age < _JUST_NOW else ""
-    if state.st_size == 0:
+    if not path.is_dir() and state.st_size == 0:
         return InputError(f"{path} is empty{written}; {remedy}")
     if isinstance(error, MemoryError):
         return InputError(f"{path} needs more memory than there is{written}; {remedy}")

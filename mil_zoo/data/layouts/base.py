@@ -75,6 +75,7 @@ class Layout(ABC):
     suffixes: ClassVar[tuple[str, ...]]  # of its feature files
     uniform: ClassVar[bool] = True  # every file of a folder with these suffixes is one of them
     of_slides: ClassVar[bool] = False  # one vector a slide, the output of a slide encoder: no patches
+    folders: ClassVar[bool] = False  # its feature files are folders with these suffixes
 
     @abstractmethod
     def claim(self, path: Path) -> Claim | None:
@@ -93,6 +94,10 @@ class Layout(ABC):
         features: npt.NDArray[np.float32] = self.read(path).features[list(places)].float().numpy()
         return features
 
+    def parts(self, path: Path) -> list[Path]:
+        """What is read of a feature file: itself, or the place in it of the features of each encoder."""
+        return [path]
+
     def slide_id(self, path: Path) -> str:
         """The slide that a feature file belongs to."""
         return slide_name(path.stem)
@@ -101,15 +106,15 @@ class Layout(ABC):
         """The folder that a feature file shares with those of other slides of the same encoder."""
         return path.parent
 
-    def encoder(self, folder: Path) -> str:
-        """A name for the features in a folder that ``group`` gave."""
-        return folder.name
+    def encoder(self, path: Path) -> str:
+        """A name for the features in a feature file, the same for all slides of a group."""
+        return self.group(path).name
 
-    def source(self, folder: Path) -> str | None:
-        """What a folder that ``group`` gave says of encoder and patches; "" for nothing.
+    def source(self, path: Path) -> str | None:
+        """What the place of a feature file says of encoder and patches; "" for nothing.
 
-        Folders that say the same and share no slide hold the features of one encoder, a folder a class for instance.
-        None where each folder stands alone.
+        Groups that say the same and share no slide hold the features of one encoder, a folder a class for instance.
+        None where each group stands alone.
         """
         return ""
 
@@ -127,7 +132,7 @@ class TableLayout(Layout):
 
     uniform = False
 
-    def source(self, folder: Path) -> str | None:
+    def source(self, path: Path) -> str | None:
         """Nothing: its slides are known when it is read."""
         return None
 

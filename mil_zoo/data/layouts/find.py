@@ -21,7 +21,7 @@ def read_bag(
     """Reads the bag of one slide, in any known layout.
 
     Args:
-        path: a feature file, or a folder that holds those of exactly one slide.
+        path: a feature file, the features of one encoder in it, or a folder that holds those of exactly one slide.
         layout: name of the layout (``mil-zoo data --help`` lists them); None to tell it from the path.
         slide: which slide, where a file holds several (bag tables, pickles, slide embeddings).
         allow_pickle: run whatever code a pickle holds; only for files of one's own.
@@ -35,10 +35,10 @@ def read_bag(
     """
     path = as_path(path, "path", "a feature file or the folder of one")
     if path.is_dir():
-        files = [file for found in find_features(path, layout) for file in found.files.values()]
+        files = [(file, found.layout) for found in find_features(path, layout) for file in found.files.values()]
         if len(files) != 1:
-            raise InputError(f"{path} holds {len(files)} feature files; name one of them, for instance {files[0]}")
-        path = files[0]
+            raise InputError(f"{path} holds {len(files)} feature files; name one of them, for instance {files[0][0]}")
+        path, layout = files[0]
     elif not path.exists():
         raise InputError(f"{path}: no such file")
     found = layout_of(path, layout)
@@ -64,7 +64,7 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
     """Every set of features below a folder. Names are listed and a few heads read, no features.
 
     Args:
-        root: searched with its sub-folders.
+        root: searched with its sub-folders; also a feature file that is a folder, or a place in one.
         layout: look for this layout only; None for all.
 
     Raises:
@@ -72,18 +72,24 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; pass the folder that holds the feature files")
-    groups: dict[tuple[str, Path], dict[str, Path]] = {}
-    for files in _folders(root):
-        found = LAYOUTS.get(layout) if layout else _layout_of_folder(files)
-        if found is None:
-            continue
-        for path in files:
-            if path.suffix.lower() in found.suffixes and (found.uniform or _claim(found, path)):
-                slides = groups.setdefault((found.name, found.group(path)), {})
-                _add(slides, found.slide_id(path), path)
+    groups: dict[tuple[str, Path, str], dict[str, Path]] = {}
+    home: dict[Path, Path] = {}  # the folder in which the file of some features lies
+    empty: list[tuple[Layout, Path]] = []
+    for found, path in _feature_files(root, layout):
+        parts = found.parts(path)
+        empty += [] if parts else [(found, path)]
+        for part in (part for part in parts if part.is_relative_to(root)):
+            slides = groups.setdefault((found.name, found.group(part), found.encoder(part)), {})
+            slide = found.slide_id(part)
+            previous, home[part] = slides.setdefault(slide, part), path.parent
+            if home[previous] == path.parent and previous != part:
+                other = part.relative_to(path.parent)
+                raise InputError(f"slide {slide!r} has two feature files, {previous} and {other}; keep one of them")
     if not groups:
-        for path in (path for files in _folders(root) for path in files if path.suffix.lower() == ".h5"):
-            LAYOUTS.get("clam").shape(path)  # says what this file holds instead of features
+        clam = LAYOUTS.get("clam")
+        empty += [(clam, path) for files in _folders(root) for path in files if path.suffix.lower() == ".h5"]
+        for found, path in empty:
+            found.shape(path)  # says what this file holds instead of features
         raise InputError(
             f"{root}: no feature files below it (layouts: {', '.join(LAYOUTS)}); pass the folder that holds them"
         )
@@ -106,16 +112,21 @@ def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path)
     return found[0 if name is None else names.index(name)]
 
 
-def _add(slides: dict[str, Path], slide_id: str, path: Path) -> None:
-    previous = slides.setdefault(slide_id, path)
-    if previous.parent == path.parent and previous != path:
-        raise InputError(f"slide {slide_id!r} has two feature files, {previous} and {path.name}; keep one of them")
+def _feature_files(root: Path, layout: str | None) -> Iterator[tuple[Layout, Path]]:
+    """The feature files below a folder, of one layout or of all."""
+    for files in _folders(root):
+        found = LAYOUTS.get(layout) if layout else _layout_of_folder(files)
+        if found is None:
+            continue
+        for path in files:
+            if path.suffix.lower() in found.suffixes and (found.uniform or _claim(found, path)):
+                yield found, path
 
 
-def _named(root: Path, groups: Mapping[tuple[str, Path], Mapping[str, Path]]) -> list[FeatureSet]:
+def _named(root: Path, groups: Mapping[tuple[str, Path, str], Mapping[str, Path]]) -> list[FeatureSet]:
     found = [
-        FeatureSet(layout, LAYOUTS.get(layout).encoder(folder) or "features", folder, slides)
-        for (layout, folder), slides in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0]))
+        FeatureSet(layout, encoder or "features", folder if folder.is_relative_to(root) else root, slides)
+        for (layout, folder, encoder), slides in sorted(groups.items(), key=lambda item: (item[0][1], *item[0]))
     ]
     found = _together(found)
     names = [features.name for features in found]
@@ -139,7 +150,7 @@ def _together(found: Sequence[FeatureSet]) -> list[FeatureSet]:
     alone: list[FeatureSet] = []
     alike: dict[tuple[str, ...], list[FeatureSet]] = {}
     for features in found:
-        source = LAYOUTS.get(features.layout).source(features.folder)
+        source = LAYOUTS.get(features.layout).source(next(iter(features.files.values())))
         suffixes = {path.suffix.lower() for path in features.files.values()}
         key = None if source is None else (features.layout, source, *sorted(suffixes))
         (alone if key is None else alike.setdefault(key, [])).append(features)
@@ -164,16 +175,23 @@ def _above(folders: Sequence[Path]) -> list[Path]:
 
 
 def _folders(root: Path) -> Iterator[list[Path]]:
-    """The feature files of each folder, by suffix, sorted by name."""
+    """The feature files of each folder, by suffix, sorted by name; one that is a folder itself is not entered."""
     known = {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).suffixes}
+    of_folders = {suffix for name in LAYOUTS if LAYOUTS.get(name).folders for suffix in LAYOUTS.get(name).suffixes}
+    for above in (root, *root.parents):
+        if above.suffix.lower() in of_folders and _recognise([above]):
+            yield [above]
+            return
     seen = {os.path.realpath(root)}
     for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith(".") and _is_new(folder, name, seen))
+        files = [name for name in names if Path(name).suffix.lower() in known - of_folders]
+        files += [name for name in below if Path(name).suffix.lower() in of_folders]
+        below[:] = sorted(
+            name for name in below if name not in files and not name.startswith(".") and _is_new(folder, name, seen)
+        )
         by_suffix: dict[str, list[Path]] = {}
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if suffix in known and not name.startswith("."):
-                by_suffix.setdefault(suffix, []).append(Path(folder) / name)
+        for name in sorted(name for name in files if not name.startswith(".")):
+            by_suffix.setdefault(Path(name).suffix.lower(), []).append(Path(folder) / name)
         yield from by_suffix.values()
 
 

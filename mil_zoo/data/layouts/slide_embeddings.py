@@ -51,13 +51,13 @@ class SlideEmbeddings(Layout):
             return Claim(Sure.STATED, f"feat_type is {found.attrs['feat_type']!r}: one vector a slide")
         return None
 
-    def encoder(self, folder: Path) -> str:
+    def encoder(self, path: Path) -> str:
         """The ``<encoder>`` of ``slide_features_<encoder>``, or the folder's name."""
-        return folder.name.removeprefix(_TRIDENT)
+        return path.parent.name.removeprefix(_TRIDENT)
 
-    def source(self, folder: Path) -> str | None:
+    def source(self, path: Path) -> str | None:
         """The names of both folders, as for features of patches."""
-        return f"{folder.parent.name}/{folder.name}"
+        return f"{path.parent.parent.name}/{path.parent.name}"
 
     def read(self, path: Path) -> Bag:
         """A bag of one instance."""
@@ -95,9 +95,9 @@ class EmbeddingTable(TableLayout):
         """The file itself."""
         return path
 
-    def encoder(self, folder: Path) -> str:
+    def encoder(self, path: Path) -> str:
         """The name of the file."""
-        return folder.stem
+        return path.stem
 
     def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
         """One bag of one instance a slide.

@@ -214,9 +214,9 @@ class Arrays(TableLayout):
         """The file itself."""
         return path
 
-    def encoder(self, folder: Path) -> str:
+    def encoder(self, path: Path) -> str:
         """The name of the file."""
-        return folder.stem
+        return path.stem
 
     def read_all(self, path: Path, allow_pickle: bool = False) -> list[Bag]:
         """Every bag of the table."""

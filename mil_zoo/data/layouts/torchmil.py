@@ -48,11 +48,11 @@ class TorchMIL(Layout):
             return None
         return Claim(Sure.NAMES, f"the folder features/{path.parent.name} and {beside[0]} beside it")
 
-    def encoder(self, folder: Path) -> str:
+    def encoder(self, path: Path) -> str:
         """The ``<encoder>`` of ``features_<encoder>``."""
-        return folder.name.removeprefix("features_")
+        return path.parent.name.removeprefix("features_")
 
-    def source(self, folder: Path) -> str | None:
+    def source(self, path: Path) -> str | None:
         """Nothing: labels and coordinates lie beside each folder."""
         return None
 

@@ -36,13 +36,13 @@ class Trident(H5Layout):
             return Claim(Sure.NAMES, f"the folders {folder.parent.name}/{folder.name}")
         return None
 
-    def encoder(self, folder: Path) -> str:
+    def encoder(self, path: Path) -> str:
         """The ``<encoder>`` of ``features_<encoder>``."""
-        return folder.name.removeprefix("features_")
+        return path.parent.name.removeprefix("features_")
 
-    def source(self, folder: Path) -> str | None:
+    def source(self, path: Path) -> str | None:
         """The names of both folders: magnification, size and overlap of patches, and encoder."""
-        return f"{folder.parent.name}/{folder.name}"
+        return f"{path.parent.parent.name}/{path.parent.name}"
 
     def places(self, file: h5py.File, path: Path) -> Places | None:
         """In level-0 pixels; the step is that of the grid."""
