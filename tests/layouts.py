@@ -132,6 +132,14 @@ def write_gigassl(root, slides, embeddings):
     return write_npy(root / "embeddings.npy", embeddings)
 
 
+def mutated(whole, rng):
+    """The bytes of a file with some of them changed, and maybe without its end."""
+    changed = bytearray(whole)
+    for place in rng.integers(len(changed), size=rng.integers(1, 8)):
+        changed[place] = rng.integers(256)
+    return bytes(changed[: rng.integers(len(changed))] if rng.random() < 0.3 else changed)
+
+
 def write_zarr(path, values, form=3, codecs=None, **head):
     """An array of one chunk, not packed, of zarr format 2 or 3; ``head`` replaces what its metadata declare."""
     values = np.asarray(values)

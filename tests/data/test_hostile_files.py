@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from layouts import FEATURES, GRID, write_clam, write_h5, write_srmil
+from layouts import FEATURES, GRID, mutated, write_clam, write_h5, write_srmil
 
 from mil_zoo import Bag, InputError
 from mil_zoo.data import read_bag
@@ -95,13 +95,6 @@ def test_mutated_pickles_end_in_a_bag_or_a_sentence(tmp_path):
             with suppress(InputError):
                 read += len(read_bag(path)) > 0
     assert read > 0
-
-
-def mutated(whole, rng):
-    changed = bytearray(whole)
-    for place in rng.integers(len(changed), size=rng.integers(1, 8)):
-        changed[place] = rng.integers(256)
-    return bytes(changed[: rng.integers(len(changed))] if rng.random() < 0.3 else changed)
 
 
 def test_mutated_files_of_every_kind_end_in_a_bag_or_a_sentence(tmp_path):

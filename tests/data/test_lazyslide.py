@@ -5,13 +5,14 @@ import json
 import shutil
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
-from layouts import FEATURES, GRID, write_clam, write_group, write_lazyslide, write_zarr
+from layouts import FEATURES, GRID, mutated, write_clam, write_group, write_lazyslide, write_zarr
 
 from mil_zoo import InputError
 from mil_zoo.data import find_features, read_bag
@@ -213,6 +214,22 @@ def test_a_fault_is_one_sentence(tmp_path, name, message):
         read_bag(table)
     assert "\n" not in str(error.value)
     assert list(sets_of(tmp_path)["uni"]) == ["a"]  # it is found, so that the slide is named
+
+
+@needs_zarr_3
+def test_mutated_stores_end_in_a_bag_or_a_sentence(tmp_path):
+    zipfile.ZipFile(STORE).extractall(tmp_path)
+    store, rng = tmp_path / "ihc.zarr", np.random.default_rng(0)
+    table = store / "tables" / "conv8_tiles"
+    for path in [store / "zarr.json", store / "shapes" / "tiles" / "shapes.parquet", *sorted(table.rglob("*"))]:
+        whole = path.read_bytes() if path.is_file() else b""
+        for _ in range(10 if whole else 0):
+            path.write_bytes(mutated(whole, rng))
+            with suppress(InputError):
+                read_bag(table)
+        if whole:
+            path.write_bytes(whole)
+    assert len(read_bag(table)) == 16
 
 
 @needs_zarr_3
