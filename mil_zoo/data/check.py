@@ -192,7 +192,7 @@ def _judge_labels(
     try:
         contents = with_task(contents, place, source)
         table, where = label_table(contents, place, source)
-        contents = with_classes(contents, table, source)
+        contents = with_classes(contents, table, where, place, source)
     except InputError as error:
         # A folder of features without labels can be checked all the same; a table that is there must be right.
         table_there = source.labels is not None or (contents.features and (place.folder / "labels.csv").exists())

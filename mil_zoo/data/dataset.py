@@ -130,7 +130,7 @@ def _open(source: DatasetSource, tested: bool = False) -> Dataset:
     if not contents.card.of_classes:
         contents.card.create_task()  # a wrong setting is told before labels are looked for
     table, where = label_table(contents, place, source, tested)
-    contents = with_classes(contents, table, source)
+    contents = with_classes(contents, table, where, place, source)
     note = ""
     if source.allow_missing:
         table, note = those_there(table, contents.bags.slide_ids, where, source.features)
@@ -150,7 +150,7 @@ def _open(source: DatasetSource, tested: bool = False) -> Dataset:
     stated = task.stated(targets)
     excluded = _left_out(table[~stated], task)
     if not stated.any():
-        raise InputError(f"{where}: no slide has a {' and a '.join(card.columns_of(header))}; fill them in")
+        raise InputError(f"{where}: no slide has all of {', '.join(card.columns_of(header))}; fill them in")
     table, targets = table[stated].reset_index(drop=True), targets[stated]
     of_patients = targets_of_patients(table, targets, task, where)
     task = task.of_cohort(of_patients)

@@ -5,7 +5,6 @@ Rules over label tables need names alone; rules over slides need the rows that r
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,11 +146,6 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
             f"{where}: classes differ in case, blanks or accents only, {' and '.join(map(repr, group))}; write one",
         )
     called = card.classes or class_names(table)
-    counted = all(re.match(r"(class )?\d", name) for name in called)
-    if card.task_class.family == "ordinal" and not card.classes and not counted:
-        text = f"Grades are taken in the order of the alphabet, {' < '.join(called)}"
-        remedy = "state another by classes: [lowest, ..., highest] in a card.yaml beside the features"
-        add("warning", f"{where}: {text}; {remedy}", carried=f"{text}.")
     classes = class_indices(called)
     for label, group in table[~table["label"].isin(list(classes))].groupby("label"):
         remedy = "correct it, drop the slides, or take the table's classes by --labels and --task classification"

@@ -18,6 +18,7 @@ from mil_zoo.data.labels.tables import (
     class_names,
     column_of,
     find_labels,
+    numbered,
     read_csv,
     read_labels,
     spelled_as,
@@ -81,18 +82,41 @@ def with_task(contents: Contents, place: Place, source: DatasetSource) -> Conten
     return replace(contents, card=_told_by_columns(replace(contents, card=card), place, source))
 
 
-def with_classes(contents: Contents, table: pd.DataFrame, source: DatasetSource) -> Contents:
-    """The slides with the classes of a label table that was given with a task, where it has others than the card."""
+def with_classes(
+    contents: Contents, table: pd.DataFrame, where: Path | str, place: Place, source: DatasetSource
+) -> Contents:
+    """The slides with the classes that their task states, else those of a label table that has others than the card.
+
+    Raises:
+        InputError: a label is none of the classes that are stated, or their order matters and nobody stated it.
+    """
     card = contents.card
-    if source.labels is None or not source.task or not card.of_classes or not card.classes or "label" not in table:
+    if not card.of_classes or "label" not in table:
         return contents
-    if set(table["label"]) <= set(class_indices(card.classes)):
+    stated = [str(name) for name in card.task.get("classes", ())]
+    if stated:
+        unknown = sorted(set(table["label"]) - set(class_indices(stated)))
+        if unknown:
+            raise InputError(f"{where}: label {unknown[0]!r} is none of the task's classes {', '.join(stated)}")
+        same = stated == card.classes
+        return contents if same else replace(contents, card=replace(card.without_classes(), classes=stated))
+    known = set(table["label"]) <= set(class_indices(card.classes))
+    if source.labels is not None and source.task and card.classes and not known:
+        found = class_names(table)
+        note = (
+            f"Classes are those of {source.labels.name} ({', '.join(found)}), not the card's "
+            f"({', '.join(card.classes)})."
+        )
+        card = replace(card.without_classes(), warnings=[*card.warnings, note])
+    elif card.classes and (source.names_card or place.kind != "table"):  # a card says so, not the names in a table
         return contents
-    found = class_names(table)
-    note = (
-        f"Classes are those of {source.labels.name} ({', '.join(found)}), not the card's ({', '.join(card.classes)})."
-    )
-    return replace(contents, card=replace(card.without_classes(), warnings=[*card.warnings, note]))
+    found = card.classes or class_names(table)
+    if card.task_class.ordered and not numbered(found):
+        raise InputError(
+            f"{where}: nothing says which of the classes {', '.join(found)} is above which; state them, the lowest "
+            f"first, by --task {card.task_class.name}:classes=[LOWEST,...,HIGHEST] or in a card.yaml beside the features"
+        )
+    return replace(contents, card=card)
 
 
 def those_there(

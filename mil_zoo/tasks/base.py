@@ -42,6 +42,7 @@ class Task:
         tests: which of the paired tests that need a certain kind of prediction apply: "delong", "permutation".
         shown: the metrics of the comparison table; empty for all. The others stand in a table of their own.
         strata_are_classes: whether every part of a split must hold each of the strata.
+        ordered: whether the classes have an order, which must be known.
         of_patients: whether patients are scored and never slides, all of whose slides then state one target.
         finishes: whether the task takes something from the trained model, see :meth:`finished`.
         score_at_chance: the score that is 0.5 of a model that knows nothing, "AUC" or "concordance"; "" for none.
@@ -57,6 +58,7 @@ class Task:
     tests: ClassVar[tuple[str, ...]] = ()
     shown: ClassVar[tuple[str, ...]] = ()
     strata_are_classes: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
     of_patients: ClassVar[bool] = False
     finishes: ClassVar[bool] = False
     score_at_chance: ClassVar[str] = ""
@@ -146,7 +148,8 @@ class Task:
         wrong = values.isna() & table[name].notna() | ~np.isfinite(values.fillna(0))
         if wrong.any():
             row = table[wrong].iloc[0]
-            raise InputError(f"{where}: slide {row['slide_id']!r} has {name} {row[name]!r}, which is no number")
+            what = f"slide {row['slide_id']!r} has {name} {row[name]!r}, which is no number"
+            raise InputError(f"{where}: {what}; correct it, or leave it empty where it is unknown")
         return np.asarray(values.to_numpy(dtype=np.float64))
 
     def check(self, targets: Floats, slide_ids: Sequence[str], where: str) -> None:

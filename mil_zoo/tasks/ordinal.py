@@ -49,6 +49,7 @@ class Ordinal(Task):
     tie: ClassVar[str] = "loss"
     figures: ClassVar[tuple[str, ...]] = ("confusion",)
     strata_are_classes: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -60,6 +61,12 @@ class Ordinal(Task):
     def create(cls, settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Task:
         """Of a dataset's classes, in their order; without any, of the settings."""
         given = {"num_classes": len(classes), "classes": list(classes)} if classes else {}
+        asked = settings.get("num_classes")
+        if classes and asked not in (None, len(classes)):
+            raise InputError(
+                f"ordinal:num_classes={asked}, but the labels are of {len(classes)} classes ({', '.join(classes)}); "
+                "leave num_classes out, or correct the labels"
+            )
         return super().create({**settings, **given})
 
     @property

@@ -81,10 +81,21 @@ def read_flags(table: pd.DataFrame, column: str, meaning: Mapping[str, int], whe
         shown = ", ".join(shown.split(", ")[:_SHOWN])
         takes = ", ".join(known) if meaning else "0 and 1 (true and false)"
         raise InputError(
-            f"{where}: the column {column!r} takes {takes}, not what {int(odd.sum())} slides have ({shown}); leave "
-            "unknown ones empty, or say what texts mean: --event-values died=1,alive=0"
+            f"{where}: the column {column!r} takes {takes}, not what {int(odd.sum())} slides have ({shown}); "
+            f"{_remedy(text.dropna())}"
         )
     return np.asarray(plain.map(known).to_numpy(dtype=np.float64))
+
+
+def _remedy(texts: pd.Series[str]) -> str:
+    """What to do with a column of other texts than yes and no: they may be times, or two words."""
+    values = sorted(texts.unique())
+    if len(values) > 2 and pd.to_numeric(texts, errors="coerce").gt(1).mean() > 0.5:
+        return "they look like times: name the column that says whether the event happened, and this one with --time"
+    if len(values) == 2:
+        one, other = values
+        return f"say which of them is the event: --event-values {one}=1,{other}=0, or {one}=0,{other}=1"
+    return "leave unknown ones empty, or say what texts mean: --event-values died=1,alive=0"
 
 
 def parse_meaning(pairs: Sequence[str]) -> dict[str, int]:

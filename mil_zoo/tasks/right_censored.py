@@ -18,6 +18,7 @@ from mil_zoo.tasks.outcome_columns import MONTHS
 
 HORIZONS = (12.0, 24.0, 36.0, 60.0)  # months
 FOLLOWED = 10  # patients must be followed beyond a horizon
+_LONG = 40 * 12  # months
 FEW_EVENTS = 10  # in a test fold
 
 
@@ -150,6 +151,11 @@ class RightCensored(Task):
             f"{self._followed(time, event)} (reverse Kaplan-Meier); unit from "
             f"{'the column name' if stated else '--time-unit'} ({self.time})."
         ]
+        if (longest := time.max() / MONTHS[self.unit or "months"]) > _LONG:
+            lines.append(
+                f"The longest time is {longest / 12:.0f} years: few cohorts are followed so long, so see whether some "
+                "times are in another unit."
+            )
         if zero := int((time == 0).sum()):
             who = "1 patient has the time 0: it counts" if zero == 1 else f"{zero} patients have the time 0: they count"
             lines.append(f"{who} as the first of all.")
@@ -177,9 +183,10 @@ class RightCensored(Task):
             lines[0] = lines[0][:-1] + f"; log-rank p between folds {logrank(time, event, fold).p:.2g}."
         fewest = int(min(part[:, 1].sum() for part in targets))
         if fewest < FEW_EVENTS:
+            events = "1 event" if fewest == 1 else f"{fewest} events"
             lines.append(
-                f"A test fold holds {fewest} events: its scores are chance to a large part, and the mean over folds "
-                "weighs them like the others; read the pooled concordance too."
+                f"A test fold holds {events}: its scores are chance to a large part, and the mean over folds weighs "
+                "them like the others; read the pooled concordance too."
             )
         return lines
 

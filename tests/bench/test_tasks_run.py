@@ -216,7 +216,7 @@ def test_times_in_another_unit_are_refused(cohort, elsewhere, tmp_path, run_cli)
     where = ("--dataset", cohort / "bags.npz", "--labels", tmp_path / "months.csv")
     other = ("--test-on", elsewhere / "bags.npz", "--test-labels", tmp_path / "days.csv")
     columns = ("--task", "survival", "--event", "event")
-    code, _, err = run_cli("bench", *where, *other, *columns, *BUDGET, "--out", tmp_path / "run")
+    code, _, err = run_cli("bench", *where, *other, *columns, "--models", "mean", "--out", tmp_path / "run")
     assert code == 2
     assert "times are in months and in days" in err
 
@@ -225,7 +225,7 @@ def test_labels_of_another_cohort_that_do_not_fit_say_what_to_do(cohort, elsewhe
     pd.read_csv(elsewhere / "labels.csv").rename(columns={"os_months": "dfs_months"}).to_csv(tmp_path / "dfs.csv")
     pd.read_csv(elsewhere / "labels.csv").rename(columns={"os_months": "time_months"}).to_csv(tmp_path / "found.csv")
     where = ("--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv")
-    other = (*BUDGET, "--test-on", elsewhere / "bags.npz", "--out", tmp_path / "run")
+    other = ("--models", "mean", "--test-on", elsewhere / "bags.npz", "--out", tmp_path / "run")
     elsewise = "rename this table's, since --test-on reads columns of the same names from both label tables"
     for arguments, messages in {
         (*where, *other, *OUTCOME): ("no labels.csv; pass --test-labels", "slide_id, os_months and censorship"),

@@ -234,8 +234,10 @@ def test_grades_without_a_card_say_their_order(tmp_path):
     rows = "".join(f"s{i},{('low', 'high', 'medium')[i % 3]}\n" for i in range(6))
     (tmp_path / "labels.csv").write_text("slide_id,label\n" + rows)
     ordinal = (("name", "ordinal"),)
-    said = "Grades are taken in the order of the alphabet, high < low < medium."
-    assert open_dataset(str(tmp_path), task=ordinal).card.warnings == [said]
+    with pytest.raises(InputError, match="nothing says which of the classes high, low, medium is above which; state"):
+        open_dataset(str(tmp_path), task=ordinal)
+    stated = (*ordinal, ("classes", ("low", "medium", "high")))
+    assert open_dataset(str(tmp_path), task=stated).bags.labels == [0, 2, 1] * 2
     (tmp_path / "card.yaml").write_text("classes: [low, medium, high]\n")
     dataset = open_dataset(str(tmp_path), task=ordinal)
     assert (dataset.card.warnings, dataset.bags.labels) == ([], [0, 2, 1] * 2)

@@ -26,6 +26,7 @@ COLUMNS = {
 _NO_SPLIT = ("", "na", "n/a", "nan", "none", "null", "-", "unused")
 _WHOLE = re.compile(r"[0-9]+")
 _CLASS = re.compile(r"class ([0-9]+)")
+_NUMBERED = re.compile(r"(class )?[0-9]")
 _NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0+)?")
 _PADDED = r"\+?0*([0-9]+)"
 # What tables write where nothing is known, in any case and within any brackets.
@@ -174,6 +175,11 @@ def class_indices(classes: Sequence[str]) -> dict[str, int]:
     return {str(number): i for i, number in enumerate(class_numbers(classes))} | {
         name: i for i, name in enumerate(classes)
     }
+
+
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether the names of classes begin with numbers, which say their order: ``class 0``, ``3`` or ``3+4``."""
+    return all(_NUMBERED.match(name) for name in classes)
 
 
 def class_numbers(classes: Sequence[str]) -> list[int]:

@@ -47,7 +47,7 @@ def draw_curves(results: Results) -> dict[str, Figure]:
         ratio = groups.ratio
         text = f"hazard ratio {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
         text = textwrap.fill(groups.note, 30) if groups.note else f"{text}\nlog-rank p {p_value(groups.test.p)}"
-        axes.set(title=f"{wrapped(label)}\n{text}", xlim=(0, groups.until), ylim=(0, 1.02))
+        axes.set(title=f"{wrapped(label)}\n{text}", xlim=(0, groups.until or 1), ylim=(0, 1.02))
         ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= groups.until]
         counts = ["\n".join(_at_risk(curve, tick) for curve in curves.values()) for tick in ticks]
         axes.set_xticks(ticks, [f"{tick:g}\n{count}" for tick, count in zip(ticks, counts, strict=True)])
