@@ -19,6 +19,9 @@ from mil_zoo import Bag, InputError
 from mil_zoo.data import read_bag
 from mil_zoo.data.formats.npy import load_arrays, load_npy
 from mil_zoo.data.formats.pickles import load_pickle
+from mil_zoo.data.labels.dialects import read_csv
+from mil_zoo.data.open import contents_of, locate
+from mil_zoo.data.source import DatasetSource
 
 ROUNDS = int(os.environ.get("MIL_ZOO_FUZZ", "300"))  # mutations of each sample
 
@@ -216,3 +219,22 @@ def test_instance_labels_that_are_read(tmp_path):
         assert Bag(features=FEATURES[:2], instance_labels=np.array(values)).instance_labels.tolist() == [0, 1]
     write_srmil(tmp_path / "a.pkl", {"a": 1})
     assert set(read_bag(tmp_path / "a.pkl").instance_labels.tolist()) == {0, 1}
+
+
+def test_a_pipe_is_no_file_and_nothing_waits_for_it(tmp_path):
+    """Opened, it would wait for a writer for ever: as a slide, first of a folder or not, and as a table of labels."""
+    folder = tmp_path / "h5_files"
+    folder.mkdir()
+    for name in ("a", "c"):
+        os.mkfifo(folder / f"{name}.h5")
+    with h5py.File(folder / "b.h5", "w") as file:
+        file["features"] = np.ones((4, 3), np.float32)
+    bags = contents_of(locate(source := DatasetSource(str(folder))), source).bags
+    assert bags.slide_ids == ["a", "b", "c"]
+    assert bags.slides[1].shape() == (4, 3)
+    for slide in (bags.slides[0], bags.slides[2]):
+        with pytest.raises(InputError, match=rf"{slide.slide_id}.h5 is a pipe or a device and no file"):
+            slide.shape()
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(InputError, match=r"labels.csv is a pipe or a device and no file"):
+        read_csv(tmp_path / "labels.csv")

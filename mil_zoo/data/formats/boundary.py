@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,20 @@ def boundary(path: Path, what: str = "a readable file", remedy: str = "write it 
         what: what it should be, for the sentence ("is not WHAT").
         remedy: what to do about it.
     """
+    refuse_pipe(path)
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything
         raise fault(path, error, what, remedy) from error
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raises an ``InputError`` where ``path`` is a pipe or a device: opened, it would wait for a writer."""
+    with suppress(OSError):  # what reads it says what is wrong
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise InputError(f"{path} is a pipe or a device and no file; write what it gives into a file")
 
 
 def fault(path: Path, error: Exception, what: str, remedy: str) -> InputError:

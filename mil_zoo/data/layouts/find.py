@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.boundary import boundary
+from mil_zoo.data.formats.boundary import boundary, refuse_pipe
 from mil_zoo.data.layouts.base import LAYOUTS, Claim, FeatureSet, Layout, Sure, TableLayout, only
 from mil_zoo.errors import InputError, as_path, did_you_mean
 
@@ -215,6 +215,7 @@ def _claim(layout: Layout, path: Path) -> Claim | None:
     if path.suffix.lower() not in layout.suffixes:
         return None
     try:
+        refuse_pipe(path)
         return layout.claim(path)
     except Exception:  # a damaged file can raise anything; whoever reads it says what is wrong with it
         return None
