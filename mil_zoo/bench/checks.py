@@ -24,6 +24,8 @@ def check_suite(suite: Suite) -> None:
         raise InputError(f"seeds must be 0 or more, not {min(*suite.seeds, suite.split_seed)}")
     if suite.split_seed >= 2**32:
         raise InputError(f"split_seed must be below 2^32, not {suite.split_seed}")
+    if not suite.split.strip():
+        raise InputError("--split must name a scheme or a file, see mil-zoo bench --help; leave it out for kfold")
     if suite.repeats < 1:
         raise InputError(f"--repeats must be at least 1, not {suite.repeats}")
     if not 0 < suite.validation_fraction < 1:

@@ -34,6 +34,8 @@ def _numba() -> str | None:
             return "NUMBA_DISABLE_JIT is set, and what it compiles cannot run otherwise; unset it"
     except ImportError as error:
         return f"numba cannot be imported ({error}); install it with: pip install 'numba>=0.59'"
+    except Exception as error:  # NUMBA_NUM_THREADS=0 for instance
+        return f"numba cannot be imported ({error}); look at the variables NUMBA_... of the environment"
     return None
 
 

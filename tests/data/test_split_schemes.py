@@ -184,7 +184,9 @@ def test_a_run_s_own_splits_come_back_with_their_hash(tmp_path, dataset, slides)
         ("train,test\ns000,s001\nzz,s003\n", "train slide 'zz' is not in the dataset"),
         ("train,test\ns000,s001\ns001,s003\n", "slide 's001' is in the split twice"),
         ("train,test\ns000,\ns001,\n", "no test slides"),
-        ("slide_id,split\ns000,train\ns001,tset\n", "no column of train, val and test"),
+        ("slide_id,split\ns000,train\ns001,tset\n", "beside slide_id: the column split holds 'tset', which is none of"),
+        ("slide_id,fold\ns000,0\ns001,1\n", "a column fold belongs into the label table, for --folds published"),
+        ("slide_id,split\n", "it holds a header and no rows"),
         ("a,b\n1,2\n", "is no split file"),
     ],
 )

@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from mil_zoo import Bag, InputError
+from mil_zoo.data.card import DataCard
+from mil_zoo.data.labelled import Dataset
 from mil_zoo.data.splits.draw import completed, kfold
+from mil_zoo.data.splits.schemes import draw_splits
 from mil_zoo.data.splits.split import Split, check_splits, find_leaks, from_masks, split_hash
 
 
@@ -143,3 +146,14 @@ def test_sites_stay_together():
             2,
             site_of={f"s{i:03d}": f"{i}" for i in range(20)},
         )
+
+
+def test_slides_in_no_part_are_named(tmp_path):
+    slides = bags([0, 1] * 20)
+    names = [bag.slide_id for bag in slides]
+    parts = ["train"] * 20 + ["val"] * 6 + ["test"] * 10 + [""] * 4
+    rows = [f"{name},{part}\n" for name, part in zip(names, parts, strict=True)]
+    (tmp_path / "split.csv").write_text("slide_id,split\n" + "".join(rows))
+    dataset = Dataset(DataCard("mine", "Mine", "real", "slides", ["a", "b"]), slides)
+    drawn = draw_splits(dataset, str(tmp_path / "split.csv"))
+    assert drawn.warnings == ["4 of 40 slides are in no part of any split and play no role (s036, s037, s038, ...)."]

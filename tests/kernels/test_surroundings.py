@@ -64,9 +64,11 @@ def test_threads_that_wait_sleep_also_where_torch_was_imported_first():
     assert seconds("import mil_zoo", OMP_WAIT_POLICY="ACTIVE") > spinning / 5  # what the user asks for is done
 
 
-def test_compiling_switched_off_leaves_the_reference():
+def test_what_numba_does_not_take_leaves_the_reference():
     code = "import torch\nfrom mil_zoo.kernels import backend_status\nprint(backend_status()['numba'])"
     assert "NUMBA_DISABLE_JIT is set" in run(code, NUMBA_DISABLE_JIT="1").stdout
+    said = run(code, NUMBA_NUM_THREADS="0").stdout
+    assert "cannot be imported (Number of threads specified must be > 0.); look at the variables NUMBA_" in said
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def _from_rows(path: Path, table: pd.DataFrame) -> SplitFile:
     ids = table[column].astype(str).map(_slide)
     names = [name for name in table.columns if name != column and _is_split(table[name])]
     if not names:
-        raise InputError(f"{path}: no column of train, val and test beside {column}")
+        raise InputError(f"{path}: no column of train, val and test beside {column}{_odd_part(table)}")
     splits = {}
     for name in names:
         part = table[name].str.strip().str.lower().map(PARTS)
@@ -216,6 +216,20 @@ def of_parts(ids: pd.Series[str], part: pd.Series[str]) -> Split:
 def _is_split(values: pd.Series[str]) -> bool:
     found = set(values.dropna().str.strip().str.lower())
     return bool(found) and found <= set(PARTS)
+
+
+def _odd_part(table: pd.DataFrame) -> str:
+    """What keeps a column from being one of parts, as the end of a sentence; "" where none comes near."""
+    if table.empty:
+        return ": it holds a header and no rows"
+    for name in table.columns:
+        words = table[name].dropna().str.strip().str.lower()
+        if name.lower() == "fold":
+            return "; a column fold belongs into the label table, for --folds published"
+        if words.isin(list(PARTS)).any() or name.lower() in ("split", "part", "subset"):
+            odd = next(word for word in [*words, "nothing"] if word not in PARTS)
+            return f": the column {name} holds {odd!r}, which is none of them"
+    return ""
 
 
 def _from_npz(path: Path) -> SplitFile:

@@ -77,7 +77,8 @@ def draw_splits(
     def said(splits: Sequence[Split], published: Sequence[Split] = ()) -> list[str]:
         given = {(split.repeat, split.fold) for split in published if split.val}
         drawn = [split for split in splits if (split.repeat, split.fold) not in given]
-        return _leak_warnings(splits, bags) + _validation_warnings(drawn, dataset, validation_fraction, strata is None)
+        shares = _validation_warnings(drawn, dataset, validation_fraction, strata is None)
+        return _leak_warnings(splits, bags) + shares + _unused_warnings(splits, bags)
 
     if dataset.test_ids:
         if scheme != "kfold":
@@ -129,6 +130,18 @@ def draw_splits(
     splits = kfold(bags, folds, repeats, validation_fraction, seed, strata=strata)
     drawn = DrawnSplits(splits, f"stratified k-fold by {unit}", said(splits))
     return _thinned(drawn, bags, labelled, seed, False, strata is None)
+
+
+def _unused_warnings(splits: Sequence[Split], bags: Sequence[Bag]) -> list[str]:
+    """Which slides are in no part of any split."""
+    used: set[str] = set()
+    for split in splits:
+        used.update(split.train, split.val, split.test, split.withheld)
+    unused = [slide.slide_id for slide in as_bags(bags).slides if slide.slide_id not in used]
+    if not unused:
+        return []
+    named = ", ".join(unused[:3]) + ", ..." * (len(unused) > 3)
+    return [f"{len(unused)} of {len(bags)} slides are in no part of any split and play no role ({named})."]
 
 
 def _of_bags(path: str, bags: Sequence[Bag]) -> list[Split]:
