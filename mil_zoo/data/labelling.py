@@ -112,9 +112,10 @@ def with_classes(
         return contents
     found = card.classes or class_names(table)
     if card.task_class.ordered and not numbered(found):
+        option = f"--task {card.task_class.name}:classes=[LOWEST,...,HIGHEST]"
         raise InputError(
             f"{where}: nothing says which of the classes {', '.join(found)} is above which; state them, the lowest "
-            f"first, by --task {card.task_class.name}:classes=[LOWEST,...,HIGHEST] or in a card.yaml beside the features"
+            f"first, by {option} or in a card.yaml beside the features"
         )
     return replace(contents, card=card)
 
