@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -65,10 +67,18 @@ def cli() -> None:
     """The zoo and benchmark of multiple-instance-learning aggregators for whole-slide images."""
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises an ``InputError`` for an empty argument: as a path it would mean the folder that one is in."""
+    for before, argument in itertools.pairwise(["mil-zoo", *arguments]):
+        if not argument.strip():
+            raise InputError(f"what follows {before} is empty, as an unset variable of the shell is; give a value")
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
     show_anywhere()
     try:
+        _refuse_empty(sys.argv[1:])
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except InputError as error:

@@ -20,14 +20,15 @@ def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., Any]:
         if value is None:
             return None
         try:
-            return [convert(part.strip()) for part in value.split(",") if part.strip()]
+            found = [convert(part.strip()) for part in value.split(",") if part.strip()]
         except ValueError:
             raise InputError(f"--{param.name} {value!r}: write for instance --{param.name} 0,1,2") from None
+        return _some(found, param, value)
 
     return parse
 
 
-def comma_paths(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+def comma_paths(_: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     """A click callback that splits ``a,b`` of names and paths; a comma within a path that is there belongs to it."""
     if value is None:
         return None
@@ -37,7 +38,13 @@ def comma_paths(_: click.Context, __: click.Parameter, value: str | None) -> lis
         whole = next((n for n in lengths if os.path.exists(",".join(parts[:n]).strip())), 1)
         found.append(",".join(parts[:whole]).strip())
         parts = parts[whole:]
-    return [each for each in found if each]
+    return _some([each for each in found if each], param, value)
+
+
+def _some(found: list[Any], param: click.Parameter, value: str) -> list[Any]:
+    if not found:
+        raise InputError(f"{param.opts[0]} {value!r} names nothing; give a value, or leave it out")
+    return found
 
 
 def as_one_value(options: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:

@@ -1,5 +1,7 @@
 """Plans: what a command line and a suite settle, and what they refuse."""
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 import yaml
@@ -7,7 +9,7 @@ import yaml
 from mil_zoo import InputError
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.bench.models import plan_models
-from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.plan import VERSIONS, make_plan
 from mil_zoo.bench.suite import parse_overrides, read_suite
 from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.train.config import TrainingConfig
@@ -25,6 +27,13 @@ def test_trials_are_every_model_on_every_split_with_every_seed(bag_table):
         "abmil-r0-f0-s0", "mean-r0-f0-s0", "abmil-r0-f0-s7", "mean-r0-f0-s7", "abmil-r0-f1-s0",
     ]  # fmt: skip
     assert len(made.trials) == len({trial.id for trial in made.trials}) == 16
+
+
+def test_a_configuration_names_the_versions_that_numbers_depend_on(bag_table):
+    versions = plan(bag_table).settings()["versions"]
+    assert {"numpy", "scipy", "scikit-learn", "torch", "numba"} <= set(versions) <= set(VERSIONS)
+    for name, version in versions.items():
+        assert importlib.metadata.version(name).partition("+")[0] == version
 
 
 def test_overrides_reach_options_training_and_graph(bag_table):

@@ -180,6 +180,10 @@ def test_options_for_all_aggregators(run_cli, bag_table, tmp_path):
         (["bench", "--folds", "ten"], "--folds must be a number or 'published'"),
         (["bench", "--plugin", "none.py"], "none.py does not exist"),
         (["report", "nowhere"], "nowhere is not a run directory"),
+        (("bench", "--dataset", ""), "what follows --dataset is empty, as an unset variable of the shell is"),
+        (("report", " "), "what follows report is empty"),
+        (("bench", "--dataset", ","), "--dataset ',' names nothing"),
+        (("bench", "--models", ", "), "--models ', ' names nothing"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(run_cli, arguments, message):
