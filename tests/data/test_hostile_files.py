@@ -180,10 +180,12 @@ def test_tensors_that_carry_more_than_numbers(tmp_path):
     features = torch.from_numpy(FEATURES)
     torch.save(features.clone().requires_grad_() * 1.0, tmp_path / "a.pt")
     assert read_bag(tmp_path / "a.pt").features.tolist() == FEATURES.tolist()
-    for odd, message in {
-        features.to_sparse(): "holds a sparse_coo tensor",
-        features.cfloat(): "tensor of complex64",
-    }.items():
+    for odd, message in (
+        (features.to_sparse(), "holds a sparse_coo tensor"),
+        (features.cfloat(), "tensor of complex64"),
+        (features.sum(), r"must be \[patches, dimensions\], not one number"),
+        (FEATURES, r"it asks for numpy[\w.]+_reconstruct\); save the features as a plain tensor"),
+    ):
         torch.save(odd, tmp_path / "b.pt")
         with pytest.raises(InputError, match=message):
             read_bag(tmp_path / "b.pt")

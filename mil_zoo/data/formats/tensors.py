@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def _tensor(path: Path, mmap: bool) -> Tensor:
     if content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized or content.is_complex():
         kind = f"{str(content.layout).removeprefix('torch.')} tensor of {str(content.dtype).removeprefix('torch.')}"
         raise InputError(f"{path} holds a {kind}; save the features as a dense tensor of floats")
+    if content.ndim == 0:
+        raise InputError(f"{path}: features must be [patches, dimensions], not one number; extract the slide again")
     content = content.detach()
     if content.nbytes > content.untyped_storage().nbytes():
         raise InputError(
@@ -68,7 +71,8 @@ def _load(path: Path, mmap: bool) -> Any:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # a file of torch < 1.6 cannot be mapped
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch says it amid advice to run the code all the same
+        reason = f"it asks for {named[1]}" if named else "torch.save did not write it"
         sentence = InputError(
             f"{path} holds more than tensors and is not read, because loading it could run code ({reason}); "
             "save the features as a plain tensor"
