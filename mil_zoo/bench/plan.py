@@ -35,8 +35,10 @@ from mil_zoo.tasks import Classification, task_settings
 from mil_zoo.train.protocols import PROTOCOLS, check_protocol
 
 PERMUTED = (
-    "TRAINING LABELS WERE SHUFFLED, anew for every seed: {band}a test {score} further off means that test labels reach "
-    "training or selection. Slides that occur twice and labels written into features do not show so."
+    "TRAINING LABELS WERE SHUFFLED, anew for every seed. {band}A network that learned nothing still orders bags by "
+    "what their features hold, either way round, and spreads wider; a test {score} as far off as with the true labels "
+    "means that test labels reach training or selection. Slides that occur twice and labels written into features do "
+    "not show so."
 )
 
 VERSIONS = ("numpy", "scipy", "scikit-learn", "torch", "numba", "dgl")  # that a run keeps
@@ -117,9 +119,7 @@ class Plan:
         if not score or not any(variances):
             return PERMUTED.format(band="", score=score or "score")
         band = 1.96 * sum(variances) ** 0.5 / len(variances)
-        return PERMUTED.format(
-            band=f"without a leak 95 % of mean {score}s lie in 0.50 +- {band:.2f}, and ", score=score
-        )
+        return PERMUTED.format(band=f"Of random orders 95 % of mean {score}s lie in 0.50 +- {band:.2f}. ", score=score)
 
     def config(self) -> RunConfig:
         """What ``config.yaml`` of the run directory holds: all that the results depend on."""
