@@ -131,6 +131,8 @@ class Worker:
         Raises:
             OSError: its files could not be written.
         """
+        torch.set_grad_enabled(True)  # what a plugin changed for all is not for the next trial
+        torch.set_default_dtype(torch.float32)
         try:
             for plugin in job.plugins:
                 with contextlib.suppress(*[InputError] * (plugin in job.spared)):
@@ -244,7 +246,10 @@ def _context(
 
 def _reason(error: BaseException, plugins: Sequence[Path]) -> str:
     """Why a trial failed, in one line; of a plugin's error also the plugin's line."""
-    what = f"it left Python (exit code {error.code})" if isinstance(error, SystemExit) else str(error)
+    try:
+        what = f"it left Python (exit code {error.code})" if isinstance(error, SystemExit) else str(error)
+    except Exception as second:
+        what = f"what it says cannot be told ({type(second).__name__})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in plugins]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {what}{where}"

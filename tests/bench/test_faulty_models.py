@@ -29,6 +29,8 @@ class Mine(Aggregator):
 LEAVES = {
     "leaves_at_once": ("sys.exit('no licence')", "pass", "no licence"),
     "leaves_later": ("pass", "sys.exit(0)", r"exit code 0\) \(leaves_later.py, line 17"),
+    "changes_torch": ("pass", "torch.set_grad_enabled(False); raise ValueError('so')", "ValueError: so"),
+    "speechless": ("pass", "raise type('E', (Exception,), {'__str__': lambda _: 1 / 0})", r"E: .* \(ZeroDivisionError"),
     "raises": ("pass", "raise ValueError('no good')", r"ValueError: no good \(raises.py, line 17\)"),
 }
 
