@@ -243,6 +243,28 @@ def test_few_folds_are_lines_and_many_a_band(make_run, draw, folds):
         assert bool(axes.collections) == (folds == 6)
 
 
+def test_a_trial_that_stopped_early_keeps_its_last_numbers(make_run, draw, change_table):
+    """Else each epoch would show the mean of other trials: here of a trial that ended well, and of one that did not."""
+    run = make_run(models=("mean", "abmil"), folds=2, epochs=4)
+    for fold, (stop, value) in enumerate(((2, 0.9), (4, 0.5))):
+        trial = f"mean-r0-f{fold}-s0"
+        table = pd.read_csv(run.path / "trials" / trial / "epochs.csv")
+        table["val_auc"] = value
+        change_table(run, trial, "epochs.csv", table[table["epoch"] <= stop])
+        skew = f"abmil-r0-f{fold}-s0"
+        rows = pd.read_csv(run.path / "trials" / skew / "skew.csv")
+        change_table(run, skew, "skew.csv", rows[(rows["epoch"] == stop) | (rows["split"] == "test")])
+    figures = draw(run, "training", "figure3")
+    (axes,) = (axes for axes in figures["training"].axes if axes.get_title() == "validation AUC")
+    (mean,) = (
+        line for line in axes.lines if line.get_color() == axes.lines[0].get_color() and line.get_linewidth() > 1
+    )
+    np.testing.assert_allclose(mean.get_xydata(), [(1, 0.7), (2, 0.7), (3, 0.7), (4, 0.7)])
+    assert "A trial that stopped early counts with its last epoch from there on." in texts(figures["training"])
+    (high,) = (axes for axes in figures["figure3-abmil"].axes if axes.get_title().startswith("(b)"))
+    assert {x for line in high.lines for x in line.get_xdata()} >= {4}  # recorded by all: that alone
+
+
 def test_legends_say_the_table_s_auc(make_run, draw):
     run = make_run(models=("abmil", "srmil"), folds=2, slides=8)
     figure = draw(run, "roc")["roc"]

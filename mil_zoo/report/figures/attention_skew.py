@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.metrics import Metric, inside
-from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, line, title
+from mil_zoo.report.figures.look import WIDTH, band, carried, colours_of, legend, level, line, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import Series, attended, band_note, majority, without_attention
 from mil_zoo.report.load import Results
@@ -104,7 +104,7 @@ def _tiny_note(shown: dict[str, Series], labelled: bool) -> str:
 
 def _positives(positives: Axes, counted: Axes, rows: pd.DataFrame, colour: Any) -> None:
     """Panel (c) of one aggregator: means over the positive slides of all trials, and how many slides the third has."""
-    table = rows.pivot_table(index="epoch", columns="name", values=["sum", "count"], aggfunc="sum")
+    table = carried(rows).pivot_table(index="epoch", columns="name", values=["sum", "count"], aggfunc="sum")
     sums, counts = table["sum"], table["count"]
     if "top1_positive" not in counts:
         return

@@ -132,10 +132,11 @@ def line(axes: Axes, curve: Any, **style: Any) -> None:
 def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
     """A column of ``table`` over its epochs: the mean of the trials, with a band from the smallest to the largest.
 
-    Fewer than ``FEW`` trials are thin lines of their own instead of the band.
+    Fewer than ``FEW`` trials are thin lines of their own instead of the band. See :func:`carried` for trials that
+    stopped early.
     """
     table = table.dropna(subset=column)  # not every epoch is recorded
-    by_epoch = table.groupby("epoch")[column]
+    by_epoch = carried(table).groupby("epoch")[column]
     mean = by_epoch.mean()
     trials = table["trial"].nunique()
     if 1 < trials < FEW:
@@ -144,6 +145,22 @@ def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
     elif trials > 1:
         axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
     line(axes, mean, color=colour)
+
+
+def carried(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the epochs that every trial has, where one that stopped early has its last rows from there on.
+
+    A mean over the trials that happen to have recorded an epoch would be one of other trials at each.
+
+    Args:
+        table: columns ``trial`` and ``epoch``, and others.
+    """
+    last = table.groupby("trial")["epoch"].transform("max")
+    ends = table[table["epoch"] == last].rename(columns={"epoch": "last"})
+    later = ends.merge(table[["epoch"]].drop_duplicates(), how="cross")
+    whole = pd.concat([table, later[later["epoch"] > later["last"]].drop(columns="last")])
+    trials = whole.groupby("epoch")["trial"].transform("nunique")
+    return whole[trials == table["trial"].nunique()]
 
 
 def level(axes: Axes, value: float, name: str) -> None:

@@ -54,14 +54,17 @@ def without_attention(results: Results) -> str:
 
 
 def band_note(shown: Iterable[Series], panels: str) -> str:
-    """The sentence that says what a band is, where there are several trials."""
+    """What a band is, where there are several trials, and what becomes of one that ended early."""
+    shown = list(shown)
     trials = [part.epochs["trial"].nunique() for part in shown]
     fewest, most = min(trials), max(trials)
     if most < 2:
         return ""
     spread = "each a thin line" if most < FEW else "band from smallest to largest"
     number = f"{most}" if fewest == most else f"{fewest} to {most}"
-    return f"{panels}mean of {number} trials, {spread}. ".capitalize()
+    ends = [part.epochs.groupby("trial")["epoch"].max().nunique() for part in shown]
+    early = "A trial that stopped early counts with its last epoch from there on. " * (max(ends) > 1)
+    return f"{panels}mean of {number} trials, {spread}. ".capitalize() + early
 
 
 def majority(results: Results) -> float | None:
