@@ -12,6 +12,7 @@ import pandas as pd
 
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard
+from mil_zoo.data.labels.groups import sites_of_barcodes
 from mil_zoo.data.labels.names import both_sides, match_names
 from mil_zoo.data.labels.tables import (
     class_indices,
@@ -38,7 +39,8 @@ def label_table(
     """The labels of the slides, as text, without the slides that the card leaves out; and where they lie.
 
     The first of these: the table that the source names, ``labels.csv``, what lies with the features, the only csv of
-    labels. Patients are the first characters of slide ids where the table names none and the card says so.
+    labels. Patients and sites are the first characters of slide ids where the table names none and the card says so,
+    and those of TCGA barcodes where nothing else does.
 
     Args:
         contents: the slides, and their card.
@@ -73,6 +75,10 @@ def label_table(
         patients = table["slide_id"].str.extract(_TCGA, flags=re.IGNORECASE, expand=False).str.upper()
         if patients.notna().any():  # barcodes name the patient, whoever forgets the column
             table["patient_id"] = patients
+    if "site" not in table and not card.site_prefix and not contents.site_of:
+        sites = sites_of_barcodes(table["slide_id"])
+        if sites.notna().any():
+            table["site"] = sites
     return table, where
 
 

@@ -65,8 +65,18 @@ def test_barcodes_name_patients(tmp_path):
         write_clam(tmp_path, f"TCGA-05-424{i // 2}-01Z-00-DX{i}")
         rows.append(f"TCGA-05-424{i // 2}-01Z-00-DX{i},{i // 2}")
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
-    slides = open_dataset(str(tmp_path)).bags.slides
-    assert [slide.patient_id for slide in slides] == ["TCGA-05-4240"] * 2 + ["TCGA-05-4241"] * 2
+    dataset = open_dataset(str(tmp_path))
+    assert [slide.patient_id for slide in dataset.bags.slides] == ["TCGA-05-4240"] * 2 + ["TCGA-05-4241"] * 2
+    assert set(dataset.site_of.values()) == {"05"}
+
+
+def test_a_column_of_sites_goes_before_barcodes(tmp_path):
+    for i in range(2):
+        write_clam(tmp_path, f"TCGA-05-424{i}-01Z-00-DX1")
+    (tmp_path / "labels.csv").write_text(
+        "slide_id,label,Site\nTCGA-05-4240-01Z-00-DX1,0,Ghent\nTCGA-05-4241-01Z-00-DX1,1,Graz\n"
+    )
+    assert sorted(open_dataset(str(tmp_path)).site_of.values()) == ["Ghent", "Graz"]
 
 
 SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100]]

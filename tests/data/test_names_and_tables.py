@@ -4,13 +4,14 @@ import gzip
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import pytest
 from layouts import write_clam
 
 from mil_zoo import InputError
 from mil_zoo.data import open_dataset
 from mil_zoo.data.labels.names import alike, bare, match_names
-from mil_zoo.data.labels.tables import class_indices, class_names, read_csv, read_labels, unknown_among
+from mil_zoo.data.labels.tables import class_indices, class_names, column_of, read_csv, read_labels, unknown_among
 from mil_zoo.data.packed.writer import import_dataset
 
 UUID = "d4ff32cd-38cf-40ea-8213-45c2b100ac01"
@@ -134,6 +135,28 @@ def test_slides_that_cannot_be_called_so(tmp_path):
     assert open_dataset(str(tmp_path / "t.npz")).card.warnings == [
         "The dataset holds slides whose names differ in case, blanks or accents only: a, A."
     ]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "slide_id;Case ID;label",
+        "Slide ID;Case.ID;Label",
+        "SlideID;PatientID;label",
+        "File Name;case-id;LABEL",
+        "slide.id;bcr_patient_barcode;label",
+    ],
+)
+def test_columns_are_known_however_they_are_spelled(tmp_path, header):
+    (tmp_path / "t.csv").write_text(f"{header}\na;p;0\nb;p;1\n")
+    table = read_labels(tmp_path / "t.csv")
+    assert table.to_dict("list") == {"slide_id": ["a", "b"], "label": ["0", "1"], "patient_id": ["p", "p"]}
+
+
+def test_of_two_spellings_the_plain_one_is_the_column():
+    table = pd.DataFrame(columns=["Case ID", "case_id", "er+", "er-"])
+    assert column_of(table, ["case_id"]) == "case_id"
+    assert [column_of(table, [name]) for name in ("er-", "er", "case")] == ["er-", None, None]
 
 
 def test_patients_whose_names_are_nearly_one(tmp_path):

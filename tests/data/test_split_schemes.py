@@ -354,3 +354,8 @@ def test_parts_however_columns_call_them(tmp_path, header):
     (tmp_path / "s.csv").write_text(f"{header}\na,c,d\nb,,\n")
     (split,) = read_splits(str(tmp_path / "s.csv"), {slide: slide for slide in "abcd"})
     assert (split.train, split.val, split.test) == (("a", "b"), ("c",), ("d",))
+
+
+def test_patients_of_a_split_file_however_their_column_is_spelled(tmp_path):
+    (tmp_path / "s.csv").write_text("Slide ID,Case ID,split\na,p,train\nb,,train\nc,q,test\n")
+    assert read_split_file(tmp_path / "s.csv").patient_of == {"a": "p", "c": "q"}

@@ -62,12 +62,23 @@ def test_the_seed_decides_and_the_hash_tells():
         ([0, 1], 3, "fewer than the 3 folds"),
         ([0] * 4 + [1], 2, "class 1 has 1 patients, fewer than the 2 folds; add slides of it, or drop the class"),
         ([0, 1] * 5, 1, "folds >= 2"),
-        ([0] * 10 + [1] * 2, 2, "one patient left for training and validation"),
+        ([0] * 10 + [1] * 2, 2, "one patient left for training and validation; ask for more folds, .* or add patients"),
+        ([0] * 10 + [1] * 3, 2, "one patient left for training and validation; ask for more folds"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(labels, folds, message):
     with pytest.raises(InputError, match=message):
         kfold(bags(labels), folds)
+
+
+def test_more_folds_leave_a_class_more_patients_to_train_on():
+    assert len(kfold(bags([0] * 10 + [1] * 3), 3)) == 3
+
+
+def test_a_class_of_few_sites_cannot_be_split():
+    sites = {bag.slide_id: f"{i % 10}" if i < 10 else f"{i % 3}" for i, bag in enumerate(bags([0] * 10 + [1] * 6))}
+    with pytest.raises(InputError, match=r"a class has one site left .* or add sites of it"):
+        kfold(bags([0] * 10 + [1] * 6), 2, site_of=sites)
 
 
 def test_a_class_whose_slides_are_of_one_patient_cannot_be_split():

@@ -13,7 +13,7 @@ from mil_zoo.data.labels.names import match_names
 from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.errors import InputError, did_you_mean
 
-_BARCODE = re.compile(r"TCGA-(\w\w)-\w{4}", re.IGNORECASE)
+_BARCODE = re.compile(r"^TCGA-(\w\w)-\w{4}", re.IGNORECASE)
 
 
 def read_groups(
@@ -45,8 +45,8 @@ def read_groups(
             values = _of_table(read, name, made, owner, Path(str(table)))
         elif known and column in known:
             values = made["slide_id"].map(known[column].get).fillna(owner.map(known[column].get)).fillna("")
-        elif column == "site" and made["slide_id"].str.match(_BARCODE).any():
-            values = made["slide_id"].str.extract(_BARCODE, expand=False).str.upper().fillna("")
+        elif column == "site" and (sites := sites_of_barcodes(made["slide_id"])).notna().any():
+            values = sites.fillna("")
         else:
             where = "--groups TABLE" if table is None else str(table)
             near = did_you_mean(column, map(str, read.columns)) if read is not None else ""
@@ -67,6 +67,11 @@ def read_groups(
         own = values[values != ""].groupby(owner).first()
         made[column] = owner.map(own).fillna("")
     return made
+
+
+def sites_of_barcodes(slides: pd.Series[str]) -> pd.Series[str]:
+    """The tissue source site of each slide whose id begins with a TCGA barcode; NaN for others."""
+    return slides.str.extract(_BARCODE, expand=False).str.upper()
 
 
 def _of_table(read: pd.DataFrame, name: str, made: pd.DataFrame, owner: pd.Series[str], table: Path) -> pd.Series[str]:

@@ -18,7 +18,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import boundary, numbers
 from mil_zoo.data.formats.h5 import FEATURES, checked_dataset, features_of, head, opened, read_names
 from mil_zoo.data.formats.tensors import load_tensor
-from mil_zoo.data.labels.tables import COLUMNS
+from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, TableLayout, make_bag, register_layout, slide_name
 from mil_zoo.errors import InputError
 
@@ -136,17 +136,17 @@ def _columns(path: Path) -> tuple[str | None, list[str]]:
     """The column of slides of a csv and its numbered columns in order; none where they do not count from 0 or 1."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline(_LONGEST)
-    header = next(csv.reader([first], delimiter=_separator(first)), [])
+    header = next(csv.reader([first], delimiter=_separator(first)), [""])
     by_prefix: dict[str, dict[int, str]] = {}
     for name in header:
         if found := _NUMBERED.fullmatch(name.strip()):
             by_prefix.setdefault(found[1], {})[int(found[2])] = name
     columns = max(by_prefix.values(), key=len, default={})
-    known = {name.lower() for name in COLUMNS["slide_id"]}
-    slides = [name for name in header if name.strip().lower() in known]
-    slides += [name for name in header[:1] if not name.strip()]  # the index that pandas writes has no name
+    slides = column_of(pd.DataFrame(columns=header), COLUMNS["slide_id"])
+    if slides is None and not header[0].strip():
+        slides = header[0]  # the index that pandas writes has no name
     counted = sorted(columns) in (list(range(len(columns))), list(range(1, len(columns) + 1)))
-    return (slides[0], [columns[i] for i in sorted(columns)]) if slides and counted else (None, [])
+    return (slides, [columns[i] for i in sorted(columns)]) if slides is not None and counted else (None, [])
 
 
 def _separator(header: str) -> str:

@@ -79,8 +79,10 @@ class Cohort:
         """The rows outside and inside a part drawn by :func:`mil_zoo.data.splits.balance.hold_out`."""
         counts, group_of = self.counts(rows)
         if self.classes and ((counts > 0).sum(0) < 2).any():
+            unit = "patient" if (self.groups == self.patients).all() else "site"
             raise InputError(
-                "a class has one patient left for training and validation; ask for fewer folds or more slides"
+                f"a class has one {unit} left for training and validation; ask for more folds, which test fewer at a "
+                f"time, or add {unit}s of it"
             )
         inside = hold_out(counts, fraction, *seed, every=self.classes)[group_of]
         return rows[~inside], rows[inside]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.dialects import read_csv
-from mil_zoo.data.labels.tables import COLUMNS
+from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
@@ -31,7 +31,7 @@ PARTS = {
 }
 _CODES = {1: "train", 2: "test"}  # of Giga-SSL bundles; 0 is unused
 _OWN = re.compile(r"r(\d+)-f(\d+)")
-_ID_COLUMNS = (*COLUMNS["slide_id"], "FILENAME", "filename", "pathology_id", "image_id", "slide_path")
+_ID_COLUMNS = (*COLUMNS["slide_id"], "pathology_id")
 # A file a fold: CLAM's splits_0.csv, Giga-SSL's split_0.csv, PseMix's TCGA_BRCA-fold0.npz, MIL_BASELINE's ..._1fold.csv
 _FOLD_FILES = (
     re.compile(r"splits?_(\d+)\.csv"),
@@ -133,9 +133,10 @@ def _from_parts(path: Path) -> SplitFile:
             column = _column(file, table)
             ids = [_slide(text) for text in table[column].dropna()]
             tables[PARTS[match[1]]][match[2] or ""] = ids
-            patients = next((table[name] for name in (*COLUMNS["patient_id"], "PATIENT") if name in table), None)
-            if patients is not None:
-                patient_of.update(zip(ids, patients[table[column].notna()].fillna("").astype(str), strict=True))
+            of_patients = column_of(table, COLUMNS["patient_id"])
+            if of_patients is not None:
+                patients = table[of_patients][table[column].notna()].fillna("").astype(str)
+                patient_of.update(zip(ids, patients, strict=True))
     known = {slide: patient for slide, patient in patient_of.items() if patient}
     if not tables["train"] or not tables["test"]:
         raise InputError(f"{path}: no {'train' if not tables['train'] else 'test'}.csv beside the others; add it")
@@ -160,7 +161,7 @@ def _from_parts(path: Path) -> SplitFile:
 
 
 def _column(path: Path, table: pd.DataFrame) -> str:
-    column = next((name for name in _ID_COLUMNS if name in table), None)
+    column = column_of(table, _ID_COLUMNS)
     if column is None:
         raise InputError(
             f"{path} is no split file: it has neither the columns train and test nor slide_id; see mil-zoo bench --help"
@@ -203,9 +204,9 @@ def _from_rows(path: Path, table: pd.DataFrame) -> SplitFile:
     if all(_OWN.fullmatch(name) for name in names):
         places = {name: [int(number) for number in name[1:].split("-f")] for name in names}
         splits = {path.name: [replace(splits[name][0], repeat=r, fold=f) for name, (r, f) in places.items()]}
-    patients = next((table[name] for name in COLUMNS["patient_id"] if name in table), None)
-    known = {} if patients is None else dict(zip(ids[patients.notna()], patients.dropna(), strict=True))
-    return SplitFile(splits, known)
+    of_patients = column_of(table, COLUMNS["patient_id"])
+    patients = pd.Series(dtype=str) if of_patients is None else table[of_patients].dropna()
+    return SplitFile(splits, dict(zip(ids[patients.index], patients, strict=True)))
 
 
 def of_parts(ids: pd.Series[str], part: pd.Series[str]) -> Split:
