@@ -53,7 +53,7 @@ def test_one_positive_and_one_negative_slide(make_run, draw):
         assert abmil.get_title().startswith("abmil: max 0.")
         assert srmil.get_title().startswith("srmil: max 0.0")
         assert "N x attention" in bar.get_ylabel()
-        assert "Without a stored attention on this slide: mean." in figure.get_supxlabel().replace("\n", " ")
+        assert "Without attention or coordinates on this slide: mean." in figure.get_supxlabel().replace("\n", " ")
         for axes in (truth, abmil, srmil):
             assert axes.yaxis_inverted()
             assert axes.get_aspect() == 1
@@ -70,6 +70,18 @@ def test_figure_4_sets_a_negative_slide_above_a_positive_one(make_run, draw):
     assert truths == ["truth: normal", "truth: tumour"]
     assert sum(axes.get_title().startswith("srmil: max") for axes in figure.axes) == 2
     assert "on these slides: mean." in figure.get_supxlabel().replace("\n", " ")
+
+
+@pytest.mark.parametrize("slides", [None, ["slide/103"]])
+def test_slides_without_coordinates_in_one_trial_have_the_maps_of_the_others(make_run, draw, slides):
+    """As of an encoder of patches beside one of slides, whose embeddings lie nowhere."""
+    run = make_run(folds=1)
+    edit(run, "abmil-r0-f0-s0", lambda file: [group.pop("coords") for group in file.values()])
+    figures = draw(run, slides)
+    assert len(figures) == (1 if slides else 2)
+    for figure in figures.values():
+        assert [axes.get_title().split(":")[0] for axes in figure.axes[:-1]] == ["truth", "srmil"]
+        assert "Without attention or coordinates on this slide: abmil." in figure.get_supxlabel()
 
 
 def test_the_typical_slides_by_hand(make_run, draw):

@@ -282,6 +282,20 @@ def test_curves_have_lines_for_chance_and_the_majority(make_run, draw):
     assert figures["figure3"].axes[0].lines[-1].get_ydata()[0] == pytest.approx(3 / 5)
 
 
+def test_models_of_slides_of_one_instance_are_named_and_not_drawn(make_run, draw, change_table):
+    run = make_run(models=("abmil", "srmil", "mean"), folds=1)
+    skew = pd.read_csv(run.path / "trials" / "abmil-r0-f0-s0" / "skew.csv")
+    skew.loc[skew["name"] == "n_instances", "value"] = 1
+    skew.loc[skew["name"].isin(["max_attention", "n_x_max"]), "value"] = 1
+    change_table(run, "abmil-r0-f0-s0", "skew.csv", skew)
+    figures = draw(run, "figure3", "skew")
+    assert set(figures) == {"figure3", "figure3-srmil", "skew"}
+    for name in ("figure3", "skew"):
+        said = texts(figures[name]).replace("\n", " ")
+        assert "Without attention, so not shown: mean." in said
+        assert "Slides of one or two instances only, so not shown: abmil." in said
+
+
 def test_bags_of_one_or_two_instances_are_left_out_and_counted(make_run, draw, change_table):
     run = make_run(models=("abmil",), folds=1, slides=4)
     path = run.path / "trials" / "abmil-r0-f0-s0" / "skew.csv"

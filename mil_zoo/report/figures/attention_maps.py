@@ -45,7 +45,7 @@ def draw(results: Results) -> dict[str, Figure]:
     predicted rightly by as many aggregators as any is and of median positive share.
 
     Raises:
-        InputError: a slide that is in no test set, or has no coordinates.
+        InputError: a slide that is in no test set, or has coordinates in no trial.
     """
     folds = _folds(results)
     if results.slides is None:
@@ -81,17 +81,18 @@ def _fold_of(results: Results, slide: str, folds: list[dict[str, str]]) -> dict[
 
 
 def _typical_slides(results: Results, trials: dict[str, str]) -> list[str]:
-    """A negative and a positive slide that every trial stored, with coordinates."""
+    """A negative and a positive slide that every trial with coordinates stored."""
     found: dict[bool, list[tuple[Any, ...]]] = {False: [], True: []}
-    stored = [results.attention.slides(trial) for trial in trials.values()]
+    placed = [trial for trial in trials.values() if any(map(_placed, results.attention.slides(trial).values()))]
+    stored = [results.attention.slides(trial) for trial in placed]
     if not stored:
         return []
     for slide in sorted(set.intersection(*map(set, stored)), key=lambda slide: quote(slide, safe="")):
         facts = stored[0][slide]
         label, size = int(facts["label"]), facts["n"]
-        if "coords" not in facts["arrays"] or label < 0:
+        if not all(_placed(part[slide]) for part in stored) or label < 0:
             continue
-        labels = results.attention.read(next(iter(trials.values())), slide, "instance_labels")
+        labels = results.attention.read(placed[0], slide, "instance_labels")
         share = 0.0 if labels is None else float(labels.mean())
         right = sum(int(part[slide]["predicted"]) == label for part in stored)
         order = (share, size) if label else (size,)
@@ -103,15 +104,22 @@ def _typical_slides(results: Results, trials: dict[str, str]) -> list[str]:
     return typical
 
 
+def _placed(facts: dict[str, Any]) -> bool:
+    """Whether a trial stored where the instances of a slide lie; embeddings of slides lie nowhere."""
+    return "coords" in facts["arrays"]
+
+
 def _read(results: Results, slide: str, trials: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the trials with coordinates stored of a slide."""
+    placed = {label: trial for label, trial in trials.items() if _placed(results.attention.slides(trial)[slide])}
+    if not placed:
+        raise InputError(
+            f"{results.run.attention(next(iter(trials.values())))}: slide {slide!r} has no coordinates, so no "
+            "attention map; give coords in its bag"
+        )
     maps = {}
-    for label, trial in trials.items():
+    for label, trial in placed.items():
         facts = results.attention.slides(trial)[slide]
-        if "coords" not in facts["arrays"]:
-            raise InputError(
-                f"{results.run.attention(trial)}: slide {slide!r} has no coordinates, so no attention map; give coords "
-                "in its bag"
-            )
         names = [name for name in ("attention", "coords", "instance_labels") if name in facts["arrays"]]
         maps[label] = facts | {name: results.attention.read(trial, slide, name) for name in names}
     return maps
@@ -140,7 +148,7 @@ def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> F
     missing = [label for label in results.groups if label not in next(iter(slides.values()))]
     if missing:
         where = "this slide" if len(slides) == 1 else "these slides"
-        note += f" Without a stored attention on {where}: {', '.join(missing)}."
+        note += f" Without attention or coordinates on {where}: {', '.join(missing)}."
     figure.supxlabel(textwrap.fill(note, 130), fontsize=7)
     return figure
 

@@ -43,14 +43,18 @@ def trained(results: Results) -> dict[str, Series]:
 
 
 def attended(results: Results) -> dict[str, Series]:
-    """Of every aggregator with attention."""
-    return {label: part for label, part in results.once(_all).items() if len(part.test)}
+    """Of every aggregator with attention, on some slides of more than two instances."""
+    return {label: part for label, part in results.once(_all).items() if len(part.large)}
 
 
 def without_attention(results: Results) -> str:
-    """The sentence that names the aggregators that the attention figures leave out."""
-    missing = [label for label in trained(results) if label not in attended(results)]
-    return f"Without attention, so not shown: {', '.join(missing)}." if missing else ""
+    """The sentences that name the aggregators that the attention figures leave out, and why."""
+    missing = {label: part for label, part in trained(results).items() if label not in attended(results)}
+    none = [label for label, part in missing.items() if not len(part.test)]
+    tiny = [label for label in missing if label not in none]
+    said = [f"Without attention, so not shown: {', '.join(none)}."] * bool(none)
+    said += [f"Slides of one or two instances only, so not shown: {', '.join(tiny)}."] * bool(tiny)
+    return " ".join(said)
 
 
 def band_note(shown: Iterable[Series], panels: str) -> str:
