@@ -267,6 +267,13 @@ def test_scores_come_before_attention_and_sentences_once(make_run, as_made):
     assert 'role="tooltip"' in text
 
 
+def test_words_begin_at_the_left_and_sentences_go_on_in_further_lines(make_run, as_made):
+    text = write_page(Results.load(make_run(folds=1))).read_text(encoding="utf-8")
+    assert '<th>Section</th><th class="text">Asked</th><th class="text prose">This run</th>' in text
+    assert "<th>Aggregator</th><th>Accuracy</th>" in text
+    assert '<th>Trial</th><th class="text">Status</th><th>Chosen epoch</th>' in text
+
+
 def test_rows_of_patients_stand_beside_their_model(write):
     def files(row, folder):
         rows = [(f"s{i}", f"p{i // 2}", "test", i // 2 % 2, 0.6, 0.4) for i in range(8)]

@@ -41,7 +41,7 @@ const latexText = (text) => text.replace(/[\\~^<>±≥&%$#_{}]/g, (c) => latexOf
 const latexCell = (cell) => (cell.querySelector("b") ? `\\textbf{${latexText(cell.textContent.trim())}}` : latexText(cell.textContent.trim()));
 function latex(table) {
   const lines = shown(table).map((row) => [...row.cells].map(latexCell).join(" & ") + " \\\\");
-  const columns = "l" + "r".repeat(table.tHead.rows[0].cells.length - 1);
+  const columns = [...table.tHead.rows[0].cells].map((th, i) => (th.classList.contains("prose") ? "p{0.5\\linewidth}" : i && !th.classList.contains("text") ? "r" : "l")).join("");
   return ["% needs \\usepackage{booktabs}", `\\begin{tabular}{${columns}}`, "\\toprule", lines[0], "\\midrule", ...lines.slice(1), "\\bottomrule", "\\end{tabular}"].join("\n") + "\n";
 }
 const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);

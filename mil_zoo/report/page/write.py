@@ -21,9 +21,11 @@ from mil_zoo.report.page.slides import slides_note, worst_first
 from mil_zoo.report.page.summary import findings
 from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.sentences import collapsed
+from mil_zoo.report.tables.table import as_cell
 from mil_zoo.report.tables.text import one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
+PROSE = 60  # letters of a cell, from which on a column holds sentences
 SMALL = 150 * 1024  # bytes of an SVG that the page takes instead of the PNG
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
 _PART = {"skew": "attention", "explanations": "attention", "cost": "costs", "reporting": "costs"}  # of documents
@@ -80,7 +82,7 @@ def write_page(
             models=list(results.groups),
             slides=[(slide, maps.place.get(slide.slide_id)) for slide in slides],
             slides_note=slides_note(results, slides, maps.place),
-            trials=_trials(results),
+            trials=_grid(_trials(results)),
             config=results.config.to_yaml(),
             meta={
                 "maps": maps.facts,
@@ -142,8 +144,7 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
             tables.append(
                 {
                     "heading": table.title,
-                    "header": table.header,
-                    "rows": table.html(),
+                    **_grid(table),
                     "notes": [note for note in below if note not in said],
                 }
             )
@@ -155,6 +156,16 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
         said.add(drawing.caption)
         of["figures"].append({"name": drawing.name, "caption": caption, "data": _image(drawing)})
     return parts
+
+
+def _grid(table: Table) -> dict[str, Any]:
+    """Header, rows and how each column looks: words begin at the left, sentences go on in further lines."""
+    longest = [max((len(as_cell(row[i]).text) for row in table.rows), default=0) for i in range(len(table.header))]
+    looks = []
+    for i, (number, length) in enumerate(zip(table.of_numbers, longest, strict=True)):
+        kinds = ["text"] * (i > 0 and not number) + ["prose"] * (length > PROSE and not number)
+        looks.append(Markup(f' class="{" ".join(kinds)}"' if kinds else ""))
+    return {"header": table.header, "rows": table.html(), "looks": looks}
 
 
 def _image(drawing: Drawing) -> str:

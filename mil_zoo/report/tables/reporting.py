@@ -154,7 +154,8 @@ def _models(results: Results) -> list[tuple[str, str]]:
     config = results.config
     training = {label: model.training for label, model in config.model_settings.items()}
     recipes = [
-        f"{label}: {of['epochs']} epochs, {of.get('optimizer', '-')}, learning rate {of.get('learning_rate', '-')}"
+        f"{label}: {count(of['epochs'], 'epoch')}, {of.get('optimizer', '-')}, "
+        f"learning rate {of.get('learning_rate', '-')}"
         for label, of in training.items()
         if "epochs" in of
     ]
