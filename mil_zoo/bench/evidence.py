@@ -13,7 +13,9 @@ from importlib import resources
 PARITY = (
     "largest relative error of logits, attention, losses and gradients against values computed with the authors' code."
 )
-SCORE = "mean test AUC over 10 folds of CRCHistoPhenotypes nuclei (real; 20 epochs of each recipe; folds share patients)."
+SCORE = (
+    "mean test AUC over 10 folds of CRCHistoPhenotypes nuclei (real; 20 epochs of each recipe; folds share patients)."
+)
 
 
 @dataclass(frozen=True)

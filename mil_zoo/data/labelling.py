@@ -161,6 +161,8 @@ def _told_by_columns(contents: Contents, place: Place, source: DatasetSource) ->
 
 def _naming(card: DataCard, source: DatasetSource, tested: bool) -> str:
     """What to do where a label table calls a column of the target otherwise; "" where the task names none."""
+    if card.task_class.target_columns == ("label",):
+        return "rename the table's own, or write label_column: NAME into a card.yaml beside the features"
     naming = card.task_class.naming
     if naming and (tested or source.test_on is not None):
         return "rename this table's, since --test-on reads columns of the same names from both label tables"

@@ -30,7 +30,7 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
     if a.classes != b.classes:
         raise InputError(
             f"{a.name!r} has the classes {', '.join(a.classes)} and {b.name!r} {', '.join(b.classes)}; --test-on needs "
-            "the same ones in the same order"
+            f"the same ones in the same order: call those of {b.name!r} so in its label table (--test-labels)"
         )
     if train.in_dim != test.in_dim:
         raise InputError(

@@ -159,6 +159,18 @@ def test_of_two_spellings_the_plain_one_is_the_column():
     assert [column_of(table, [name]) for name in ("er-", "er", "case")] == ["er-", None, None]
 
 
+def test_classes_of_a_column_that_a_card_names(tmp_path):
+    for slide in "abcd":
+        write_clam(tmp_path, slide)
+    (tmp_path / "t.csv").write_text("Slide;Case ID;Diagnosis\na;p;LUAD\nb;q;LUSC\nc;p;LUAD\nd;r;LUSC\n")
+    with pytest.raises(InputError, match=r"write label_column: NAME into a card\.yaml beside the features; it needs"):
+        open_dataset(str(tmp_path), labels=tmp_path / "t.csv")
+    (tmp_path / "card.yaml").write_text("label_column: Diagnosis\n")
+    dataset = open_dataset(str(tmp_path), labels=tmp_path / "t.csv")
+    assert dataset.card.classes == ["LUAD", "LUSC"]
+    assert [slide.patient_id for slide in dataset.bags.slides] == ["p", "q", "p", "r"]
+
+
 def test_patients_whose_names_are_nearly_one(tmp_path):
     for slide in "abcd":
         write_clam(tmp_path, slide)

@@ -160,7 +160,10 @@ def test_train_on_one_and_test_on_the_other(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ("blue", "green")}, "has the classes blue, red and 'b' blue, green"),
+        (
+            {"classes": ("blue", "green")},
+            "classes blue, red and 'b' blue, green; .* call those of 'b' so in its label table",
+        ),
         ({"dim": 4}, "'a' has 3 features a patch and 'b' 4"),
         ({"names": ["p03-new", *(f"q{i:02d}" for i in range(9))]}, "patients are in both 'a' and 'b': p03"),
     ],

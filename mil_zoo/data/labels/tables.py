@@ -122,9 +122,9 @@ def read_labels(
         if column is None:
             wanted = label_column if name == "label" else name
             near = did_you_mean(wanted, map(str, table.columns))
-            of_target = name in target_columns and name != "label"
-            remedy = naming if naming and of_target else needs(target_columns)
-            raise InputError(f"{path}: the column {wanted!r} is missing{near}; {remedy}")
+            remedies = [naming] * (bool(naming) and name in target_columns)
+            remedies += [needs(target_columns)] * (name == "label" or not remedies)
+            raise InputError(f"{path}: the column {wanted!r} is missing{near}; {'; '.join(remedies)}")
         if f"{column}.1" in table:
             raise InputError(f"{path}: the column {column!r} occurs twice; rename or drop one of them")
         if name in ("slide_id", "label") and table[column].isna().any():
