@@ -185,7 +185,7 @@ def test_the_readme_names_every_aggregator_by_family():
     rows = dict(re.findall(r"(?m)^\| ([a-z ]+) \| (.*) \|$", zoo))
     listed = {family: re.findall(r"`(\w+)`", rows[family]) for family in families}
     assert listed == {family: sorted(names) for family, names in families.items()}
-    assert set(rows) - set(families) == {"family", "without labels"}
+    assert set(rows) - set(families) == {"family", "without labels", "probes"}
 
 
 def test_the_results_of_the_readme_are_those_of_the_kept_runs():

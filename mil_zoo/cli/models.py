@@ -54,6 +54,9 @@ def models(name: str | None, markdown: bool, measure: Path | None, threads: int,
     from mil_zoo.bench.cost import read_costs
 
     described = describe_aggregators(with_plugins=bool(plugin))
+    if name is not None and name not in described and measure is None:
+        _show_protocol(Console(), name)
+        return
     if name is not None:  # an unknown name is an error before anything is measured
         described = {name: find_description(name, described)}
     if measure is not None:
@@ -154,6 +157,8 @@ def _print_table(console: Console, described: Mapping[str, Description], costs: 
     from rich.markup import escape
     from rich.table import Table
 
+    from mil_zoo.config import shipped_names
+
     table = Table(title="Aggregators", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.caption, table.caption_justify = conditions(costs), "left"
     shown = ("name", "parameters", "needs", "eval ms", "step ms", "parity", "AUC")
@@ -166,6 +171,8 @@ def _print_table(console: Console, described: Mapping[str, Description], costs: 
             times = (cell.partition(" ms")[0] for cell in (evaluation, step))
             table.add_row(*map(escape, (name, parameters, needs, *times, *found)))
     console.print(table)
+    others = ", ".join(name for name in shipped_names("aggregators") if name not in described)
+    console.print(f"Beside them mil-zoo bench --models takes {others}: no aggregators, but rows of the same tables.")
     console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
 
 
@@ -189,7 +196,7 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     if cost is not None:
         say(f"({conditions({name: cost})})")
     say()
-    _print_options(console, about, arguments)
+    _print_options(console, name, about.options, arguments)
     _print_training(console, name)
     say("[bold]Use it[/]")
     first = next(iter(about.options), None)
@@ -200,13 +207,27 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
         say('  aggregator.load_published("checkpoint.pth")  # of the authors\' own code; .pth, .pt or .safetensors')
 
 
-def _print_options(console: Console, about: Description, arguments: dict[str, str]) -> None:
+def _show_protocol(console: Console, name: str) -> None:
+    """Tells of a model that is no aggregator."""
+    from rich.markup import escape
+
+    from mil_zoo.train.protocols import PROTOCOLS, model_options
+
+    options = model_options(name)  # an error where there is none of this name
+    description, arguments = split_docstring(inspect.getdoc(PROTOCOLS.get(name)) or "")
+    console.print(f"[bold]{name}[/]\n\n{escape(description)}\n", highlight=False, soft_wrap=True)
+    _print_options(console, name, options, arguments)
+    _print_training(console, name)
+    console.print(f"[bold]Use it[/]\n  mil-zoo bench --models {name}", highlight=False, soft_wrap=True)
+
+
+def _print_options(console: Console, name: str, options: Mapping[str, Any], arguments: dict[str, str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    recipe = _recipe(about.name).get("options", {})  # holds what differs from the constructor alone
-    table = Table("option", "default", "what it is", title=f"--set {about.name}.OPTION=VALUE")
-    for option, default in about.options.items():
+    recipe = _recipe(name).get("options", {})  # holds what differs from the constructor alone
+    table = Table("option", "default", "what it is", title=f"--set {name}.OPTION=VALUE")
+    for option, default in options.items():
         shown = "required" if default is inspect.Parameter.empty else str(default)
         shown += f" ({recipe[option]} in the benchmark)" if option in recipe else ""
         table.add_row(*map(escape, (option, shown, arguments.get(option, ""))))

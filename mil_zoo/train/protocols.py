@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, aggregator_options, create_aggregator
+from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, aggregator_options, create_aggregator
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.diagnostics.explanations import Explanations, Question
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Task
 from mil_zoo.train.checkpoint import Checkpoint, CheckpointPlace
@@ -144,8 +144,10 @@ def run_protocol(context: TrialContext) -> TrialResult:
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """The options of an aggregator or protocol and their defaults."""
+    """The options of an aggregator or protocol and their defaults; an ``InputError`` offers the near names of both."""
     if name not in PROTOCOLS:
+        if name not in AGGREGATORS:
+            raise InputError(f"unknown aggregator {name!r}{did_you_mean(name, [*AGGREGATORS, *PROTOCOLS])}")
         return aggregator_options(name)
     parameters = list(inspect.signature(PROTOCOLS.get(name)).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}

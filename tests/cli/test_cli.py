@@ -47,7 +47,12 @@ def test_lists(run_cli):
     _, out, _ = run_cli("models", "srmil")
     for word in ("mask_rate", "0.7", "masked patch-feature reconstruction", "2602.19487"):
         assert word in out, word
-    assert run_cli("models", "srml")[0] == 2
+    assert "did you mean 'srmil'" in run_cli("models", "srml")[2]
+    assert "did you mean 'linear_probe'" in run_cli("models", "linear_prob")[2]
+    assert "linear_probe" in run_cli("models")[1]
+    _, out, _ = run_cli("models", "linear_probe")
+    assert "inverse strength of the L2 penalty" in " ".join(out.split())
+    assert "mil-zoo bench --models linear_probe" in out
 
 
 def test_a_model_is_told_in_full(run_cli):
