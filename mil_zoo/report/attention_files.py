@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from mil_zoo.files import replacing, write_text
 from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
-from mil_zoo.report.figures.explanation_maps import draw_ranks
+from mil_zoo.report.figures.explanation_maps import RANKS, draw_ranks
 from mil_zoo.report.figures.look import drawing
 from mil_zoo.report.tables.explanations_table import TITLES
 
@@ -96,6 +96,7 @@ def write_explanations_png(
             draw_ranks(axes, coords, side, values, figure.get_figwidth() / len(scores))
             axes.set_title(textwrap.fill(TITLES.get(name, name), 24), fontsize=8, parse_math=False)
         figure.suptitle(_broken(title, figure.get_figwidth()), fontsize=9, parse_math=False)
+        figure.supxlabel(_broken(RANKS, figure.get_figwidth()), fontsize=7)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from mil_zoo.metrics.classification import roc_area
+from mil_zoo.report.figures import draw_figures, registry
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.external import external_table, shown_external
 from mil_zoo.stats.shift import best_threshold, calibration_slope, fit_temperature
@@ -60,6 +61,17 @@ def test_internal_against_external(run):
     text = shown_external(results).markdown()
     assert "so that the internal score is a little too good" in text
     assert "Threshold: of highest balanced accuracy on validation slides" in text
+
+
+def test_the_figure_draws_the_metric_of_the_table(run, monkeypatch):
+    results, _ = run()
+    drawn = {}
+    monkeypatch.setattr(registry, "save", lambda figure, path: drawn.setdefault(path.stem, figure) and (b"", None))
+    draw_figures(results, ["external"])
+    (axes,) = drawn["external"].axes
+    row = external_table(results).iloc[0]
+    assert axes.get_xlabel() == "AUC"
+    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([row["internal"], row["external"]])
 
 
 def test_a_cross_validation_has_no_such_table(run):

@@ -142,6 +142,14 @@ def test_without_instance_labels_there_is_no_truth_panel(make_run, draw):
         assert ", truth: " in block.get_suptitle()
 
 
+def test_a_single_map_stands_in_the_middle_below_its_heading(make_run, draw):
+    for figure in draw(make_run(models=("abmil",), folds=1, labels=False), saved=True).values():
+        axes, (block,) = figure.axes[0], figure.subfigs
+        box = axes.get_position()
+        assert (box.x0 + box.x1) / 2 == pytest.approx(0.45, abs=0.05)
+        assert not block._suptitle.get_window_extent().overlaps(axes.title.get_window_extent())
+
+
 def test_seven_aggregators_take_two_rows(make_run, draw):
     models = ("abmil", "srmil", "transmil", "dsmil", "clam_sb", "acmil", "ilra")
     for figure in draw(make_run(models=models, folds=1), saved=True).values():

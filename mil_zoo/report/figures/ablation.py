@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from mil_zoo.metrics import inside
 from mil_zoo.report.figures.look import WIDTH, below, palette, plain, title
@@ -112,7 +112,8 @@ def _dress(axes: Axes, name: str, option: str, values: list[str], numeric: list[
         axes.set_xlim(-0.5, len(values) - 0.5)
     if name in _LOGARITHMIC:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     if name in ("n_x_max", "mass_ratio"):

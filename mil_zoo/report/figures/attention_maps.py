@@ -138,8 +138,6 @@ def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> F
             block.suptitle(
                 plain(_heading(slide, maps, results.config.dataset.classes)),
                 x=0.01,
-                y=1,
-                va="top",
                 ha="left",
                 fontsize=8,
             )
@@ -203,6 +201,7 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
         label="N x attention (1 = uniform)",
         pad=0.01,
         aspect=30,
+        panchor=False,  # maps stay in the middle of their panels
     )
 
 

@@ -18,6 +18,8 @@ from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.explanations_table import STORE, TITLES
 
+RANKS = "Colour: rank of a patch's score within the slide, dark least and yellow most relevant for the prediction."
+
 
 @register_figure(
     "explanation_maps",
@@ -63,6 +65,7 @@ def draw(results: Results) -> dict[str, Figure]:
     headings = ["Truth"] * (truth is not None) + [TITLES.get(name, name) for name in names]
     for axes, heading in zip(panels[0], headings, strict=True):
         axes.set_title(plain(textwrap.fill(heading, 20)), fontsize=7)
+    figure.supxlabel(RANKS, fontsize=7)
     return {"explanation-maps": figure}
 
 

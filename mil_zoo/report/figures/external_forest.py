@@ -20,11 +20,11 @@ _PARTS = ("internal", "external")
     "(filled), each with its 95 % interval by draws of its patients. Checkpoints were chosen by the former.",
 )
 def draw(results: Results) -> dict[str, Figure]:
-    """``external``: a row a model, of the first headline metric (of survival the concordance)."""
+    """``external``: a row a model, of the metric that ranks (AUC; of survival the concordance)."""
     scores = internal_and_external(results)
     if not scores:
         return {}
-    metric, colours = results.headline[0], colours_of(results)
+    colours = colours_of(results)
     figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(scores)), layout="constrained")
     axes = figure.subplots()
     for row, (label, both) in enumerate(scores.items()):
@@ -34,8 +34,12 @@ def draw(results: Results) -> dict[str, Figure]:
             axes.plot(drawn.value, row + offset, "s", markersize=4, color=colours[label], markerfacecolor=face)
     axes.set_yticks(range(len(scores)), [plain(label) for label in scores])
     axes.set_ylim(len(scores) - 0.5, -0.5)
-    axes.set_xlabel(metric.title)
+    axes.set_xlabel(results.lead.title)
     axes.grid(axis="x", color="0.92")
     figure.suptitle(title(results, "Internal and external"))
-    legend(figure, {}, "Open: validation patients of the dataset trained on; filled: the other dataset.")
+    legend(
+        figure,
+        {},
+        "Open: validation patients of the dataset trained on; filled: the other dataset. Line: 95 % interval.",
+    )
     return {"external": figure}

@@ -49,6 +49,9 @@ def draw(results: Results) -> dict[str, Figure]:
     note = "Mean over test folds; medians of what was measured."
     if tuning is not None:
         note += f" Training is of all {tuning.configurations} configurations of a trial."
+    timed = set(known.get("inference_ms", table)["aggregator"])
+    if unmeasured := [label for label in table["aggregator"] if label not in timed]:
+        note += f" Without the time of a prediction: {', '.join(unmeasured)}."
     legend(figure, {label: colours[label] for label in table["aggregator"]}, note)
     figure.suptitle(title(results, f"{inside(lead.title)} against cost"))
     return {"pareto": figure}

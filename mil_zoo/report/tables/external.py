@@ -49,10 +49,10 @@ def external_table(results: Results) -> pd.DataFrame:
 
 
 def internal_and_external(results: Results) -> dict[str, tuple[Drawn, Drawn]]:
-    """Of every aggregator the first headline metric there and here, with intervals; of a run with ``--test-on``."""
+    """Of every aggregator the metric that ranks, there and here, with intervals; of a run with ``--test-on``."""
     if not is_external(results):
         return {}
-    metric, found = results.headline[0], {}
+    metric, found = results.lead, {}
     for label, trials in results.finished.items():
         if kept := [trial for trial in trials if trial.files]:
             there, here = ([_scored(results, trial, part) for trial in kept] for part in _PARTS)
