@@ -265,6 +265,15 @@ def test_a_trial_that_stopped_early_keeps_its_last_numbers(make_run, draw, chang
     assert {x for line in high.lines for x in line.get_xdata()} >= {4}  # recorded by all: that alone
 
 
+def test_a_score_that_no_epoch_has_takes_no_panel(make_run, draw, change_table):
+    run = make_run(models=("mean",), folds=1)
+    table = pd.read_csv(run.path / "trials" / "mean-r0-f0-s0" / "epochs.csv")
+    change_table(run, "mean-r0-f0-s0", "epochs.csv", table.assign(val_auc=np.nan))
+    figure = draw(run, "training")["training"]
+    assert [axes.get_title() for axes in figure.axes] == ["training loss", "validation accuracy"]
+    assert "Without a value in any epoch, so not shown: validation AUC." in texts(figure).replace("\n", " ")
+
+
 def test_legends_say_the_table_s_auc(make_run, draw):
     run = make_run(models=("abmil", "srmil"), folds=2, slides=8)
     figure = draw(run, "roc")["roc"]

@@ -1,6 +1,7 @@
 """The tables of survival: beside the clinical model, what intervals leave out, their files, and collapsed models."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from survival_runs import FOLDS, PATIENTS, survival_run
 
 from mil_zoo.report.across_runs.forest import forest
+from mil_zoo.report.figures import survival_curves
 from mil_zoo.report.figures.survival_curves import draw_curves
 from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import clinical_folds, folds_of
@@ -198,3 +200,15 @@ def test_curves_end_where_ten_are_at_risk_and_say_what_is_undefined(run):
     said = panels["flat"].get_title().replace("\n", " ")
     assert said == "flat no event at which both groups are at risk"
     assert re.search(r"hazard ratio \d\.\d\d \[\d\.\d\d, \d\.\d\d\]\nlog-rank p < 0\.001", panels["good"].get_title())
+
+
+def test_a_horizon_that_no_model_predicts_has_no_calibration(run, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"surv_12": np.nan, "surv_24": np.nan, "surv_36": np.nan}, index=range(60))
+    task = SimpleNamespace(horizon_times={"12": 12.0, "24": 24.0, "36": 36.0}, criterion="nll")
+    fold = SimpleNamespace(task=task, rows=rows, arguments=(rng.uniform(1, 60, 60), rng.integers(0, 2, 60)))
+    monkeypatch.setattr(survival_curves, "folds_of", lambda *_: [fold])
+    results = Results.load(run.path)
+    assert survival_curves.draw_calibration(results) == {}
+    rows["surv_12"] = rng.uniform(0.2, 0.9, 60)
+    assert "within 12 months" in survival_curves.draw_calibration(results)["survival_calibration"].get_supxlabel()

@@ -86,12 +86,16 @@ def _curve(axes: Axes, curve: KaplanMeier, until: float, colour: str, name: str)
     "with fewer than 5 patients followed to the horizon are not drawn.",
 )
 def draw_calibration(results: Results) -> dict[str, Figure]:
-    """``survival_calibration``: predicted against observed risk of each model at the middle horizon."""
+    """``survival_calibration``: predicted against observed risk of each model, at the middle one of the horizons that
+    are predicted; {} where none is."""
     shown = {label: parts for label in results.groups if (parts := folds_of(results, label))}
     first = next(iter(shown.values()), [])
     if not first or not first[0].task.horizon_times or first[0].task.criterion == "rank":
         return {}
-    name, time = list(first[0].task.horizon_times.items())[len(first[0].task.horizon_times) // 2]
+    times = {name: time for name, time in first[0].task.horizon_times.items() if any(_predicted(shown, name))}
+    if not times:
+        return {}
+    name, time = list(times.items())[len(times) // 2]
     colours = colours_of(results)
     rows, columns = grid_shape(len(shown), 4)
     figure = Figure(figsize=(max(1.9 * columns, 3.6), 2.1 * rows + 0.9), layout="constrained")
@@ -107,6 +111,11 @@ def draw_calibration(results: Results) -> dict[str, Figure]:
     below(figure, [], note, 1)
     figure.suptitle(title(results, "Calibration", int(14 * figure.get_figwidth())))
     return {"survival_calibration": figure}
+
+
+def _predicted(shown: dict[str, list[Fold]], name: str) -> list[bool]:
+    """Of each model, whether some fold predicts the survival at a horizon."""
+    return [any(part.rows[f"surv_{name}"].notna().any() for part in parts) for parts in shown.values()]
 
 
 def _calibration(axes: Axes, parts: list[Fold], name: str, horizon: float, colour: str) -> None:

@@ -25,13 +25,16 @@ def draw(results: Results) -> dict[str, Figure]:
     if not shown:
         return {}
     names = {f"val_{metric.name}": f"validation {inside(metric.title)}" for metric in reversed(results.headline)}
-    panels = {"loss": "training loss"} | names
+    known = {
+        name for name in names for part in shown.values() if name in part.epochs and part.epochs[name].notna().any()
+    }
+    panels = {"loss": "training loss"} | {name: what for name, what in names.items() if name in known}
     share = majority(results)
     chance = {"val_auc": (0.5, "chance")} if share is not None else {}
     if share is not None:
         chance["val_accuracy"] = (share, "majority class")
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-    for axes, (name, ylabel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axes, (name, ylabel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, part in shown.items():
             if name in part.epochs:  # a pretraining without labels is not validated
                 band(axes, part.epochs, name, colours[label])
@@ -41,5 +44,7 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(title(results, "Training"))
     note = band_note(shown.values(), "") + "Losses of different models sum different terms."
+    if missing := [what for name, what in names.items() if name not in known]:
+        note += f" Without a value in any epoch, so not shown: {', '.join(missing)}."
     legend(figure, {label: colours[label] for label in shown}, note)
     return {"training": figure}
