@@ -117,7 +117,7 @@ def test_no_objective_reads_a_test_slide(bag_table, tmp_path, tuned, given):
             )
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     pass
 
 
