@@ -75,6 +75,15 @@ def test_all_slides_in_one_file(tmp_path):
         open_dataset(str(tmp_path))
 
 
+def test_sets_of_patches_and_slides_are_counted_as_they_are_named(tmp_path):
+    for encoder in ("conch_v15", "uni_v1"):
+        write_trident(tmp_path, "a", encoder)
+    folder = tmp_path / "20x_256px_0px_overlap" / "slide_features_titan"
+    write_h5(folder / "a.h5", features=np.zeros(WIDTH, dtype=np.float32))
+    with pytest.raises(InputError, match="holds 3 sets of features; choose with --features: conch_v15, uni_v1, titan"):
+        open_dataset(str(tmp_path))
+
+
 def test_tables_of_other_things_are_none(tmp_path):
     write_csv(tmp_path / "folds.csv", np.zeros((24, 10)), prefix="fold_")
     write_csv(tmp_path / "gaps.csv", np.zeros((24, WIDTH))).write_text(

@@ -59,6 +59,8 @@ def test_leaks_and_missing_slides_are_counted_and_said():
     assert "LEAKS: 1 of 1 splits" in text
     assert "Up to 1 slides of a split were left out" in text
     assert "1 (up to 1 patients)" in probe_table(rows).markdown()
+    apart = rows.assign(repeat=1, auc=rows["auc"] - 0.4)
+    assert "[0.00, 1.00]" in probe_table(pd.concat([rows, apart])).markdown()  # and not beyond, where no AUC lies
     with pytest.raises(InputError, match="no test slide"):
         probe(embeddings, ids, table.labels, table.patients, [ProbeSplit("x", 0, tuple(ids), ("absent",))])
 

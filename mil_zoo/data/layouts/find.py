@@ -106,7 +106,7 @@ def choose_features(found: Sequence[FeatureSet], name: str | None, folder: Path)
     if name is None:
         found = [features for features in found if not LAYOUTS.get(features.layout).of_slides] or found
     if name is None and len(found) > 1:
-        raise InputError(f"{folder} holds {len(found)} sets of features; choose with --features: {', '.join(names)}")
+        raise InputError(f"{folder} holds {len(names)} sets of features; choose with --features: {', '.join(names)}")
     if name is not None and name not in names:
         raise InputError(f"{folder} holds no features called {name!r}{did_you_mean(name, names)}")
     return found[0 if name is None else names.index(name)]

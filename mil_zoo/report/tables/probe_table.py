@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from mil_zoo.metrics import metrics_of
+from mil_zoo.metrics import Metric, metrics_of
 from mil_zoo.report.tables.table import Cell, Table
 from mil_zoo.report.tables.text import interval
 from mil_zoo.stats import summarise
@@ -33,27 +34,31 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def probe_table(rows: pd.DataFrame) -> Table:
     """The summary of the rows as it is read, with the sentences that belong under it."""
     metrics = _metrics(rows)
-    header = ["Regime", "Training slides", "Test slides", "Splits", *metrics.values(), "Leaky splits"]
+    titles = [metric.title for metric in metrics.values()]
+    header = ["Regime", "Training slides", "Test slides", "Splits", *titles, "Leaky splits"]
     cells = []
     for row in summary(rows).to_dict("records"):
         leaks = f"{row['leaky']} (up to {row['leaked']} patients)" if row["leaky"] else "none"
         sizes = [f"{row['n_train']:.0f}", f"{row['n_test']:.0f}", str(row["splits"])]
-        cells.append([str(row["regime"]), *sizes, *(_cell(row, metric) for metric in metrics), leaks])
+        cells.append([str(row["regime"]), *sizes, *(_cell(row, metric) for metric in metrics.values()), leaks])
     return Table(header, cells, _notes(rows))
 
 
-def _metrics(rows: pd.DataFrame) -> dict[str, str]:
-    """Titles of the metrics that the probe recorded, by name."""
-    return {metric.name: metric.title for metric in metrics_of("classification") if metric.name in rows}
+def _metrics(rows: pd.DataFrame) -> dict[str, Metric]:
+    """The metrics that the probe recorded, by name."""
+    return {metric.name: metric for metric in metrics_of("classification") if metric.name in rows}
 
 
-def _cell(row: dict[Any, Any], metric: str) -> Cell:
-    mean, sd, low, high = (row[f"{metric}_{name}"] for name in ("mean", "sd", "low", "high"))
-    return Cell(f"{mean:.3f}", f"{sd:.3f}", (interval(low, high),))
+def _cell(row: dict[Any, Any], metric: Metric) -> Cell:
+    mean, sd, low, high = (row[f"{metric.name}_{name}"] for name in ("mean", "sd", "low", "high"))
+    return Cell(f"{mean:.3f}", f"{sd:.3f}", (interval(*np.clip([low, high], *metric.bounds)),))
 
 
 def _notes(rows: pd.DataFrame) -> list[str]:
-    lines = ["Mean ± standard deviation [95 % interval, corrected resampled t] over splits; C = 10, balanced classes."]
+    lines = [
+        "Mean ± standard deviation [95 % interval, corrected resampled t, shown within the bounds of the metric] over "
+        "splits; C = 10, balanced classes."
+    ]
     leaky = rows[rows["leaked_patients"] > 0]
     if len(leaky):
         lines.append(
