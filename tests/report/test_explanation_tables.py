@@ -9,7 +9,7 @@ from mil_zoo import InputError
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.report.figures import draw_figures
+from mil_zoo.report.figures import draw_figures, explanation_maps
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import documents
 from mil_zoo.report.tables.explanations_table import explained, explanations_table
@@ -68,6 +68,14 @@ def test_the_figure_has_a_panel_an_aggregator_and_explainer(run):
     drawings = draw_figures(Results.load(run), ["explanations", "explanation_maps"])
     assert [drawing.path.name for drawing in drawings] == ["explanations.png", "explanation-maps.png"]
     assert all(len(drawing.png) > 5_000 for drawing in drawings)
+
+
+def test_a_row_of_maps_bears_the_name_of_its_model_without_attention_too(run):
+    figure = explanation_maps.draw(Results.load(run))["explanation-maps"]
+    named = [axes for axes in figure.axes if axes.get_ylabel()]
+    assert [axes.get_ylabel() for axes in named] == ["abmil", "mean"]
+    assert all(axes.axison for axes in named)
+    assert figure.get_supxlabel().startswith("Colour: rank of a patch's score")
 
 
 def test_without_explainers_there_is_nothing(bag_table, tmp_path):
