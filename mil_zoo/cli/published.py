@@ -21,8 +21,14 @@ def published(runs: tuple[Path, ...], out: Path, plugin: tuple[Path, ...]) -> No
     """
     from rich.console import Console
 
-    from mil_zoo.report.across_runs.literature import write_published
+    from mil_zoo.report.across_runs.literature import published_numbers, write_published
     from mil_zoo.report.load import Results
 
-    paths = write_published([Results.load(run) for run in runs], out)
+    results = [Results.load(run) for run in runs]
+    paths = write_published(results, out)
+    known = sorted({number.dataset for number in published_numbers()})
+    for run in results:
+        if (name := run.config.dataset.name) not in known:
+            line = f"Nothing beside {run.path}: no number is known of the dataset {name!r}, but of {', '.join(known)}."
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
     Console().print(f"Written: {', '.join(str(path) for path in paths)}", markup=False, highlight=False, soft_wrap=True)

@@ -126,7 +126,7 @@ def show(
             drawings = draw_figures(results)
             page = write_page(results, drawings, slide_images, maps_mib)
     console.print(terminal_scores(results).terminal())
-    figures = ", ".join(drawing.path.name for drawing in drawings)
+    figures = ", ".join(drawing.path.name for drawing in drawings) or "none"
     for line in (
         f"Tables:  {path} ({', '.join(table.name for table in tables)})",
         f"Figures: {path / 'figures'} ({figures})",

@@ -102,6 +102,13 @@ class Bag:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __repr__(self) -> str:
+        """What it is of, on one line: thousands of coordinates would bury it."""
+        step = "" if self.patch_size is None else f", patch_size {self.patch_size:g} {self.unit}"
+        where = "no coords" if self.coords is None else f"coords{step}"
+        given = f"label {self.label}" if self.target is None else f"target {self.target.tolist()}"
+        return f"Bag({self.slide_id!r}, {len(self):,} instances of {self.features.shape[1]} features, {where}, {given})"
+
     def graph(self, spec: str) -> CSR:
         """The bag's graph by ``spec``, built at the first call and kept (with self-loops, symmetric, on the CPU)."""
         if spec not in self.graphs:

@@ -124,3 +124,11 @@ def test_arrays_are_read_as_users_have_them(form):
     bag = Bag(features=form(x), coords=coords.astype(">i8"), patch_size=256, label=0)
     assert bag.features.float().numpy().tolist() == x.tolist()
     assert bag.coords.numpy().tolist() == coords.tolist()
+
+
+def test_a_bag_says_what_it_is_of_on_one_line():
+    bag = Bag(features=np.ones((1200, 3)), coords=np.zeros((1200, 2)), patch_size=256, label=1, slide_id="s1")
+    assert repr(bag) == "Bag('s1', 1,200 instances of 3 features, coords, patch_size 256 px, label 1)"
+    assert repr(Bag(features=np.ones((1, 3)), target=[2.0])) == (
+        "Bag('', 1 instances of 3 features, no coords, target [2.0])"
+    )

@@ -43,9 +43,15 @@ def test_ours_stands_beside_the_number_of_the_same_options(crchisto):
     assert len(table) == len(published_numbers())
 
 
+def test_a_dataset_without_published_numbers_is_told(write, run_cli, tmp_path):
+    run = write.run([write.row("abmil", 0, metrics=scores(0.8))], ["abmil"], name="mine")
+    _, out, _ = run_cli("published", run.path, "--out", tmp_path / "page")
+    assert f"Nothing beside {run.path}: no number is known of the dataset 'mine', but of crchisto," in out
+
+
 def test_the_page(crchisto, run_cli, tmp_path):
-    code, _, _ = run_cli("published", crchisto.path, "--out", tmp_path / "page")
-    assert code == 0
+    code, out, _ = run_cli("published", crchisto.path, "--out", tmp_path / "page")
+    assert (code, "Nothing beside" in out) == (0, False)
     page = (tmp_path / "page" / "published.md").read_text()
     assert (
         "| Gated-Attention (Ilse et al.) (gated=True) | Accuracy | 0.898 | 5 x 10-fold CV | abmil | 0.900 ± 0.100 ["

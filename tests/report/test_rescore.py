@@ -10,6 +10,7 @@ import pytest
 from mil_zoo.errors import InputError
 from mil_zoo.report.load import Results
 from mil_zoo.report.rescore import Columns, parse_columns, rescore
+from mil_zoo.report.rescore.read import read_predictions
 from mil_zoo.report.tables import comparisons
 from mil_zoo.stats import concordance
 from mil_zoo.stats.possible import half_unit, possible_positives, possible_sizes
@@ -381,3 +382,10 @@ def test_a_cohort_of_slides_says_which_patients_should_be_there(again):
     found, _ = again(table.iloc[1:], cohort=pd.concat([slides, more]))
     assert (found["patients"][0], found["missing"][0]) == (19, 1)
     assert "1 patients that the cohort names are missing (P0-00)" in found["remark"][0]
+
+
+def test_columns_are_known_however_they_are_spelled(tmp_path):
+    (tmp_path / "t.csv").write_text("Method,Fold,Case ID,Label,score\na,0,p,1,0.8\na,0,q,0,0.1\n")
+    rows = read_predictions([tmp_path / "t.csv"], Columns({})).rows
+    assert rows[["model", "fold", "patient_id"]].to_numpy().tolist() == [["a", "0", "p"], ["a", "0", "q"]]
+    assert rows["label"].tolist() == [1, 0]

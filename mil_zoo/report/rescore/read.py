@@ -13,17 +13,18 @@ import pandas as pd
 
 from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.dialects import read_csv
+from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.tasks import Task, create_task
 
-# What tools and papers call these columns, in upper and lower case alike.
+# What tools and papers call these columns, however they are spelled, see column_of.
 NAMES = {
     "model": ("model", "method", "aggregator"),
     "fold": ("fold",),
     "repeat": ("repeat",),
     "seed": ("seed",),
     "slide_id": ("slide_id", "slide", "image_id", "filename"),
-    "patient_id": ("patient_id", "case_id", "patient", "case", "pat_id"),
+    "patient_id": COLUMNS["patient_id"],
     "split": ("split",),
     "label": ("label", "y", "y_true", "target"),
     "score": ("score", "probability", "prob", "y_score"),
@@ -128,10 +129,9 @@ def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame
         if name not in header:
             raise InputError(f"{path}: --columns names {name!r}, which is missing{did_you_mean(name, header)}")
     names = {theirs: ours for ours, theirs in columns.renamed.items()}
-    lower = {name.lower(): name for name in reversed(header)}
     taken = set(names.values())
     for ours, known in NAMES.items():
-        found = next((lower[name] for name in known if name in lower and lower[name] not in names), None)
+        found = column_of(table.drop(columns=list(names)), known)
         if ours not in taken and found is not None and found not in columns.by:
             names[found] = ours
     for name in header:
