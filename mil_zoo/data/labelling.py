@@ -12,12 +12,12 @@ import pandas as pd
 
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard
+from mil_zoo.data.labels.columns import column_of
 from mil_zoo.data.labels.groups import sites_of_barcodes
 from mil_zoo.data.labels.names import both_sides, match_names
 from mil_zoo.data.labels.tables import (
     class_indices,
     class_names,
-    column_of,
     find_labels,
     numbered,
     read_csv,

@@ -10,8 +10,9 @@ from layouts import write_clam
 
 from mil_zoo import InputError
 from mil_zoo.data import open_dataset
+from mil_zoo.data.labels.columns import column_of
 from mil_zoo.data.labels.names import alike, bare, match_names
-from mil_zoo.data.labels.tables import class_indices, class_names, column_of, read_csv, read_labels, unknown_among
+from mil_zoo.data.labels.tables import class_indices, class_names, read_csv, read_labels, unknown_among
 from mil_zoo.data.packed.writer import import_dataset
 
 UUID = "d4ff32cd-38cf-40ea-8213-45c2b100ac01"

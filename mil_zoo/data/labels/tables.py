@@ -11,22 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from mil_zoo.data.labels import dialects
+from mil_zoo.data.labels.columns import COLUMNS, column_of
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.errors import InputError, did_you_mean
 
-# What the tools in use call these columns (CLAM and TRIDENT: case_id; Giga-SSL: ID; torchmil: bag_name; STAMP: FILENAME
-# and PATIENT; MIL_BASELINE: slide_path; Prov-GigaPath: pat_id; the sample sheets of the GDC: "File Name", "Case ID"),
-# however they are spelled, see column_of.
-COLUMNS = {
-    "slide_id": (
-        *("slide_id", "slide", "ID", "bag_name", "filename", "file_name", "slide_path", "slide_name", "image_id"),
-        "path",
-    ),
-    "patient_id": ("patient_id", "case_id", "patient", "case", "pat_id", "case_submitter_id", "bcr_patient_barcode"),
-    "split": ("split", "official_split"),
-    "fold": ("fold",),
-    "site": ("site", "tissue_source_site", "centre", "center"),
-}
 _NO_SPLIT = ("", "na", "n/a", "nan", "none", "null", "-", "unused")
 _WHOLE = re.compile(r"[0-9]+")
 _CLASS = re.compile(r"class ([0-9]+)")
@@ -66,22 +54,6 @@ def needs(target_columns: Sequence[str] = ("label",)) -> str:
 def read_csv(path: Path) -> pd.DataFrame:
     """A csv as a table of text, see :func:`mil_zoo.data.labels.dialects.read_csv`."""
     return dialects.read_csv(path, needs())
-
-
-def column_of(table: pd.DataFrame, names: Sequence[str]) -> str | None:
-    """The first of some columns that a table has, however they are spelled; None where it has none.
-
-    ``case_id`` is also ``Case ID``, ``case.id``, ``Case-ID`` and ``CaseID``; a name in upper or lower case goes first.
-    """
-    columns = [str(column) for column in reversed(list(table.columns))]
-    here = {_worded(column): column for column in columns} | {column.lower(): column for column in columns}
-    found = (here.get(name.lower()) or here.get(_worded(name)) for name in names)
-    return next((column for column in found if column is not None), None)
-
-
-def _worded(name: str) -> str:
-    """A name in lower case, its words joined by underscores."""
-    return re.sub(r"(?<=\w)[\s.-]+(?=\w)|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
 
 
 def read_labels(

@@ -18,7 +18,7 @@ from mil_zoo.data.bag import Bag
 from mil_zoo.data.formats.boundary import boundary, numbers
 from mil_zoo.data.formats.h5 import FEATURES, checked_dataset, features_of, head, opened, read_names
 from mil_zoo.data.formats.tensors import load_tensor
-from mil_zoo.data.labels.tables import COLUMNS, column_of
+from mil_zoo.data.labels.columns import COLUMNS, column_of
 from mil_zoo.data.layouts.base import Claim, Layout, Sure, TableLayout, make_bag, register_layout, slide_name
 from mil_zoo.errors import InputError
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.formats.npy import load_arrays
+from mil_zoo.data.labels.columns import COLUMNS, column_of
 from mil_zoo.data.labels.dialects import read_csv
-from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.formats.npy import load_arrays
+from mil_zoo.data.labels.columns import COLUMNS, column_of
 from mil_zoo.data.labels.dialects import read_csv
-from mil_zoo.data.labels.tables import COLUMNS, column_of
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.tasks import Task, create_task
 
