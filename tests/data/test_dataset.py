@@ -115,6 +115,10 @@ def test_unknown_names_and_missing_roots(tmp_path, monkeypatch):
     monkeypatch.delenv("MIL_ZOO_REAL_DATA", raising=False)
     with pytest.raises(InputError, match="unknown dataset 'crchist'; did you mean 'crchisto'"):
         open_dataset("crchist")
+    with pytest.raises(InputError, match=r"known: .* \(nor is a file or folder here called so\)"):
+        open_dataset("qqqq")
+    with pytest.raises(InputError, match="qqqq: no such file or folder; pass a file or folder of features"):
+        open_dataset("./qqqq")
     with pytest.raises(InputError, match="pass --root DIR"):
         open_dataset("crchisto")
     with pytest.raises(InputError, match="does not exist; --root must be"):

@@ -17,7 +17,7 @@ from mil_zoo.report.figures.look import WIDTH, drawing, plain
 from mil_zoo.report.figures.registry import save
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Table
-from mil_zoo.report.tables.text import one_line, p_value
+from mil_zoo.report.tables.text import count, one_line, p_value
 from mil_zoo.report.test_parts import why_undefined
 from mil_zoo.stats import FriedmanNemenyi, friedman_nemenyi, holm, wilcoxon_test
 
@@ -155,8 +155,8 @@ def _ranked(scores: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.Data
     table = scores.drop(columns=left_out)
     if len(table) < 2 or table.shape[1] < 2:
         raise InputError(
-            f"ranks need at least 2 datasets and 2 aggregators with a score on all of them, not {len(table)} datasets "
-            f"and {table.shape[1]} aggregators ({', '.join(table) or 'none'})"
+            f"ranks need at least 2 datasets and 2 aggregators with a score on all of them, not "
+            f"{count(len(table), 'dataset')} and {count(table.shape[1], 'aggregator')} ({', '.join(table) or 'none'})"
         )
     return table, left_out
 
