@@ -92,7 +92,9 @@ class Report:
             low, middle, high = patches.min(), patches.median(), patches.max()
             facts["patches"] = f"{int(patches.sum()):,} ({low:,.0f} to {high:,.0f} a slide, median {middle:,.0f})"
         facts["dimensions"] = ", ".join(str(int(width)) for width in sorted(good["dimensions"].dropna().unique()))
-        facts["patch size"] = ", ".join(f"{step:g} {unit} ({n} slides)" for (step, unit), n in steps.most_common(4))
+        facts["patch size"] = ", ".join(
+            f"{step:g} {unit} ({n} slide{'s' * (n != 1)})" for (step, unit), n in steps.most_common(4)
+        )
         facts["patch size from"] = "; ".join(sorted(set(placed["geometry"]) - {""})[:2])
         if self.annotations:
             facts["annotations"] = self.annotations
@@ -198,7 +200,8 @@ def _judge_labels(
         table_there = source.labels is not None or (contents.features and (place.folder / "labels.csv").exists())
         asked = table_there or source.task or contents.card.classes
         told = Finding("warning", f"only the features were checked, there are no labels: {error}")
-        report.add([Finding("error", str(error)) if asked else told])
+        if asked or len(report.slides) > 1:  # one slide alone is looked at, and no cohort that wants labels
+            report.add([Finding("error", str(error)) if asked else told])
         report.add(judge_annotations(looked, [each.slide_id for each in looked]))
         return
     card = contents.card

@@ -121,7 +121,7 @@ def test_a_real_clam_file_is_checked_for_its_coordinates(real_data):
     assert not report.ok
     assert "it holds coords" in report.findings[0].text
     summary = report.summary()
-    assert (summary["patches"].split()[0], summary["patch size"]) == ("1,502", "512 px (1 slides)")
+    assert (summary["patches"].split()[0], summary["patch size"]) == ("1,502", "512 px (1 slide)")
     assert summary["isolated patches"].startswith("0 ")
 
 

@@ -16,6 +16,7 @@ from layouts import FEATURES, GRID, mutated, write_clam, write_group, write_lazy
 
 from mil_zoo import InputError
 from mil_zoo.data import find_features, read_bag
+from mil_zoo.data.check import check_dataset
 from mil_zoo.data.layouts.base import LAYOUTS
 
 STORE = Path(__file__).parent / "lazyslide_store.zip"
@@ -66,6 +67,14 @@ def test_either_zarr_format_with_or_without_a_spec(tmp_path, form):
     write_lazyslide(tmp_path / "earlier", "b", form=form, spec=False)
     bag = read_bag(tmp_path / "earlier")
     assert (bag.slide_id, bag.patch_size, bag.geometry) == ("b", 512, "the tiles' outlines")
+
+
+def test_a_store_alone_is_checked_without_labels(tmp_path):
+    write_lazyslide(tmp_path, "a", form=2)
+    (report,) = check_dataset(str(tmp_path / "a.zarr"))
+    assert report.ok
+    assert report.findings == []
+    assert report.summary()["patch size"] == "512 px (1 slide)"
 
 
 def test_rows_follow_the_tiles(tmp_path):
