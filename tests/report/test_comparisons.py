@@ -7,7 +7,7 @@ import pytest
 
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, score_table, skew_table, write_tables
-from mil_zoo.report.tables.comparison_tables import shown_comparisons
+from mil_zoo.report.tables.comparison_tables import shown_comparisons, why_none_is_bold
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
 from mil_zoo.report.tables.pairs import best
 from mil_zoo.report.tables.text import p_value
@@ -56,6 +56,14 @@ def test_few_splits_make_nothing_bold(write):
     assert best(Results.load(run)) == {}
     write_tables(Results.load(run))
     assert "Nothing is bold: fewer than 5 splits cannot tell" in (run.path / "table.md").read_text()
+
+
+def test_few_splits_are_the_reason_beside_a_metric_that_none_has(write):
+    scores = [{"accuracy": value, "auc": None} for value in (0.7, 0.8)]
+    rows = [write.row(m, f, metrics=s, val_metrics=s) for m in ("abmil", "mean") for f, s in enumerate(scores)]
+    results = Results.load(write.run(rows, ["abmil", "mean"]).path)
+    assert (comparisons(results)["splits"] == 0).any()
+    assert why_none_is_bold(results).startswith("fewer than 5 splits cannot tell")
 
 
 def test_nothing_is_bold_without_a_difference(write):

@@ -7,6 +7,7 @@ import pytest
 
 from mil_zoo.bench.results import TuningFacts
 from mil_zoo.report.load import Results
+from mil_zoo.report.page import write_page
 from mil_zoo.report.tables import write_tables
 from mil_zoo.report.tables.reporting import NOT_STATED, reporting_sheet
 
@@ -39,6 +40,15 @@ def test_answers_come_of_the_run(sheet):
     text = (results.path / "reporting.md").read_text()
     stated = sum(answer == NOT_STATED for answer in answers.values())
     assert f"{stated} of {len(answers)} answers are not stated" in text
+
+
+def test_bags_of_patients_are_called_so(sheet):
+    answers, results = sheet(patient_rule="packed", patients=3, bags=3, instances=99)
+    assert answers["Size"] == "3 patients, 99 instances"
+    assert answers["Sizes"] == "60 training and 20 test patients on average"
+    page = write_page(results).read_text(encoding="utf-8")
+    assert "<dt>Patients</dt><dd>3</dd>" in page
+    assert "<dt>Slides</dt>" not in page
 
 
 def test_compared_sets_of_features_are_named(sheet):

@@ -182,7 +182,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     ok = sum(trial.ok for trial in results.trials)
     return [
         ("Data", dataset.kind),
-        ("Slides", _number(dataset.bags)),
+        ("Patients" if dataset.patient_rule == "packed" else "Slides", _number(dataset.bags)),
         ("Instances", _number(dataset.instances)),
         ("Features", "-" if dataset.in_dim is None else str(dataset.in_dim)),
         ("Classes", ", ".join(dataset.classes) or "-"),

@@ -33,9 +33,10 @@ def bold_note(results: Results) -> list[str]:
 
 def why_none_is_bold(results: Results) -> str:
     """Why no aggregator is left out of those that can be the best by a metric."""
-    if (comparisons(results)["splits"] == 0).all():
+    splits = comparisons(results)["splits"]
+    if (splits == 0).all():
         return "no two aggregators have a metric that is defined on the same test slides (comparisons.md)."
-    if comparisons(results)["splits"].between(2, ENOUGH - 1).all():
+    if splits[splits > 0].between(2, ENOUGH - 1).all():
         return f"fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."
     return f"no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"
 

@@ -71,7 +71,8 @@ def _data(results: Results) -> list[tuple[str, str]]:
     patients = dataset.patients
     if patients is None and "patient_id" in splits and (splits["patient_id"] != "").all() and len(splits):
         patients = int(splits["patient_id"].nunique())
-    sizes = [f"{dataset.bags:,} slides" if dataset.bags is not None else ""]
+    packed = dataset.patient_rule == "packed"  # a bag is a patient
+    sizes = [f"{dataset.bags:,} slides" if dataset.bags is not None and not packed else ""]
     sizes += [f"{patients:,} patients" if patients is not None else "patients unknown"]
     sizes += [f"{dataset.instances:,} instances" if dataset.instances is not None else ""]
     excluded = _table(results, "excluded.csv")
@@ -112,7 +113,8 @@ def _outcome(results: Results, splits: pd.DataFrame) -> str:
 def _splits(results: Results) -> list[tuple[str, str]]:
     split = results.config.split
     train, test = mean_sizes([trial for trial in results.trials if trial.ok])
-    sizes = f"{train:.0f} training and {test:.0f} test slides on average" if any(t.ok for t in results.trials) else ""
+    of = "patients" if results.config.dataset.patient_rule == "packed" else "slides"
+    sizes = f"{train:.0f} training and {test:.0f} test {of} on average" if any(t.ok for t in results.trials) else ""
     validation = (
         "validation slides as the split names them"
         if split.validation_fraction is None
