@@ -37,6 +37,10 @@ POINTS = 100  # of the span that ibs is over
 _NO_HORIZON = (
     "no horizon, as too few patients are followed beyond one; earlier ones: --task 'survival:horizons=[6,12]' (months)"
 )
+_UNPREDICTED = (
+    "no survival is predicted there: a task that ranks predicts none, others do where 10 training patients are "
+    "followed for longer; earlier horizons: --task 'survival:horizons=[6,12]' (months)"
+)
 _TRAIN = ("train_time", "train_event")
 _FAR = 2.0**-53  # what is left of a hazard of 1 in double precision
 
@@ -152,6 +156,8 @@ def brier(
 ) -> Any:
     """Brier score of S(t), see :func:`mil_zoo.survival.brier_survival`."""
     column = survival[:, list(horizons.values()).index(horizon)]
+    if np.isnan(column).all() and (weights is None or weights.ndim == 1):
+        return undefined(_UNPREDICTED)
     return brier_survival(time, event, column, train_time, train_event, horizon, weights)
 
 
@@ -273,6 +279,8 @@ def oe(
 ) -> Any:
     """Events observed over those predicted, see :func:`mil_zoo.survival.observed_over_expected`; 1 is best."""
     column = survival[:, list(horizons.values()).index(horizon)]
+    if np.isnan(column).all() and (weights is None or weights.ndim == 1):
+        return undefined(_UNPREDICTED)
     return observed_over_expected(time, event, column, horizon, weights)
 
 
