@@ -212,3 +212,6 @@ def test_a_horizon_that_no_model_predicts_has_no_calibration(run, monkeypatch):
     assert survival_curves.draw_calibration(results) == {}
     rows["surv_12"] = rng.uniform(0.2, 0.9, 60)
     assert "within 12 months" in survival_curves.draw_calibration(results)["survival_calibration"].get_supxlabel()
+    fold.rows, fold.arguments = rows.iloc[:9], tuple(values[:9] for values in fold.arguments)
+    figure = survival_curves.draw_calibration(results)["survival_calibration"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["groups too small"]

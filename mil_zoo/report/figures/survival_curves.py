@@ -128,6 +128,8 @@ def _calibration(axes: Axes, parts: list[Fold], name: str, horizon: float, colou
         return
     groups = calibration_groups(time[known], event[known], survival[known], horizon)
     drawn = groups.drawn
+    if not drawn.any():
+        axes.annotate("groups too small", (0.5, 0.4), ha="center", color="0.35")
     observed = groups.observed[drawn]
     low, high = (np.nan_to_num(end[drawn], nan=0.0) for end in (groups.low, groups.high))
     errors = np.abs(np.stack([observed - np.minimum(low, observed), np.maximum(high, observed) - observed]))
