@@ -121,3 +121,5 @@ def test_the_tables_of_a_run_will_do(runs, tmp_path):
             (folder / name).write_bytes((run.path / name).read_bytes())
         folders.append(Results.load(folder))
     pd.testing.assert_frame_equal(scores_by_dataset(folders, "auc"), expected)
+    text = write_ranking(folders, tmp_path / "out")[1].read_text()
+    assert "finished; the scores are means over these" not in text  # a table alone does not say how many were planned

@@ -272,7 +272,7 @@ def _notes(
         lines += _folds_left_out(run, metric, name)
         planned = run.config.planned_trials // len(run.config.model_settings)
         finished = {label: sum(trial.ok for trial in trials) for label, trials in run.groups.items()}
-        few = [f"{label} {ok}" for label, ok in finished.items() if label in table and ok < planned]
+        few = [f"{label} {ok}" for label, ok in finished.items() if run.trials and label in table and ok < planned]
         if few:
             lines.append(
                 f"{name}: of {planned} trials a model {', '.join(few)} finished; the scores are means over these."
