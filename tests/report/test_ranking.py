@@ -42,6 +42,7 @@ def test_ranking_by_hand(runs, tmp_path):
     result = friedman_nemenyi([[0.9, 0.8, 0.7], [0.8, 0.9, 0.6], [0.9, 0.85, 0.5]])
     assert f"chi2 = {result.chi2:.2f}" in text
     assert f"critical difference {result.critical_difference:.2f}" in text
+    assert f", p = {result.p_chi2:.3f}; Iman" in text
     assert "3 datasets are few" in text
     assert "two: of 5 trials a model abmil 2, srmil 2, mean 2 finished; the scores are means over these." in text
     pairs = pd.read_csv(paths[3])

@@ -239,6 +239,12 @@ def _folds_left_out(run: Results, metric: Metric, name: str) -> list[str]:
     return [f"{name}: over {n} of {splits} test folds{why}: {', '.join(labels)}." for n, labels in few.items()]
 
 
+def _p(value: float) -> str:
+    """ "= 0.012" or "< 0.001", as it follows a p."""
+    text = p_value(value)
+    return text if text.startswith("<") else f"= {text}"
+
+
 def _notes(
     runs: Sequence[Results],
     metric: Metric,
@@ -249,8 +255,8 @@ def _notes(
     lines = []
     if result is not None:
         lines.append(
-            f"Friedman's test over {len(table)} datasets: chi2 = {result.chi2:.2f}, p = {p_value(result.p_chi2)}; Iman "
-            f"and Davenport's F = {result.f:.2f}, p = {p_value(result.p_f)}; critical difference "
+            f"Friedman's test over {len(table)} datasets: chi2 = {result.chi2:.2f}, p {_p(result.p_chi2)}; Iman "
+            f"and Davenport's F = {result.f:.2f}, p {_p(result.p_f)}; critical difference "
             f"{result.critical_difference:.2f}."
         )
         if result.p_f >= 0.05:
