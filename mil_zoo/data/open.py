@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mil_zoo.config import shipped_names
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Bags, MemorySlide, Slide, SlideFile, as_bags
 from mil_zoo.data.card import DataCard, read_card
@@ -31,7 +30,7 @@ from mil_zoo.data.layouts.table import named_classes, read_published_folds, read
 from mil_zoo.data.packed.store import PackedStore, is_store
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split, from_masks
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError
 from mil_zoo.tasks import Task
 
 Kind = Literal["simulated", "table", "slides", "store", "file"]
@@ -102,9 +101,12 @@ def locate(source: DatasetSource) -> Place:
             return Place("file", _bare_card(path.stem, path.name, "slides"), path)
         if {"/", "\\"} & set(source.name) or path.suffix.lower() in _suffixes():
             raise InputError(f"{path}: no such file or folder; pass a file or folder of features, or a card's name")
-        near = did_you_mean(source.name, shipped_names("data_cards"))
-        raise InputError(f"unknown dataset {source.name!r}{near} (nor is a file or folder here called so)")
-    card = read_card(source.name)
+    try:
+        card = read_card(source.name)
+    except InputError as error:
+        if source.names_card:
+            raise
+        raise InputError(f"{error} (nor is a file or folder here called so)") from None
     return Place(card.form, card, None if card.form == "simulated" else card.locate(source.data_root))
 
 

@@ -146,9 +146,13 @@ def run_protocol(context: TrialContext) -> TrialResult:
 def model_options(name: str) -> dict[str, Any]:
     """The options of an aggregator or protocol and their defaults; an ``InputError`` offers the near names of both."""
     if name not in PROTOCOLS:
-        if name not in AGGREGATORS:
-            raise InputError(f"unknown aggregator {name!r}{did_you_mean(name, [*AGGREGATORS, *PROTOCOLS])}")
-        return aggregator_options(name)
+        try:
+            return aggregator_options(name)
+        except InputError:
+            if name in AGGREGATORS:
+                raise
+            near = did_you_mean(name, [*AGGREGATORS, *PROTOCOLS])
+            raise InputError(f"unknown aggregator {name!r}{near}") from None
     parameters = list(inspect.signature(PROTOCOLS.get(name)).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
 

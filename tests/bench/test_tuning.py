@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -121,6 +122,15 @@ class Stopped(KeyboardInterrupt):
     pass
 
 
+@pytest.fixture
+def keyboard():
+    """The keyboard interrupts, also where the tests run in the background of a shell, which ignores it."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
+@pytest.mark.usefixtures("keyboard")
 def test_a_search_that_is_broken_off_goes_on(tuned, tmp_path, monkeypatch):
     plan, run = tuned
     plan = replace(plan, models=plan.models[:1])
