@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from mil_zoo.registry import PLUGINS
+
 HEAD = """
 import sys, torch
 from torch import nn
@@ -75,8 +77,9 @@ def test_a_model_that_fails_or_leaves_costs_its_own_trials(run_cli, bag_table, t
     assert "traceback.txt" in out
 
 
-def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli, bag_table, tmp_path):
+def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli, bag_table, tmp_path, monkeypatch):
     """The same plugins import and run in the main process."""
+    monkeypatch.setattr(PLUGINS, "files", [])  # the workers of other tests must not load these
     worker = "import multiprocessing\nWORKER = multiprocessing.parent_process() is not None\n"
     faults = {
         "imports_not": ("if WORKER: raise ValueError('no licence here')", "pass", "line 4.*no licence here"),
