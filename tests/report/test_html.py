@@ -140,7 +140,7 @@ def test_the_summary_is_of_the_metric_that_it_names(write):
     assert set(best(results)) == {"f1"}
     first, second = findings(results, [])[:2]
     assert "mean AUC" in first
-    assert second.startswith("No aggregator differs from the best; each can be it")
+    assert second.startswith("By AUC, no aggregator differs from the best; each can be it")
 
 
 def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run, as_made):

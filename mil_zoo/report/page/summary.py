@@ -60,6 +60,8 @@ def _difference(results: Results, metric: Metric) -> list[str]:
     members = best(results).get(metric.name)
     if members is None:
         note = why_none_is_bold(results)
+        if best(results):  # by another metric one is left out
+            return [f"By {inside(metric.title)}, {note}"]
         return [note[:1].upper() + note[1:]]
     out = [label for label, trials in results.finished.items() if trials and label not in members]
     return [
