@@ -36,7 +36,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed-run
 
 # Compares SRMIL and ABMIL on the simulated demo slides and says where tables and figures are.
 bench: $(VENV)/.installed-run
-	$(BIN)/mil-zoo bench --models srmil,abmil --jobs auto
+	$(BIN)/mil-zoo bench --models srmil,abmil
 
 # Every file of tests goes to one process, so that what its tests share is made once; the longest start first.
 test: $(VENV)/.installed-test

@@ -1,6 +1,6 @@
 """``python -m mil_zoo`` is ``mil-zoo``."""
 
-from mil_zoo.cli import main
+from mil_zoo.cli import console
 
 if __name__ == "__main__":
-    main()
+    console()

@@ -74,12 +74,22 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise InputError(f"what follows {before} is empty, as an unset variable of the shell is; give a value")
 
 
-def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
+def console() -> None:
+    """``mil-zoo`` and ``python -m mil_zoo``: :func:`main`, where a bench fills the cores unless told."""
+    main(jobs="auto")
+
+
+def main(jobs: str = "1") -> None:
+    """Runs the command in ``sys.argv``. Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted.
+
+    Args:
+        jobs: default of ``bench --jobs``. A script of one's own that calls this gets one trial at a time, since worker
+            processes import that script again, and with it this call.
+    """
     show_anywhere()
     try:
         _refuse_empty(sys.argv[1:])
-        code = cli(standalone_mode=False)
+        code = cli(standalone_mode=False, default_map={"bench": {"jobs": jobs}})
         sys.exit(code if isinstance(code, int) else 0)
     except InputError as error:
         click.echo(f"mil-zoo: {error}", err=True)

@@ -159,7 +159,7 @@ Start the same command with the same --out again to continue an interrupted run.
     default="1",
     show_default=True,
     show_envvar=True,
-    help="Trials at a time, each in a process of its own; 1: in this process; auto: what cores and memory allow.",
+    help="Trials at a time, each in a process of its own; auto: what cores and memory allow; 1: in this process.",
 )
 @click.option(
     "--time-limit",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import needs_dgl
 
+from mil_zoo import cli
 from mil_zoo.bench import run_directory as store
 
 
@@ -30,6 +31,15 @@ def test_help_names_every_command_and_loads_nothing_heavy():
     assert modules == []  # so it answers at once
     for command in ("bench", "report", "compare", "published", "data", "models", "datasets", "graphs", "doctor"):
         assert command in output
+
+
+@pytest.mark.parametrize("entry, jobs", [("console", "auto"), ("main", "1")])
+def test_a_bench_fills_the_cores_unless_a_script_calls_it(entry, jobs, monkeypatch, capsys):
+    monkeypatch.delenv("MIL_ZOO_JOBS")
+    monkeypatch.setattr(sys, "argv", ["mil-zoo", "bench", "--help"])
+    with pytest.raises(SystemExit):
+        getattr(cli, entry)()
+    assert f"default: {jobs}]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_lists(run_cli):
