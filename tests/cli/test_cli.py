@@ -33,7 +33,7 @@ def test_help_names_every_command_and_loads_nothing_heavy():
         assert command in output
 
 
-@pytest.mark.parametrize("entry, jobs", [("console", "auto"), ("main", "1")])
+@pytest.mark.parametrize(("entry", "jobs"), [("console", "auto"), ("main", "1")])
 def test_a_bench_fills_the_cores_unless_a_script_calls_it(entry, jobs, monkeypatch, capsys):
     monkeypatch.delenv("MIL_ZOO_JOBS")
     monkeypatch.setattr(sys, "argv", ["mil-zoo", "bench", "--help"])
