@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import Trial
-from mil_zoo.metrics import Metric
+from mil_zoo.metrics import Metric, ranks_of_class
 from mil_zoo.noted import note_of, undefined
 from mil_zoo.report.load import Results
 from mil_zoo.stats import Drawn, Scored, bootstrap_patients
-from mil_zoo.stats.site_leak import SiteLeak, site_probe, with_labels
+from mil_zoo.stats.site_leak import SiteLeak, mean_leak, site_probe, with_labels
 
 FILE = "groups.csv"  # of the run directory: slide_id, patient_id and the grouping columns
 FEWEST = 10  # patients of a group that is scored
@@ -33,7 +33,7 @@ class GroupScore:
         label: ``aggregator[@grid]``.
         metric: name.
         patients: that were tested.
-        positives: of them those with label 1, or with the event.
+        positives: of them those with label 1 of two classes, or with the event; None where neither is asked for.
         drawn: value and interval; NaN, with the reason, where the group is not scored.
     """
 
@@ -42,7 +42,7 @@ class GroupScore:
     label: str
     metric: str
     patients: int
-    positives: int
+    positives: int | None
     drawn: Drawn
 
 
@@ -123,7 +123,7 @@ def _score(
     parts: Sequence[tuple[Trial, pd.DataFrame]],
     patients: int,
 ) -> GroupScore:
-    positives = len({name for _, rows in parts for name in _positive(results, rows)})
+    positives = _positives(results, [rows for _, rows in parts])
     reason = ""
     if group == "":
         reason = f"their {column} is unknown"
@@ -133,19 +133,21 @@ def _score(
         reason = "no event"
     elif results.task.family == "classification" and len({y for _, rows in parts for y in rows["label"]}) < 2:
         reason = "one class only"
-    if reason:
-        gone = undefined(reason)
-        drawn = Drawn(gone, gone, gone, gone, 0, 0)
-    else:
-        drawn = _drawn(results, metric, parts)
+    drawn = _unscored(reason) if reason else _drawn(results, metric, parts)
     return GroupScore(column, group or UNKNOWN, label, metric.name, patients, positives, drawn)
 
 
-def _positive(results: Results, rows: pd.DataFrame) -> list[str]:
+def _unscored(reason: str) -> Drawn:
+    gone = undefined(reason)
+    return Drawn(gone, gone, gone, gone, 0, 0)
+
+
+def _positives(results: Results, parts: Sequence[pd.DataFrame]) -> int | None:
+    """Patients with label 1 of two classes, or with the event; None for other tasks."""
     column = {"classification": "label", "survival": "event"}.get(results.task.family)
-    if column is None:
-        return []
-    return [name for name, value in zip(_owners(rows), rows[column], strict=True) if value == 1]
+    if column is None or (column == "label" and len(results.task.prediction_columns) != 2):
+        return None
+    return len({name for rows in parts for name, one in zip(_owners(rows), rows[column], strict=True) if one == 1})
 
 
 def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.DataFrame]]) -> Drawn:
@@ -161,8 +163,10 @@ def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.Dat
         for _, arguments, owners, _ in made:
             if metric.name == "auc":  # an area is the concordance of labels as times: positives come first
                 labels = arguments[0]
-                arguments = (1.0 - labels, labels, arguments[1][:, 1])
+                arguments = (1.0 - labels, labels, ranks_of_class(arguments[1], 1))
             pairs.append(Scored(arguments[:3], owners, arguments[1].astype(np.int64)))
+        if metric.name == "auc" and all(len(np.unique(part.labels)) < 2 for part in pairs):
+            return _unscored("one class only in every fold")
         return bootstrap_patients(pairs, None, _REPLICATES)
     together: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (trial, *_) in enumerate(made):
@@ -200,9 +204,9 @@ def _leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
                     (column, label, "label and prediction", site_probe(with_labels(values, labels), sites, owners))
                 )
             kept = [trial for trial in first if "embeddings.npy" in trial.files]
-            probes = [_of_embeddings(results, trial, of) for trial in kept]
+            probes = [_of_embeddings(results, trial, of, seed) for seed, trial in enumerate(kept)]
             if probes:
-                found.append((column, label, "the embedding", _mean_of(probes)))
+                found.append((column, label, "the embedding", mean_leak(probes)))
     return found
 
 
@@ -210,25 +214,14 @@ def _first(trials: Sequence[Trial]) -> tuple[int, int]:
     return min((trial.repeat, trial.seed) for trial in trials)
 
 
-def _of_embeddings(results: Results, trial: Trial, of: dict[str, str]) -> SiteLeak:
+def _of_embeddings(results: Results, trial: Trial, of: dict[str, str], seed: int) -> SiteLeak:
     """Within one test set: every training has a space of its own."""
     rows = results.predictions(trial)
     rows = rows[rows["split"] == "test"]
     content = io.BytesIO(results.run.read(trial.trial, "embeddings.npy"))
     embeddings = np.load(content, allow_pickle=False).astype(np.float64)
     owners = _owners(rows)
-    return site_probe(embeddings, [of.get(name, "") for name in owners], owners)
-
-
-def _mean_of(probes: Sequence[SiteLeak]) -> SiteLeak:
-    known = [probe for probe in probes if not np.isnan(probe.accuracy)]
-    if not known:
-        return probes[0]
-    mean = {
-        name: float(np.mean([getattr(probe, name) for probe in known]))
-        for name in ("accuracy", "chance", "low", "high")
-    }
-    return SiteLeak(**mean, sites=max(probe.sites for probe in known), patients=sum(probe.patients for probe in known))
+    return site_probe(embeddings, [of.get(name, "") for name in owners], owners, seed=seed)
 
 
 def reason_of(score: GroupScore) -> str:

@@ -229,7 +229,7 @@ def _statistic(parts: Sequence[Scored], metric: Metric | None) -> tuple[Statisti
     values = [metric(*part.arguments, **part.context) for part in parts]
     known = [not np.isnan(value) for value in values]
     if not any(known):
-        return _pooled, undefined(note_of(values[0]) or f"{metric.name} is undefined in every fold")
+        return _nowhere, undefined(note_of(values[0]) or f"{metric.name} is undefined in every fold")
     mean = float(np.mean([value for value in values if not np.isnan(value)]))
     value = mean if all(known) else Noted(mean, f"mean of {sum(known)} of {len(known)} folds: {_reasons(values)}")
 
@@ -239,6 +239,11 @@ def _statistic(parts: Sequence[Scored], metric: Metric | None) -> tuple[Statisti
         return np.asarray(np.mean(drawn, axis=0))
 
     return of_folds, value
+
+
+def _nowhere(parts: Sequence[Scored], weights: Sequence[Floats]) -> Floats:
+    """Of a metric that no test set has: undefined in every draw."""
+    return np.full(len(weights[0]), np.nan)
 
 
 def _reasons(values: Sequence[float]) -> str:

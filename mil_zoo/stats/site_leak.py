@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +14,36 @@ from mil_zoo.stats.resampling import Floats, all_equal
 FEWEST = 10  # patients of a site that is told apart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteLeak:
     """Result of :func:`site_probe`.
 
     Attributes:
         accuracy: balanced accuracy of telling the site; NaN, with its reason, where it cannot be told.
         chance: 1 over the number of sites.
-        low, high: 95 % interval of the accuracy over the choice of patients; NaN where all draws give the same.
+        drawn: ``[R]``, the accuracy in each draw of the patients; empty where it cannot be told.
         sites: that were told apart.
         patients: of these sites.
     """
 
     accuracy: float
     chance: float
-    low: float
-    high: float
+    drawn: Floats
     sites: int
     patients: int
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval over the choice of patients; NaN where all draws give the same."""
+        return self._quantile(0.025)
+
+    @property
+    def high(self) -> float:
+        """Its upper end."""
+        return self._quantile(0.975)
+
+    def _quantile(self, share: float) -> float:
+        return float("nan") if all_equal(self.drawn) else float(np.quantile(self.drawn, share))
 
 
 def site_probe(
@@ -66,7 +79,7 @@ def site_probe(
     k = len(np.unique(names))
     if k < 2:
         gone = undefined(f"{k} of {len(sizes)} sites have {FEWEST} patients or more; telling sites apart needs two")
-        return SiteLeak(gone, np.nan, gone, gone, k, len(np.unique(owners)))
+        return SiteLeak(gone, np.nan, np.empty(0), k, len(np.unique(owners)))
     said = np.empty(len(names), dtype=names.dtype)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for train, test in splitter.split(x, names, owners):
@@ -82,9 +95,21 @@ def site_probe(
         counts = rng.multinomial(len(who), np.full(len(who), 1 / len(who)), replicates)
         recalls.append(right[own].mean())
         drawn.append((counts @ hits) / (counts @ slides))
-    means = np.mean(drawn, axis=0)
-    low, high = np.quantile(means, [0.025, 0.975]) if not all_equal(means) else (np.nan, np.nan)
-    return SiteLeak(float(np.mean(recalls)), 1 / k, float(low), float(high), k, len(np.unique(owners)))
+    return SiteLeak(float(np.mean(recalls)), 1 / k, np.mean(drawn, axis=0), k, len(np.unique(owners)))
+
+
+def mean_leak(probes: Sequence[SiteLeak]) -> SiteLeak:
+    """Their mean, of probes of different patients drawn by different seeds: the patients of each are drawn for itself.
+
+    Args:
+        probes: one a test set; those that cannot tell sites are left out, but where none can.
+    """
+    known = [probe for probe in probes if not np.isnan(probe.accuracy)]
+    if not known:
+        return probes[0]
+    accuracy, chance = (float(np.mean([getattr(probe, name) for probe in known])) for name in ("accuracy", "chance"))
+    sites, patients = max(probe.sites for probe in known), sum(probe.patients for probe in known)
+    return SiteLeak(accuracy, chance, np.mean([probe.drawn for probe in known], axis=0), sites, patients)
 
 
 def with_labels(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:

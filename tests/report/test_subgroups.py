@@ -12,7 +12,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.rescore import Columns, rescore
 from mil_zoo.report.subgroups import group_scores, site_leaks
 from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
-from mil_zoo.stats.site_leak import site_probe, with_labels
+from mil_zoo.stats.site_leak import mean_leak, site_probe, with_labels
 
 N = 120  # patients of two folds
 
@@ -34,7 +34,7 @@ def run(tmp_path):
 
     def make(table, groups):
         path = tmp_path / "p.csv"
-        table[["model", "fold", "patient_id", "label", "score"]].to_csv(path, index=False)
+        table.drop(columns="site").to_csv(path, index=False)
         rescore([path], tmp_path / "run", Columns({}))
         groups.to_csv(tmp_path / "run" / "groups.csv", index=False)
         return Results.load(tmp_path / "run")
@@ -82,6 +82,37 @@ def test_small_groups_and_groups_of_one_class_are_shown_and_not_scored(run):
     assert draw(results) == {}  # one group: nothing to set beside it
 
 
+def test_a_group_whose_folds_hold_one_class_each_has_no_area(run):
+    table = predictions()
+    odd = np.arange(N) % 4 == 0
+    table.loc[odd, "label"] = table["fold"][odd]
+    found = subgroup_table(run(table, members(table, arm=np.where(odd, "odd", "rest")))).set_index(["group", "metric"])
+    assert found.loc[("odd", "auc")]["reason"] == "one class only in every fold"
+    assert found.loc[("odd", "accuracy")]["reason"] == ""
+
+
+def test_the_area_of_a_group_tells_sure_predictions_apart_as_that_of_all_does(run):
+    """Probabilities that are 1 to the last digit are ranked by what is left for the other class."""
+    table = predictions().drop(columns="score")
+    left = np.where(table["label"] == 1, 1e-20, 1e-18) * (1 + np.arange(N) / N)
+    results = run(table.assign(prob_0=left, prob_1=1.0), members(table, site="all"))
+    (found,) = (one for one in group_scores(results) if one.metric == "auc")
+    assert found.drawn.value == results.estimate("m", "auc").mean == 1
+
+
+def test_of_three_classes_no_one_is_positive_and_a_group_may_lack_one(run):
+    table = predictions()
+    third = (np.arange(N) % 5 == 0) & (table["site"] != "b")
+    table = table.assign(label=np.where(third, 2, table["label"]), prob_0=1 - table["score"], prob_1=table["score"])
+    table[["prob_0", "prob_1"]] *= 0.8
+    results = run(table.assign(prob_2=0.2).drop(columns="score"), members(table, site=table["site"]))
+    found = subgroup_table(results)
+    assert found["positives"].isna().all()
+    assert found.set_index(["group", "metric"]).loc[("b", "auc")]["reason"] == "a class is absent"
+    assert found[found["group"] != "b"]["value"].notna().all()
+    assert "| Group | Patients | m: Accuracy |" in shown_subgroups(results).markdown()
+
+
 def test_the_worst_group_and_the_spread(run):
     table = predictions(biased=True)
     results = run(table, members(table, site=table["site"]))
@@ -124,6 +155,30 @@ def test_a_site_in_the_embedding_is_found_and_noise_holds_none():
     alone = site_probe(noise[:30], sites[:30], patients[:30])
     assert np.isnan(alone.accuracy)
     assert "telling sites apart needs two" in alone.accuracy.note
+
+
+def test_the_mean_over_test_sets_is_surer_than_each():
+    rng = np.random.default_rng(1)
+    sites, patients = np.repeat(["x", "y", "z"], 30), np.arange(90).astype(str)
+    probes = [site_probe(rng.normal(size=(90, 3)), sites, patients, seed=seed) for seed in range(4)]
+    mean, cannot = mean_leak(probes), site_probe(np.zeros((5, 1)), sites[:5], patients[:5])
+    assert mean.accuracy == pytest.approx(np.mean([probe.accuracy for probe in probes]))
+    assert mean.patients == 360
+    width = np.mean([probe.high - probe.low for probe in probes])
+    assert mean.high - mean.low == pytest.approx(width / 2, rel=0.15)
+    assert mean_leak([cannot, *probes]).accuracy == mean.accuracy
+    assert mean_leak([cannot]).accuracy.note == "0 of 1 sites have 10 patients or more; telling sites apart needs two"
+
+
+def test_slides_of_a_patient_do_not_tell_on_each_other():
+    """Noise that a patient's slides share tells the patient, and would tell the site were they on both sides."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(60), 4).astype(str)
+    own = np.repeat(rng.normal(size=(60, 40)), 4, axis=0)
+    found = site_probe(own, np.repeat(["x", "y"], 120), patients)
+    assert found.low < 0.5 < found.high
+    alone = site_probe(own, np.repeat(["x", "y"], 120), np.arange(240).astype(str))
+    assert alone.low > 0.8
 
 
 def test_a_column_of_300_values_is_said_so(run):

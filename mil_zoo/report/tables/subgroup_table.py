@@ -19,8 +19,9 @@ MOST = 40  # groups that a table lists
 def subgroup_table(results: Results) -> pd.DataFrame:
     """One row a grouping column, group, aggregator and headline metric; empty without ``--by``.
 
-    Columns: ``column``, ``group``, ``aggregator``, ``metric``, ``patients``, ``positives``, ``value`` with its 95 %
-    bootstrap interval over patients (``low``, ``high``), and ``reason`` where there is none.
+    Columns: ``column``, ``group``, ``aggregator``, ``metric``, ``patients``, ``positives`` (of two classes, or
+    with the event; else empty), ``value`` with its 95 % bootstrap interval over patients (``low``, ``high``), and
+    ``reason`` where there is none.
     """
     rows = [
         {
@@ -43,7 +44,8 @@ def subgroup_table(results: Results) -> pd.DataFrame:
 def shown_subgroups(results: Results) -> Document:
     """The same as it is read: a table a column, one of the worst groups, one of sites told apart."""
     tables = [_of_column(results, column) for column in columns_of(results)]
-    tables.append(_worst(results))
+    worst = _worst(results)
+    tables += [worst] if worst.rows else []
     if site_leaks(results):
         tables.append(_leaks(results))
     return Document("subgroups", "Groups of patients", tables)
@@ -71,8 +73,9 @@ def _of_column(results: Results, column: str) -> Table:
     for group in shown:
         first = next(one for one in own if one.group == group)
         cells = [_cell(of.get((group, label, metric))) for label in labels for metric in titles]
-        rows.append([group, first.patients, first.positives, *cells])
-    header = ["Group", "Patients", "Positives", *(f"{label}: {titles[name]}" for label in labels for name in titles)]
+        rows.append([group, first.patients, *([] if first.positives is None else [first.positives]), *cells])
+    kinds = [] if own[0].positives is None else ["Events" if results.task.family == "survival" else "Positives"]
+    header = ["Group", "Patients", *kinds, *(f"{label}: {titles[name]}" for label in labels for name in titles)]
     notes = [*_NOTES]
     if len(groups) > MOST:
         notes.insert(
