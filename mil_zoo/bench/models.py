@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.options import check_options
 from mil_zoo.bench.grid import points
 from mil_zoo.bench.search import check_budget
 from mil_zoo.bench.space import Dimension, declared_space
@@ -61,7 +62,7 @@ class ModelPlan:
         """The model with other options and training settings; an ``InputError`` where a value is refused."""
         own = {key: value for key, value in settings.items() if key in self.options}
         training = {key: value for key, value in settings.items() if key not in own}
-        changed = dataclasses.replace(self.training, **training)
+        changed = from_mapping(TrainingConfig, vars(self.training) | training, f"training of {self.name}")
         return dataclasses.replace(self, options=self.options | own, training=changed)
 
     def reading(self, features: str) -> ModelPlan:
@@ -119,7 +120,23 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
         return model
     model = dataclasses.replace(model, space=declared_space(name, suite.search, settable(name) - {"graph"}))
     check_budget(suite.tune, model.space, name, model.recipe)
+    _check_space(model, task)
     return model
+
+
+def _check_space(model: ModelPlan, task: Task) -> None:
+    """Refuses a space with a value that the model does not take: it would have fewer configurations than the others."""
+    make = PROTOCOLS.get(model.name) if model.name in PROTOCOLS else AGGREGATORS.get(model.name)
+    for dimension in model.space:
+        for value in dimension.examples:
+            try:
+                configured = model.configured({dimension.name: value})
+                check_options(make, model.name, configured.options)
+                configured.training.check_criteria(task)
+            except InputError as error:
+                whole = dimension.range is not None and "whole number" in str(error)
+                remedy = "; a range of whole numbers has whole: true" * whole
+                raise InputError(f"search {dimension.name}: {error}{remedy}") from None
 
 
 def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -60,6 +60,14 @@ class Dimension:
             return len(self.choices)
         return self.range.high - self.range.low + 1 if self.range.whole else math.inf
 
+    @property
+    def examples(self) -> list[Any]:
+        """Values that stand for all: every choice, or both ends of a range and what lies between them."""
+        if self.range is None:
+            return list(self.choices)
+        low, high = self.range.low, self.range.high
+        return [int(low), int(high)] if self.range.whole else [low, (low + high) / 2, high]
+
     def settings(self) -> Any:
         """What a YAML file says of it."""
         return list(self.choices) if self.range is None else dataclasses.asdict(self.range)

@@ -145,8 +145,10 @@ def tune(
     judged = search(model.space, model.recipe, number, suite.sampler, int(seed), judge, higher)
     best = ranking(judged, higher)[0]
     if judged[best].score != judged[best].score:
-        reason = next((one.reason for one in judged if one.reason), f"validation {criterion} is undefined")
-        raise RuntimeError(f"none of {number} configurations could be judged; the first: {reason}")
+        where = "the validation slides" if inner is None else "an inner fold"
+        undefined = f"{criterion} is undefined on {where}; put slides of every outcome there, or more of them"
+        reason = next((one.reason for one in judged if one.reason), undefined)
+        raise RuntimeError(f"none of {number} configurations could be judged: {reason}")
     rows, chosen, seconds = [], None, sum(one.seconds for one in judged)
     for i, one in enumerate(judged):
         tested = None

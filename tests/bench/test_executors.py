@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import psutil
 import pytest
 from survival_runs import make_cohort
@@ -237,6 +238,14 @@ def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp
         assert Worker().run(job).ok
         for name in ("predictions.csv", "skew.csv", "weights.safetensors"):
             assert (job.folder / name).read_bytes() == (there[task].folder / name).read_bytes(), (task, name)
+    tuned = small_plan(bag_table, models=["mean"], epochs=1, tune=3, overrides={"embed_dim": 8})
+    tuned = dataclasses.replace(tuned, drawn=dataclasses.replace(tuned.drawn, splits=tuned.splits[:1]))
+    here, there = (run_plan(tuned, tmp_path / f"tuned_{i}", executor=at) for i, at in enumerate((None, on_ray)))
+    (row,) = here.trials()
+    assert there.trials()[0]["settings"] == row["settings"]
+    searched = [run.tuning(row["trial"]).drop(columns="seconds") for run in (here, there)]
+    pd.testing.assert_frame_equal(*searched, check_exact=True)
+    assert here.read(row["trial"], "predictions.csv") == there.read(row["trial"], "predictions.csv")
 
 
 def test_what_ray_cannot_do_is_one_sentence(run_cli, bag_table):

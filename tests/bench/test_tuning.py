@@ -175,6 +175,29 @@ def test_a_configuration_that_fails_is_a_row_with_its_reason(bag_table, tmp_path
     assert run.trials()[0]["settings"]["embed_dim"] == 8
 
 
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [(True, "ValueError: no such layer"), (False, "auc is undefined on the validation slides; put slides of every")],
+)
+def test_a_trial_of_which_no_configuration_can_be_judged_fails(bag_table, tmp_path, monkeypatch, broken, reason):
+    plan = first_fold(tuned_plan(bag_table, models=["mean"], tune=2))
+    if broken:
+        monkeypatch.setattr(MeanPooling, "__init__", lambda self, in_dim, classes, embed_dim=9: raise_error())
+    else:  # validation slides of one class
+        (split,) = plan.splits
+        labels = dict(zip(plan.dataset.bags.slide_ids, plan.dataset.bags.labels, strict=True))
+        val = tuple(slide for slide in split.val if labels[slide] == 1)
+        train = (*split.train, *(slide for slide in split.val if slide not in val))
+        plan = replace(plan, drawn=replace(plan.drawn, splits=[replace(split, train=train, val=val)]))
+    (row,) = run_plan(plan, tmp_path).trials()
+    assert row["status"] == "failed"
+    assert f"none of 2 configurations could be judged: {reason}" in row["reason"]
+
+
+def raise_error():
+    raise ValueError("no such layer")
+
+
 def test_processes_choose_the_same(tuned, tmp_path):
     plan, run = tuned
     plan = replace(plan, models=plan.models[:1])
@@ -231,6 +254,12 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_earlier_one():
         ({"search": {"embed_dim": "wide"}}, r"search embed_dim: embed_dim: no shared range is called 'wide'"),
         ({"search": {"embed_dim": [4]}}, r"must be low and high, or a list of two or more different values, not \[4\]"),
         ({"search": {"embed_dim": [4, 4]}}, r"two or more different values"),
+        ({"search": {"embed_dim": []}}, r"two or more different values, not \[\]"),
+        ({"search": {"embed_dim": ["wide", 8]}}, r"search embed_dim: mean: embed_dim must be a whole number.*'wide'"),
+        ({"search": {"embed_dim": {"low": 8, "high": 16}}}, r"whole number.*a range of whole numbers has whole: true"),
+        ({"search": {"learning_rate": ["a", 0.1]}}, r"search learning_rate: .*learning_rate must be .*number, not 'a'"),
+        ({"search": {"learning_rate": {"low": -1.0, "high": 0.1}}}, r"learning_rate must be positive"),
+        ({"search": {"select": ["auc", "c_index"]}}, r"search select: .*c_index"),
         ({"search": {"learning_rate": {"low": 1.0, "high": 0.1}}}, r"learning_rate: low must be below high"),
         ({"search": {"learning_rate": {"low": 0.0, "high": 1.0, "log": True}}}, r"begins above 0, not at 0"),
         ({"search": {"learning_rate": {"lo": 0.0, "high": 1.0}}}, r"the key 'low' is missing"),

@@ -2,18 +2,20 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from mil_zoo.metrics import find_metric
 from mil_zoo.report.figures.embeddings import components, draw, site_of
 from mil_zoo.report.figures.pareto import frontier
 from mil_zoo.report.figures.registry import draw_figures
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import documents, numbers, write_tables
-from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, expected_choice
+from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, expected_choice, order_changes
 
 # Of each aggregator the validation and test scores of four configurations, the recipe first.
 SCORES = {
@@ -93,6 +95,7 @@ def test_configurations_budgets_and_the_order_that_flips(tuned):
     assert "1 of 1 pairs" in text
     assert "abmil is ahead of srmil up to a budget of 2, srmil from 3 on (AUC 0.75" in text
     assert "| 2 of 2 |" in text  # abmil kept its recipe
+    assert "would have begun with the recipe and have proposed the others from fewer scores" in text
     comparison = documents(results)[0].markdown()
     assert "every aggregator tuned, N = 4 configurations, its recipe first" in comparison
     assert "Training ended early" in comparison
@@ -102,6 +105,24 @@ def test_configurations_budgets_and_the_order_that_flips(tuned):
     cost = pd.read_csv(results.path / "cost.csv").set_index("aggregator").loc["abmil"]
     assert (cost["epochs"], cost["budget"], cost["configurations"]) == (30, 40, 4)
     assert (cost["training_seconds"], cost["inference_ms"]) == (40, 3)
+
+
+def test_rounding_is_no_change_of_order(monkeypatch):
+    """Equal scores of two aggregators, added in another order, are those of a tie."""
+    test = {"a": [0.1 + 0.2, 0.5, 0.7], "b": [0.3, 0.5, 0.7 + 1e-16]}
+    rows = [
+        {"aggregator": name, "configurations": n, "test": value}
+        for name, values in test.items()
+        for n, value in enumerate(values, start=1)
+    ]
+    monkeypatch.setattr("mil_zoo.report.tables.tuning_table.budget_table", lambda results: pd.DataFrame(rows))
+    results = SimpleNamespace(selecting=find_metric("auc"))
+    assert order_changes(results) == [
+        "No two aggregators change their order in expected test AUC with the number of configurations."
+    ]
+    rows[0]["test"] += 0.1
+    rows[-1]["test"] += 0.1
+    assert "a is ahead of b up to a budget of 1, b from 3 on" in order_changes(results)[1]
 
 
 def test_the_figures_of_a_tuned_run(tuned):

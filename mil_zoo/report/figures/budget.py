@@ -16,8 +16,8 @@ from mil_zoo.report.tables.tuning_table import budget_table
     "budget",
     place=85,
     page=62,
-    caption="What fewer configurations would have given: the expected best validation score, and the expected test "
-    "score of the configuration that would have been chosen.",
+    caption="What fewer of the configurations would have given: the expected best validation score, and the expected "
+    "test score of the configuration that would have been chosen.",
 )
 def draw(results: Results) -> dict[str, Figure]:
     """``budget``: expected validation and test score against the number of configurations, of a tuned run."""
@@ -34,7 +34,7 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = list(dict.fromkeys(table["aggregator"]))
     trials = int(table["trials"].max())
-    note = f"Exact expectation over draws of the configurations without replacement; mean over {trials} trials."
+    note = f"Exact expectation over draws of these configurations without replacement; mean over {trials} trials."
     legend(figure, {name: colours[name] for name in names}, note)
     figure.suptitle(title(results, f"{score} against the tuning budget"))
     return {"budget": figure}
