@@ -181,7 +181,7 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
 
     name = about.name
     description, arguments = split_docstring(about.docstring)
-    _, title, year, parameters, needs, evaluation, step, code, parity, auc = row_of(about, cost)
+    _, title, year, parameters, needs, evaluation, step, code, *found = row_of(about, cost)
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -192,7 +192,11 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     say()
     say(re.sub(r"(?m)^(Source|Deviations):", r"[bold]\1:[/]", escape(description)))
     say(f"\n[bold]Family:[/] {escape(about.family)}. [bold]Needs:[/] {escape(needs)}.")
-    say(f"[bold]Cost:[/] {parameters} parameters. Eval {evaluation}; training step {step}. Parity {parity}, AUC {auc}.")
+    times = "Time and memory are not measured; --measure FILE.csv does it."
+    if cost is not None:
+        times = f"Eval {evaluation}; training step {step}."
+    shown = [f"{what} {value}" for what, value in zip(("Parity", "AUC"), found, strict=True) if value != "-"]
+    say(f"[bold]Cost:[/] {parameters} parameters. {times} {', '.join(shown)}{'.' if shown else ''}".rstrip())
     if cost is not None:
         say(f"({conditions({name: cost})})")
     say()

@@ -65,7 +65,7 @@ def cumulative_dynamic_auc(
     survival = np.append(1.0, curve.at(at))
     falls, mean = -np.diff(survival), undefined("no event up to the last time")
     if np.isnan(survival).any():
-        mean = undefined(f"follow-up ends at {curve.last:g}, before {at[-1]:g}")
+        mean = undefined(f"follow-up ends at time {curve.last:g}, before {at[-1]:g}")
     elif falls.sum() > 0:
         needed = [value for value, fall in zip(values, falls, strict=True) if fall > 0]
         why = next((note_of(value) for value in needed if np.isnan(value)), "")
@@ -117,9 +117,9 @@ def auc_at(
     value = ratio((mine * (lower + upto) / 2).sum(-1), mine.sum(-1) * sums[..., -1])
     if not value.ndim:
         if not (w * case).any():
-            return undefined(f"no event up to {t:g}")
+            return undefined(f"no event up to time {t:g}")
         if not (w * control).any():
-            return undefined(f"nobody is followed beyond {t:g}")
+            return undefined(f"nobody is followed beyond time {t:g}")
         value = float(value)
     return without_lost(value, lost, sought, weights)
 
@@ -153,7 +153,7 @@ def brier_survival(
     sought, events = times_and_events(time, event)
     predicted = of_patients(survival, len(sought), "a predicted survival")
     if predicted.ndim != 1:
-        raise InputError(f"the Brier score at {t:g} takes a survival of each patient, not {predicted.shape}")
+        raise InputError(f"the Brier score at time {t:g} takes a survival of each patient, not {predicted.shape}")
     train = times_and_events(train_time, train_event, "training patients")
     w = weights_of(weights, len(sought))
     score = _brier_scores(sought, events, predicted[:, None], *train, np.array([t]), w)[..., 0]
@@ -161,14 +161,14 @@ def brier_survival(
         return score
     if not np.isnan(score):
         followed = (w * (sought > t)).any()
-        return float(score) if followed else Noted(float(score), f"nobody is followed beyond {t:g}")
+        return float(score) if followed else Noted(float(score), f"nobody is followed beyond time {t:g}")
     longest = float(train[0].max())
     if t > longest:
-        return undefined(f"the training patients are followed to {longest:g}, not to {t:g}")
-    if why := missing(predicted, f"predicted survival at {t:g}"):
+        return undefined(f"the training patients are followed to time {longest:g}, not to {t:g}")
+    if why := missing(predicted, f"predicted survival at time {t:g}"):
         return undefined(why)
     return undefined(
-        f"the training patients' censoring curve is 0 or not known at or before {t:g}; choose a smaller horizon"
+        f"the training patients' censoring curve is 0 or not known at or before time {t:g}; choose a smaller horizon"
     )
 
 

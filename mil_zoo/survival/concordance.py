@@ -111,7 +111,7 @@ def concordance_ipcw(
     pairs = concordance_pairs(times, events, risks, weights, inverse**2)
     why = NO_PAIR if events.any() else NO_EVENT
     if tau is not None and not np.any(pairs.comparable) and np.any(concordance_pairs(times, events, risks).comparable):
-        why = f"no comparable pair with its event before {tau:g}"
+        why = f"no comparable pair with its event before time {tau:g}"
     return without_lost(_share(pairs, risks, weights, why), lost, times, weights)
 
 
@@ -172,8 +172,8 @@ def without_lost(value: Any, lost: Bools, times: Floats, weights: ArrayLike | No
     if not touched:
         return value
     return undefined(
-        f"the training patients' censoring curve is 0 or not known at {times[lost].min():g}; choose a smaller tau or "
-        "horizon"
+        f"the training patients' censoring curve is 0 or not known at time {times[lost].min():g}; choose a smaller tau "
+        "or horizon"
     )
 
 

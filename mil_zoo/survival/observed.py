@@ -109,7 +109,7 @@ def observed_over_expected(
     """
     predicted = of_patients(survival, len(np.asarray(time)), "a predicted survival")
     w = weights_of(weights, len(predicted))
-    if why := missing(predicted, f"predicted survival at {t:g}"):
+    if why := missing(predicted, f"predicted survival at time {t:g}"):
         return undefined(why) if w.ndim == 1 else np.full(len(w), np.nan)
     if w.ndim > 1:
         with np.errstate(invalid="ignore"):  # draws without a patient
@@ -118,8 +118,8 @@ def observed_over_expected(
     curve = kaplan_meier(time, event, w)
     observed, expected = 1 - curve.at(t), 1 - float(np.average(predicted, weights=w))
     if np.isnan(observed):
-        return undefined(f"follow-up ends at {curve.last:g}, before {t:g}")
-    return observed / expected if expected > 0 else undefined(f"no event is predicted by {t:g}")
+        return undefined(f"follow-up ends at time {curve.last:g}, before {t:g}")
+    return observed / expected if expected > 0 else undefined(f"no event is predicted by time {t:g}")
 
 
 def calibration_groups(
@@ -139,7 +139,7 @@ def calibration_groups(
     """
     times, events = times_and_events(time, event)
     risk = 1 - of_patients(survival, len(times), "a predicted survival")
-    if why := missing(risk, f"predicted survival at {t:g}"):
+    if why := missing(risk, f"predicted survival at time {t:g}"):
         raise InputError(f"{why}; leave them out of the calibration, and say so")
     number = groups or (5 if len(risk) >= FEW else 3)
     edges = np.unique(np.quantile(risk, np.arange(1, number) / number))

@@ -78,7 +78,8 @@ def test_encoders_side_by_side_and_projected(folder, run_cli):
     assert table["encoder"].tolist() == ["good", "good+noise"]
     assert table["parameters"].nunique() == 1  # whatever the width of the features
     assert (table["auc_mean"] > 0.9).all()
-    (drawn,) = draw_figures(results, ["encoders"])
+    (drawn,) = draw_figures(results, ["encoders", "ablation"])
+    assert drawn.path.name == "encoders.png"
     assert drawn.path.read_bytes().startswith(b"\x89PNG")
     scaling = load_file(run.path / "trials" / "mean@features=good+noise-r0-f0-s0" / "standardiser.safetensors")
     assert scaling["axes"].shape == (10, 3)

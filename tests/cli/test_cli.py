@@ -99,6 +99,11 @@ def test_measurements_are_kept_and_shown(run_cli, tmp_path, monkeypatch):
     assert "Measured on a machine, 3 threads, 2026-01-01" in out
     run_cli("models", "abmil", "--measure", path)
     assert list(cost.read_costs(path)) == ["abmil", "mean"], "other rows are kept"
+    monkeypatch.setattr(cost, "read_costs", lambda path=None: {})  # as of an aggregator of one's own
+    _, out, _ = run_cli("models", "mean")
+    assert "525,826 parameters. Time and memory are not measured; --measure FILE.csv does it." in out
+    monkeypatch.undo()
+    monkeypatch.setattr(cost, "measure", measure)
     measured.clear()
     _, out, _ = run_cli("models", "--measure", path, "--markdown")
     assert {"srmil", "transmil"} < set(measured)

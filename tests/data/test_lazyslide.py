@@ -77,6 +77,31 @@ def test_a_store_alone_is_checked_without_labels(tmp_path):
     assert report.summary()["patch size"] == "512 px (1 slide)"
 
 
+@pytest.mark.parametrize("place", ["a.zarr", "a.zarr/tables", "a.zarr/tables/uni_tiles"])
+def test_a_place_in_a_store_is_told_from_inside(tmp_path, monkeypatch, place):
+    table = write_lazyslide(tmp_path, "a", form=2)
+    monkeypatch.chdir(tmp_path / place)
+    (found,) = find_features(Path())
+    assert (found.name, found.files) == ("uni", {"a": table})
+
+
+def test_a_packed_store_is_to_be_unpacked(tmp_path, run_cli):
+    """As LazySlide's own examples come: it unpacks them before it opens them."""
+    packed = tmp_path / "a.zarr.zip"
+    zipfile.ZipFile(packed, "w").writestr("a.zarr/zarr.json", "{}")
+    sentence = "a.zarr.zip is a packed store, which LazySlide does not read either; unpack it where it lies"
+    for place in (packed, tmp_path):
+        with pytest.raises(InputError, match=sentence):
+            read_bag(place)
+    (report,) = check_dataset(str(packed))
+    assert sentence in report.findings[0].text
+    code, _, err = run_cli("data", "check", tmp_path)
+    assert code == 2
+    assert sentence in err
+    write_lazyslide(tmp_path, "a", form=2)
+    assert list(sets_of(tmp_path)["uni"]) == ["a"]
+
+
 def test_rows_follow_the_tiles(tmp_path):
     """As wsidata gives them: tiles that were taken out stay out, whatever the order of the table."""
     order = np.random.default_rng(0).permutation(len(GRID))

@@ -90,11 +90,11 @@ def test_what_is_undefined_says_why():
     alone = case("only_last_is_event")
     assert note_of(concordance(alone["time"], alone["event"], alone["risk"])).startswith("no comparable pair")
     auc = cumulative_dynamic_auc(alone["time"], alone["event"], alone["risk"], *TRAIN, GRID)
-    assert auc.reasons[0] == "no event up to 6"
-    assert auc.reasons[1] == "nobody is followed beyond 10"
-    assert note_of(auc.mean) == "nobody is followed beyond 10"
+    assert auc.reasons[0] == "no event up to time 6"
+    assert auc.reasons[1] == "nobody is followed beyond time 10"
+    assert note_of(auc.mean) == "nobody is followed beyond time 10"
     never = cumulative_dynamic_auc(nobody["time"], nobody["event"], nobody["risk"], *TRAIN, GRID)
-    assert "follow-up ends at 9.6" in note_of(never.mean)
+    assert "follow-up ends at time 9.6" in note_of(never.mean)
     same = case("constant_risk")
     assert note_of(concordance(same["time"], same["event"], same["risk"])) == "constant risk"
     late = case("beyond_training")

@@ -75,7 +75,7 @@ class Layout(ABC):
     suffixes: ClassVar[tuple[str, ...]]  # of its feature files
     uniform: ClassVar[bool] = True  # every file of a folder with these suffixes is one of them
     of_slides: ClassVar[bool] = False  # one vector a slide, the output of a slide encoder: no patches
-    folders: ClassVar[bool] = False  # its feature files are folders with these suffixes
+    folders: ClassVar[tuple[str, ...]] = ()  # those of its suffixes that are of folders and not of files
 
     @abstractmethod
     def claim(self, path: Path) -> Claim | None:

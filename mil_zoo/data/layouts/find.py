@@ -72,6 +72,8 @@ def find_features(root: Path, layout: str | None = None) -> list[FeatureSet]:
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; pass the folder that holds the feature files")
+    if _around(Path(os.path.abspath(root))):
+        root = Path(os.path.abspath(root))  # a place in a file that is a folder is told by the folders above it
     groups: dict[tuple[str, Path, str], dict[str, Path]] = {}
     home: dict[Path, Path] = {}  # the folder in which the file of some features lies
     empty: list[tuple[Layout, Path]] = []
@@ -177,11 +179,10 @@ def _above(folders: Sequence[Path]) -> list[Path]:
 def _folders(root: Path) -> Iterator[list[Path]]:
     """The feature files of each folder, by suffix, sorted by name; one that is a folder itself is not entered."""
     known = {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).suffixes}
-    of_folders = {suffix for name in LAYOUTS if LAYOUTS.get(name).folders for suffix in LAYOUTS.get(name).suffixes}
-    for above in (root, *root.parents):
-        if above.suffix.lower() in of_folders and _recognise([above]):
-            yield [above]
-            return
+    of_folders = _suffixes_of_folders()
+    if above := _around(root):
+        yield [above]
+        return
     seen = {os.path.realpath(root)}
     for folder, below, names in os.walk(root, followlinks=True):
         files = [name for name in names if Path(name).suffix.lower() in known - of_folders]
@@ -193,6 +194,17 @@ def _folders(root: Path) -> Iterator[list[Path]]:
         for name in sorted(name for name in files if not name.startswith(".")):
             by_suffix.setdefault(Path(name).suffix.lower(), []).append(Path(folder) / name)
         yield from by_suffix.values()
+
+
+def _suffixes_of_folders() -> set[str]:
+    return {suffix for name in LAYOUTS for suffix in LAYOUTS.get(name).folders}
+
+
+def _around(place: Path) -> Path | None:
+    """The feature file that is a folder and holds this place, or is it."""
+    of_folders = _suffixes_of_folders()
+    above = (above for above in (place, *place.parents) if above.suffix.lower() in of_folders and _recognise([above]))
+    return next(above, None)
 
 
 def _is_new(folder: str, name: str, seen: set[str]) -> bool:

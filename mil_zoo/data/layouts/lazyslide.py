@@ -32,11 +32,13 @@ class LazySlide(Layout):
     """
 
     about = "<slide>.zarr with tables/<encoder>_tiles (features) and shapes/tiles (outlines)"
-    suffixes = (".zarr",)
-    folders = True
+    suffixes = (".zarr", ".zip")  # packed ones are known, so that they are named
+    folders = (".zarr",)
 
     def claim(self, path: Path) -> Claim | None:
-        """By a table of tiles, or what LazySlide says of the slide."""
+        """By a table of tiles, or what LazySlide says of the slide; a packed store by its name."""
+        if path.suffix.lower() == ".zip":
+            return Claim(Sure.NAMES, "a packed zarr store") if path.stem.lower().endswith(".zarr") else None
         if tables := self.parts(path):
             return Claim(Sure.STATED, f"tables/{tables[0].name}, whose rows are tiles")
         if "slide_properties" in attributes(path) or (path / "tables" / "slide_properties").is_dir():
@@ -50,11 +52,11 @@ class LazySlide(Layout):
 
     def slide_id(self, path: Path) -> str:
         """The name of the store, without the suffix of the image."""
-        return slide_name(path.parents[1].stem)
+        return slide_name(_store(path).stem)
 
     def group(self, path: Path) -> Path:
         """The folder of the stores."""
-        return path.parents[2]
+        return _store(path).parent
 
     def encoder(self, path: Path) -> str:
         """The ``<encoder>`` of ``<encoder>_tiles``; other tiles stay in the name."""
@@ -92,8 +94,15 @@ def _is_of_tiles(table: Path) -> bool:
         return True
 
 
+def _store(place: Path) -> Path:
+    """The store that a table lies in, or the place itself."""
+    return place.parents[1] if place.parent.name == "tables" else place
+
+
 def _region(table: Path) -> str:
     """The name of the tiles that are the rows of a table."""
+    if table.suffix.lower() == ".zip":
+        raise InputError(f"{table} is a packed store, which LazySlide does not read either; unpack it where it lies")
     if table.parent.name != "tables":
         raise InputError(
             f"{table} holds no features of tiles; extract them with zs.tl.feature_extraction and write the store again"
@@ -107,7 +116,7 @@ def _region(table: Path) -> str:
 @contextmanager
 def _outlines(table: Path) -> Iterator[Any]:
     """The open file of the tiles' outlines."""
-    path = table.parents[1] / "shapes" / _region(table) / "shapes.parquet"
+    path = _store(table) / "shapes" / _region(table) / "shapes.parquet"
     try:
         from pyarrow import parquet
     except ImportError as error:
@@ -118,9 +127,9 @@ def _outlines(table: Path) -> Iterator[Any]:
 
 def _tiles(table: Path) -> tuple[npt.NDArray[np.intp], Places]:
     """Of each tile its row in the table, and where it lies."""
-    count, _ = matrix_shape(table, declared(table / "X").shape)
     named = (table / "obs" / "tile_id").is_dir()
     with _outlines(table) as file:
+        count, _ = matrix_shape(table, declared(table / "X").shape)
         tiles = file.metadata.num_rows
         named &= "tile_id" in file.schema_arrow.names
         if tiles > count or (not named and tiles < count):
@@ -155,7 +164,7 @@ def _step(table: Path, bounds: npt.NDArray[np.float64]) -> tuple[float | None, s
     if not len(bounds):
         return None, ""
     size = float(np.median(bounds[:, 2] - bounds[:, 0]))
-    specs = attributes(table.parents[1]).get("tile_spec")
+    specs = attributes(_store(table)).get("tile_spec")
     spec = specs.get(_region(table)) if isinstance(specs, dict) else None
     if not isinstance(spec, dict):  # of earlier versions
         return overlapping_step(table, grid_step(bounds[:, :2]), size, "the tiles' outlines")

@@ -37,10 +37,12 @@ _LOGARITHMIC = ("max_attention", "n_x_max")
     "median over test slides, where N x maximum is 1 for uniform attention.",
 )
 def draw(results: Results) -> dict[str, Figure]:
-    """``ablation-<aggregator>-<option>`` of each grid; that of a mask ratio is ``figure5``."""
+    """``ablation-<aggregator>-<option>`` of each grid; a mask ratio's is ``figure5``, and encoders have their own."""
     figures = {}
     titles = {metric.name: inside(metric.title) for metric in results.headline} | SKEW
     for axis in axes_of(variant_table(results)):
+        if axis.option == "features" and results.config.dataset.several_encoders:
+            continue  # the figure "encoders"
         name = f"ablation-{file_stem(axis.model)}-{file_stem(axis.option)}"
         name = "figure5" if axis.option == "mask_rate" else name
         figures[name] = _figure(axis, titles, bounds(results))
