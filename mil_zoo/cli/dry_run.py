@@ -79,6 +79,6 @@ def detectable(plan: Plan) -> str:
     sets = f"{len(tests)} test sets" if len(tests) > 1 else "1 test set"
     return (
         f"Four times in five this design finds a difference of {least:.2f} in AUC from the best or a control, and "
-        f"hardly a smaller one ({sets} of {positives:.0f} positive and {negatives:.0f} negative patients, {models} "
+        f"smaller ones less often ({sets} of {positives:.0f} positive and {negatives:.0f} negative patients, {models} "
         f"models; AUCs near {_LIKELY} whose errors correlate by {_AGREE} are assumed)."
     )

@@ -6,8 +6,8 @@ import pytest
 
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, write_tables
-from mil_zoo.report.tables.practical import baseline_table, equivalence_table, shown_baselines
-from mil_zoo.report.tables.variance import variance_table
+from mil_zoo.report.tables.practical import baseline_table, equivalence_table, shown_baselines, shown_equivalences
+from mil_zoo.report.tables.variance import shown_variances, variance_table
 from mil_zoo.stats import correlated_t, variance_components
 
 AUCS = {
@@ -46,6 +46,9 @@ def test_probabilities_are_those_of_the_correlated_t_test(run):
     )
     assert table.loc[("auc", "abmil", "srmil")]["p_equal"] > 0.99
     assert np.isnan(table.loc[("accuracy", "abmil", "mean")]["p_equal"]), "the same in every fold: no spread to tell by"
+    shown = shown_equivalences(results)
+    assert ["Accuracy", "abmil", "mean", "-", "-", "-", "-"] in [*map(list, shown.rows)]
+    assert "-: there is no spread to tell by" in shown.notes[-1]
 
 
 def test_the_best_simple_baseline(run):
@@ -109,6 +112,14 @@ def test_variance_of_splits_and_seeds(run):
     assert "the method gives a negative component, which is shown as 0" in text
     assert "Two-way random effects" in text
     assert len(pd.read_csv(results.path / "variance.csv")) == 8
+
+
+def test_of_one_test_set_the_interval_is_over_its_patients(run, monkeypatch):
+    results = run({"abmil": [(0.90, 0.91), (0.95, 0.96)]}, seeds=(0, 1))
+    assert "The interval of a mean is over test sets" in shown_variances(results).markdown()
+    monkeypatch.setattr(type(results), "test_set_of", lambda self, split, rule=None: 0)
+    text = shown_variances(results).markdown()
+    assert "All splits test the same patients: the interval of a mean is over the choice of these" in text
 
 
 def test_splits_that_lack_a_seed_are_left_out_of_the_components(run):

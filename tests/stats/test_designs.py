@@ -202,3 +202,16 @@ def test_what_can_be_seen():
     assert np.isnan(detectable_difference(np.nan, 4))
     assert np.isnan(detectable_difference(0.1, 0))
     assert design_error(0.05, 5, 80, 20, correlation=0.5) == pytest.approx(0.05 * np.sqrt(1 / 5 + 0.25))
+
+
+@pytest.mark.parametrize(("k", "comparisons"), [(5, 1), (10, 3)])
+def test_what_can_be_seen_is_seen_four_times_in_five(k, comparisons):
+    """Simulated differences of k folds that correlate as overlapping training sets make them, each tested."""
+    rng, n, sd, rho = np.random.default_rng(0), 4000, 0.03, 1 / k
+    se = design_error(sd * np.sqrt((1 - rho) / 2), k, k - 1, 1)
+    folds = rng.normal(0, sd * np.sqrt(rho), (n, 1)) + rng.normal(0, sd * np.sqrt(1 - rho), (n, k))
+    for shift, share in ((0, 0.05 / comparisons), (detectable_difference(se, k - 1, comparisons=comparisons), 0.8)):
+        values = folds + shift
+        t = values.mean(1) / (values.std(1, ddof=1) * np.sqrt(1 / k + 1 / (k - 1)))
+        found = (2 * scipy_stats.t.sf(np.abs(t), k - 1) < 0.05 / comparisons).mean()
+        assert found == pytest.approx(share, abs=0.02)

@@ -15,6 +15,20 @@ def test_components_of_a_table_without_rest():
     assert (found.splits, found.seeds, found.negative) == (3, 2, [])
 
 
+@pytest.mark.parametrize(
+    ("values", "raw"),
+    [
+        ([[1, 2], [3, 6]], (4, 1.5, 1)),  # mean squares 9, 4 and 1
+        ([[1, 2], [6, 3]], (2.5, -1.5, 4)),  # 9, 1 and 4
+    ],
+)
+def test_components_by_hand(values, raw):
+    found = variance_components(values)
+    assert found.raw == pytest.approx(raw)
+    assert (found.split, found.seed, found.rest) == pytest.approx(np.maximum(raw, 0))
+    assert found.negative == ["seed"] * (raw[1] < 0)
+
+
 def test_components_are_right_on_average():
     rng = np.random.default_rng(0)
     raw = []
@@ -53,6 +67,17 @@ def test_the_posterior_is_that_of_the_correlated_t_test():
     alone = correlated_t(differences, n_train, n_test, rope=0)
     assert alone.below == pytest.approx(1 - corrected_t_test(differences, n_train, n_test).p_worse)
     assert alone.equal == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "expected"), [(1, (0.671929, 0.324863, 0.003208)), (2, (0.635549, 0.353054, 0.011397))]
+)
+def test_baycomp_gives_the_same(repeats, expected):
+    """``CorrelatedTTest.probs`` of baycomp 1.0.3, whose test sets are a share ``runs / n`` of the slides."""
+    a = [0.91, 0.88, 0.93, 0.90, 0.86, 0.92, 0.89, 0.94, 0.90, 0.87]
+    b = [0.90, 0.85, 0.92, 0.91, 0.84, 0.90, 0.90, 0.92, 0.87, 0.86]
+    found = correlated_t(np.subtract(a, b), 10 - repeats, repeats, rope=0.01)
+    assert (found.above, found.equal, found.below) == pytest.approx(expected, abs=1e-6)
 
 
 def test_turned_round_the_sides_change_places():

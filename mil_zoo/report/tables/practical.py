@@ -42,11 +42,12 @@ def shown_equivalences(results: Results) -> Table | None:
     titles = {metric.name: metric.title for metric in results.headline}
     rows = []
     for row in equivalence_table(results).to_dict("records"):
-        if row["metric"] in titles and not np.isnan(row["p_equal"]):
-            chances = [f"{row[name]:.3f}" for name in ("p_a_better", "p_equal", "p_b_better")]
+        if row["metric"] in titles and not np.isnan(row["difference"]):
+            chances = [_number(row[name]) for name in ("p_a_better", "p_equal", "p_b_better")]
             rows.append([titles[row["metric"]], row["a"], row["b"], *chances, _number(row["detectable"])])
     header = ["Metric", "A", "B", "P(A better)", "P(equal)", "P(B better)", "Detectable"]
-    return Table(header, rows, _EQUIVALENCE, "Practically equal") if rows else None
+    notes = [*_EQUIVALENCE, *[_NO_SPREAD] * any(row[4] == "-" for row in rows)]
+    return Table(header, rows, notes, "Practically equal") if any(row[4] != "-" for row in rows) else None
 
 
 _EQUIVALENCE = [
@@ -54,9 +55,10 @@ _EQUIVALENCE = [
     f"they are within {ROPE} of each other, or that B is better by more: a large P(equal) says that choosing between "
     "them does not matter, three middling ones that the study is too small to tell. Bayesian correlated t-test over "
     "test sets (Benavoli et al. 2017); of a single test set by the standard error over its patients.",
-    "Detectable: the true difference that the paired test finds four times in five; smaller ones would mostly have "
-    "gone unseen, so that no difference found is not none.",
+    "Detectable: the true difference that the paired test finds four times in five, its level shared by k - 1 "
+    "comparisons; smaller ones it finds less often, so that no difference found is not none.",
 ]
+_NO_SPREAD = "-: there is no spread to tell by; the reason stands under all pairs."
 
 
 def shown_baselines(results: Results) -> Table | None:

@@ -39,17 +39,25 @@ def shown_variances(results: Results) -> Document:
             cells.append(f"{row[f'{part}_sd']:.4f}{share}" + "*" * below)
         rows.append([titles[row["metric"]], row["aggregator"], row["splits"], row["seeds"], *cells])
     header = ["Metric", "Aggregator", "Splits", "Seeds", "Split", "Seed", "Rest"]
-    return Document("variance", "What scores vary by", [Table(header, rows, [*_NOTES, *[_NEGATIVE] * negative])])
+    several = len({results.test_set_of(trial.split) for trial in results.trials}) > 1
+    notes = [_COMPONENTS, _OVER_SPLITS if several else _OVER_PATIENTS, *[_NEGATIVE] * negative]
+    return Document("variance", "What scores vary by", [Table(header, rows, notes)])
 
 
-_NOTES = [
+_COMPONENTS = (
     "Standard deviation of a score from split to split, from seed to seed, and of the rest (how a seed fares on a "
     "split, and noise), with its share of the variance of one result: more seeds can only reduce the last two, and a "
     "difference between two single trainings that is not larger than them is chance. Two-way random effects, method of "
-    "moments.",
-    "The interval of a mean is over splits, with seeds averaged: it holds the variance of the splits, and that of the "
-    "others as far as these seeds have averaged it.",
-]
+    "moments."
+)
+_OVER_SPLITS = (
+    "The interval of a mean is over test sets, with seeds averaged: it holds the variance of the splits, and that of "
+    "the others as far as these seeds have averaged it."
+)
+_OVER_PATIENTS = (
+    "All splits test the same patients: the interval of a mean is over the choice of these and holds nothing of this "
+    "table, whose splits are those of training and validation slides."
+)
 _NEGATIVE = "*: the method gives a negative component, which is shown as 0: it is too small to be told from none."
 
 
