@@ -63,13 +63,19 @@ def estimate_of(results: Results, label: str, metric: str, patient_rule: str | N
     return estimate(values, results.scored_sets(label, patient_rule), measured, *sizes)
 
 
+def tested_patients(results: Results, label: str, patient_rule: str | None) -> dict[SplitKey, Any]:
+    """The test patients ``[n]`` of each split that an aggregator finished."""
+    if not results.finished[label]:
+        return {}
+    of_classes = {split: part.patients for split, part in results.test_sets(label, patient_rule).items()}
+    return of_classes | {split: parts[0].patients for split, parts in results.scored_sets(label, patient_rule).items()}
+
+
 def test_set_numbers(results: Results, patient_rule: str | None) -> dict[SplitKey, int]:
     patients: dict[SplitKey, Any] = {}
-    for label, trials in results.finished.items():
-        for split, part in (results.test_sets(label, patient_rule) if trials else {}).items():
-            patients.setdefault(split, part.patients)
-        for split, parts in (results.scored_sets(label, patient_rule) if trials else {}).items():
-            patients.setdefault(split, parts[0].patients)
+    for label in results.finished:
+        for split, names in tested_patients(results, label, patient_rule).items():
+            patients.setdefault(split, names)
     return dict(zip(patients, distinct_test_sets(list(patients.values())), strict=True))
 
 

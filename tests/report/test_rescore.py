@@ -43,11 +43,11 @@ def probabilities(models=("a", "b"), folds=2, n=20, seed=0):
 
 @pytest.fixture
 def again(tmp_path):
-    """``again(table or [tables], cohort=, published=, by=, columns=)``: rescore.csv, and what was made."""
+    """``again(table or [tables], cohort=, published=, by=, columns=, metric=)``: rescore.csv, and what was made."""
 
     calls = itertools.count()
 
-    def run(tables, cohort=None, published=None, by=(), columns=(), **outcome):
+    def run(tables, cohort=None, published=None, by=(), columns=(), metric=None, **outcome):
         paths = []
         for i, table in enumerate([tables] if isinstance(tables, pd.DataFrame) else tables):
             paths.append(tmp_path / f"file_{i}.csv")
@@ -60,7 +60,7 @@ def again(tmp_path):
                 table.to_csv(others[name], index=False)
         told = Columns(parse_columns(columns), tuple(by), outcome)
         out = tmp_path / f"out_{next(calls)}"
-        made = rescore(paths, out, told, others["cohort"], others["published"])
+        made = rescore(paths, out, told, others["cohort"], others["published"], metric)
         found = pd.read_csv(out / "rescore.csv")
         return found.assign(remark=found["remark"].astype(object).fillna("")), made
 
@@ -205,6 +205,30 @@ def test_ids_missing_of_the_cohort_and_ids_of_another(again):
     assert "(P9)" in found["remark"][1]
 
 
+def test_patients_of_a_cohort_without_folds_that_no_fold_has(again):
+    table = risks(["a"])
+    cohort = pd.DataFrame({"patient_id": [*table["patient_id"], "Z1", "Z2"]})
+    found, _ = again(table, cohort=cohort)
+    assert (found["remark"] == "2 patients of the cohort are in no fold (Z1, Z2)").all()
+
+
+@pytest.mark.parametrize("made", [risks, probabilities])
+def test_files_with_other_ids_are_named_and_not_paired(again, made):
+    one, other = made(["a"], folds=5), made(["b"], folds=5)
+    ids = [name for name in ("slide_id", "patient_id") if name in other]
+    found, files = again([one, other.assign(**{name: "Q" + other[name] for name in ids})])
+    assert (found["missing"] == 20).all()
+    assert found["remark"].str.contains("20 (?:patients|slides) that other models predict are missing").all()
+    pairs = comparisons(Results.load(files.runs[0]))
+    assert pairs["p"].isna().all()
+    assert (pairs["reason"] == "The two predicted different patients, so that nothing can be paired.").all()
+
+
+def test_a_test_set_without_a_metric_says_why(again):
+    found, _ = again(probabilities(["a"], folds=1).assign(label=0))
+    assert found["remark"].tolist() == ["AUC is undefined: a class is absent"]
+
+
 def test_predictions_that_are_empty(again):
     table = risks()
     table.loc[0, "risk"] = np.nan
@@ -236,9 +260,10 @@ def test_risk_that_is_turned_round(again):
     assert (found["remark"][~turned] == "").all()
 
 
-def test_swapped_classes(again):
+@pytest.mark.parametrize("metric", [None, "accuracy"])
+def test_swapped_classes(again, metric):
     table = probabilities().assign(score=lambda t: 1 - t["score"])
-    found, _ = again(table)
+    found, _ = again(table, metric=metric)
     assert found["remark"].str.contains("classes may be swapped").all()
 
 
@@ -280,6 +305,12 @@ def test_published_accuracies_that_cannot_be(again, tmp_path):
     rescore([tmp_path / "p.csv"], tmp_path / "out", Columns({}), published=tmp_path / "n.csv", metric="accuracy")
     remark = pd.read_csv(tmp_path / "out" / "rescore.csv")["remark"][0]
     assert "the published accuracy cannot be: no share of 20 is 0.83 (near it: 16 / 20 = 0.8000 or 17 / 20" in remark
+    percent = pd.DataFrame({"model": ["a"], "fold": [0], "accuracy": ["83"]})
+    percent.to_csv(tmp_path / "n.csv", index=False)
+    rescore([tmp_path / "p.csv"], tmp_path / "percent", Columns({}), published=tmp_path / "n.csv", metric="accuracy")
+    row = pd.read_csv(tmp_path / "percent" / "rescore.csv").iloc[0]
+    assert (row["published"], row["difference"]) == pytest.approx((0.83, row["accuracy"] - 0.83))
+    assert "no share of 20 is 0.83" in row["remark"]
     numbers = pd.DataFrame({"method": ["x", "y", "z"], "fold": 0, "acc": ["0.8518518518518519", "0.9", "0.7777777"]})
     numbers.to_csv(tmp_path / "t.csv", index=False)
     made = rescore([tmp_path / "t.csv"], tmp_path / "of_numbers", Columns({}))
@@ -346,6 +377,11 @@ def test_published_numbers_of_nobody_are_named(again):
         (lambda t: t, {"columns": ["risk=hazard"]}, "--columns names 'hazard', which is missing"),
         (lambda t: t, {"columns": ["risky=risk"]}, "no column 'risky' is read; did you mean 'risk'"),
         (lambda t: t, {"columns": ["risk"]}, "write OURS=THEIRS"),
+        (lambda t: t, {"columns": ["risk=risk", "risk=event"]}, "'risk' is named twice; map each column once"),
+        (lambda t: t, {"columns": ["risk=event", "label=event"]}, "'event' is named twice"),
+        (lambda t: t.assign(fold=t["fold"].astype(object).where(t.index != 3)), {}, "fold is empty in row 5"),
+        (lambda t: t[:0], {}, "holds no row of predictions"),
+        (lambda t: pd.concat([t.assign(g=i) for i in range(101)]), {"by": ["g"]}, "makes 101 groups, each of which"),
         (lambda t: t, {"censorship": "event"}, "by its name the column is 1 where the event happened"),
     ],
 )
@@ -353,6 +389,13 @@ def test_wrong_input_is_one_sentence(again, change, options, words):
     with pytest.raises(InputError, match=words.replace("(", r"\(")) as error:
         again(change(risks(folds=1)), **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_column_that_is_named_stands_in_the_place_of_one_of_our_name(again):
+    table = risks(["a"]).assign(f=lambda t: t["fold"], hazard=lambda t: t["risk"])
+    right, _ = again(table)
+    found, _ = again(table.assign(risk=0.5, fold=9), columns=["risk=hazard", "fold=f"])
+    pd.testing.assert_frame_equal(found, right)
 
 
 def test_scores_that_are_no_probabilities(again):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.metrics import Metric
+from mil_zoo.noted import note_of
 from mil_zoo.report.rescore.parts import Cohort, Part, named
 from mil_zoo.report.rescore.read import Predictions
 from mil_zoo.stats.possible import fits
@@ -17,7 +18,9 @@ _EQUAL = 1e-12  # predictions that differ by no more are constant
 _SAME = 6  # decimals in which labels agree
 
 
-def judge(parts: Sequence[Part], predictions: Predictions, cohort: Cohort | None, metric: Metric) -> None:
+def judge(
+    parts: Sequence[Part], predictions: Predictions, cohort: Cohort | None, metric: Metric, by: Sequence[str] = ()
+) -> None:
     """Adds to the remarks of every part what cannot be right there.
 
     Args:
@@ -25,12 +28,14 @@ def judge(parts: Sequence[Part], predictions: Predictions, cohort: Cohort | None
         predictions: all files.
         cohort: who should be there; None where nobody says.
         metric: the one that is shown.
+        by: the grouping columns.
     """
     what = "slides" if predictions.of_slides else "patients"
     for part in parts:
         _judge_rows(part, metric, what, cohort)
     _groupwise(parts, lambda part: (part.group,), lambda own: _labels(own, predictions, cohort, what))
-    _groupwise(parts, lambda part: (part.group, part.model), lambda own: _orientation(own, metric))
+    _groupwise(parts, lambda part: (part.group, part.model), lambda own: _absent(own, cohort, by, what))
+    _groupwise(parts, lambda part: (part.group, part.model), _orientation)
     _groupwise(parts, lambda part: (part.group, part.model), lambda own: _sides(own, predictions, cohort))
 
 
@@ -56,6 +61,8 @@ def _judge_rows(part: Part, metric: Metric, what: str, cohort: Cohort | None) ->
     predicted = part.rows[list(part.task.prediction_columns)].to_numpy(dtype=float)
     if len(predicted) > 1 and np.ptp(predicted, axis=0).max() <= _EQUAL:
         part.remarks.append("constant predictions: every one is the same")
+    if len(part.rows) and (why := note_of(value := part.value(metric))) and np.isnan(value):
+        part.remarks.append(f"{metric.title} is undefined: {why}")
     filed = part.filed.dropna(subset=[*part.task.prediction_columns, *part.task.target_columns])
     if len(filed) != len(part.rows):
         with_all = part.value(metric, filed)
@@ -95,9 +102,23 @@ def _written(names: Sequence[str], values: Sequence[float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
 
 
-def _orientation(parts: list[Part], metric: Metric) -> None:
-    """A rank metric below one half on every fold."""
-    if metric.name not in ("c_index", "auc"):
+def _absent(parts: list[Part], cohort: Cohort | None, by: Sequence[str], what: str) -> None:
+    """Who is in no fold, where the cohort does not say in which one to look."""
+    if cohort is None or cohort.folds or len({part.split[:2] for part in parts}) == 1:
+        return
+    there = cohort.rows[cohort.rows["split"].isin(["", "test"])]
+    for name, value in zip(by, parts[0].group, strict=True):
+        there = there[there[name] == value]
+    tested = set().union(*(set(part.rows[cohort.key]) for part in parts))
+    if absent := set(there[cohort.key]) - tested:
+        for part in parts:
+            part.remarks.append(f"{len(absent)} {what} of the cohort are in no fold ({named(absent)})")
+
+
+def _orientation(parts: list[Part]) -> None:
+    """The rank metric of the task, whichever is shown, below one half on every fold."""
+    metric = next((one for one in parts[0].task.metrics if one.name in ("c_index", "auc")), None)
+    if metric is None:
         return
     values = [part.value(metric) for part in parts]
     known = [value for value in values if not np.isnan(value)]

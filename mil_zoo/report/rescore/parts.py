@@ -16,6 +16,7 @@ from mil_zoo.report.rescore.read import Columns, Predictions, canonical, read_ta
 from mil_zoo.tasks import Survival, Task
 
 Group = tuple[str, ...]
+MOST = 100  # groups, each with tables, figures and a page of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +152,16 @@ def with_groups(predictions: Predictions, cohort: Cohort | None, by: Sequence[st
 
 
 def parts_of(predictions: Predictions, cohort: Cohort | None, by: Sequence[str]) -> list[Part]:
-    """Every model on every test set, in the order of the files."""
+    """Every model on every test set, in the order of the files.
+
+    Raises:
+        InputError: nothing says a group, or there are too many.
+    """
     rows = with_groups(predictions, cohort, by)
+    if by and (number := rows.groupby(list(by)).ngroups) > MOST:
+        raise InputError(
+            f"--by {','.join(by)} makes {number} groups, each of which becomes a run; join values into {MOST} or fewer"
+        )
     parts = []
     for group, of_group in rows.groupby(list(by), sort=False) if by else [((), rows)]:
         parts += _parts_of_group(tuple(map(str, group)), of_group, predictions, cohort, by)

@@ -47,6 +47,8 @@ class Published:
 def read_published(path: Path, columns: Columns, metric: Metric) -> Published:
     """The numbers of one metric: a column ``value`` (of those rows that ``metric`` names), or a column of its name.
 
+    Above 1 they are percentages, where the metric lies in [0, 1].
+
     Raises:
         InputError: a column is missing, or a value is no number.
     """
@@ -65,7 +67,10 @@ def read_published(path: Path, columns: Columns, metric: Metric) -> Published:
     table = table[table["value"].notna()]
     rows = table[["model", *columns.by]].copy()
     rows["fold"] = table["fold"].fillna("").str.replace(r"\.0+$", "", regex=True) if "fold" in table else ""
-    rows["value"], rows["error"] = numbers(table, "value", path), table["value"].map(half_unit).to_numpy(dtype=float)
+    if metric.bounds == (0, 1):
+        rows["value"], rows["error"] = _read(table, "value", path)
+    else:
+        rows["value"], rows["error"] = numbers(table, "value", path), [half_unit(str(text)) for text in table["value"]]
     if (twice := rows.duplicated(["model", *columns.by, "fold"])).any():
         row = rows[twice].iloc[0]
         raise InputError(f"{path}: {row['model']!r}, fold {row['fold'] or '-'}, has two values; keep one, or pass --by")

@@ -32,6 +32,7 @@ NAMES = {
     "value": ("value",),
     "metric": ("metric",),
 }
+_PLACE = ("model", "repeat", "fold", "seed")  # of a row; a table has them or not, and in every row
 _PROBABILITY = re.compile(r"(?:prob|p|probability)_(\d+)")
 _TEST, _TRAINED = ("", "test"), ("train", "training", "val", "valid", "validation")
 _NEEDS = "it needs patient_id or slide_id, model, fold, and label with score or prob_0 ..., or time, event and risk"
@@ -85,15 +86,18 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     """``["risk=hazard"]`` as ``{"risk": "hazard"}``.
 
     Raises:
-        InputError: a pair is not ``OURS=THEIRS``, or ours is no name that is read.
+        InputError: a pair is not ``OURS=THEIRS``, ours is no name that is read, or one is named twice.
     """
-    renamed = {}
+    renamed: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = (part.strip() for part in pair.partition("="))
         if not equals or not theirs:
             raise InputError(f"--columns {pair!r}: write OURS=THEIRS, as risk=predicted_hazard")
         if ours not in NAMES and not _PROBABILITY.fullmatch(ours):
             raise InputError(f"--columns {pair!r}: no column {ours!r} is read{did_you_mean(ours, [*NAMES, 'prob_0'])}")
+        if ours in renamed or theirs in renamed.values():
+            twice = ours if ours in renamed else theirs
+            raise InputError(f"--columns {pair!r}: {twice!r} is named twice; map each column once")
         renamed[ours] = theirs
     return renamed
 
@@ -121,6 +125,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
     """The table with our names for the columns that have other ones.
 
+    A column that the options name stands in the place of one that has our name already.
+
     Raises:
         InputError: a column that the options name is missing.
     """
@@ -130,12 +136,15 @@ def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame
             raise InputError(f"{path}: --columns names {name!r}, which is missing{did_you_mean(name, header)}")
     names = {theirs: ours for ours, theirs in columns.renamed.items()}
     taken = set(names.values())
+    table = table.drop(columns=[name for name in header if name in taken and name not in names])
+    header = [str(name) for name in table.columns]
     for ours, known in NAMES.items():
         found = column_of(table.drop(columns=list(names)), known)
         if ours not in taken and found is not None and found not in columns.by:
             names[found] = ours
     for name in header:
-        if name not in names and (match := _PROBABILITY.fullmatch(name.lower())):
+        match = _PROBABILITY.fullmatch(name.lower())
+        if match and name not in names and f"prob_{match[1]}" not in (*names.values(), *header):
             names[name] = f"prob_{match[1]}"
     return table.rename(columns=names)
 
@@ -151,7 +160,9 @@ def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
         table = canonical(read_table(path), columns, path)
         if not {"slide_id", "patient_id"} & set(table):
             raise InputError(f"{path}: nothing says whose the rows are; {_NEEDS}; map others with --columns")
-        for name in columns.by:
+        if not len(table):
+            raise InputError(f"{path} holds no row of predictions; leave it out")
+        for name in (*_PLACE, *columns.by):
             if name in table and table[name].isna().any():
                 raise InputError(f"{path}: {name} is empty in row {int(table[name].isna().argmax()) + 2}; fill it in")
         tables.append((path, table))

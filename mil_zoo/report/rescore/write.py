@@ -88,7 +88,7 @@ def rescore(
     known = None if cohort is None else read_cohort(cohort, columns, predictions)
     parts = parts_of(predictions, known, columns.by)
     shown = _metric(parts, metric)
-    judge(parts, predictions, known, shown)
+    judge(parts, predictions, known, shown, columns.by)
     values: dict[int, float] = {}
     means: dict[tuple[str, ...], tuple[float, float]] = {}
     notes: list[str] = []

@@ -15,7 +15,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
-from mil_zoo.report.test_parts import mean_sizes, values_by_split, why_undefined
+from mil_zoo.report.test_parts import SplitKey, mean_sizes, tested_patients, values_by_split, why_undefined
 from mil_zoo.stats import (
     EXCHANGED,
     PairedT,
@@ -25,6 +25,7 @@ from mil_zoo.stats import (
     could_be_best,
     delong_test,
     detectable_difference,
+    distinct_test_sets,
     holm,
     patient_test,
     permutation_test,
@@ -187,10 +188,23 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
 def _why_no_pair(results: Results, metric: Metric, a: str, b: str) -> str:
     """Why two models have a metric on no test set in common, as a sentence; "" where it is not that it is undefined."""
     trials = [trial for label in (a, b) for trial in results.finished[label]]
+    if _differ(results, a, b):
+        return _OTHER_PATIENTS
     if all(trial.metrics.get(metric.name) is not None for trial in trials):
         return ""
     why = why_undefined(results, metric.name)
     return f"{metric.title} is undefined on all test slides that both predicted{why}."
+
+
+_OTHER_PATIENTS = "The two predicted different patients, so that nothing can be paired."
+
+
+def _differ(results: Results, a: str, b: str, rule: str | None = None) -> list[SplitKey]:
+    """The splits on which the patients that two models predicted are not one test set; files of others can be so."""
+    if results.config.dataset.kind != "predictions":  # a bench tests all on the same
+        return []
+    one, other = (tested_patients(results, label, rule) for label in (a, b))
+    return [split for split in one if split in other and distinct_test_sets([one[split], other[split]]) != [0, 0]]
 
 
 def _of_any_task(
@@ -242,8 +256,9 @@ def _by_test_set(results: Results, metric: str, a: str, b: str, rule: str | None
     """The two values on each test set, what was trained for one of them averaged first."""
     one, other = (values_by_split(results.finished[label], metric, rule is not None) for label in (a, b))
     groups: dict[Any, list[tuple[float, float]]] = {}
+    differ = _differ(results, a, b, rule)
     for split in one:
-        if split in other:
+        if split in other and split not in differ:
             groups.setdefault(results.test_set_of(split, rule), []).append((one[split], other[split]))
     return {
         key: (float(np.mean([x for x, _ in pairs])), float(np.mean([y for _, y in pairs])))
