@@ -10,6 +10,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.page import write_page
 from mil_zoo.report.tables import write_tables
 from mil_zoo.report.tables.reporting import NOT_STATED, reporting_sheet
+from mil_zoo.report.tables.text import detectable
 
 SPLITS = "slide_id,patient_id,label,r0-f0,r0-f1\ns1,p1,0,train,test\ns2,p2,1,test,train\ns3,p3,1,val,val\n"
 
@@ -74,13 +75,64 @@ def test_unknown_patients_are_said_so(sheet):
     assert answers["Patients on two sides"] == "cannot be told: patients are unknown"
 
 
+def answers_of(results, **changes):
+    """Those of a run whose config differs in some fields."""
+    (table,) = reporting_sheet(
+        dataclasses.replace(results, config=dataclasses.replace(results.config, **changes))
+    ).tables
+    return {question: answer for _, question, answer in table.rows}
+
+
 def test_a_tuned_run_says_how(sheet):
     _, results = sheet()
-    tuning = TuningFacts(configurations=16, sampler="tpe", optuna="4")
-    tuned = dataclasses.replace(results, config=dataclasses.replace(results.config, tuning=tuning))
-    (table,) = reporting_sheet(tuned).tables
-    answer = next(answer for _, question, answer in table.rows if question == "Tuning")
-    assert answer.startswith("16 configurations of every aggregator, the recipe among them (tpe), judged on validation")
+    answers = answers_of(results, tuning=TuningFacts(configurations=16, sampler="tpe", optuna="4"))
+    told = "16 configurations of every aggregator, the recipe among them (tpe), judged on validation"
+    assert answers["Tuning"].startswith(told)
+    assert "learning rate - at first, then as tuned" in answers["Training"]
+    assert answers["Whether test slides chose anything"].startswith(
+        "no: checkpoints and configurations are chosen before"
+    )
+
+
+def test_costs_and_sizes_are_those_of_all_configurations(write):
+    rows = [
+        write.row("abmil", fold, parameters=parameters, training_seconds=1800.0)
+        for fold, parameters in enumerate((1000, 3000))
+    ]
+    (table,) = reporting_sheet(Results.load(write.run(rows, ["abmil"]))).tables
+    answers = {question: answer for _, question, answer in table.rows}
+    assert answers["Trained numbers"] == "abmil 1,000 to 3,000"
+    assert answers["Cost"].startswith("1 hours of training")
+
+
+def test_what_balances_classes_is_said(sheet):
+    _, results = sheet()
+    assert answers_of(results)["Class imbalance"] == "neither weights nor balanced draws"
+    known = results.config.model_settings
+    training = {"abmil": {"sampling": "balanced"}, "mean": {"class_weights": "balanced"}}
+    settings = {name: dataclasses.replace(known[name], training=training[name]) for name in known}
+    assert answers_of(results, model_settings=settings)["Class imbalance"] == (
+        "losses weighted by class frequency: mean; classes drawn equally often in training: abmil"
+    )
+
+
+def test_sites_are_apart_by_the_split_that_keeps_them_so(sheet):
+    _, results = sheet()
+    kinds = {"site-preserved k-fold (9 sites)": "none, by the split", "read from sites.csv": NOT_STATED}
+    for kind, answer in kinds.items():
+        split = dataclasses.replace(results.config.split, kind=kind)
+        assert answers_of(results, split=split)["Sites on two sides"] == answer
+
+
+def test_attention_is_checked_where_there_is_some(write):
+    rows = [write.row("mean", fold) for fold in range(2)]
+    (table,) = reporting_sheet(Results.load(write.run(rows, ["mean"], instance_labels="nuclei"))).tables
+    assert ("Groups and transfer", "Whether explanations were checked", NOT_STATED) in [*map(tuple, table.rows)]
+
+
+def test_no_difference_is_larger_than_a_metric_has_room_for():
+    assert [detectable(value, (0.0, 1.0)) for value in (0.1234, 1.2, float("nan"))] == ["0.123", "over 1", "-"]
+    assert detectable(1.2, (-1.0, 1.0)) == "1.200"
 
 
 def test_groups_and_exclusions(sheet):

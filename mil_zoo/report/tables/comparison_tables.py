@@ -14,7 +14,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.pairs import ENOUGH, LEVEL, best, chances, comparisons, decides, turned
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import count, interval, p_value
+from mil_zoo.report.tables.text import count, detectable, interval, p_value
 from mil_zoo.stats import holm
 
 
@@ -125,7 +125,7 @@ def _least(results: Results) -> str:
     for metric in results.headline:
         found = pairs[pairs["metric"] == metric.name]["detectable"].dropna()
         if len(found):
-            parts.append(f"{metric.title} {found.median():.3f}")
+            parts.append(f"{metric.title} {detectable(found.median(), metric.bounds)}")
     if not parts:
         return "What difference could have been seen is unknown."
     return (

@@ -12,7 +12,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.pairs import decides, tested, turned
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import interval
+from mil_zoo.report.tables.text import detectable, interval
 from mil_zoo.stats import ROPE, posterior_of_difference
 
 SIMPLE = ("mean", "max", "mlp", "linear_probe", "knn_probe")  # pool, then classify: nothing learns where to look
@@ -39,12 +39,13 @@ def baseline_table(results: Results) -> pd.DataFrame:
 
 def shown_equivalences(results: Results) -> Table | None:
     """The headline metrics as they are read; None without any."""
-    titles = {metric.name: metric.title for metric in results.headline}
+    metrics = {metric.name: metric for metric in results.headline}
     rows = []
     for row in equivalence_table(results).to_dict("records"):
-        if row["metric"] in titles and not np.isnan(row["difference"]):
+        if row["metric"] in metrics and not np.isnan(row["difference"]):
+            metric = metrics[row["metric"]]
             chances = [_number(row[name]) for name in ("p_a_better", "p_equal", "p_b_better")]
-            rows.append([titles[row["metric"]], row["a"], row["b"], *chances, _number(row["detectable"])])
+            rows.append([metric.title, row["a"], row["b"], *chances, detectable(row["detectable"], metric.bounds)])
     header = ["Metric", "A", "B", "P(A better)", "P(equal)", "P(B better)", "Detectable"]
     notes = [*_EQUIVALENCE, *[_NO_SPREAD] * any(row[4] == "-" for row in rows)]
     return Table(header, rows, notes, "Practically equal") if any(row[4] != "-" for row in rows) else None

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.bench.results import DatasetFacts
+from mil_zoo.bench.results import DatasetFacts, Trial
 from mil_zoo.report.load import Results
 from mil_zoo.report.subgroups import columns_of
+from mil_zoo.report.tables.explanations_table import explanations_table
 from mil_zoo.report.tables.external import is_external
 from mil_zoo.report.tables.pairs import ENOUGH, tested
+from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.table import Document, Table
-from mil_zoo.report.tables.text import count, sentence
+from mil_zoo.report.tables.text import count, detectable, sentence
+from mil_zoo.report.tables.tuning_table import configuration_table
 from mil_zoo.report.test_parts import mean_sizes
 
 NOT_STATED = "not stated"
@@ -125,7 +128,7 @@ def _splits(results: Results) -> list[tuple[str, str]]:
         ("Sizes", sizes),
         ("Validation", validation),
         ("Patients on two sides", _leaks(_table(results, "splits.csv"))),
-        ("Sites on two sides", "none, by the split" if "site" in split.kind else ""),
+        ("Sites on two sides", "none, by the split" if split.kind.startswith("site-preserved") else ""),
         ("Identity of the split", f"hash {split.hash}, seed {split.seed if split.seed is not None else '-'}"),
         ("Labels shuffled, to find leaks", "yes: scores must be at chance" if results.config.permute_labels else "no"),
     ]
@@ -155,17 +158,19 @@ def _leaks(splits: pd.DataFrame) -> str:
 def _models(results: Results) -> list[tuple[str, str]]:
     config = results.config
     training = {label: model.training for label, model in config.model_settings.items()}
+    first = "" if config.tuning is None else " at first, then as tuned"
     recipes = [
         f"{label}: {count(of['epochs'], 'epoch')}, {of.get('optimizer', '-')}, "
-        f"learning rate {of.get('learning_rate', '-')}"
+        f"learning rate {of.get('learning_rate', '-')}{first}"
         for label, of in training.items()
         if "epochs" in of
     ]
-    parameters = [
-        f"{label} {max(trial.parameters or 0 for trial in trials):,}"
-        for label, trials in results.finished.items()
-        if any(trial.parameters for trial in trials)
-    ]
+    parameters = []
+    for label, trials in results.finished.items():
+        if sizes := [trial.parameters for trial in trials if trial.parameters]:
+            several = f"{min(sizes):,} to " * (min(sizes) < max(sizes))
+            parameters.append(f"{label} {several}{max(sizes):,}")
+    chosen = "checkpoints are" if config.tuning is None else "checkpoints and configurations are"
     rules = [f"{label}: {rule}" for label, rule in config.selection.items()]
     return [
         ("Models compared", ", ".join(config.model_settings)),
@@ -173,9 +178,9 @@ def _models(results: Results) -> list[tuple[str, str]]:
         ("Training", "; ".join(recipes)),
         ("Tuning", _tuning(results)),
         ("Which checkpoint was kept", "; ".join(dict.fromkeys(rules))),
-        ("Whether test slides chose anything", "no: checkpoints are chosen before test slides are predicted"),
+        ("Whether test slides chose anything", f"no: {chosen} chosen before test slides are predicted"),
         ("Seeds", ", ".join(map(str, config.seeds))),
-        ("Class imbalance", _weights(training)),
+        ("Class imbalance", _balance(training)),
     ]
 
 
@@ -186,7 +191,7 @@ def _tuning(results: Results) -> str:
         judge = "validation slides" if inner is None else f"{inner} inner folds of each split's training part"
         return (
             f"{tuning.configurations} configurations of every aggregator, the recipe among them ({tuning.sampler}), "
-            f"judged on {judge} and never on test slides: tuning.csv"
+            f"judged on {judge} and never on test slides: tuning.csv{_failed(configuration_table(results))}"
         )
     if results.config.grid:
         points = ", ".join(results.config.grid)
@@ -194,11 +199,19 @@ def _tuning(results: Results) -> str:
     return "none: each model has the recipe in config.yaml, so that none had more attempts than another"
 
 
-def _weights(training: dict[str, dict[str, Any]]) -> str:
-    weighed = [label for label, of in training.items() if of.get("class_weights", "none") != "none"]
+def _failed(table: pd.DataFrame) -> str:
+    failed = int((table["reason"] != "").sum()) if len(table) else 0
+    return f"; {failed} of {len(table)} trainings failed there" * (failed > 0)
+
+
+def _balance(training: dict[str, dict[str, Any]]) -> str:
     if not training or not any(training.values()):
         return ""
-    return f"losses weighted by class frequency: {', '.join(weighed)}" if weighed else "no weights"
+    weighed = [label for label, of in training.items() if of.get("class_weights", "none") != "none"]
+    drawn = [label for label, of in training.items() if of.get("sampling") == "balanced"]
+    ways = (("losses weighted by class frequency", weighed), ("classes drawn equally often in training", drawn))
+    said = [f"{how}: {', '.join(labels)}" for how, labels in ways if labels]
+    return "; ".join(said) or "neither weights nor balanced draws"
 
 
 def _performance(results: Results) -> list[tuple[str, str]]:
@@ -221,7 +234,9 @@ def _performance(results: Results) -> list[tuple[str, str]]:
         ("Comparisons", f"{', '.join(tests)}, adjusted by Holm over all pairs{few}" if tests else ""),
         (
             "Size of a difference that the study can see",
-            f"{of_lead.median():.3f} in {results.lead.title}, four times in five" if len(of_lead) else "",
+            f"{detectable(of_lead.median(), results.lead.bounds)} in {results.lead.title}, four times in five"
+            if len(of_lead)
+            else "",
         ),
         ("Calibration", "reliability, Brier score, calibration error" if "calibration" in results.task.figures else ""),
         ("Failed trainings", f"{failed} of {len(results.trials)}, each with its reason" if failed else "none"),
@@ -232,19 +247,28 @@ def _performance(results: Results) -> list[tuple[str, str]]:
 
 def _groups(results: Results) -> list[tuple[str, str]]:
     columns = columns_of(results)
-    shown = results.config.dataset.instance_labels
     return [
         ("Groups of patients (fairness)", f"{', '.join(columns)}: subgroups.csv" if columns else ""),
         ("Other data", _evaluation(results) if is_external(results) else "none"),
-        ("Whether explanations were checked", f"attention against instance labels: {shown}" if shown else ""),
+        ("Whether explanations were checked", "; ".join(_explanations(results))),
     ]
+
+
+def _explanations(results: Results) -> list[str]:
+    """What was done to check what models attend to, as far as there is a table of it."""
+    said, labels = [], results.config.dataset.instance_labels
+    if labels and len(skew_table(results)):
+        said.append(f"attention against instance labels ({labels}): skew.csv")
+    if len(explained := explanations_table(results)):
+        said.append(f"{', '.join(dict.fromkeys(explained['explainer']))} by flipping patches: explanations.csv")
+    return said
 
 
 def _provenance(results: Results) -> list[tuple[str, str]]:
     config = results.config
     versions = ", ".join(f"{name} {version}" for name, version in (config.versions or {}).items())
     digests = ", ".join(f"{name} {digest[:12]}" for name, digest in (config.dataset.digests or {}).items())
-    hours = sum((trial.seconds_per_epoch or 0) * (trial.epochs or 0) for trial in results.trials) / 3600
+    hours = sum(_seconds(trial) for trial in results.trials) / 3600
     memory = max((trial.peak_mem_mib or 0 for trial in results.trials), default=0)
     cost = f"{hours:.2g} hours of training, at most {memory:,.0f} MiB a trial, {count(config.threads, 'thread')}"
     return [
@@ -256,6 +280,13 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
         ("Every setting", "config.yaml of the run"),
         ("Where code and data can be had", ""),
     ]
+
+
+def _seconds(trial: Trial) -> float:
+    """That its trainings took, of every configuration; of runs of before, those of the one."""
+    if trial.training_seconds is not None:
+        return trial.training_seconds
+    return (trial.seconds_per_epoch or 0) * (trial.epochs or 0)
 
 
 def _table(results: Results, name: str) -> pd.DataFrame:

@@ -19,6 +19,12 @@ def interval(low: float, high: float, form: str = ".2f") -> str:
     return "(no interval)" if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
 
 
+def detectable(value: float, bounds: tuple[float, float]) -> str:
+    """A difference of a metric to three decimals; "-" for NaN, "over 1" where no two of its values differ so much."""
+    span = bounds[1] - bounds[0]
+    return "-" if np.isnan(value) else f"{value:.3f}" if value <= span else f"over {span:g}"
+
+
 def p_value(value: float) -> str:
     """A p-value to three decimals, "-" for NaN."""
     if np.isnan(value):

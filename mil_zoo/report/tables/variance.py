@@ -47,8 +47,8 @@ def shown_variances(results: Results) -> Document:
 _COMPONENTS = (
     "Standard deviation of a score from split to split, from seed to seed, and of the rest (how a seed fares on a "
     "split, and noise), with its share of the variance of one result: more seeds can only reduce the last two, and a "
-    "difference between two single trainings that is not larger than them is chance. Two-way random effects, method of "
-    "moments."
+    "difference between two single trainings that is not larger than them may be chance. Two-way random effects, "
+    "method of moments."
 )
 _OVER_SPLITS = (
     "The interval of a mean is over test sets, with seeds averaged: it holds the variance of the splits, and that of "
