@@ -21,11 +21,13 @@ from mil_zoo.bench.parts import shuffled_order, split_bags
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
+from mil_zoo.data.bag import BagBatch
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.metrics import score
 from mil_zoo.registry import Registry
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
+from mil_zoo.ssl.embed import read_embeddings
 from mil_zoo.train.predict import predict
 
 SMALL = {
@@ -88,6 +90,27 @@ def test_the_saved_weights_give_the_saved_predictions(finished):
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_embeddings_are_those_of_the_test_slides_and_probe_reads_them(finished, run_cli, tmp_path):
+    plan, run = finished
+    trial = next(trial for trial in plan.trials if trial.model.name == "abmil")
+    folder = run.path / "trials" / trial.id
+    aggregator = create_aggregator("abmil", 6, 2, **trial.model.options).eval()
+    aggregator.load_state_dict(load_file(folder / "weights.safetensors"))
+    values, ids = read_embeddings(folder)
+    assert np.load(folder / "embeddings.npy").dtype == np.float16
+    assert sorted(ids) == sorted(trial.split.test)
+    bags = split_bags(plan.dataset, trial.split)[0]["test"].select(ids)
+    with torch.inference_mode():
+        own = torch.cat([aggregator(BagBatch.from_bags([bag])).embedding for bag in bags]).numpy()
+    np.testing.assert_allclose(values, own, rtol=1e-3, atol=1e-4)
+    labels = pd.DataFrame({"slide_id": ids, "label": [bag.label for bag in bags]})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    command = ("probe", folder, "--labels", tmp_path / "labels.csv", "--folds", 2, "--repeats", 1, "--regimes", "full")
+    code, out, err = run_cli(*command, "--out", tmp_path / "probe")
+    assert (code, err) == (0, ""), out
+    assert (pd.read_csv(tmp_path / "probe" / "probe.csv")["auc"] > 0.9).all()  # the bags are told apart easily
+
+
 def test_recorded_attention_agrees_with_its_numbers(finished):
     plan, run = finished
     for trial in plan.trials:
@@ -111,9 +134,10 @@ def test_recorded_attention_agrees_with_its_numbers(finished):
 def test_faithfulness_and_variants_are_recorded_where_asked(bag_table, tmp_path):
     plan = small_plan(
         bag_table, models=["abmil", "mean"], epochs=1, overrides={}, grid={"abmil.gated": [False, True]},
-        faithfulness=[1, 3],
+        faithfulness=[1, 3], embeddings=False,
     )  # fmt: skip
     run = run_plan(plan, tmp_path)
+    assert not list(run.path.rglob("embeddings.npy"))
     rows = [row for row in run.trials() if row["aggregator"] == "abmil"]
     assert [row["grid"] for row in rows] == ["gated=False", "gated=True"] * 2
     skew = run.skew(rows[0]["trial"])
