@@ -77,3 +77,16 @@ def test_the_figure_draws_the_metric_of_the_table(run, monkeypatch):
 def test_a_cross_validation_has_no_such_table(run):
     results, _ = run(kind="stratified k-fold")
     assert not len(external_table(results))
+
+
+def test_validation_slides_of_one_class_leave_what_needs_two_undefined(run, change_table):
+    results, table = run()
+    change_table(
+        results.run, "mean-r0-f0-s0", "predictions.csv", table.assign(label=table["label"] * (table["split"] != "val"))
+    )
+    results = Results.load(results.path)
+    row = external_table(results).iloc[0]
+    assert row[["internal", "difference", "low", "threshold", "sensitivity"]].isna().all()
+    assert row[["external", "slope", "in_the_large", "temperature"]].notna().all()
+    assert "| mean | - |" in shown_external(results).markdown()
+    assert draw_figures(results, ["external"]) is not None

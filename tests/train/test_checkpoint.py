@@ -8,6 +8,7 @@ import torch
 from helpers import make_bag
 
 from mil_zoo import InputError, create_aggregator
+from mil_zoo.config import read_shipped
 from mil_zoo.data.bags import as_bags
 from mil_zoo.tasks import Survival
 from mil_zoo.train.checkpoint import Checkpoint, CheckpointPlace
@@ -148,6 +149,19 @@ def test_a_recipe_ends_when_its_patience_does():
     assert len(later) == len(rows) + 4 or later[len(rows)]["val_loss"] < min(losses)
     assert [row["val_loss"] for row in later[: len(rows)]] == losses
     assert len(trained("abmil", replace(config, epochs=12, select="last", tie="loss"))[1]) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "patience", "first"), [("transmil", 10, 11), ("clam_sb", 20, 52), ("clam_mb", 20, 52)]
+)
+def test_recipes_end_where_their_authors_do(name, patience, first):
+    """TransMIL after 10 epochs without a lower loss, CLAM after 20 and not before its epoch 51, counted from 0."""
+    training = read_shipped("aggregators", name)["training"]
+    assert (training["patience"], training["select"]) == (patience, "loss")
+    config = TrainingConfig(**training)
+    worse = [1.0, *range(2, 100)]
+    ends = next(epoch for epoch in range(1, 100) if config.out_of_patience([-value for value in worse[:epoch]], epoch))
+    assert ends == first
 
 
 def test_patience_counts_epochs_that_are_not_better():
