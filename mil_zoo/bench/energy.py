@@ -36,10 +36,11 @@ def energy(rapl: Path = RAPL) -> Iterator[Energy]:
     counters: list[_Package | _Gpu] = [*_packages(rapl), *_gpus()]
     before = [counter.read() for counter in counters]
     yield used
-    if counters:
+    with suppress(Exception):  # a counter that is gone meanwhile costs its number, not the trial
         after = [counter.read() for counter in counters]
         pairs = zip(counters, before, after, strict=True)
-        used.joules = sum((now - then) % counter.span * counter.unit for counter, then, now in pairs)
+        joules = [(now - then) % counter.span * counter.unit for counter, then, now in pairs]
+        used.joules = sum(joules) if joules else None
 
 
 @dataclass(frozen=True)

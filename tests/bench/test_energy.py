@@ -1,5 +1,8 @@
 """Energy is counted where the machine has counters, and is unknown elsewhere."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from mil_zoo.bench.energy import energy
@@ -27,4 +30,29 @@ def test_without_counters_nothing_is_claimed(tmp_path, monkeypatch):
     (tmp_path / "intel-rapl:0").mkdir()  # its counter may not be read
     with energy(tmp_path) as used:
         pass
+    assert used.joules is None
+
+
+def test_gpus_that_are_visible_are_added(tmp_path, monkeypatch):
+    counted = {"0": 5_000, "GPU-b": 7_000}  # millijoules
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=str,
+        nvmlDeviceGetHandleByUUID=str,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: counted[handle],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-b")
+    with energy(tmp_path) as used:
+        counted["0"], counted["GPU-b"] = 6_500, 7_250
+    assert used.joules == pytest.approx(1.75)
+
+
+def test_a_counter_that_is_gone_costs_its_number_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("mil_zoo.bench.energy._gpus", list)
+    (tmp_path / "intel-rapl:0").mkdir()
+    for name in ("energy_uj", "max_energy_range_uj"):
+        (tmp_path / "intel-rapl:0" / name).write_text("9\n")
+    with energy(tmp_path) as used:
+        (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     assert used.joules is None

@@ -107,6 +107,14 @@ def test_configurations_budgets_and_the_order_that_flips(tuned):
     assert (cost["training_seconds"], cost["inference_ms"]) == (40, 3)
 
 
+def test_failed_configurations_are_counted(tuned, change_table):
+    table = tuned.tuning("srmil-r0-f0-s0")
+    table.loc[[1, 3], ["validation", "test"]] = np.nan
+    change_table(tuned, "srmil-r0-f0-s0", "tuning.csv", table.assign(reason=["", "ValueError: no"] * 2))
+    (document,) = (each for each in documents(Results.load(tuned)) if each.name == "tuning")
+    assert "Failed, and so not judged: srmil 2 of 8 (tuning.csv says why)." in document.tables[0].notes
+
+
 def test_rounding_is_no_change_of_order(monkeypatch):
     """Equal scores of two aggregators, added in another order, are those of a tie."""
     test = {"a": [0.1 + 0.2, 0.5, 0.7], "b": [0.3, 0.5, 0.7 + 1e-16]}

@@ -56,9 +56,9 @@ def _cell(name: str, row: dict[Any, Any]) -> str:
 
 _NOTE = (
     "Measured while the trials ran, on whatever machine ran them: median seconds of an epoch, of the training of a "
-    "trial (all its configurations) and of the prediction of a test slide, largest memory. Epochs run: mean over "
-    "trials, where a recipe's patience may end one before its budget. These numbers differ between runs and so stand "
-    "in no other table; mil-zoo models compares models on one machine."
+    "trial (all its configurations) and of the prediction of a test slide, largest memory and size. Epochs run: mean "
+    "over trials, where a recipe's patience may end one before its budget. These numbers differ between runs and so "
+    "stand in no other table; mil-zoo models compares models on one machine."
 )
 
 _ENERGY = (

@@ -100,6 +100,7 @@ def shown_tuning(results: Results) -> Document:
         f"others proposed by {_SAMPLERS[facts.sampler]}, and judged on {judged}; test slides were looked at when the "
         "choice was made. Means over trials. tuning.csv has every configuration.",
         _BUDGET.format("" if facts.sampler == "random" else " and have proposed the others from fewer scores"),
+        *_failures(table),
         *order_changes(results),
     ]
     return Document("tuning", "Tuning", [Table(header, rows, notes)])
@@ -110,6 +111,14 @@ _BUDGET = (
     "(exact expectation, budget.csv). A search of n would have begun with the recipe{}: for small n the two differ."
 )
 _SAMPLERS = {"tpe": "Optuna (tree-structured Parzen estimator)", "random": "Optuna, at random"}
+
+
+def _failures(table: pd.DataFrame) -> list[str]:
+    """Whose configurations failed, so that fewer than N were judged, as a sentence."""
+    failed = table[table["reason"] != ""].groupby("aggregator", sort=False).size()
+    tried = table.groupby("aggregator").size()
+    of_each = [f"{label} {number} of {tried[label]}" for label, number in failed.items()]
+    return [f"Failed, and so not judged: {', '.join(of_each)} (tuning.csv says why)."] if of_each else []
 
 
 def order_changes(results: Results) -> list[str]:
