@@ -151,7 +151,10 @@ def _positives(results: Results, parts: Sequence[pd.DataFrame]) -> int | None:
 
 
 def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.DataFrame]]) -> Drawn:
-    """Ranks are compared within folds only; other metrics are of the patients of all folds together."""
+    """Ranks are compared within folds only; other metrics are of the patients of all folds together.
+
+    Those of survival are means over folds: each fold's training patients say what its hazards and weights are of.
+    """
     made = []
     for trial, rows in parts:
         task = results.task_of(trial)
@@ -168,16 +171,18 @@ def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.Dat
         if metric.name == "auc" and all(len(np.unique(part.labels)) < 2 for part in pairs):
             return _unscored("one class only in every fold")
         return bootstrap_patients(pairs, None, _REPLICATES)
-    together: dict[tuple[int, int], list[int]] = defaultdict(list)
+    survival = results.task.family == "survival"
+    together: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for i, (trial, *_) in enumerate(made):
-        together[trial.repeat, trial.seed].append(i)
+        together[trial.repeat, trial.seed, trial.fold if survival else 0].append(i)
     scored = []
     for places in together.values():
         arguments = tuple(np.concatenate(columns) for columns in zip(*(made[i][1] for i in places), strict=True))
         owners = np.concatenate([made[i][2] for i in places])
-        labels = results.task.strata(np.asarray(arguments[0], dtype=float).reshape(len(owners), -1))
-        if results.task.family == "survival":
+        if survival:
             labels = arguments[1].astype(np.int64)
+        else:
+            labels = results.task.strata(np.asarray(arguments[0], dtype=float).reshape(len(owners), -1))
         scored.append(Scored(arguments, owners, labels, made[places[0]][3]))
     return bootstrap_patients(scored, metric, _REPLICATES)
 

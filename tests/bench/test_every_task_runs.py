@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -14,6 +15,8 @@ import mil_zoo
 from mil_zoo import Predictor
 from mil_zoo.bench.executors import Processes
 from mil_zoo.bench.runner import run_plan
+from mil_zoo.report.load import Results
+from mil_zoo.report.tables.subgroup_table import subgroup_table
 from mil_zoo.tasks import task_of_config
 
 SAME = ("predictions.csv", "skew.csv", "weights.safetensors")
@@ -147,3 +150,29 @@ def test_trials_together_predict_means_and_say_what_is_missing(runs, slides, tmp
         if task in ("survival", "survival_cox"):
             assert row["predicted"] == f"risk {mean['risk']:.4g}, S(12 months) {mean['surv_12']:.0%}"
             assert "no surv_36: 2 of 2 trials predict none (fewer than 10 training patients are" in row["reason"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_groups_of_patients_are_scored(runs, tmp_path, task):
+    """Each with the metrics of the task; of survival fold by fold, since hazards have bins of their own in each."""
+    shutil.copytree(runs[task].path, tmp_path / "run")
+    results = Results.load(tmp_path / "run")
+    rows = pd.concat([results.predictions(trial) for trial in results.trials])
+    owner = rows["patient_id"].where(rows["patient_id"].notna(), rows["slide_id"])
+    groups = pd.DataFrame(
+        {"slide_id": rows["slide_id"], "patient_id": owner, "site": owner.str[-1].isin(list("02468"))}
+    )
+    groups.drop_duplicates("slide_id").to_csv(tmp_path / "run" / "groups.csv", index=False)
+    results = Results.load(tmp_path / "run")
+    table = subgroup_table(results).set_index(["group", "metric"])
+    assert set(table.index.get_level_values("metric")) == {metric.name for metric in results.headline}
+    assert table["value"].notna().all()
+    assert table["positives"].isna().all() == (results.task.family != "survival")
+    if task != "survival":
+        return
+    metric, values = results.metric("nll"), []
+    for trial in results.trials:
+        own, fitted = results.scored_rows(trial), results.task_of(trial)
+        own = own[own["patient_id"].str[-1].isin(list("02468"))]
+        values.append(metric(*fitted.arguments(*fitted.read(own)), **fitted.context()))
+    assert table.loc[("True", "nll")]["value"] == pytest.approx(np.mean(values))

@@ -53,8 +53,8 @@ def shown_subgroups(results: Results) -> Document:
 
 _NOTES = [
     "Value with its 95 % bootstrap interval over the patients of the group (1000 draws; the models as they are). Ranks "
-    "(AUC of two classes, C) are compared within a fold only; other metrics are of the patients of all folds together. "
-    "A patient of several slides counts once.",
+    "(AUC of two classes, C) are compared within a fold only; other metrics are of the patients of all folds together, "
+    "those of survival means over folds. A patient of several slides counts once.",
     f"Groups below {FEWEST} patients or of one class are named and not scored. Intervals of small groups overlap for "
     "want of patients: that they do is no proof of equal performance.",
 ]
