@@ -224,6 +224,14 @@ def test_files_with_other_ids_are_named_and_not_paired(again, made):
     assert (pairs["reason"] == "The two predicted different patients, so that nothing can be paired.").all()
 
 
+@pytest.mark.parametrize("made", [risks, probabilities])
+def test_one_patient_that_differs_leaves_a_single_test_set_unpaired(again, made):
+    _, files = again(made(folds=1).iloc[1:])
+    pair = comparisons(Results.load(files.runs[0])).iloc[0]
+    assert np.isnan(pair["p"])
+    assert pair["reason"].startswith("Of the one test set the two did not predict the same patients")
+
+
 def test_a_test_set_without_a_metric_says_why(again):
     found, _ = again(probabilities(["a"], folds=1).assign(label=0))
     assert found["remark"].tolist() == ["AUC is undefined: a class is absent"]

@@ -171,7 +171,8 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     else:
         found, df, row["test"] = patient_test(*sets, metric), np.inf, "jackknife"
     row |= {"difference": found.difference.mean, "low": found.difference.low, "high": found.difference.high}
-    row |= {"p": found.p, "p_worse": found.p_worse, "reason": found.reason}
+    unlike = len(pairs) == 1 and bool(left) and not same
+    row |= {"p": found.p, "p_worse": found.p_worse, "reason": _UNLIKE if unlike else found.reason}
     se = found.se
     if row["test"] == "jackknife" and areas is not None:
         se = areas.se if areas.se > 1e-12 else np.nan  # no patient changes the difference: found.reason says so
@@ -196,6 +197,7 @@ def _why_no_pair(results: Results, metric: Metric, a: str, b: str) -> str:
     return f"{metric.title} is undefined on all test slides that both predicted{why}."
 
 
+_UNLIKE = "Of the one test set the two did not predict the same patients with the same seeds: nothing can be paired."
 _OTHER_PATIENTS = "The two predicted different patients, so that nothing can be paired."
 
 
@@ -231,7 +233,9 @@ def _of_any_task(
     else:
         found = over_sets.difference
         row |= {"test": "corrected t" if splits > 1 else "", "difference": found.mean, "low": found.low}
-        row |= {"high": found.high, "p": over_sets.p, "p_worse": over_sets.p_worse, "reason": over_sets.reason}
+        unlike = splits == 1 and all(results.scored_sets(label, rule) for label in pair)
+        row |= {"high": found.high, "p": over_sets.p, "p_worse": over_sets.p_worse}
+        row |= {"reason": _UNLIKE if unlike else over_sets.reason}
         row |= {"se": over_sets.se, "df": float(splits - 1)}
     row["detectable"] = detectable_difference(row["se"], row["df"], comparisons=max(k - 1, 1))
     return row
