@@ -6,6 +6,7 @@ FROM ${BASE}
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     OMP_WAIT_POLICY=PASSIVE \
+    MPLCONFIGDIR=/tmp/matplotlib \
     NUMBA_CACHE_DIR=/opt/mil-zoo/kernels
 
 WORKDIR /opt/mil-zoo/source
@@ -14,7 +15,8 @@ COPY mil_zoo mil_zoo
 COPY configs configs
 COPY data_cards data_cards
 
-RUN pip install '.[openslide]' \
+# The CPU build of PyTorch: the one that PyPI has for Linux brings CUDA, 3.7 GB more. A base image's own PyTorch stays.
+RUN pip install --extra-index-url https://download.pytorch.org/whl/cpu '.[openslide]' \
     && mil-zoo doctor \
     && mil-zoo warm-up \
     && chmod -R a+rwX /opt/mil-zoo/kernels

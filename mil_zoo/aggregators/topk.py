@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -41,7 +42,6 @@ class TopKPooling(Aggregator):
 
     family = "pooling"
     replayable = True
-    not_in_onnx = "how many instances it takes follows from the size of the bag, which torch's exporter would fix"
     paper = Paper(
         "Multiple Instance Learning for Soft Bags via Top Instances",
         2015,
@@ -61,7 +61,8 @@ class TopKPooling(Aggregator):
         h = self.embed(batch.features)  # [ΣN, E]
         instance_logits = self.classifier(h)
         taken = batch.sizes.clamp(max=self.k)
-        rows = segment_topk(instance_logits, batch.offsets, taken, sum(min(n, self.k) for n in batch.lengths))  # [M, C]
+        total = sum(torch.sym_min(n, self.k) for n in batch.lengths)  # M; a symbol where it is exported
+        rows = segment_topk(instance_logits, batch.offsets, taken, total)  # [M, C]
         chosen = F.pad(taken.cumsum(0), (1, 0))  # where the rows of each bag start
         logits = segment_reduce(instance_logits.gather(0, rows), chosen, "mean")
         share = (1 / taken).to(h.dtype).index_select(0, batch.bag_index)[:, None].expand_as(instance_logits)

@@ -39,8 +39,9 @@ class WiKG(Aggregator):
     Source: Li et al., Dynamic Graph Representation with Knowledge-aware Attention for Histopathology Whole Slide Image
     Analysis, CVPR 2024; github WonderLandxD/WiKG. The product of sums in w_ij is what the authors' code computes.
 
-    Deviations: none in the numbers. The N x N products are searched in slices and only the neighbours' are kept; a bag
-    of fewer than ``topk`` instances, which the authors' code refuses, uses all it has.
+    Deviations: none in the numbers. The N x N products are searched in slices and only the neighbours' are kept (an
+    ONNX model holds them at once); a bag of fewer than ``topk`` instances, which the authors' code refuses, uses all it
+    has.
 
     Args:
         in_dim: feature dimension D.
@@ -55,9 +56,6 @@ class WiKG(Aggregator):
 
     family = "spatial"
     replayable = True
-    not_in_onnx = (
-        "its search for neighbours takes parts that follow from the size of the bag, which torch's exporter would fix"
-    )
     paper = Paper(
         "Dynamic Graph Representation with Knowledge-aware Attention for Histopathology Whole Slide Image Analysis",
         2024,
@@ -103,20 +101,27 @@ class WiKG(Aggregator):
         """
         neighbours = []
         for start, end in pairwise(accumulate(batch.lengths, initial=0)):
-            k = min(self.topk, end - start)
-            for rows in head[start:end].split(max(1, AT_ONCE // (end - start))):
-                best = (rows @ tail[start:end].T).topk(k, dim=1).indices + start
-                neighbours.append(F.pad(best, (0, self.topk - k), value=start))
+            for rows in _slices(head[start:end], AT_ONCE // (end - start + self.topk)):
+                likeness = F.pad(rows @ tail[start:end].T, (0, self.topk), value=-torch.inf)  # room for absent ones
+                best = likeness.topk(self.topk, dim=1).indices
+                neighbours.append(torch.where(best < end - start, best, 0) + start)
         place = torch.arange(self.topk, device=head.device)
         return torch.cat(neighbours), place >= batch.sizes[batch.bag_index][:, None]
 
     def _messages(self, head: Tensor, tail: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
         """Computes ``n_i`` ``[N, E]`` by slices; the backward pass computes a slice again instead of keeping it."""
-        count = max(1, AT_ONCE // (self.topk * head.shape[1]))
-        slices = zip(head.split(count), neighbours.split(count), absent.split(count), strict=True)
+        count = AT_ONCE // (self.topk * head.shape[1])
+        slices = zip(*(_slices(x, count) for x in (head, neighbours, absent)), strict=True)
+        if torch.compiler.is_exporting():
+            return torch.cat([_message(tail, *parts) for parts in slices])
         return torch.cat(
             [checkpoint(_message, tail, *parts, use_reentrant=False, preserve_rng_state=False) for parts in slices]
         )
+
+
+def _slices(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """``x`` in parts of ``count`` rows, at least one; whole where it is exported, as the number of parts would be."""
+    return (x,) if torch.compiler.is_exporting() else x.split(max(1, count))
 
 
 def _message(tail: Tensor, head: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None =
 
 def _highest(scores: Tensor, count: int) -> Tensor:
     """The rows of the ``count`` highest of ``scores`` ``[N]``; few of many are not worth a sort of all."""
+    if torch.compiler.is_exporting():  # ONNX's sort is stable; the count is a symbol, which a slice would not take
+        return scores.sort(descending=True).indices.index_select(0, torch.arange(count))
     if not runs_ahead(scores.device) and 0 < 4 * count < len(scores):
         rows = (~(scores < scores.topk(count).values[-1])).nonzero()[:, 0]  # the last's equals too, and NaN
         return rows[scores[rows].argsort(descending=True, stable=True)[:count]]
