@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.files import refuse_pipe
 
 C = TypeVar("C")
 _MOST_VALUES = 1_000_000
@@ -68,6 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, is not YAML, or holds something other than a mapping.
     """
+    refuse_pipe(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

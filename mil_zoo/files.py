@@ -1,8 +1,9 @@
-"""Files that appear under their name only when they are complete, and sentences for what cannot be written."""
+"""Files that appear under their name only when they are complete, and sentences for what is no file or not written."""
 
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,6 +53,13 @@ def refuse_link(path: Path) -> None:
     """Raises an ``InputError`` where ``path`` is a link: writing through it would change a file somewhere else."""
     if path.is_symlink():
         raise InputError(f"{path} is a link, which nothing is written through; delete it, or put the file in its place")
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raises an ``InputError`` where ``path`` is a pipe or a device: opened, it would wait for a writer."""
+    with suppress(OSError):  # what reads it says what is wrong
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise InputError(f"{path} is a pipe or a device and no file; write what it gives into a file")
 
 
 @contextmanager

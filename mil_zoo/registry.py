@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import pkgutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from mil_zoo.errors import InputError, did_you_mean
 
@@ -124,7 +127,8 @@ class Plugins:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with no_silent_exit():
+                spec.loader.exec_module(module)
         except BaseException as error:
             del sys.modules[name]
             if isinstance(error, InputError | KeyboardInterrupt):
@@ -143,7 +147,8 @@ class Plugins:
         self.installed = True  # before they are imported: they may look names up
         for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
             try:
-                entry_point.load()
+                with no_silent_exit():
+                    entry_point.load()
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit too: an exit without a word would end a run
@@ -160,6 +165,23 @@ PLUGINS = Plugins()
 def load_plugin(path: str | Path) -> None:
     """Imports a plugin file into this process, see :meth:`Plugins.load`."""
     PLUGINS.load(path)
+
+
+@contextmanager
+def no_silent_exit() -> Iterator[None]:
+    """Lets ``os._exit`` raise ``SystemExit`` in this thread of this process: it would end a run without a word."""
+    leave, process, thread = os._exit, os.getpid(), threading.get_ident()
+
+    def raises(status: int) -> NoReturn:
+        if (os.getpid(), threading.get_ident()) == (process, thread):
+            raise SystemExit(status)
+        leave(status)  # a fork of it ends as ever
+
+    os._exit = raises
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def plugin_of(obj: object) -> Path | None:

@@ -89,7 +89,7 @@ class Aggregator(nn.Module):
 
     Class attributes:
         family: how it sees a bag, for lists: pooling, attention, transformer, state space or spatial.
-        needs_coords: whether every bag needs coordinates although no graph is built of them.
+        needs_coords: whether every bag needs coordinates although no graph is built of them; an option may change it.
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
@@ -105,12 +105,13 @@ class Aggregator(nn.Module):
 
     Attributes:
         task: what is predicted, with its loss; classification until ``create_aggregator`` sets another.
+        needs_graph: whether it needs the graph of a batch.
         left_out: the term of the paper's loss that the task has no place for, in words; "" for none.
         progress: where the training stands; the trainer sets it before every step.
     """
 
     family: ClassVar[str] = "other"
-    needs_coords: ClassVar[bool] = False
+    needs_coords: bool = False
     graph: ClassVar[str | None] = None
     paper: ClassVar[Paper | None] = None
     permutation_invariant: ClassVar[bool] = True
@@ -126,6 +127,7 @@ class Aggregator(nn.Module):
         self.in_dim, self.num_classes = in_dim, num_classes
         self.task: Task = Classification(num_classes)
         self.task_biases: nn.Parameter | None = None
+        self.needs_graph = type(self).graph is not None
         self.left_out = ""
         self.progress = Progress()
         self.created_with: dict[str, Any] | None = None

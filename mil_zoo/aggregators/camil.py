@@ -149,6 +149,7 @@ class CAMIL(Aggregator):
                 f"landmarks ({landmarks}) be positive"
             )
         width, self.neighbours = embed_dim or in_dim, neighbours
+        self.needs_coords, self.needs_graph = neighbours == "authors", neighbours == "graph"
         self.embed = nn.Identity() if embed_dim is None else nn.Linear(in_dim, embed_dim)
         self.nystrom = NystromAttention(width, heads, head_dim, landmarks)
         self.q, self.k = (nn.Linear(width, neighbour_dim, bias=False) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import multiprocessing
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +27,7 @@ from mil_zoo.bench.processes import fresh_interpreters
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
+from mil_zoo.registry import PLUGINS, load_plugin
 
 _LOG = logging.getLogger("mil_zoo")
 PROCESS_MIB = 1024  # that a trial's process takes beside the bags: interpreter, libraries, a model
@@ -87,8 +90,9 @@ class Processes:
     """Several trials at a time, each in a process of its own, on this machine.
 
     A process that is killed costs the attempt it was at: the trial is tried again after the others, ``ATTEMPTS`` times
-    in all. GPUs are dealt to the processes in turn. The processes end with this one, however it ends. They are fresh
-    interpreters, so a script of one's own that uses them must keep its work under ``if __name__ == "__main__":``.
+    in all. Where it was importing a plugin, trials that need it fail and the others go on without it. GPUs are dealt to
+    the processes in turn. The processes end with this one, however it ends. They are fresh interpreters, so a script of
+    one's own that uses them must keep its work under ``if __name__ == "__main__":``.
 
     Args:
         number: of processes.
@@ -110,14 +114,19 @@ class Processes:
     ) -> Generator[Trial]:
         """See :class:`Executor`."""
         waiting = deque((job, 1) for job in jobs)
+        deadly: dict[Path, str] = {}  # plugins whose import ends a process, or takes longer than a trial may
         gpus = torch.cuda.device_count()
         members = [_Member(i % gpus if gpus else None) for i in range(min(self._number, len(jobs)))]
         try:
             while True:
                 for member in members:
-                    if member.job is None and waiting:
+                    while member.job is None and waiting:
                         job, attempt = waiting.popleft()
-                        member.give(job, attempt)
+                        if reasons := [deadly[plugin] for plugin in job.plugins if plugin in {*deadly} - {*job.spared}]:
+                            yield job.failed(reasons[0])
+                            continue
+                        others = tuple(plugin for plugin in job.plugins if plugin not in deadly)
+                        member.give(dataclasses.replace(job, plugins=others), attempt)
                         on_trial(job.trial)
                 busy = {member.connection: member for member in members if member.job is not None}
                 if not busy:
@@ -126,22 +135,33 @@ class Processes:
                 for connection, member in busy.items():
                     if connection not in ready:
                         if self._seconds_left([member]) == 0:
-                            minutes = (self._limit or 0) / 60
-                            yield member.give_up(f"it took longer than --time-limit, {minutes:g} minutes")
+                            reason = f"it took longer than --time-limit, {(self._limit or 0) / 60:g} minutes"
+                            if member.importing is None:
+                                yield member.give_up(reason)
+                                continue
+                            assert member.job is not None
+                            waiting.appendleft((member.job, member.attempt))
+                            deadly[member.importing] = f"plugin {member.importing} cannot be imported: {reason}"
+                            member.give_up(reason)
                         continue
                     assert member.job is not None
-                    job, attempt = member.job, member.attempt
+                    job, attempt, importing = member.job, member.attempt, member.importing
                     try:
                         kind, content = member.connection.recv()
                     except (EOFError, OSError):  # killed: its end of the pipe is closed
                         reason = member.replace()
-                        if attempt < ATTEMPTS:
+                        if importing is not None:
+                            deadly[importing] = f"plugin {importing} cannot be imported there: {reason}"
+                            waiting.appendleft((job, attempt))
+                        elif attempt < ATTEMPTS:
                             waiting.append((job, attempt + 1))
                         else:
                             yield job.failed(f"{reason}, in {attempt} attempts")
                         continue
                     if kind == "epoch":
                         on_epoch(job.trial, content)
+                    elif kind == "importing":
+                        member.importing = content
                     elif kind == "said":
                         _LOG.info("%s", content)
                     elif kind == "trial":
@@ -176,6 +196,7 @@ class _Member:
         theirs.close()
         self.job: Job | None = None
         self.attempt, self.started = 0, 0.0
+        self.importing: Path | None = None
 
     def give(self, job: Job, attempt: int) -> None:
         self.job, self.attempt, self.started = job, attempt, time.monotonic()
@@ -246,6 +267,12 @@ class _Speaker(logging.Handler):
 
 
 def _answer(worker: Worker, job: Job, say: Callable[[str, Any], None]) -> tuple[str, Any]:
+    for plugin in job.plugins:
+        if plugin not in PLUGINS.files:
+            say("importing", plugin)
+            with suppress(InputError):  # the trial says it
+                load_plugin(plugin)
+            say("importing", None)
     try:
         return "trial", worker.run(job, lambda row: say("epoch", row))
     except OSError as error:  # a full disk ends the run: the parent raises it

@@ -37,6 +37,7 @@ class ModelPlan:
         grid: the variant's name, "" without a grid.
         features: which set of features it reads; None for the dataset's only one.
         space: what it is tuned over; empty where it is not.
+        lacks: what it needs and the dataset has not, as a sentence; its trials then fail before any is trained.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelPlan:
     grid: str = ""
     features: str | None = None
     space: tuple[Dimension, ...] = ()
+    lacks: str = ""
 
     @property
     def label(self) -> str:

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
-from mil_zoo.aggregators.options import check_options
 from mil_zoo.bench.checks import check_suite
 from mil_zoo.bench.models import ModelPlan, plan_models
 from mil_zoo.bench.opening import open_judged
+from mil_zoo.bench.refusals import check_effects, check_labelled, lacking, left_out, made_without_weights, takes_graph
 from mil_zoo.bench.results import DatasetFacts, ModelSettings, RunConfig, SplitFacts, TuningFacts
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bags import Bags
@@ -31,8 +30,7 @@ from mil_zoo.data.splits.schemes import DrawnSplits, draw_splits
 from mil_zoo.data.splits.split import Split, patient_key, split_hash
 from mil_zoo.errors import InputError
 from mil_zoo.stats import read_covariates
-from mil_zoo.tasks import Classification, task_settings
-from mil_zoo.train.protocols import PROTOCOLS, check_protocol
+from mil_zoo.tasks import task_settings
 
 PERMUTED = (
     "TRAINING LABELS WERE SHUFFLED, anew for every seed. {band}A network that learned nothing still orders bags by "
@@ -254,33 +252,18 @@ def plan_of(
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, title=suite.title))
     drawn = _draw(dataset, suite)
     models = [model for name in suite.models for model in plan_models(name, suite, dataset.card.graph, dataset.task)]
-    left_out = [*_left_out(models, dataset), *_without_clinical(dataset)]
-    drawn = dataclasses.replace(drawn, warnings=[*drawn.warnings, *left_out])
+    made = {model.label: made_without_weights(model, dataset, suite.project or dataset.in_dim) for model in models}
+    check_labelled(models, drawn.splits)
+    check_effects(suite, models, {model.label: takes_graph(model, made[model.label][0]) for model in models})
+    without = left_out({model.name: one for model in models if (one := made[model.label][0]) is not None})
+    drawn = dataclasses.replace(drawn, warnings=[*drawn.warnings, *without, *_without_clinical(dataset)])
+    models = [
+        dataclasses.replace(model, lacks=why or lacking(model, one, dataset))
+        for model, (one, why) in zip(models, made.values(), strict=True)
+    ]
     if len(features) > 1:
         models = [model.reading(each) for model in models for each in features]
     return Plan(suite, source, dataset, models, drawn, tuple(Path(file).resolve() for file in plugins), digests)
-
-
-def _left_out(models: Sequence[ModelPlan], dataset: Dataset) -> list[str]:
-    """What the models train without in a task of no classes, a sentence each.
-
-    Raises:
-        InputError: one of them cannot take the task, or the value of an option.
-    """
-    for model in models:
-        known = PROTOCOLS if model.name in PROTOCOLS else AGGREGATORS
-        check_options(known.get(model.name), model.name, model.options)
-    if isinstance(dataset.task, Classification):
-        return []
-    without: dict[str, str] = {}
-    for model in models:
-        if model.name in PROTOCOLS:
-            check_protocol(model.name, dataset.task)
-            continue
-        made = create_aggregator(model.name, dataset.in_dim, task=dataset.task, **model.options)
-        if made.left_out:
-            without[model.name] = made.left_out
-    return [f"{name}: without {term}, which needs classes." for name, term in without.items()]
 
 
 def _without_clinical(dataset: Dataset) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -75,7 +72,7 @@ class Predictor:
         self.in_dim = int(config.dataset.in_dim or 0)
         self.packed = config.dataset.patient_rule == "packed"
         device = usable_device(device)
-        parts = _parts(run, config.split.file, self.packed)
+        parts = _parts(run, self.packed)
         self.members: list[Fitted] = []
         for each in chosen:
             task = _fitted_task(run, each) or self.task
@@ -140,18 +137,11 @@ def _fitted_task(run: RunDirectory, trial: Trial) -> Task | None:
     return task_of_config(json.loads(run.read(trial.trial, TASK))) if TASK in trial.files else None
 
 
-def _parts(run: RunDirectory, digest: str | None, packed: bool) -> dict[str, dict[str, tuple[str, ...]]]:
+def _parts(run: RunDirectory, packed: bool) -> dict[str, dict[str, tuple[str, ...]]]:
     """For each column of the run's ``splits.csv`` the slides of "train" and "val"; of packed patients, they too."""
-    path = run.path / "splits.csv"
-    try:
-        content = path.read_bytes()
-        if digest not in (None, hashlib.sha256(content).hexdigest()):
-            raise ValueError("its checksum differs from that in config.yaml")
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} was changed or is missing ({error}); start the bench with --out {run.path} again, which writes it"
-        ) from error
+    table = run.table("splits.csv", ("slide_id", "patient_id"))
+    if table is None:
+        raise InputError(f"{run.path} lacks splits.csv; start the bench with --out {run.path} again, which writes it")
     names = ["slide_id", "patient_id"] if packed else ["slide_id"]
     return {
         str(column): {

@@ -13,22 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from packaging.version import Version
-from pandas.api.types import is_numeric_dtype
 
 from mil_zoo.bench.run_settings import refuse_other_settings
+from mil_zoo.bench.trial_csv import read_csv, read_together
 from mil_zoo.config import read_yaml, yaml_text
 from mil_zoo.errors import InputError, as_path
-from mil_zoo.files import refuse_link, write_text
+from mil_zoo.files import refuse_link, refuse_pipe, write_text
 
 CHANGED = "was changed after the trial wrote it (its checksum differs)"
-# Digits that say the same number again: since 3.1 pandas reads no others, and warns of the word.
-_EXACT: dict[str, Any] = {} if Version(pd.__version__) >= Version("3.1") else {"float_precision": "round_trip"}
-_NAMES = ("slide_id", "patient_id")  # text, also where it is NA, null, None or 007
-_TEXT = (*_NAMES, "split", "name")  # columns of text in every file
 
 
 class RunDirectory:
@@ -53,6 +47,8 @@ class RunDirectory:
         run = cls(as_path(path, "path", "the --out folder of a bench"))
         if not (run.path / "config.yaml").is_file():
             raise InputError(f"{path} is not a run directory (it has no config.yaml); pass the --out folder of a bench")
+        for file in run.path.iterdir():
+            refuse_pipe(file)
         return run
 
     @property
@@ -112,10 +108,12 @@ class RunDirectory:
             lock.release()
 
     def refuse_links(self) -> None:
-        """Raises an ``InputError`` where something in the directory is a link, which would be written through."""
+        """Raises an ``InputError`` where something in the directory is a link, which would be written through, or a
+        pipe."""
         for folder in (self.path, self.path / "figures", self.path / "trials"):
             for path in folder.iterdir() if folder.is_dir() else ():
                 refuse_link(path)
+                refuse_pipe(path)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes the file ``name`` of the run as a whole."""
@@ -151,6 +149,33 @@ class RunDirectory:
             rows[row["trial"]] = row
         self._digests = {trial: row.get("files", {}) for trial, row in rows.items()}
         return list(rows.values())
+
+    def table(self, name: str, needs: Sequence[str] = ()) -> pd.DataFrame | None:
+        """A csv of the run itself, as text ("splits.csv", "covariates.csv", ...); None where there is none.
+
+        Raises:
+            InputError: it cannot be read, lacks a column that is needed, or was changed as far as ``config.yaml`` says.
+        """
+        path = self.path / name
+        if not path.exists():
+            return None
+        refuse_pipe(path)
+        try:
+            content = path.read_bytes()
+            known = self.config.get("split", {}).get("file") if name == "splits.csv" else None
+            if known not in (None, hashlib.sha256(content).hexdigest()):
+                raise ValueError("its checksum differs from that in config.yaml")
+            found: pd.DataFrame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+            if missing := [column for column in needs if column not in found]:
+                raise ValueError(f"it has no column {missing[0]!r}")
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} was changed or cannot be read ({error}); start the bench with --out {self.path} again, which "
+                "writes it"
+            ) from error
+        return found
 
     def staging(self, trial: str) -> Path:
         """Where the files of a running trial are written; ``add_trial`` gives them their final place."""
@@ -211,30 +236,8 @@ class RunDirectory:
         Raises:
             InputError: a file is missing or was changed.
         """
-        of_header: dict[bytes, dict[str, bytes]] = {}
-        found: dict[str, pd.DataFrame] = {}
-        for trial in trials:
-            header, _, rows = self.read(trial, name).partition(b"\n")
-            of_header.setdefault(header, {})[trial] = rows
-        for header, parts in of_header.items():
-            try:
-                table = _read_csv(b"\n".join([header, b"".join(parts.values())]))
-                ends = np.cumsum([rows.count(b"\n") for rows in parts.values()])
-                mixed = [column for column in table if not is_numeric_dtype(table[column]) and column not in _TEXT]
-                if ends[-1] != len(table) or mixed:
-                    raise ValueError
-            except (ValueError, pd.errors.ParserError):  # read alone, the file that is at fault says so
-                found |= {trial: self._csv(trial, name) for trial in parts}
-                continue
-            decimal = [column for column in table if table[column].dtype.kind == "f"]
-            values = table[decimal].to_numpy()
-            whole = np.column_stack([values == np.rint(values), np.zeros(len(values), dtype=bool)])
-            for trial, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
-                found[trial] = part = table.iloc[start:end]
-                part.index = pd.RangeIndex(end - start)
-                if whole[start:end].all(0).any():
-                    found[trial] = self._csv(trial, name)
-        return {trial: found[trial] for trial in trials}
+        found = read_together({trial: self.read(trial, name) for trial in trials})
+        return {trial: self._csv(trial, name) if (table := found.get(trial)) is None else table for trial in trials}
 
     def attention(self, trial: str) -> Path:
         """Where the attention of the trial's test slides lies (absent for an aggregator without attention)."""
@@ -253,6 +256,7 @@ class RunDirectory:
         Raises:
             InputError: the file is missing, cannot be read, or was changed since.
         """
+        refuse_pipe(self.path_of(trial, name))
         try:
             content = self.path_of(trial, name).read_bytes()
         except OSError as error:
@@ -266,6 +270,7 @@ class RunDirectory:
         """Where a trial's file lies, once it is what the trial wrote; errors as in :meth:`read`. It is read once."""
         path = self.path_of(trial, name)
         if path not in self._checked:
+            refuse_pipe(path)
             try:
                 found = _sha256(path)
             except OSError as error:
@@ -292,7 +297,7 @@ class RunDirectory:
 
     def _csv(self, trial: str, name: str) -> pd.DataFrame:
         try:
-            table = _read_csv(self.read(trial, name))
+            table = read_csv(self.read(trial, name))
         except (ValueError, pd.errors.ParserError) as error:
             if isinstance(error, InputError):
                 raise
@@ -309,18 +314,6 @@ class RunDirectory:
         file = self.path / "trials.jsonl"
         if file.exists() and not (content := file.read_bytes()).endswith(b"\n") and content:
             os.truncate(file, content.rfind(b"\n") + 1)
-
-
-def _read_csv(content: bytes) -> pd.DataFrame:
-    header = content.partition(b"\n")[0].decode().split(",")
-    table: pd.DataFrame = pd.read_csv(
-        io.BytesIO(content),
-        **_EXACT,
-        dtype={column: str for column in _NAMES if column in header},
-        keep_default_na=False,
-        na_values={column: [""] if column in _NAMES else ["", "nan"] for column in header},
-    )
-    return table
 
 
 def empty_folder(path: Path) -> Path:

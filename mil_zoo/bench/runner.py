@@ -66,7 +66,8 @@ def run_plan(
             run.write_text("outcomes.csv", _outcomes(plan))
         rows = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]
         done = {trial.trial: trial for trial in rows if trial.ok and not _damaged(run, trial, on_damage)}
-        jobs = []
+        jobs: list[Job] = []
+        hopeless: list[Job] = []
         for trial in plan.trials:
             unfinished = run.unfinished(trial.id).resolve()
             if trial.id in done:
@@ -76,7 +77,11 @@ def run_plan(
                 folder, place = run.staging(trial.id).resolve(), CheckpointPlace(unfinished, checkpoint_seconds)
                 job = Job(trial, plan.source_of(trial), folder, plan.suite, tuple(PLUGINS.files), place)
                 alone = isinstance(executor, InProcess)
-                jobs.append(replace(job, alone=alone, spared=_spared(plan, trial)))
+                whole = replace(job, alone=alone, spared=_spared(plan, trial))
+                (hopeless if trial.model.lacks else jobs).append(whole)
+        for job in hopeless:
+            run.add_trial((outcome := job.failed(job.trial.model.lacks)).to_row())
+            on_result(outcome)
         with closing(executor.run(jobs, on_trial, on_epoch)) as outcomes:
             for outcome in outcomes:
                 run.add_trial(outcome.to_row())

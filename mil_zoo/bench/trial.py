@@ -44,7 +44,7 @@ from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.backends import set_threads
-from mil_zoo.registry import load_plugin
+from mil_zoo.registry import load_plugin, no_silent_exit
 from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.device import default_device
 from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
@@ -140,7 +140,7 @@ class Worker:
             dataset, (bags, standardiser) = self._open(job)
             bags = few_labels(bags, job.trial, dataset.task)
             context, tuned = _context(job, dataset, bags, on_epoch, self._kept), None
-            with trial_threads(job.suite.threads):
+            with trial_threads(job.suite.threads), no_silent_exit():
                 if (kind := (job.trial.model.label, job.source)) not in self._warm:
                     self._warm.add(kind)
                     warm_up(context)

@@ -22,7 +22,7 @@ from mil_zoo.bench.suite import Suite
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.splits.draw import kfold
 from mil_zoo.errors import InputError
-from mil_zoo.files import write_text
+from mil_zoo.files import refuse_pipe, write_text
 from mil_zoo.tasks import Task
 from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.protocols import TrialResult
@@ -212,6 +212,7 @@ class _Kept:
         self._path = path
         self._rows: list[Row] = []
         with contextlib.suppress(OSError, ValueError):
+            refuse_pipe(path)
             self._rows = json.loads(path.read_text(encoding="utf-8"))
 
     def get(self, number: int, settings: dict[str, Any]) -> Judged | None:

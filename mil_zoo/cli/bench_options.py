@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from mil_zoo.cli.options import told_task
 from mil_zoo.errors import InputError
 
@@ -120,26 +122,28 @@ def suite_of(options: BenchOptions) -> Suite:
         "grid": parse_grids(options.grid),
     }
     suite = read_suite(options.suite, **told)
-    _refuse_unused(options, suite)
+    _tell_unused(options, suite)
     return suite
 
 
-def _refuse_unused(options: BenchOptions, suite: Suite) -> None:
-    """Raises an ``InputError`` where an option was given that would change nothing."""
+def _tell_unused(options: BenchOptions, suite: Suite) -> None:
+    """Says which options change nothing; raises an ``InputError`` where one is of another option that is not there."""
     from mil_zoo.data.splits.files import is_split_file
 
     split, elsewhere = f"--split {suite.split}", suite.test_on is not None
     in_file = not elsewhere and is_split_file(suite.split)
     drawn = not in_file and (suite.split != "official" or options.folds == "published")
     for given, used, why in (
-        (options.folds, not elsewhere, "--test-on tests on all slides of the other dataset: leave out --folds"),
-        (options.folds, elsewhere or drawn, f"{split} says itself which folds there are: leave out --folds"),
-        (options.repeats, not in_file, f"{split} says itself which repetitions there are: leave out --repeats"),
-        (options.test_root, elsewhere, "--test-root is the folder of --test-on; name that dataset, or leave it out"),
-        (options.sampler, suite.tune is not None, "--sampler proposes configurations; add --tune N, or leave it out"),
+        (options.folds, not elsewhere, "--folds changes nothing: --test-on tests on all slides of the other dataset"),
+        (options.folds, elsewhere or drawn, f"--folds changes nothing: {split} says itself which folds there are"),
+        (options.repeats, not in_file, f"--repeats changes nothing: {split} says itself which repetitions there are"),
     ):
         if given is not None and not used:
-            raise InputError(why)
+            click.echo(f"mil-zoo: {why}", err=True)
+    if options.test_root is not None and not elsewhere:
+        raise InputError("--test-root is the folder of --test-on; name that dataset, or leave it out")
+    if options.sampler is not None and suite.tune is None:
+        raise InputError("--sampler proposes configurations; add --tune N, or leave it out")
 
 
 def source_of(options: BenchOptions, suite: Suite, name: str) -> DatasetSource:

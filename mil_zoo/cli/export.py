@@ -12,6 +12,7 @@ import click
 
 from mil_zoo.cli.options import plugin_option
 from mil_zoo.errors import InputError
+from mil_zoo.files import refuse_pipe
 
 
 @click.command(
@@ -61,6 +62,7 @@ def _refuse_others(out: Path, facts: Any) -> None:
     """Raises an ``InputError`` where ``out`` holds anything but what the same model was exported to."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    refuse_pipe(out / "config.json")
     try:
         there = json.loads((out / "config.json").read_bytes())["mil_zoo"]["facts"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -13,6 +13,7 @@ import click
 from mil_zoo.cli.options import plugin_option
 from mil_zoo.cli.progress import telling
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.files import refuse_pipe
 
 if TYPE_CHECKING:
     from mil_zoo.ssl.views import ViewSource
@@ -148,12 +149,15 @@ def open_source(
 
 
 def _read_ids(path: Path) -> list[str]:
+    refuse_pipe(path)
     try:
         ids = list(
             dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
         )
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable text file ({error}); write one slide id a line") from error
+    if not ids:
+        raise InputError(f"{path} names no slide; write one slide id a line")
     return ids
 
 
@@ -261,6 +265,7 @@ def _read_weights(path: Path) -> Any:
     import torch
     from safetensors.torch import load_file
 
+    refuse_pipe(path)
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     except Exception as error:

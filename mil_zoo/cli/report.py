@@ -83,18 +83,20 @@ def report(
 
 def write_groups(run: Path, by: Sequence[str], groups: Path | None) -> None:
     """Keeps the groups of a run's slides in its ``groups.csv``, which every later report shows too."""
-    import pandas as pd
-
+    from mil_zoo.bench.run_directory import RunDirectory
     from mil_zoo.data.labels.groups import read_groups
     from mil_zoo.report.subgroups import FILE
 
-    path = run / "splits.csv"
-    if not path.exists():
+    kept = RunDirectory(run)
+    slides, covariates = (
+        kept.table("splits.csv", ["slide_id", "patient_id"]),
+        kept.table("covariates.csv", ["patient_id"]),
+    )
+    if slides is None:
         raise InputError(f"{run} has no splits.csv, which says whose its slides are; pass the --out folder of a bench")
-    slides = pd.read_csv(path, dtype=str, keep_default_na=False)
     known: dict[str, dict[str, str]] = {}
-    if (covariates := run / "covariates.csv").exists():
-        table = pd.read_csv(covariates, dtype=str, keep_default_na=False).set_index("patient_id")
+    if covariates is not None:
+        table = covariates.set_index("patient_id")
         known = {str(name): {str(who): str(value) for who, value in table[name].items()} for name in table}
     names = list(zip(slides["slide_id"], slides["patient_id"], strict=True))
     made = read_groups(by, names, groups, known)

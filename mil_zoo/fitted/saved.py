@@ -24,7 +24,7 @@ from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
 from mil_zoo.config import from_mapping
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError, as_path, did_you_mean
-from mil_zoo.files import write_bytes, write_text, writing
+from mil_zoo.files import refuse_pipe, write_bytes, write_text, writing
 from mil_zoo.fitted.card import model_card
 from mil_zoo.fitted.model import Facts, Fitted
 from mil_zoo.tasks import task_of_config
@@ -114,6 +114,8 @@ def load(path: Path | str, device: str | None = None) -> Fitted:
     """
     path = as_path(path, "path", "the folder that Fitted.save or mil-zoo export wrote")
     where = path / CONFIG
+    for name in (CONFIG, WEIGHTS, STANDARDISER):
+        refuse_pipe(path / name)
     try:
         config = json.loads(where.read_bytes())
         settings = from_mapping(Settings, config.pop("mil_zoo"), f'{where}, "mil_zoo"')

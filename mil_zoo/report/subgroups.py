@@ -67,10 +67,8 @@ def site_leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
 
 
 def _memberships(results: Results) -> pd.DataFrame:
-    path = results.path / FILE
-    if not path.exists():
-        return pd.DataFrame()
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    found = results.run.table(FILE, ["slide_id"])
+    return pd.DataFrame() if found is None else found
 
 
 def _group_of(results: Results, column: str) -> dict[str, str]:

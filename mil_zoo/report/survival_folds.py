@@ -102,13 +102,12 @@ def _clinical(results: Results) -> ClinicalFolds | str:
 
 
 def _fitted_clinical(results: Results) -> ClinicalFolds | str:
-    file = results.path / "covariates.csv"
-    if not file.exists():
+    table, splits = results.run.table("covariates.csv", ["patient_id"]), results.run.table("splits.csv", ["patient_id"])
+    if table is None or splits is None:
         return "the card names no covariates"
     parts = next((found for label in results.finished if (found := folds_of(results, label))), [])
-    table = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("patient_id", drop=False)
+    table = table.set_index("patient_id", drop=False)
     outcome = _outcomes(results, parts)
-    splits = pd.read_csv(results.path / "splits.csv", dtype=str, keep_default_na=False)
     own = splits["patient_id"].where(splits["patient_id"] != "", splits["slide_id"])
     every = read_covariates(table, [name for name in table.columns if name != "patient_id"])
     place = {patient: i for i, patient in enumerate(table.index)}
@@ -142,9 +141,8 @@ def _fitted_clinical(results: Results) -> ClinicalFolds | str:
 
 def _outcomes(results: Results, parts: list[Fold]) -> dict[str, tuple[float, float]]:
     """Time and event of each patient: of all, or in runs that did not keep them, of those who are tested."""
-    file = results.path / "outcomes.csv"
-    if file.exists():
-        table = pd.read_csv(file, dtype={"patient_id": str}, keep_default_na=False)
+    table = results.run.table("outcomes.csv", ["patient_id", *results.task.target_columns])
+    if table is not None:
         time, event = (table[name].astype(float) for name in results.task.target_columns)
         return dict(zip(table["patient_id"], zip(time, event, strict=True), strict=True))
     rows = (zip(part.patients, *part.arguments[:2], strict=True) for part in parts)

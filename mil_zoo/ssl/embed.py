@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mil_zoo.data.formats.npy import load_npy
 from mil_zoo.errors import InputError
-from mil_zoo.files import replacing
+from mil_zoo.files import refuse_pipe, replacing
 from mil_zoo.ssl.model import SlideEncoder
 from mil_zoo.ssl.views import ViewSource, generator_of
 
@@ -113,6 +113,7 @@ def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
 
 def _tested(path: Path) -> list[str]:
     """The test slides that a trial's ``predictions.csv`` names, in its order."""
+    refuse_pipe(path)
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
         return rows.loc[rows["split"] == "test", "slide_id"].tolist()

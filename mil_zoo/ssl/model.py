@@ -17,7 +17,7 @@ from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError
-from mil_zoo.files import write_bytes
+from mil_zoo.files import refuse_pipe, write_bytes
 from mil_zoo.ssl.config import SPARSE, PretrainConfig
 from mil_zoo.ssl.distributed import gather_rows
 from mil_zoo.ssl.encoder import SparseSlideEncoder
@@ -84,6 +84,7 @@ class SlideEncoder(nn.Module):
         Raises:
             InputError: no such file, or not one of an encoder.
         """
+        refuse_pipe(path)
         try:
             with safetensors.safe_open(path, "pt") as file:
                 about = file.metadata() or {}

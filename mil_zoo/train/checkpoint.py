@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mil_zoo.files import write_bytes
+from mil_zoo.files import refuse_pipe, write_bytes
 
 _LOG = logging.getLogger("mil_zoo")
 AT_EPOCH_ENDS = 10.0  # seconds: shorter epochs do not write a file each
@@ -89,6 +89,7 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
+            refuse_pipe(self.path)
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             torch.set_rng_state(state["random"])
         except Exception as error:  # torch has many errors for a damaged file, none in common

@@ -77,6 +77,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"training.{name} must be positive and finite, not {value}")
+        if self.labelled > 1 and self.labelled != int(self.labelled):
+            raise InputError(
+                f"training.labelled must be a share in (0, 1] or a whole number of slides, not {self.labelled:g}"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"training.weight_decay must be 0 or more and finite, not {self.weight_decay}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

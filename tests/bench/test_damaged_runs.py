@@ -213,3 +213,26 @@ def test_nothing_is_written_through_a_link(whole, tmp_path, run_cli):
         if text is not None:
             assert outside.read_text() == text
         shutil.rmtree(outside) if outside.is_dir() else os.unlink(outside)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "splits.csv", "trials.jsonl", "table.csv", *FILES[3:]])
+def test_nothing_waits_for_a_pipe_in_place_of_a_file(whole, tmp_path, name):
+    shutil.copytree(whole[0], run := tmp_path / "run")
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    sentence = (
+        r"has no config.yaml" if name == "config.yaml" else rf"{Path(name).name} is a pipe or a device and no file"
+    )
+    with pytest.raises(InputError, match=sentence):
+        RunDirectory.open(run).checked(FIRST, Path(name).name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n"])
+def test_a_damaged_list_of_splits_is_a_sentence(whole, tmp_path, content):
+    shutil.copytree(whole[0], run := tmp_path / "run")
+    (run / "splits.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"splits.csv was changed or cannot be read \("):
+        RunDirectory.open(run).table("splits.csv", ["slide_id"])
+    (run / "groups.csv").write_bytes(content)  # whose digest no run keeps
+    with pytest.raises(InputError, match=r"groups.csv was changed or cannot be read \("):
+        RunDirectory.open(run).table("groups.csv", ["slide_id"])

@@ -31,6 +31,7 @@ class Mine(Aggregator):
 LEAVES = {
     "leaves_at_once": ("sys.exit('no licence')", "pass", "no licence"),
     "leaves_later": ("pass", "sys.exit(0)", r"exit code 0\) \(leaves_later.py, line 17"),
+    "leaves_in_haste": ("pass", "import os; os._exit(3)", r"exit code 3\) \(leaves_in_haste.py, line 17"),
     "changes_torch": ("pass", "torch.set_grad_enabled(False); raise ValueError('so')", "ValueError: so"),
     "speechless": ("pass", "raise type('E', (Exception,), {'__str__': lambda _: 1 / 0})", r"E: .* \(ZeroDivisionError"),
     "raises": ("pass", "raise ValueError('no good')", r"ValueError: no good \(raises.py, line 17\)"),
@@ -83,6 +84,12 @@ def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli,
     worker = "import multiprocessing\nWORKER = multiprocessing.parent_process() is not None\n"
     faults = {
         "imports_not": ("if WORKER: raise ValueError('no licence here')", "pass", "line 4.*no licence here"),
+        "exits": ("import os\nif WORKER: os._exit(0)", "pass", r"exits.py, line 5 failed to import.*exit \(code 0\)"),
+        "dies": (
+            "import os\nif WORKER: os.kill(os.getpid(), 9)",
+            "pass",
+            r"dies.py cannot be imported there.*signal 9",
+        ),
         "interrupts": ("", "if WORKER: raise KeyboardInterrupt('mine')", r"KeyboardInterrupt: mine \(interrupts.py"),
     }
     plugins = []
@@ -94,14 +101,15 @@ def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli,
     code, _, _ = run_cli("bench", *given, *models, "--jobs", 2, "--out", tmp_path / "run")
     assert code == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
-    assert sorted((row["aggregator"], row["status"]) for row in rows) == [
-        *[("imports_not", "failed")] * 2,
-        *[("interrupts", "failed")] * 2,
-        *[("mean", "ok")] * 2,
-    ]
+    assert {(row["aggregator"], row["status"]) for row in rows} == {
+        ("mean", "ok"),
+        *((name, "failed") for name in faults),
+    }
+    assert len(rows) == 2 * (1 + len(faults))
     for row in rows:
         if row["status"] == "failed":
             assert re.search(faults[row["aggregator"]][2], row["reason"])
+        if row["status"] == "failed" and row["aggregator"] != "dies":
             trace = tmp_path / "run" / "trials" / row["trial"] / "traceback.txt"
             assert f"{row['aggregator']}.py" in trace.read_text()
 

@@ -77,8 +77,6 @@ def test_what_goes_with_another_dataset(run_cli, cohorts, tmp_path, case):
         (["--split", "site"], "leave out --split site"),
         (["--split", "monte-carlo"], "leave out --split monte-carlo"),
         (["--split", "low-label:8"], "leave out --split low-label:8"),
-        (["--folds", 3], "--test-on tests on all slides of the other dataset: leave out --folds"),
-        (["--folds", "published"], "leave out --folds"),
         (["--grid", "labelled=4,8", "--tune", 2], "--tune searches where --grid tries every value"),
         (["--by", "sex", "--groups", "sex_of_a.csv"], "--by sex: nothing says the sex of any slide that is tested"),
     ],
@@ -91,17 +89,30 @@ def test_what_does_not_is_one_sentence(run_cli, cohorts, tmp_path, more, sentenc
 
 
 @pytest.mark.parametrize(
+    ("more", "sentences"),
+    [
+        (["--split", "split.csv"], ["split.csv says itself which folds", "split.csv says itself which repetitions"]),
+        (["--test-on", "b.npz"], ["--folds changes nothing: --test-on tests on all slides"]),
+    ],
+)
+def test_folds_that_change_nothing_are_told(run_cli, cohorts, more, sentences):
+    """A script gives them whatever the split; the run is that of the file."""
+    more = [cohorts / one if one.endswith(("csv", "npz")) else one for one in more]
+    numbers = ("--folds", 3, "--repeats", 3, "--epochs", 1, "--dry-run")
+    code, _, err = run_cli("bench", "--models", "mean", "--dataset", cohorts / "a.npz", *more, *numbers)
+    assert code == 0, err
+    for sentence in sentences:
+        assert sentence in err
+
+
+@pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--split", "split.csv", "--folds", 3], "split.csv says itself which folds there are: leave out --folds"),
-        (["--split", "split.csv", "--repeats", 3], "says itself which repetitions there are: leave out --repeats"),
-        (["--split", "official", "--folds", 3], "--split official says itself which folds there are"),
         (["--test-root", "elsewhere"], "--test-root is the folder of --test-on"),
         (["--sampler", "random"], "--sampler proposes configurations; add --tune N"),
     ],
 )
-def test_options_that_would_change_nothing_are_refused(run_cli, cohorts, tmp_path, more, sentence):
-    more = [cohorts / one if str(one).endswith(".csv") else one for one in more]
+def test_options_of_others_that_are_not_there_are_refused(run_cli, cohorts, tmp_path, more, sentence):
     code, _, err = run_cli("bench", "--models", "mean", "--dataset", cohorts / "a.npz", "--out", tmp_path, *more)
     assert code == 2
     assert sentence in err

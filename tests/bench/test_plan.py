@@ -55,7 +55,8 @@ def test_overrides_reach_options_training_and_graph(bag_table):
 def test_a_graph_goes_to_those_that_need_one_and_to_one_that_is_named(bag_table):
     # without one, what needs one gets the dataset's: knn:8
     for text, expected in {"graph=knn:3": ("knn:3", None), "camil.graph=knn:3": ("knn:8", "knn:3")}.items():
-        made = plan(bag_table, models=["sm_abmil", "camil"], overrides=parse_overrides([text]))
+        overrides = parse_overrides([text, "camil.neighbours=graph"])
+        made = plan(bag_table, models=["sm_abmil", "camil"], overrides=overrides)
         assert tuple(model.graph for model in made.models) == expected
 
 

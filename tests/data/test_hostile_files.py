@@ -15,7 +15,7 @@ import pytest
 import torch
 from layouts import FEATURES, GRID, mutated, write_clam, write_h5, write_srmil
 
-from mil_zoo import Bag, InputError
+from mil_zoo import Bag, InputError, load
 from mil_zoo.data import read_bag
 from mil_zoo.data.formats.npy import load_arrays, load_npy
 from mil_zoo.data.formats.pickles import load_pickle
@@ -240,3 +240,25 @@ def test_a_pipe_is_no_file_and_nothing_waits_for_it(tmp_path):
     os.mkfifo(tmp_path / "labels.csv")
     with pytest.raises(InputError, match=r"labels.csv is a pipe or a device and no file"):
         read_csv(tmp_path / "labels.csv")
+
+
+def test_no_command_waits_for_a_pipe(tmp_path, run_cli, bag_table):
+    """A device like /dev/zero, which never ends, is one more."""
+    for name in ("suite.yaml", "encoder.safetensors", "weights.pt", "slides.txt", "model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    pretrain = ("pretrain", "--dataset", bag_table, "--out", tmp_path / "p", "--epochs", 1, "--batch-size", 8)
+    for command in (
+        ("bench", "--suite", tmp_path / "suite.yaml"),
+        ("bench", "--suite", tmp_path / "zero.yaml"),
+        ("embed", tmp_path / "encoder.safetensors", "--dataset", bag_table, "--out", tmp_path / "e"),
+        (*pretrain, "--weights", tmp_path / "weights.pt"),
+        (*pretrain, "--slides", tmp_path / "slides.txt"),
+    ):
+        code, _, err = run_cli(*command)
+        assert (code, "is a pipe or a device and no file" in err) == (2, True), command
+    with pytest.raises(InputError, match=r"config.json is a pipe or a device and no file"):
+        load(tmp_path / "model")
+    (tmp_path / "none.txt").touch()
+    assert "names no slide; write one slide id a line" in run_cli(*pretrain, "--slides", tmp_path / "none.txt")[2]

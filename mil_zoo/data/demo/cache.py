@@ -16,7 +16,7 @@ import torch
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.demo import simulate
 from mil_zoo.data.demo.simulate import HARD, DemoParameters, simulate_demo
-from mil_zoo.files import replacing
+from mil_zoo.files import refuse_pipe, replacing
 
 DEMOS = {"demo": (120, DemoParameters()), "demo_hard": (80, HARD)}
 """Number of slides and numbers of the simulation, by the card's name."""
@@ -43,6 +43,7 @@ def load_demo(cache_dir: Path | None = None, name: str = "demo") -> list[Bag]:
     code = b"".join(Path(source).read_bytes() for source in (simulate.__file__, __file__))
     path = Path(folder) / f"{name}-{hashlib.sha256(code).hexdigest()[:12]}.npz"
     try:
+        refuse_pipe(path)
         return _read(path)
     except (FileNotFoundError, NotADirectoryError):
         pass

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.errors import InputError
+from mil_zoo.files import refuse_pipe
 
 _LFS = b"version https://git-lfs"
 _JUST_NOW = 60  # seconds: a damaged file that is younger may still be written
@@ -34,13 +34,6 @@ def boundary(path: Path, what: str = "a readable file", remedy: str = "write it 
         raise
     except Exception as error:  # a damaged or hostile file can raise anything
         raise fault(path, error, what, remedy) from error
-
-
-def refuse_pipe(path: Path) -> None:
-    """Raises an ``InputError`` where ``path`` is a pipe or a device: opened, it would wait for a writer."""
-    with suppress(OSError):  # what reads it says what is wrong
-        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-            raise InputError(f"{path} is a pipe or a device and no file; write what it gives into a file")
 
 
 def fault(path: Path, error: Exception, what: str, remedy: str) -> InputError:

@@ -91,6 +91,8 @@ def _index_above(folder: Path) -> Path | None:
     """The csv, here or above, whose first column holds paths of other csv files and whose second holds labels."""
     for above in [folder, *folder.parents][:_LEVELS]:
         for path in sorted(above.glob("*.csv"))[:50]:
+            if not path.is_file():
+                continue
             try:
                 row = pd.read_csv(path, dtype=str, nrows=1, keep_default_na=False)
             except (OSError, ValueError):

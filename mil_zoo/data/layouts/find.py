@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mil_zoo.data.bag import Bag
-from mil_zoo.data.formats.boundary import boundary, refuse_pipe
+from mil_zoo.data.formats.boundary import boundary
 from mil_zoo.data.layouts.base import LAYOUTS, Claim, FeatureSet, Layout, Sure, TableLayout, only
 from mil_zoo.errors import InputError, as_path, did_you_mean
+from mil_zoo.files import refuse_pipe
 
 _ASKED = 5  # files of a folder that are looked at to tell its layout
 

@@ -35,7 +35,7 @@ from mil_zoo.data.packed.store import (
     read_index,
 )
 from mil_zoo.errors import InputError
-from mil_zoo.files import write_text
+from mil_zoo.files import refuse_pipe, write_text
 
 
 def import_dataset(
@@ -109,6 +109,8 @@ def _begin(out: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Makes ``out`` ready to append to and returns the lines of the slides that are there already."""
     if (out / HEAD).exists():
         raise InputError(f"{out} is a complete store already; choose another folder, or delete it")
+    for file in out.iterdir():
+        refuse_pipe(file)
     if not (out / PARTIAL).exists():
         if any(out.iterdir()):
             raise InputError(f"{out} is not empty and holds no unfinished store; choose another folder")

@@ -73,8 +73,8 @@ def dataset_names(runs: Sequence[Results]) -> list[str]:
 
 def _slides_of(run: Results) -> set[str]:
     """The slides of a run; empty where its folder holds tables only."""
-    path = run.path / "splits.csv"
-    return set(pd.read_csv(path, dtype=str, keep_default_na=False)["slide_id"]) if path.is_file() else set()
+    table = run.run.table("splits.csv", ["slide_id"])
+    return set() if table is None else set(table["slide_id"])
 
 
 def write_ranking(

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from mil_zoo.errors import InputError
+from mil_zoo.files import refuse_pipe
 from mil_zoo.report.load import Results
 
 MAPS_MIB = 24.0  # of attention maps in a page: what a browser opens at once
@@ -150,6 +151,7 @@ def _thumbnail(path: Path) -> dict[str, Any]:
     """A small JPEG of a slide, and the slide's size in level-0 pixels."""
     import openslide
 
+    refuse_pipe(path)
     try:
         with openslide.open_slide(str(path)) as slide:
             width, height = slide.dimensions

@@ -290,5 +290,5 @@ def _seconds(trial: Trial) -> float:
 
 
 def _table(results: Results, name: str) -> pd.DataFrame:
-    path = results.path / name
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
+    found = results.run.table(name)
+    return pd.DataFrame() if found is None else found

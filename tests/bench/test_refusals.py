@@ -1,0 +1,102 @@
+"""What keeps a model from its data, or a setting from an effect, is said before anything is trained."""
+
+import numpy as np
+import pytest
+
+from mil_zoo import InputError
+from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.runner import run_plan
+from mil_zoo.bench.suite import read_suite
+
+
+@pytest.fixture(scope="module")
+def no_places(bag_table, tmp_path_factory):
+    """The table without coordinates, which it holds without the step of their grid."""
+    path = tmp_path_factory.mktemp("no_places") / "bare.npz"
+    with np.load(bag_table) as arrays:
+        np.savez(path, **{name: arrays[name] for name in arrays if name != "coords"})
+    return path
+
+
+def plan_of(table, models, **given):
+    given = {"folds": 2, "epochs": 1, **given}
+    return make_plan(read_suite(None, datasets=[str(table)], models=models, **given), str(table))
+
+
+def test_a_model_whose_data_lack_something_fails_before_the_others_train_as_ever(no_places, tmp_path):
+    started = []
+    run = run_plan(
+        plan_of(no_places, ["camil", "mean"]), tmp_path / "both", on_trial=lambda trial: started.append(trial.id)
+    )
+    alone = run_plan(plan_of(no_places, ["mean"]), tmp_path / "alone")
+    rows = run.trials()
+    assert [row["trial"] for row in rows] == ["camil-r0-f0-s0", "camil-r0-f1-s0", "mean-r0-f0-s0", "mean-r0-f1-s0"]
+    assert started == ["mean-r0-f0-s0", "mean-r0-f1-s0"]
+    for row in rows[:2]:
+        assert row["status"] == "failed"
+        for part in ("camil needs the coordinates of patches", "40 of 40 slides of", "--set camil.neighbours=graph"):
+            assert part in row["reason"]
+    for trial in started:
+        assert run.read(trial, "predictions.csv") == alone.read(trial, "predictions.csv")
+        assert run.read(trial, "weights.safetensors") == alone.read(trial, "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "sentence"),
+    [
+        ("camil", {"camil.neighbours": "graph"}, "camil needs a graph and has none; set one (--set camil.graph=knn:8)"),
+        ("camil", {"camil.neighbours": "graph", "camil.graph": "feature_knn:3"}, ""),
+        ("camil", {"camil.neighbours": "graph", "camil.graph": "knn:3"}, "or leave camil out"),
+        ("srmil", {"srmil.graph": None}, "srmil needs a graph and has none"),
+        ("srmil", {"srmil.graph": "window:2"}, "srmil needs the coordinates of patches"),
+        ("srmil", {"srmil.graph": "feature_knn:0"}, "the number of neighbours must be a positive integer"),
+        ("camil", {"camil.heads": 7}, "camil: heads (7) must lie between"),
+        ("abmil", {}, ""),
+    ],
+)
+def test_what_a_model_lacks(no_places, model, overrides, sentence):
+    (planned,) = plan_of(no_places, [model], overrides=overrides).models
+    assert sentence in planned.lacks
+    assert bool(sentence) == bool(planned.lacks)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"overrides": {"labelled": 1e9}},
+            r"labelled=1e\+09 of mean: a training part holds 18 slides; ask for at most",
+        ),
+        ({"grid": {"labelled": [4, 30]}}, "labelled=30 of mean@labelled=30: a training part holds 18 slides"),
+        ({"overrides": {"labelled": 4.5}}, "labelled must be a share in .* or a whole number of slides, not 4.5"),
+        ({"overrides": {"graph": "window:2"}}, "--set graph changes nothing: mean takes no graph; leave it out"),
+        ({"overrides": {"abmil.graph": "window:2"}}, "--set abmil.graph changes nothing: abmil takes no graph"),
+        ({"grid": {"graph": ["window:2", "knn:3"]}}, "--grid graph changes nothing"),
+        (
+            {"overrides": {"srmil.graph": "windw:2"}, "models": ["srmil"]},
+            "unknown graph 'windw'; did you mean 'window'",
+        ),
+        (
+            {"overrides": {"select": "last", "tie": "auc"}},
+            "--set tie changes nothing: select=last of mean chooses nothin",
+        ),
+        ({"overrides": {"select": "last", "patience": 3}}, "--set patience changes nothing"),
+        ({"overrides": {"patience_after": 3}}, "--set patience_after changes nothing: mean has no patience"),
+        ({"overrides": {"optimizer": "sgd", "betas": [0.8, 0.9]}}, "--set betas changes nothing: sgd of mean has none"),
+    ],
+)
+def test_settings_that_cannot_be_or_change_nothing(bag_table, given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        plan_of(bag_table, **{"models": ["mean", "abmil"], **given})
+
+
+def test_a_grid_without_its_step_is_told(bag_table):
+    (planned,) = plan_of(bag_table, ["srmil"], overrides={"graph": "window:2"}).models
+    assert "srmil cannot be trained on bags.npz: slide 'slide_05': graph 'window' needs patch_size" in planned.lacks
+    assert not plan_of(bag_table, ["camil"]).models[0].lacks
+
+
+def test_a_setting_that_one_of_the_models_heeds_is_taken(bag_table):
+    overrides = {"graph": "feature_knn:3", "abmil.select": "last", "tie": "auc"}
+    graphs = [model.graph for model in plan_of(bag_table, ["mean", "abmil", "srmil"], overrides=overrides).models]
+    assert graphs == [None, None, "feature_knn:3"]
