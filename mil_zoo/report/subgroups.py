@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ FILE = "groups.csv"  # of the run directory: slide_id, patient_id and the groupi
 FEWEST = 10  # patients of a group that is scored
 UNKNOWN = "(unknown)"
 _REPLICATES = 1000
+_BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-", re.IGNORECASE)
+_SITES = ("site", "centre", "center", "scanner", "hospital")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +69,43 @@ def site_leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
     return results.once(_leaks)
 
 
-def _memberships(results: Results) -> pd.DataFrame:
-    found = results.run.table(FILE, ["slide_id"])
-    return pd.DataFrame() if found is None else found
+def site_columns(results: Results) -> list[str]:
+    """The grouping columns that name sites."""
+    return [name for name in columns_of(results) if name.lower() in _SITES]
 
 
-def _group_of(results: Results, column: str) -> dict[str, str]:
+def group_of(results: Results, column: str) -> dict[str, str]:
+    """The group of every slide and patient by its name; "" of those without one."""
     table = memberships(results)
     of = dict(zip(table["patient_id"], table[column], strict=True))
     return of | dict(zip(table["slide_id"], table[column], strict=True))
+
+
+def sites_of(results: Results, rows: pd.DataFrame) -> list[str]:
+    """The site of each row, "" where it is unknown: that of ``--by site`` and the like, else that of a TCGA barcode.
+
+    Args:
+        results: of a run.
+        rows: with ``slide_id`` and ``patient_id``.
+    """
+    ids = list(zip(rows["patient_id"].fillna(""), rows["slide_id"], strict=True))
+    if not (columns := site_columns(results)):
+        return [site_of(names) for names in ids]
+    of = group_of(results, columns[0])
+    return [next((of[name] for name in names if of.get(name)), "") for names in ids]
+
+
+def site_of(names: Sequence[str]) -> str:
+    """The tissue source site of a TCGA barcode in one of ``names``; "" for others."""
+    for name in names:
+        if found := _BARCODE.search(str(name)):
+            return found.group(1).upper()
+    return ""
+
+
+def _memberships(results: Results) -> pd.DataFrame:
+    found = results.run.table(FILE, ["slide_id"])
+    return pd.DataFrame() if found is None else found
 
 
 def _patients(results: Results, trial: Trial) -> pd.DataFrame:
@@ -98,7 +129,7 @@ def _scores(results: Results) -> list[GroupScore]:
     for label, trials in results.finished.items() if columns_of(results) else ():
         tested[label] = [(trial, _patients(results, trial)) for trial in trials if trial.files]
     for column in columns_of(results):
-        of = _group_of(results, column)
+        of = group_of(results, column)
         for label, parts in tested.items():
             marked = [(trial, rows, np.array([of.get(name, "") for name in _owners(rows)])) for trial, rows in parts]
             sizes: dict[str, set[str]] = defaultdict(set)
@@ -187,10 +218,8 @@ def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.Dat
 
 def _leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
     found = []
-    for column in columns_of(results):
-        if column.lower() not in ("site", "centre", "center", "scanner", "hospital"):
-            continue
-        of = _group_of(results, column)
+    for column in site_columns(results):
+        of = group_of(results, column)
         for label, trials in results.finished.items():
             first = [trial for trial in trials if trial.files and (trial.repeat, trial.seed) == _first(trials)]
             told = [results.test_predictions(trial) for trial in first]

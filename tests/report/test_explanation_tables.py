@@ -4,12 +4,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from mil_zoo import InputError
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
-from mil_zoo.report.figures import draw_figures, explanation_maps
+from mil_zoo.report.figures import draw_figures, explanation_maps, explanations
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import documents
 from mil_zoo.report.tables.explanations_table import explained, explanations_table
@@ -54,27 +55,83 @@ def test_the_table_is_the_mean_over_patients_with_their_interval(run):
     assert 0 <= row["auroc"] <= 1
 
 
-def test_it_is_said_where_attention_stands(run):
-    (document,) = [document for document in documents(Results.load(run)) if document.name == "explanations"]
+def test_attention_is_compared_with_each_explainer_by_patient(run):
+    results = Results.load(run)
+    table = explanations_table(results).set_index(["aggregator", "explainer"])
+    rows = explained(results).query("aggregator == 'abmil' and name == 'area'")
+    areas = rows.pivot_table(index="patient_id", columns="explainer", values="value")
+    ahead = areas["attention"] - areas["random"]
+    row = table.loc["abmil", "random"]
+    assert row["ahead_mean"] == pytest.approx(ahead.mean())
+    half = stats.t.ppf(0.975, len(ahead) - 1) * ahead.std() / len(ahead) ** 0.5
+    assert row["ahead_high"] - row["ahead_low"] == pytest.approx(2 * half)
+    assert table.loc["mean"]["ahead_mean"].isna().all(), "no attention to compare with"
+
+
+def test_a_row_holds_every_explainer_of_an_aggregator(run):
+    results = Results.load(run)
+    (document,) = [document for document in documents(results) if document.name == "explanations"]
     text = document.markdown()
-    assert "| Aggregator | Explainer | Area of flipping | AUROC | AP |" in text
-    assert "abmil: " in text
-    assert "its attention is number" in text or "Attention has the largest area" in text
-    assert "mean: " in text
+    assert "| Aggregator | Attention | Gradient x input | Occlusion | Random |" in text
+    table = explanations_table(results).set_index(["aggregator", "explainer"])
+    best = table["area_mean"].drop("random", level="explainer")
+    assert f"**{best['mean'].max():.3f}**" in next(row for row in text.splitlines() if row.startswith("| mean | - |"))
+    leaders = [best[label].idxmax() for label in ("abmil", "mean")]
+    for name, title in (("attention", "Attention"), ("gradient", "Gradient x input"), ("occlusion", "Occlusion")):
+        led = [label for label, leader in zip(("abmil", "mean"), leaders, strict=True) if leader == name]
+        assert (f"{title} of {len(led)} ({', '.join(led)})" in text) == bool(led)
+    verdict = "larger of 1 (abmil)" if table.loc["abmil", "random"]["ahead_low"] > 0 else "larger of none"
+    assert f"Attention against random: {verdict}" in text
+    assert "## AUROC against instance labels" in text
+
+
+def test_instance_labels_judge_only_what_speaks_for_the_right_class(run, monkeypatch):
+    read = Results.test_predictions
+    (first, *_) = Results.load(run).finished["abmil"]
+    rows = read(Results.load(run), first)
+    wrong, *others = rows["slide_id"][(rows["label"] == 1) & (rows["prob_1"] > 0.5)]
+
+    def one_wrong(self, trial):
+        rows = read(self, trial).copy()
+        rows.loc[rows["slide_id"] == wrong, ["prob_0", "prob_1"]] = [0.9, 0.1]
+        return rows
+
+    monkeypatch.setattr(Results, "test_predictions", one_wrong)
+    found = explained(Results.load(run)).query("aggregator == 'abmil' and explainer == 'attention'")
+    judged = set(found["slide_id"][found["name"] == "auroc"])
+    assert wrong not in judged
+    assert set(others) <= judged
+    assert wrong in set(found["slide_id"][found["name"] == "area"]), "flipping judges it as ever"
 
 
 @pytest.mark.figures
-def test_the_figure_has_a_panel_an_aggregator_and_explainer(run):
-    drawings = draw_figures(Results.load(run), ["explanations", "explanation_maps"])
-    assert [drawing.path.name for drawing in drawings] == ["explanations.png", "explanation-maps.png"]
+def test_the_figures_have_a_row_or_a_panel_an_aggregator(run):
+    drawings = draw_figures(Results.load(run), ["explanations", "explanation_curves", "explanation_maps"])
+    assert [drawing.name for drawing in drawings] == ["explanations", "explanation-curves", "explanation-maps"]
     assert all(len(drawing.png) > 5_000 for drawing in drawings)
 
 
-def test_a_row_of_maps_bears_the_name_of_its_model_without_attention_too(run):
-    figure = explanation_maps.draw(Results.load(run))["explanation-maps"]
-    named = [axes for axes in figure.axes if axes.get_ylabel()]
-    assert [axes.get_ylabel() for axes in named] == ["abmil", "mean"]
-    assert all(axes.axison for axes in named)
+def test_every_aggregator_and_explainer_has_its_point(run):
+    results = Results.load(run)
+    areas, labels = explanations.draw(results)["explanations"].axes
+    assert [tick.get_text() for tick in areas.get_yticklabels()] == ["abmil", "mean"]
+    points = {round(float(line.get_xdata()[0]), 9) for line in areas.lines if line.get_marker() == "o"}
+    assert points == {round(value, 9) for value in explanations_table(results)["area_mean"]}
+    assert len([line for line in labels.lines if line.get_marker() == "o"]) == 7
+    curves = explanations.draw_curves(results)["explanation-curves"].axes
+    assert [axes.get_title() for axes in curves] == ["abmil", "mean"]
+    assert [len(axes.lines) for axes in curves] == [1 + 2 * 4, 1 + 2 * 3]
+
+
+def test_a_row_of_maps_bears_the_name_of_its_model_and_its_prediction(run):
+    results = Results.load(run)
+    figure = explanation_maps.draw(results)["explanation-maps"]
+    named = [axes.get_ylabel().split("\n") for axes in figure.axes if axes.get_ylabel()]
+    assert [name for name, *_ in named] == ["abmil", "mean"]
+    classes = results.config.dataset.classes
+    assert all(" ".join(said) in classes for _, *said in named)
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["Truth", "Attention", "Gradient x input"]
+    assert all(axes.yaxis_inverted() for axes in figure.axes), "y points down"
     assert figure.get_supxlabel().startswith("Colour: rank of a patch's score")
 
 
@@ -82,7 +139,7 @@ def test_without_explainers_there_is_nothing(bag_table, tmp_path):
     run = run_plan(plan_of(bag_table, models=["mean"], epochs=1), tmp_path)
     results = Results.load(run)
     assert len(explanations_table(results)) == 0
-    assert draw_figures(results, ["explanations", "explanation_maps"]) == []
+    assert draw_figures(results, ["explanations", "explanation_curves", "explanation_maps"]) == []
     assert "explain" not in results.config.settings()
 
 

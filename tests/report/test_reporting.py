@@ -67,7 +67,16 @@ def test_what_no_run_can_know_is_not_stated(sheet):
 
 def test_a_patient_on_two_sides_is_found_in_the_split_itself(sheet):
     answers, _ = sheet(splits=SPLITS.replace("s2,p2", "s2,p1"))
-    assert answers["Patients on two sides"].startswith("1 patients")
+    assert answers["Patients on two sides"] == "1 patient, looked up in splits.csv"
+
+
+def test_a_site_on_two_sides_is_found_in_barcodes(sheet):
+    answers, _ = sheet()
+    assert answers["Sites on two sides"] == NOT_STATED
+    barcodes = SPLITS.replace("p1", "TCGA-05-1").replace("p2", "TCGA-05-2").replace("p3", "TCGA-NJ-3")
+    answers, _ = sheet(splits=barcodes)
+    assert answers["Patients on two sides"].startswith("none")
+    assert answers["Sites on two sides"] == "1 site, looked up in splits.csv"
 
 
 def test_unknown_patients_are_said_so(sheet):

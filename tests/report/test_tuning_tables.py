@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from mil_zoo.metrics import find_metric
-from mil_zoo.report.figures.embeddings import components, draw, site_of
+from mil_zoo.report.figures.embeddings import colours_of, components, draw
 from mil_zoo.report.figures.pareto import frontier
 from mil_zoo.report.figures.registry import draw_figures
 from mil_zoo.report.load import Results
+from mil_zoo.report.subgroups import site_of
 from mil_zoo.report.tables import documents, numbers, write_tables
 from mil_zoo.report.tables.tuning_table import budget_table, configuration_table, expected_choice, order_changes
 
@@ -137,6 +138,17 @@ def test_the_figures_of_a_tuned_run(tuned):
     drawn = draw_figures(Results.load(tuned), ["budget", "pareto", "embeddings"])
     assert [drawing.name for drawing in drawn] == ["budget", "embeddings", "embeddings-site", "pareto"]
     assert all(drawing.png.startswith(b"\x89PNG") for drawing in drawn)
+
+
+def test_many_sites_are_a_few_colours_and_grey(tuned):
+    rows = pd.concat(pd.read_csv(path) for path in sorted((tuned.path / "trials").glob("*/predictions.csv")))
+    rows = rows[["slide_id", "patient_id"]].drop_duplicates()
+    rows.assign(site=[f"H{i}" for i in range(len(rows))]).to_csv(tuned.path / "groups.csv", index=False)
+    (legend,) = draw(Results.load(tuned))["embeddings-site"].legends
+    assert {text.get_text()[0] for text in legend.get_texts()} == {"H"}, "the sites of --by and no barcodes"
+    colours = colours_of([f"H{i}" for i in range(9)] * 2 + list("abcd"))
+    assert list(colours) == [*(f"H{i}" for i in range(9)), "4 others"]
+    assert list(colours_of(list("babc"))) == ["a", "b", "c"]
 
 
 def test_an_untuned_run_has_recipes_and_no_budget(make_run):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from mil_zoo.bench.results import Trial
-from mil_zoo.report.figures.look import WIDTH, grid_shape, palette, plain, title, wrapped
+from mil_zoo.report.figures.look import WIDTH, below, grid_shape, palette, plain, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
+from mil_zoo.report.subgroups import sites_of
 
-_SITE = re.compile(r"TCGA-([A-Z0-9]{2})-", re.IGNORECASE)
-_MOST_SITES = 20  # colours that can be told apart; more have panels without a legend
+_MOST = 9  # groups with a colour of their own; the others are grey together
 _FEWEST = 3  # slides that a plane is fitted to
 
 
@@ -30,7 +31,10 @@ _FEWEST = 3  # slides that a plane is fitted to
     "Slides that lie by site and not by label show that a model can tell hospitals apart.",
 )
 def draw(results: Results) -> dict[str, Figure]:
-    """``embeddings`` by label or event, and ``embeddings-site`` where the ids are TCGA barcodes of several sites."""
+    """``embeddings`` by label or event, and ``embeddings-site`` where several sites are known.
+
+    Sites are those of ``--by site`` (or centre, scanner, hospital), else those of TCGA barcodes.
+    """
     first = {label: trials[0] for label, trials in results.finished.items() if trials}
     shown = {
         label: found for label, trial in first.items() if (found := _of(results, trial)) is not None and len(found)
@@ -57,12 +61,12 @@ def components(embeddings: NDArray[np.floating]) -> tuple[NDArray[np.float64], N
     return places, shares
 
 
-def site_of(names: Sequence[str]) -> str:
-    """The tissue source site of a TCGA barcode in one of ``names``; "" for others."""
-    for name in names:
-        if found := _SITE.search(str(name)):
-            return found.group(1).upper()
-    return ""
+def colours_of(values: Sequence[str]) -> dict[str, Any]:
+    """The colour of every value, of many the most frequent ones'; the others are grey together, the last entry."""
+    sizes = pd.Series(values).value_counts()
+    most = sorted(sizes.index[:_MOST] if len(sizes) > _MOST + 1 else sizes.index)
+    rest = len(sizes) - len(most)
+    return palette(most) | ({f"{rest} others": "0.8"} if rest else {})
 
 
 def _of(results: Results, trial: Trial) -> pd.DataFrame | None:
@@ -81,8 +85,7 @@ def _of(results: Results, trial: Trial) -> pd.DataFrame | None:
         names, groups = rows["label"].map(lambda label: classes[int(label)]), "label"
     elif "event" in rows:
         names, groups = rows["event"].map({1: "event", 0: "censored"}), "event"
-    sites = [site_of(ids) for ids in zip(rows["patient_id"].fillna(""), rows["slide_id"], strict=True)]
-    table = pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": names, "site": sites})
+    table = pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "label": names, "site": sites_of(results, rows)})
     table.attrs |= {"shares": shares, "groups": groups}
     return table
 
@@ -90,18 +93,23 @@ def _of(results: Results, trial: Trial) -> pd.DataFrame | None:
 def _figure(results: Results, shown: dict[str, pd.DataFrame], by: str, what: str) -> Figure:
     rows, columns = grid_shape(len(shown), 4)
     figure = Figure(figsize=(WIDTH, 1.8 * rows + 0.9), layout="constrained")
-    groups = sorted({str(value) for part in shown.values() for value in part[by]})
-    colours = palette(groups)
+    colours = colours_of([value for part in shown.values() for value in part[by].astype(str)])
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes, (label, part) in zip(panels, shown.items(), strict=False):
-        for value, members in part.groupby(by, sort=True):
-            axes.scatter(members["x"], members["y"], s=9, color=colours[str(value)], linewidths=0)
+        group, (*_, last) = part[by].astype(str), colours
+        group = group.where(group.isin(colours), last)
+        for value in reversed(colours):  # those of no colour of their own lie below
+            members = part[group == value]
+            axes.scatter(members["x"], members["y"], s=9, color=colours[value], linewidths=0)
         first, second = part.attrs["shares"]
         axes.set(title=f"{wrapped(label)}\n{first:.0%} and {second:.0%} of the variance", xticks=[], yticks=[])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    if 1 < len(groups) <= _MOST_SITES:
-        handles = [axes.scatter([], [], s=9, color=colours[group], label=plain(group or "unknown")) for group in groups]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(groups), 8), frameon=False)
+    if len(colours) > 1:
+        handles = [
+            Line2D([], [], linestyle="", marker="o", markersize=3, color=colour, label=plain(group or "unknown"))
+            for group, colour in colours.items()
+        ]
+        below(figure, handles, "", 8)
     figure.suptitle(title(results, f"Embeddings of test slides{what}, principal components of one trial"))
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -12,11 +13,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mil_zoo.bench.results import Trial
 from mil_zoo.report.figures.attention_maps import TRUTH, draw_patches
 from mil_zoo.report.figures.look import WIDTH, plain, title, wrapped
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
-from mil_zoo.report.tables.explanations_table import STORE, TITLES
+from mil_zoo.report.tables.explanations_table import STORE, TITLES, in_order
+from mil_zoo.tasks import Classification
 
 RANKS = "Colour: rank of a patch's score within the slide, dark least and yellow most relevant for the prediction."
 
@@ -31,44 +34,59 @@ RANKS = "Colour: rank of a patch's score within the slide, dark least and yellow
 def draw(results: Results) -> dict[str, Figure]:
     """``explanation-maps``: a row an aggregator, a panel an explainer, the truth first where it is known.
 
-    The slide is the first of ``results.slides``; by default the positive one of median size, of the first trial.
-    {} without explanations or coordinates.
+    The slide is the first of ``results.slides``; by default of the first trial's positive ones, of those whose class as
+    many aggregators predict as that of any, the one of median size. {} without explanations or coordinates.
     """
     first = {
-        label: next((trial.trial for trial in trials if STORE in trial.files), None)
+        label: next((trial for trial in trials if STORE in trial.files), None)
         for label, trials in results.finished.items()
     }
     trials = {label: trial for label, trial in first.items() if trial is not None}
     if not trials:
         return {}
-    slide = _slide(results, next(iter(trials.values())))
+    slide = results.slides[0] if results.slides else _slide(results, list(trials.values()))
     maps = {label: found for label, trial in trials.items() if (found := _read(results, trial, slide)) is not None}
     if not maps:
         return {}
-    names = list(dict.fromkeys(name for part in maps.values() for name in part["scores"]))
+    names = in_order([name for part in maps.values() for name in part["scores"]])
     truth = next(iter(maps.values())).get("instance_labels")
     columns = len(names) + (truth is not None)
-    figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * len(maps)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.8 + len(maps) * _height(maps, columns)), layout="constrained")
     figure.suptitle(title(results, f"Explanations of slide {slide}"))
-    panels = figure.subplots(len(maps), columns, squeeze=False)
+    panels = figure.subplots(len(maps), columns, sharex=True, sharey=True, squeeze=False)
     for row, (label, part) in zip(panels, maps.items(), strict=True):
-        row[0].set_ylabel(wrapped(label, 14), fontsize=7)
+        said = [wrapped(label, 16), *[plain(textwrap.fill(part["predicted"], 18))] * bool(part["predicted"])]
+        row[0].set_ylabel("\n".join(said), fontsize=6)
         shown = list(row)
         if truth is not None:
             positive = (truth > 0).astype(int)
             draw_patches(shown.pop(0), part["coords"], part["patch_size"], TRUTH[positive], positive, 0.6 * WIDTH)
         for axes, name in zip(shown, names, strict=True):
-            if name not in part["scores"]:
-                axes.set(xticks=[], yticks=[])  # and not off: the first of a row bears its name
+            if name in part["scores"]:
+                draw_ranks(axes, part["coords"], part["patch_size"], part["scores"][name], 0.6 * WIDTH)
+            else:
+                axes.set(xticks=[], yticks=[], aspect="equal")  # and not off: the first of a row bears its name
                 axes.spines[:].set_visible(False)
-                axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=7, color="0.35")
-                continue
-            draw_ranks(axes, part["coords"], part["patch_size"], part["scores"][name], 0.6 * WIDTH)
+                axes.annotate(
+                    "none", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=7, color="0.35"
+                )
+    panels[0, 0].yaxis.set_inverted(True)  # each map has turned the axis that all share: image coordinates, y down
     headings = ["Truth"] * (truth is not None) + [TITLES.get(name, name) for name in names]
     for axes, heading in zip(panels[0], headings, strict=True):
         axes.set_title(plain(textwrap.fill(heading, 20)), fontsize=7)
-    figure.supxlabel(RANKS, fontsize=7)
+    note = " Below the name of an aggregator: the class that it predicts, for which the scores speak."
+    predicted = any(part["predicted"] for part in maps.values())
+    figure.supxlabel(textwrap.fill(RANKS + note * predicted, 120), fontsize=7)
     return {"explanation-maps": figure}
+
+
+def _height(maps: dict[str, dict[str, Any]], columns: int) -> float:
+    """Of a row, inches: as the slide is shaped, and as the names of the aggregators need."""
+    part = next(iter(maps.values()))
+    side = 0.0 if np.isnan(part["patch_size"]) else part["patch_size"]
+    width, height = np.ptp(part["coords"], axis=0) + side
+    lines = max(len(textwrap.wrap(found["predicted"], 18)) for found in maps.values())
+    return max((WIDTH - 0.3 - 0.1 * lines) / columns * float(np.clip(height / max(width, 1), 0.4, 1.8)), 0.9) + 0.08
 
 
 def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, width: float) -> None:
@@ -77,25 +95,37 @@ def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, 
     draw_patches(axes, coords, side, mpl.colormaps["viridis"](rank), rank, width)
 
 
-def _slide(results: Results, trial: str) -> str:
-    """The slide whose maps are drawn."""
-    if results.slides:
-        return results.slides[0]
-    with h5py.File(results.run.checked(trial, STORE)) as file:
-        sizes = sorted(
-            (int(group.attrs["label"]) > 0, len(group["coords"]) if "coords" in group else 0, group.attrs["slide_id"])
+def _slide(results: Results, trials: Sequence[Trial]) -> str:
+    """The slide whose maps are drawn, see :func:`draw`."""
+    with h5py.File(results.run.checked(trials[0].trial, STORE)) as file:
+        sizes = {
+            str(group.attrs["slide_id"]): (int(group.attrs["label"]), len(group["coords"]) if "coords" in group else 0)
             for group in file.values()
-        )
-    positive = [entry for entry in sizes if entry[0]] or sizes
-    return str(positive[len(positive) // 2][2])
+        }
+    names = [name for name, (label, _) in sizes.items() if label > 0] or list(sizes)
+    right = {name: sum(_predicted(results, trial).get(name) == sizes[name][0] for trial in trials) for name in names}
+    best = [name for name in names if right[name] == max(right.values())]
+    return sorted(best, key=lambda name: (sizes[name][1], name))[len(best) // 2]
 
 
-def _read(results: Results, trial: str, slide: str) -> dict[str, Any] | None:
-    """Coordinates, patch size, labels and scores of a slide in a trial; None where they are not there."""
-    with h5py.File(results.run.checked(trial, STORE)) as file:
+def _predicted(results: Results, trial: Trial) -> dict[str, int]:
+    """The predicted class of every test slide; {} of a task without classes."""
+    task = results.task_of(trial)
+    if not isinstance(task, Classification):
+        return {}
+    rows = results.test_predictions(trial)
+    classes = rows[list(task.prediction_columns)].to_numpy(dtype=float).argmax(1)
+    return dict(zip(rows["slide_id"], classes.tolist(), strict=True))
+
+
+def _read(results: Results, trial: Trial, slide: str) -> dict[str, Any] | None:
+    """Coordinates, patch size, labels, scores, the predicted class ("": none); None where they are not there."""
+    with h5py.File(results.run.checked(trial.trial, STORE)) as file:
         group = file.get(quote(slide, safe=""))
         if group is None or "coords" not in group or "scores" not in group:
             return None
         found: dict[str, Any] = {name: group[name][:] for name in ("coords", "instance_labels") if name in group}
         found["scores"] = {name: values[:] for name, values in group["scores"].items()}
-        return found | {"patch_size": float(group.attrs["patch_size"])}
+        found["patch_size"] = float(group.attrs["patch_size"])
+    predicted, classes = _predicted(results, trial).get(slide), results.config.dataset.classes
+    return found | {"predicted": "" if predicted is None else classes[predicted] if classes else f"class {predicted}"}

@@ -46,7 +46,7 @@ def draw(results: Results) -> dict[str, Figure]:
             axes.xaxis.set_major_formatter(ScalarFormatter())
     panels[0].set_ylabel(f"test {inside(lead.title)}")
     tuning = results.config.tuning
-    note = "Mean over test folds; medians of what was measured."
+    note = "Mean over test folds, whether or not they differ (see the comparisons); medians of what was measured."
     if tuning is not None:
         note += f" Training is of all {tuning.configurations} configurations of a trial."
     timed = set(known.get("inference_ms", table)["aggregator"])

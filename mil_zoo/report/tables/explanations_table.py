@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ from scipy import stats
 
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.load import Results
-from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import short
+from mil_zoo.report.tables.table import Cell, Document, Table, as_cell
+from mil_zoo.report.tables.text import interval, short
+from mil_zoo.tasks import Classification
 
 FILE, STORE = "explanations.csv", "explanations.h5"
 COLUMNS = ["aggregator", "patient_id", "slide_id", "explainer", "name", "value"]
@@ -29,7 +31,8 @@ TITLES = {
 def explained(results: Results) -> pd.DataFrame:
     """Every number of every explainer, a row each; empty where ``--explain`` was not given.
 
-    Columns: ``aggregator`` (with its grid), ``patient_id``, ``slide_id``, ``explainer``, ``name``, ``value``.
+    Columns: ``aggregator`` (with its grid), ``patient_id``, ``slide_id``, ``explainer``, ``name``, ``value``. ``auroc``
+    and ``ap`` of slides whose class was not predicted are left out: what speaks for a wrong class is elsewhere.
     """
     return results.once(_explained)
 
@@ -38,34 +41,61 @@ def explanations_table(results: Results) -> pd.DataFrame:
     """One row an aggregator and explainer, over the test slides of all trials.
 
     Columns: ``aggregator``, ``explainer``, ``patients``, ``area_mean`` with its 95 % interval ``area_low`` and
-    ``area_high`` (of t over patients, whose slides and trials are averaged first; NaN of a single one),
-    ``positive_slides``, ``auroc`` and ``ap`` (medians over positive slides with instance labels), and
+    ``area_high`` (of t over patients, whose slides and trials are averaged first; NaN of a single one), ``ahead`` (the
+    area of attention less this one's, paired by patient) with ``ahead_low`` and ``ahead_high``, ``positive_slides``,
+    ``auroc`` and ``ap`` (medians over the positive slides with instance labels whose class was predicted), and
     ``completeness_error`` (median).
     """
     return results.once(_explanations_table)
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """Explainers, each once: the known ones as ``TITLES`` lists them, then the others."""
+    found = list(dict.fromkeys(names))
+    return [name for name in TITLES if name in found] + [name for name in found if name not in TITLES]
+
+
 def shown_explanations(results: Results) -> Document:
-    """The same as it is read."""
+    """The same as it is read: for each number a table, a row an aggregator and a column an explainer."""
     table = explanations_table(results)
-    labelled, complete = (bool(table[name].notna().any()) for name in ("auroc", "completeness_error"))
-    header = ["Aggregator", "Explainer", "Area of flipping"]
-    header += ["AUROC", "AP"] * labelled + ["Completeness error"] * complete
-    rows, ruled, before = [], set(), None
-    for row in table.to_dict("records"):
-        if before not in (None, row["aggregator"]):
-            ruled.add(len(rows))
-        before = row["aggregator"]
-        interval = () if np.isnan(row["area_low"]) else (f"[{row['area_low']:.3f}, {row['area_high']:.3f}]",)
-        cells: list[str | Cell] = [row["aggregator"], TITLES.get(row["explainer"], row["explainer"])]
-        cells.append(Cell(f"{row['area_mean']:.3f}", below=interval))
-        cells += [short(row["auroc"]), short(row["ap"])] * labelled
-        cells += [short(row["completeness_error"])] * complete
-        rows.append(cells)
-    notes = [_NOTE, *([_LABELS] if labelled else []), *([_COMPLETE] if complete else []), *_findings(table)]
-    return Document(
-        "explanations", "Explanations of the test slides", [Table(header, rows, notes, ruled=frozenset(ruled))]
+    areas = _wide(
+        table,
+        "area_mean",
+        [_area(*row) for row in zip(*(table[name] for name in _ends("area")), strict=True)],
+        [_NOTE, *_findings(table)],
     )
+    tables = [Table(*areas, title="Area of flipping")]
+    if table["auroc"].notna().any():
+        slides = "AUROC against instance labels"
+        tables.append(Table(*_wide(table, "auroc", list(map(short, table["auroc"])), [_LABELS]), title=slides))
+    whole = table[table["completeness_error"].notna()]
+    if len(whole):
+        cells = list(map(short, whole["completeness_error"]))
+        tables.append(Table(*_wide(whole, "", cells, [_COMPLETE]), title="Completeness error"))
+    return Document("explanations", "Explanations of the test slides", tables)
+
+
+def _area(mean: float, low: float, high: float) -> Cell:
+    return Cell(f"{mean:.3f}", below=() if np.isnan(low) else (interval(low, high),))
+
+
+def _wide(
+    table: pd.DataFrame, best: str, cells: Sequence[str | Cell], notes: list[str]
+) -> tuple[list[str], list[list[str | Cell]], list[str]]:
+    """Header, rows and notes; bold is the largest value of the column ``best`` of an aggregator, but for random."""
+    names, labels = in_order(table["explainer"].tolist()), list(dict.fromkeys(table["aggregator"]))
+    said = dict(zip(zip(table["aggregator"], table["explainer"], strict=True), map(as_cell, cells), strict=True))
+    leads: set[tuple[str, str]] = set()
+    if best:
+        ranked = table[(table["explainer"] != "random") & table[best].notna()]
+        ranked = ranked.loc[ranked.groupby("aggregator", sort=False)[best].idxmax()]
+        leads = set(zip(ranked["aggregator"], ranked["explainer"], strict=True))
+    rows: list[list[str | Cell]] = []
+    for label in labels:
+        found = [said.get((label, name), Cell("-")) for name in names]
+        bold = [(label, name) in leads for name in names]
+        rows.append([label, *(replace(cell, bold=lead) for cell, lead in zip(found, bold, strict=True))])
+    return ["Aggregator", *(TITLES.get(name, name) for name in names)], rows, notes
 
 
 def _explained(results: Results) -> pd.DataFrame:
@@ -82,56 +112,88 @@ def _rows(results: Results, label: str, trial: Trial) -> pd.DataFrame:
     names = {name: str for name in ("slide_id", "explainer", "name")}
     rows = pd.read_csv(io.BytesIO(results.run.read(trial.trial, FILE)), dtype=names, keep_default_na=False)
     rows["value"] = pd.to_numeric(rows["value"], errors="coerce")
-    known = results.test_predictions(trial).set_index("slide_id")["patient_id"].fillna("")
+    tested = results.test_predictions(trial)
+    known = tested.set_index("slide_id")["patient_id"].fillna("")
     patients = rows["slide_id"].map(known)
-    return rows.assign(aggregator=label, patient_id=patients.where(patients != "", rows["slide_id"]))
+    rows = rows.assign(aggregator=label, patient_id=patients.where(patients != "", rows["slide_id"]))
+    task = results.task_of(trial)
+    if isinstance(task, Classification):
+        values = tested[list(task.prediction_columns)].to_numpy(dtype=float)
+        wrong = tested["slide_id"][values.argmax(1) != tested["label"].to_numpy(dtype=float)]
+        rows = rows[~(rows["slide_id"].isin(wrong) & rows["name"].isin(["auroc", "ap"]))]
+    return rows
 
 
 def _explanations_table(results: Results) -> pd.DataFrame:
-    rows = []
-    for (label, explainer), part in explained(results).groupby(["aggregator", "explainer"], sort=False):
-        of = {name: group for name, group in part.groupby("name")}
-        areas = of["area"].groupby("patient_id")["value"].mean().to_numpy()
-        low, high = _interval(areas)
-        median = {
-            name: float(of[name]["value"].median()) if name in of else np.nan
-            for name in ("auroc", "ap", "completeness_error")
-        }
-        row = {"aggregator": label, "explainer": explainer, "patients": len(areas), "area_mean": float(areas.mean())}
-        rows.append(row | {"area_low": low, "area_high": high, "positive_slides": len(of.get("auroc", ()))} | median)
-    return pd.DataFrame(rows)
+    rows = explained(results)
+    keys = list(dict.fromkeys(zip(rows["aggregator"], rows["explainer"], strict=True)))
+    numbers = {key: part for key, part in rows.groupby(["aggregator", "explainer", "name"])["value"]}
+    judged = rows[rows["name"] == "area"].groupby(["aggregator", "explainer"])
+    areas = {key: part.groupby("patient_id")["value"].mean() for key, part in judged}
+    made = []
+    for label, explainer in keys:
+        own, attention = areas[label, explainer], areas.get((label, "attention"))
+        row: dict[str, str | float] = {"aggregator": label, "explainer": explainer, "patients": len(own)}
+        row |= _with_interval("area", own.to_numpy())
+        row |= _with_interval("ahead", np.array([np.nan]) if attention is None else (attention - own).to_numpy())
+        row["positive_slides"] = len(numbers.get((label, explainer, "auroc"), ()))
+        for name in ("auroc", "ap", "completeness_error"):
+            values = numbers.get((label, explainer, name))
+            row[name] = np.nan if values is None else float(values.median())
+        made.append(row)
+    names = ["aggregator", "explainer", "patients", *_ends("area"), *_ends("ahead")]
+    return pd.DataFrame(made, columns=[*names, "positive_slides", "auroc", "ap", "completeness_error"])
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of t of a mean; NaN of a single value, and of values that are all equal."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+def _ends(name: str) -> list[str]:
+    return [f"{name}_mean", f"{name}_low", f"{name}_high"]
 
 
-def _findings(table: pd.DataFrame) -> Sequence[str]:
-    """For each aggregator a sentence: which explainer leads, and where its attention stands."""
-    found = []
-    for label, part in table[table["explainer"] != "random"].groupby("aggregator", sort=False):
-        ranked = part.sort_values("area_mean", ascending=False, kind="stable")
-        names, areas = ranked["explainer"].tolist(), ranked["area_mean"].tolist()
-        text = f"{label}: {TITLES.get(names[0], names[0])} has the largest area ({areas[0]:.3f})"
-        if "attention" in names[1:]:
-            place = names.index("attention")
-            text += f"; its attention is number {place + 1} of {len(names)} ({areas[place]:.3f})"
-        found.append(text + ".")
+def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
+    """A mean and its 95 % interval of t; NaN ends of a single value, and of values that are all equal."""
+    mean, low, high = float(values.mean()), np.nan, np.nan
+    if len(values) > 1 and np.ptp(values) > 0:
+        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        low, high = mean - half, mean + half
+    return dict(zip(_ends(name), (mean, low, high), strict=True))
+
+
+def _findings(table: pd.DataFrame) -> list[str]:
+    """Which explainer leads of how many aggregators, and where attention stands."""
+    judged = table[table["explainer"] != "random"]
+    if not len(judged):
+        return []
+    leads = judged.loc[judged.groupby("aggregator", sort=False)["area_mean"].idxmax()]
+    by = {name: part["aggregator"].tolist() for name, part in leads.groupby("explainer", sort=False)}
+    parts = [f"{TITLES.get(name, name)} of {_listed(by[name])}" for name in in_order(list(by))]
+    found = [f"Largest area (bold), of {table['aggregator'].nunique()} aggregators: {'; '.join(parts)}."]
+    others = table[(table["explainer"] != "attention") & table["ahead_mean"].notna()]
+    for name in in_order(others["explainer"].tolist()):
+        part = others[others["explainer"] == name]
+        larger, smaller = part[part["ahead_low"] > 0], part[part["ahead_high"] < 0]
+        text = f"Attention against {TITLES.get(name, name).lower()}: larger of {_listed(larger['aggregator'].tolist())}"
+        text += f", smaller of {_listed(smaller['aggregator'].tolist())}"
+        found.append(f"{text}, not told apart of {len(part) - len(larger) - len(smaller)}.")
+    if len(others):
+        found.append("Larger, smaller: the 95 % interval of the difference over patients (not adjusted) leaves out 0.")
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 _NOTE = (
     "Area of flipping: the prediction without the least relevant instances minus that without as many of the most "
     "relevant, mean over the shares removed, with a 95 % interval over patients. Above 0 the scores say what the "
-    "prediction needs; random scores are at 0."
+    "prediction needs; random scores are at 0. The trained models are taken as they are."
 )
 _LABELS = (
-    "AUROC and average precision (AP) of the scores as detectors of positive instances: medians over positive slides."
+    "Scores as detectors of positive instances: medians over the positive slides with both kinds whose class was "
+    "predicted, since the scores speak for the predicted class. explanations.csv has their number and the average "
+    "precision."
 )
 _COMPLETE = (
-    "Completeness error: how far integrated gradients are from adding up to the change that they explain; median."
+    "How far integrated gradients are from adding up to the change that they explain, over that change; median over "
+    "slides."
 )

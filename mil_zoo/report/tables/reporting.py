@@ -10,7 +10,7 @@ import pandas as pd
 
 from mil_zoo.bench.results import DatasetFacts, Trial
 from mil_zoo.report.load import Results
-from mil_zoo.report.subgroups import columns_of
+from mil_zoo.report.subgroups import columns_of, sites_of
 from mil_zoo.report.tables.explanations_table import explanations_table
 from mil_zoo.report.tables.external import is_external
 from mil_zoo.report.tables.pairs import ENOUGH, tested
@@ -114,7 +114,10 @@ def _outcome(results: Results, splits: pd.DataFrame) -> str:
 
 
 def _splits(results: Results) -> list[tuple[str, str]]:
-    split = results.config.split
+    split, splits = results.config.split, _table(results, "splits.csv")
+    if "patient_id" in splits:
+        splits = splits.assign(site_id=sites_of(results, splits))
+    by_split = "none, by the split" if split.kind.startswith("site-preserved") else ""
     train, test = mean_sizes([trial for trial in results.trials if trial.ok])
     of = "patients" if results.config.dataset.patient_rule == "packed" else "slides"
     sizes = f"{train:.0f} training and {test:.0f} test {of} on average" if any(t.ok for t in results.trials) else ""
@@ -127,31 +130,31 @@ def _splits(results: Results) -> list[tuple[str, str]]:
         ("How slides were divided", f"{split.kind}; {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}"),
         ("Sizes", sizes),
         ("Validation", validation),
-        ("Patients on two sides", _leaks(_table(results, "splits.csv"))),
-        ("Sites on two sides", "none, by the split" if split.kind.startswith("site-preserved") else ""),
+        ("Patients on two sides", _on_two_sides(splits, "patient", "cannot be told: patients are unknown")),
+        ("Sites on two sides", _on_two_sides(splits, "site", "") or by_split),
         ("Identity of the split", f"hash {split.hash}, seed {split.seed if split.seed is not None else '-'}"),
         ("Labels shuffled, to find leaks", "yes: scores must be at chance" if results.config.permute_labels else "no"),
     ]
 
 
-def _leaks(splits: pd.DataFrame) -> str:
-    """Whether a patient is on two sides, looked up in the split itself."""
+def _on_two_sides(splits: pd.DataFrame, what: str, unknown: str) -> str:
+    """How many patients or sites are on two sides, looked up in the split itself; ``unknown`` where none is known."""
     columns = [name for name in splits if str(name).startswith("r") and "-f" in str(name)]
-    if not columns or "patient_id" not in splits:
+    if not columns or f"{what}_id" not in splits:
         return ""
-    known = splits[splits["patient_id"] != ""]
+    known = splits[splits[f"{what}_id"] != ""]
     if not len(known):
-        return "cannot be told: patients are unknown"
+        return unknown
     leaked = {
-        patient
+        one
         for column in columns
-        for patient, parts in known[known[column] != ""].groupby("patient_id")[column].nunique().items()
+        for one, parts in known[known[column] != ""].groupby(f"{what}_id")[column].nunique().items()
         if parts > 1
     }
-    unknown = len(splits) - len(known)
-    tail = f"; of {unknown} slides the patient is unknown" if unknown else ""
+    left = len(splits) - len(known)
+    tail = f"; of {left} slides the {what} is unknown" if left else ""
     if leaked:
-        return f"{len(leaked)} patients, looked up in splits.csv{tail}"
+        return f"{count(len(leaked), what)}, looked up in splits.csv{tail}"
     return f"none in {count(len(columns), 'split')}, looked up in splits.csv{tail}"
 
 
