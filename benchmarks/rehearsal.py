@@ -1,7 +1,7 @@
 """Dress rehearsals: full-size stand-ins of CAMELYON16 and TCGA-NSCLC on disk, laid out as CLAM and TRIDENT write them.
 
     python benchmarks/rehearsal.py camelyon16 --data DATA --out DIR
-    python benchmarks/rehearsal.py tcga_nsclc --data DATA --out DIR
+    python benchmarks/rehearsal.py tcga_nsclc --data DATA --out DIR [--site-offset 0 --patches 100]
 
 Slide ids, labels, official split, patients, sites, annotated lesions and tissue extents are real; FEATURES ARE
 SIMULATED (16 numbers a patch unless --dim says otherwise), and ``card.yaml`` in the folder makes every table and figure
@@ -39,6 +39,7 @@ from mil_zoo.data.labels.annotations import overlap_share
 STEP = 256  # of the patch grid of CAMELYON16, level-0 px
 MICRO_PX = 2000 / 0.243  # a macro-metastasis is longer than 2 mm; CAMELYON16's slides have 0.243 um a pixel
 TYPES, NOISE, STAIN, LESION, LOOKALIKE = 6, 0.25, 1.0, 2.0, 0.6  # of the simulated features, prototypes having length 1
+SITE_OFFSET = 0.5  # of TCGA-NSCLC, as long as that of a slide
 NOTE = "SIMULATED FEATURES on real slide ids, labels and tissue extents: the numbers say nothing about any aggregator."
 
 
@@ -215,11 +216,21 @@ def write_asap(path: Path, rings: Sequence[tuple[str, np.ndarray]]) -> None:
 # --- TCGA-NSCLC, as TRIDENT lays it out ------------------------------------------------------------------------------
 
 
-def tcga_nsclc(data: Path, out: Path, dim: int, seed: int) -> None:
+def tcga_nsclc(
+    data: Path, out: Path, dim: int, seed: int, site_offset: float = SITE_OFFSET, patches: int | None = None
+) -> None:
     """Writes ``labels.csv``, ``card.yaml`` and ``20x_256px_0px_overlap/{features_sim,patches}/...``.
 
     Every site has a stain of its own beside the slide's, as real ones do, and gave slides of one class only: a random
     split rewards an aggregator that learns the site, a site-preserved one does not.
+
+    Args:
+        data: folder of the real data.
+        out: folder to write.
+        dim: of the features.
+        seed: of what is simulated.
+        site_offset: length of the vector that is added to every patch of a site; 0 for sites that nothing tells apart.
+        patches: at most of a slide; None for all that its tissue has.
     """
     slides = pd.read_csv(data / "labels_splits" / "tcga_nsclc_slides.csv.gz")
     with np.load(data / "coords" / "tcga_lihc_clam_coords.npz") as file:
@@ -240,10 +251,10 @@ def tcga_nsclc(data: Path, out: Path, dim: int, seed: int) -> None:
         cells = turned(cells, int(rng.integers(8)), cells.min(0)).astype(int)
         axis = int(rng.integers(2))
         cells = cells[np.argsort(cells[:, axis], kind="stable")][: max(200, int(len(cells) * rng.uniform(0.2, 0.6)))]
-        cells = np.unique(cells - cells.min(0) + 10, axis=0)
+        cells = np.unique(cells - cells.min(0) + 10, axis=0)[:patches]
         share = 0.4 * (field(cells, 8, rng) > 0.5)  # about a third of the tissue is tumour
         sign = 1 if slide["label"] == "LUSC" else -1
-        features = make(cells, np.zeros(len(cells)), 0.5 * stains[name[5:7]] + 0.5 * make.stain(rng), rng)
+        features = make(cells, np.zeros(len(cells)), site_offset * stains[name[5:7]] + 0.5 * make.stain(rng), rng)
         features = (features + sign * share[:, None] * tumour).astype(np.float16)
         size = (cells.max(0) + 1) * 512
         attributes = {
@@ -257,7 +268,10 @@ def tcga_nsclc(data: Path, out: Path, dim: int, seed: int) -> None:
         write(folder / "features_sim" / f"{name}.h5", attributes, features=features, coords=coords)
         write(folder / "patches" / f"{name}_patches.h5", attributes, coords=coords)
     slides[["case_id", "slide_id", "label"]].to_csv(out / "labels.csv", index=False)
-    write_card(out, "TCGA NSCLC, LUAD against LUSC (simulated features)", [])
+    told = (
+        f"Every patch of a site is moved by a vector of length {site_offset:g}, as those of a slide are by one of 0.5."
+    )
+    write_card(out, "TCGA NSCLC, LUAD against LUSC (simulated features)", [told])
 
 
 def write(path: Path, coords_attributes: dict[str, object] | None = None, **arrays: np.ndarray) -> None:
@@ -283,9 +297,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--dim", type=int, default=16, help="feature dimension")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--site-offset", type=float, default=SITE_OFFSET, help="tcga_nsclc: how far sites lie apart")
+    parser.add_argument("--patches", type=int, help="tcga_nsclc: at most of a slide")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    {"camelyon16": camelyon16, "tcga_nsclc": tcga_nsclc}[given.dataset](given.data, given.out, given.dim, given.seed)
+    of_all = given.data, given.out, given.dim, given.seed
+    if given.dataset == "camelyon16":
+        camelyon16(*of_all)
+    else:
+        tcga_nsclc(*of_all, given.site_offset, given.patches)
 
 
 if __name__ == "__main__":
