@@ -77,7 +77,7 @@ def site_columns(results: Results) -> list[str]:
 def group_of(results: Results, column: str) -> dict[str, str]:
     """The group of every slide and patient by its name; "" of those without one."""
     table = memberships(results)
-    of = dict(zip(table["patient_id"], table[column], strict=True))
+    of = {name: group for name, group in zip(table["patient_id"], table[column], strict=True) if name != ""}
     return of | dict(zip(table["slide_id"], table[column], strict=True))
 
 

@@ -195,3 +195,11 @@ def test_titles_of_predicted_slides_stay_on_the_picture(tmp_path):
     for name in ("one.png", "all.png"):
         picture = mpl.image.imread(tmp_path / name)
         assert (picture[:, [0, -1]] == 1).all()  # white
+
+
+def test_nuclei_are_seen_on_the_maps_of_many_explainers(tmp_path):
+    coords = np.random.default_rng(0).random((274, 2)) * 500
+    scores = dict.fromkeys(("attention", "gradient", "integrated_gradients", "occlusion", "random"), np.arange(274.0))
+    write_explanations_png(tmp_path / "all.png", scores, coords, None, "img10")
+    picture = mpl.image.imread(tmp_path / "all.png")[..., :3]
+    assert (np.ptp(picture, axis=2) > 0.1).mean() > 0.05  # is coloured

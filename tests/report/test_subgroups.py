@@ -10,7 +10,7 @@ from mil_zoo.metrics.classification import roc_area
 from mil_zoo.report.figures.subgroup_forest import draw
 from mil_zoo.report.load import Results
 from mil_zoo.report.rescore import Columns, rescore
-from mil_zoo.report.subgroups import group_scores, site_leaks
+from mil_zoo.report.subgroups import group_scores, site_leaks, sites_of
 from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
 from mil_zoo.stats.site_leak import mean_leak, site_probe, with_labels
 
@@ -44,6 +44,15 @@ def run(tmp_path):
 
 def members(table, **columns):
     return pd.DataFrame({"slide_id": table["patient_id"], "patient_id": table["patient_id"], **columns})
+
+
+def test_a_slide_of_an_unknown_patient_has_the_site_of_its_own_row(run):
+    table = predictions()
+    groups = members(table, site=table["site"]).assign(patient_id="")
+    rows = table.rename(columns={"patient_id": "slide_id"}).assign(patient_id=None)
+    assert sites_of(run(table, groups), rows) == table["site"].tolist()
+    barcodes = rows.assign(slide_id=[f"TCGA-{i % 7:02d}-{i:04d}-01Z" for i in range(N)])
+    assert sites_of(run(table, groups.drop(columns="site")), barcodes) == [f"{i % 7:02d}" for i in range(N)]
 
 
 def test_scores_of_groups_are_those_of_their_patients(run):

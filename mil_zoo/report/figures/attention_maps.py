@@ -213,13 +213,15 @@ def _draw_truth(axes: Axes, part: dict[str, Any], names: list[str]) -> None:
 
 
 def draw_patches(
-    axes: Axes, coords: np.ndarray, side: float, colours: np.ndarray, height: np.ndarray, width: float = WIDTH
+    axes: Axes, coords: np.ndarray, side: float, colours: np.ndarray, height: np.ndarray, panel: float = WIDTH / COLUMNS
 ) -> None:
-    """Squares of ``side`` at ``coords``, or dots where it is NaN; higher ones over lower ones."""
+    """Squares of ``side`` at ``coords``, or dots where it is NaN; higher ones over lower ones.
+
+    Dots are as large as a panel of the width ``panel``, in inches, has room for.
+    """
     order = np.argsort(height, kind="stable")
     if np.isnan(side):
-        points_wide = 72 * width / COLUMNS
-        size = float(np.clip((0.6 * points_wide) ** 2 / len(coords), 0.2, 30))
+        size = float(np.clip((0.6 * 72 * panel) ** 2 / len(coords), 0.2, 30))
         x, y = coords[order].T
         axes.scatter(x, y, s=size, c=colours[order], linewidths=0)
     else:

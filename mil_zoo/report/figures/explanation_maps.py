@@ -60,10 +60,10 @@ def draw(results: Results) -> dict[str, Figure]:
         shown = list(row)
         if truth is not None:
             positive = (truth > 0).astype(int)
-            draw_patches(shown.pop(0), part["coords"], part["patch_size"], TRUTH[positive], positive, 0.6 * WIDTH)
+            draw_patches(shown.pop(0), part["coords"], part["patch_size"], TRUTH[positive], positive, WIDTH / columns)
         for axes, name in zip(shown, names, strict=True):
             if name in part["scores"]:
-                draw_ranks(axes, part["coords"], part["patch_size"], part["scores"][name], 0.6 * WIDTH)
+                draw_ranks(axes, part["coords"], part["patch_size"], part["scores"][name], WIDTH / columns)
             else:
                 axes.set(xticks=[], yticks=[], aspect="equal")  # and not off: the first of a row bears its name
                 axes.spines[:].set_visible(False)
@@ -89,10 +89,10 @@ def _height(maps: dict[str, dict[str, Any]], columns: int) -> float:
     return max((WIDTH - 0.3 - 0.1 * lines) / columns * float(np.clip(height / max(width, 1), 0.4, 1.8)), 0.9) + 0.08
 
 
-def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, width: float) -> None:
+def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, panel: float) -> None:
     """Patches coloured by the rank of their score ``[N]``; the other arguments are those of ``draw_patches``."""
     rank = scores.argsort().argsort() / max(len(scores) - 1, 1)
-    draw_patches(axes, coords, side, mpl.colormaps["viridis"](rank), rank, width)
+    draw_patches(axes, coords, side, mpl.colormaps["viridis"](rank), rank, panel)
 
 
 def _slide(results: Results, trials: Sequence[Trial]) -> str:
