@@ -80,9 +80,10 @@ document.querySelectorAll("table.sortable").forEach((table) => {
 });
 document.querySelectorAll("figure img").forEach((img) =>
   onPress(img, () => {
-    const large = $("zoomed").querySelector("img");
+    const large = new Image();
     large.src = img.src;
     large.alt = img.alt;
+    $("zoomed").replaceChildren(large);
     $("zoomed").showModal();
   }));
 $("zoomed").addEventListener("click", () => $("zoomed").close());
