@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import escape
 
 
 @contextmanager
@@ -21,6 +22,9 @@ def bar(text: str, total: int, shown: bool) -> Iterator[Callable[[str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console()
+    if shown and console.is_jupyter:
+        yield _in_notebook(text, total)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -28,7 +32,27 @@ def bar(text: str, total: int, shown: bool) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[reached]}"),
     )
-    visible = shown and (console.is_terminal or console.is_jupyter)
-    with Progress(*columns, console=console, disable=not visible) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(text, total=total, reached="")
         yield lambda reached: progress.update(task, advance=1, reached=reached)
+
+
+def _in_notebook(text: str, total: int) -> Callable[[str], None]:
+    """The same in a notebook, by IPython alone: rich would need ipywidgets there."""
+    from IPython.display import display
+
+    done = 0
+
+    def look(reached: str) -> dict[str, str]:
+        words = f"{text} {done}/{total} {reached}".rstrip()
+        html = f'<progress value="{done}" max="{total}" aria-label="{escape(text)}"></progress> {escape(words)}'
+        return {"text/plain": words, "text/html": html}
+
+    handle = display(look(""), raw=True, display_id=True)
+
+    def move(reached: str) -> None:
+        nonlocal done
+        done += 1
+        handle.update(look(reached), raw=True)
+
+    return move
