@@ -169,7 +169,10 @@ def load_plugin(path: str | Path) -> None:
 
 @contextmanager
 def no_silent_exit() -> Iterator[None]:
-    """Lets ``os._exit`` raise ``SystemExit`` in this thread of this process: it would end a run without a word."""
+    """Lets ``os._exit`` raise ``SystemExit`` in this thread of this process: it would end a run without a word.
+
+    ``sys.excepthook``, without which no thread starts, is there again in the end.
+    """
     leave, process, thread = os._exit, os.getpid(), threading.get_ident()
 
     def raises(status: int) -> NoReturn:
@@ -182,6 +185,7 @@ def no_silent_exit() -> Iterator[None]:
         yield
     finally:
         os._exit = leave
+        sys.excepthook = getattr(sys, "excepthook", None) or sys.__excepthook__
 
 
 def plugin_of(obj: object) -> Path | None:

@@ -37,7 +37,8 @@ def spelled(error: UnicodeError) -> tuple[str, int]:
 
 
 def show_anywhere() -> None:
-    """Lets standard output and error take any text."""
+    """Lets standard output and error take any text, and threads start where Python was left without an excepthook."""
+    sys.excepthook = getattr(sys, "excepthook", None) or sys.__excepthook__
     codecs.register_error("mil_zoo.spelled", spelled)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

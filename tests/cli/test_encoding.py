@@ -7,6 +7,7 @@ import pytest
 
 from mil_zoo.cli.encoding import show_anywhere
 from mil_zoo.cli.predict import _stem
+from mil_zoo.registry import PLUGINS
 from mil_zoo.report.names import file_stem
 
 
@@ -39,3 +40,14 @@ def test_a_long_name_fits_a_file_system():
     assert len(names) == 2
     assert all(len(name) <= 160 for name in names)
     assert file_stem("a/b c") == "a%2Fb%20c"
+
+
+def test_a_missing_excepthook_is_put_back(monkeypatch, tmp_path):
+    """Without one no thread starts, nor does a spinner of the terminal; a plugin may take it away too."""
+    (tmp_path / "takes_hook.py").write_text("import sys\nsys.excepthook = None\n")
+    monkeypatch.setattr(sys, "excepthook", None)
+    show_anywhere()
+    assert sys.excepthook is sys.__excepthook__
+    PLUGINS.load(tmp_path / "takes_hook.py")
+    PLUGINS.files.pop()
+    assert sys.excepthook is sys.__excepthook__

@@ -1,6 +1,7 @@
 """The packed store: what comes back, bag by bag, after kills, from full disks and damaged files."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from mil_zoo.bench.suite import read_suite
 from mil_zoo.data import prefetch
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.packed import writer as store_writer
-from mil_zoo.data.packed.store import PackedStore
+from mil_zoo.data.packed.store import PackedStore, checksum
 from mil_zoo.data.packed.writer import import_dataset
 from mil_zoo.data.prefetch import read_ahead
 from mil_zoo.data.source import DatasetSource
@@ -197,6 +198,40 @@ def test_a_letter_that_changed_is_found(dataset, tmp_path, name):
         (store / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             open_dataset(str(store))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("index.jsonl", "patient_id", None),
+        ("index.jsonl", "row", {}),
+        ("index.jsonl", "row", -4),
+        ("index.jsonl", "n", 2**70),
+        ("index.jsonl", "coords", "x"),
+        ("index.jsonl", "graphs", []),
+        ("index.jsonl", "slide_id", 7),
+        ("store.json", "dim", None),
+        ("store.json", "dtype", "<f4"),
+        ("store.json", "card", []),
+        ("store.json", "published_splits", [1]),
+    ],
+)
+def test_a_store_that_another_program_wrote_wrongly_is_a_sentence(dataset, tmp_path, file, key, value):
+    """All of its checksums are right; None takes the key away."""
+    import_dataset(dataset, tmp_path / "store")
+    head = json.loads((tmp_path / "store" / "store.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "store" / "index.jsonl").read_text().splitlines()]
+    changed = rows[0] if file == "index.jsonl" else head
+    changed.pop(key)
+    if value is not None:
+        changed[key] = value
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "store" / "index.jsonl").write_text(text)
+    del head["sha256"]
+    head["index_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "store" / "store.json").write_text(json.dumps(head | {"sha256": checksum(head)}))
+    with pytest.raises(InputError, match=r"import (the store|it) again|must be a mapping"):
+        PackedStore.open(tmp_path / "store")
 
 
 def test_the_command(run_cli, slides, tmp_path, monkeypatch):

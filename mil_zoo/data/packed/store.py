@@ -154,11 +154,22 @@ class PackedStore:
         entries = list(read_index(path / INDEX))
         if len(entries) != head["slides"]:
             raise InputError(f"{path}: {INDEX} has {len(entries)} lines for {head['slides']} slides; import it again")
-        for name, size in file_sizes(entries, head).items():
-            file = path / name
-            if not file.is_file() or file.stat().st_size != size:
-                raise InputError(f"{file} is missing or not of {size} bytes; import the store again")
-        return cls(path.resolve(), head, entries)
+        store = cls(path.resolve(), head, entries)
+        with boundary(path / INDEX, "the index of a store", "import the store again"):  # another program may write one
+            for name, size in file_sizes(entries, head).items():
+                file = path / name
+                if not file.is_file() or file.stat().st_size != size:
+                    raise InputError(f"{file} is missing or not of {size} bytes; import the store again")
+            ends = ends_after(entries, head)
+            for slide, entry in zip(store.bags.slides, entries, strict=True):
+                if not isinstance(slide.slide_id, str) or not isinstance(entry["sha256"], str):
+                    raise ValueError(f"the slide {slide.slide_id!r:.60} has no name or no checksum")
+                for name, (_, start, shape) in places_of(entry, head).items():
+                    if start < 0 or min(shape) < 0 or start + shape[0] > ends[name]:
+                        raise ValueError(f"the rows of {slide.slide_id} lie outside {name}")
+        with boundary(path / HEAD, "the head of a store", "import the store again"):
+            _ = store.card, store.splits, dict(store.site_of), store.covariates
+        return store
 
     @cached_property
     def card(self) -> DataCard:
@@ -209,8 +220,9 @@ class PackedStore:
         found = []
         for entry in self.entries:
             chunks = {}
-            for name, (dtype, start, shape) in places_of(entry, self.head).items():
-                chunks[name] = _map(self.path / name, dtype, start, shape).numpy()
+            with boundary(self.path / INDEX, "the index of a store", "import the store again"):
+                for name, (dtype, start, shape) in places_of(entry, self.head).items():
+                    chunks[name] = _map(self.path / name, dtype, start, shape).numpy()
             if digest_of(chunks) != entry["sha256"]:
                 found.append(entry["slide_id"])
             on_slide(entry["slide_id"])
