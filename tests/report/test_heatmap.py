@@ -7,6 +7,7 @@ from matplotlib.collections import PathCollection, PolyCollection
 from mil_zoo.errors import InputError
 from mil_zoo.report.attention_files import write_explanations_png, write_png
 from mil_zoo.report.figures import draw_figures, registry
+from mil_zoo.report.figures.explanation_maps import draw_ranks
 from mil_zoo.report.load import Results
 
 
@@ -203,3 +204,10 @@ def test_nuclei_are_seen_on_the_maps_of_many_explainers(tmp_path):
     write_explanations_png(tmp_path / "all.png", scores, coords, None, "img10")
     picture = mpl.image.imread(tmp_path / "all.png")[..., :3]
     assert (np.ptp(picture, axis=2) > 0.1).mean() > 0.05  # is coloured
+
+
+def test_equal_scores_have_one_colour():
+    axes = mpl.figure.Figure().subplots()
+    draw_ranks(axes, np.random.default_rng(0).random((50, 2)), np.nan, np.r_[np.zeros(49), 1.0], 2)
+    (dots,) = axes.collections
+    assert len(np.unique(dots.get_facecolors(), axis=0)) == 2, "max pooling's gradients are 0 but for a few"

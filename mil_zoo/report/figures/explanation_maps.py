@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.figures.attention_maps import TRUTH, draw_patches
@@ -90,8 +91,8 @@ def _height(maps: dict[str, dict[str, Any]], columns: int) -> float:
 
 
 def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, panel: float) -> None:
-    """Patches coloured by the rank of their score ``[N]``; the other arguments are those of ``draw_patches``."""
-    rank = scores.argsort().argsort() / max(len(scores) - 1, 1)
+    """Patches coloured by the rank of their score ``[N]``, equal ones alike; others as in ``draw_patches``."""
+    rank = (rankdata(scores) - 1) / max(len(scores) - 1, 1)
     draw_patches(axes, coords, side, mpl.colormaps["viridis"](rank), rank, panel)
 
 

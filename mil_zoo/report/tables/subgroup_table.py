@@ -132,9 +132,10 @@ def _leaks(results: Results) -> Table:
         rows.append([column, label, source, leak.sites, f"{leak.chance:.3f}", value])
     note = (
         "Balanced accuracy of a logistic regression that tells the site of patients it was not fitted to, against "
-        "chance (1 over the number of sites): above chance from the embedding, the model carries the site; above what "
-        "the label alone gives, its predictions differ between sites among patients of one label. Embeddings are those "
-        "of one training: the mean over test sets, with the most sites that one of them tells apart."
+        "chance (1 over the number of sites): above chance from the embedding, the model carries the site, or only the "
+        "label where sites differ in labels; above what the label alone gives, its predictions differ between sites "
+        "among patients of one label. Embeddings are those of one training: the mean over test sets, with the most "
+        "sites that one of them tells apart."
     )
     return Table(
         ["Column", "Aggregator", "Told from", "Sites", "Chance", "Balanced accuracy"], rows, [note], "Sites told"
