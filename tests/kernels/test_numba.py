@@ -177,6 +177,12 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
     assert jit()(lambda x: x + 1)(2) == 3
 
 
+def test_a_kernel_that_allocates_says_so_or_does_not_compile():
+    assert jit(allocates=True)(lambda n: np.ones(n))(2).tolist() == [1, 1]
+    with pytest.raises(numba.core.errors.NumbaError, match="ones"):
+        jit()(lambda n: np.ones(n + 1))(2)
+
+
 def test_a_kernel_is_compiled_again_after_a_change_in_another_file(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     numba.config.reload_config()

@@ -31,6 +31,18 @@ class Edges(NamedTuple):
         return cls(*(tensor.contiguous().numpy() for tensor in (graph.indptr, graph.indices, positions)))
 
 
+class Numbers(NamedTuple):
+    """Room for what dropout hashes.
+
+    Attributes:
+        edges: int64 ``[CHUNK]``, the edges at hand.
+        counter: uint32 ``[2, CHUNK]``.
+    """
+
+    edges: np.ndarray
+    counter: np.ndarray
+
+
 class Softmax(NamedTuple):
     """Room for the running softmax of a row of H heads.
 
@@ -40,6 +52,7 @@ class Softmax(NamedTuple):
         top: ``[H]``, the largest score so far.
         total: float64 ``[H]``, the sum of exponentials relative to it.
         scratch: ``[CHUNK]``.
+        numbers: for dropout.
     """
 
     weight: np.ndarray
@@ -47,13 +60,21 @@ class Softmax(NamedTuple):
     top: np.ndarray
     total: np.ndarray
     scratch: np.ndarray
+    numbers: Numbers
 
 
-@jit()
+@jit(allocates=True)
+def numbers_of():
+    """Room for the numbers of edges."""
+    return Numbers(np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32))
+
+
+@jit(allocates=True)
 def softmax_of(heads, like):
     """Room for the rows of ``heads`` heads, in the dtype of ``like``."""
     weight, scale = np.zeros((heads, CHUNK), like.dtype), np.ones((heads, CHUNK), like.dtype)
-    return Softmax(weight, scale, np.empty(heads, like.dtype), np.empty(heads, np.float64), np.empty(CHUNK, like.dtype))
+    top, total, scratch = np.empty(heads, like.dtype), np.empty(heads, np.float64), np.empty(CHUNK, like.dtype)
+    return Softmax(weight, scale, top, total, scratch, numbers_of())
 
 
 @jit()

@@ -110,5 +110,6 @@ def number(first, edges):
 def gather(indices, table, result):
     """``result[h, e] = table[indices[e], h]``: heads outside, so that loops over edges are over neighbours."""
     for e in range(len(indices)):
+        row = np.uint64(indices[e])  # Numba asks of no unsigned index whether it counts from the end
         for h in range(table.shape[1]):
-            result[h, e] = table[indices[e], h]
+            result[h, e] = table[row, h]

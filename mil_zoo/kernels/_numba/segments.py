@@ -70,13 +70,17 @@ def _sum_pieces(bounds, starts, weight, values, partial):
             _sum_piece(weight[starts[p] : starts[p + 1]], values[starts[p] : starts[p + 1]], partial[p])
 
 
-@jit()
+@jit(allocates=True)
 def _sum_piece(weight, values, total):
+    by_head = np.empty((weight.shape[1], ROWS), weight.dtype)
+    _sum_rows(weight, values, total, by_head, np.arange(ROWS).astype(np.int32))
+
+
+@jit()
+def _sum_rows(weight, values, total, by_head, numbers):
     total[:] = 0
-    numbers = np.arange(ROWS).astype(np.int32)
     for first in range(0, len(weight), ROWS):
         some = values[first : first + ROWS]
-        by_head = np.empty((weight.shape[1], len(some)), weight.dtype)
         for n in range(len(some)):
             for h in range(weight.shape[1]):
                 by_head[h, n] = weight[first + n, h]
@@ -120,10 +124,14 @@ def _statistics(bounds, starts, scores, top, total):
             _piece_statistics(scores[starts[p] : starts[p + 1]], top[p], total[p])
 
 
-@jit()
+@jit(allocates=True)
 def _piece_statistics(scores, top, total):
     """Maximum of each column and sum of the exponentials relative to it."""
-    weight = np.empty_like(scores)
+    _sum_exponentials(scores, top, total, np.empty_like(scores))
+
+
+@jit()
+def _sum_exponentials(scores, top, total, weight):
     top[:] = np.finfo(scores.dtype).min  # and not -inf, for differences of two -inf are NaN
     total[:] = 0
     for n in range(len(scores)):

@@ -40,11 +40,11 @@ except ValueError:  # the environment names a threading layer that is not instal
     _start_threads()
 
 
-def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
+def blocks(starts: Tensor | np.ndarray | int, cost: int) -> np.ndarray:
     """Splits rows into blocks of about equal work and sets how many threads work on them: at most torch's number.
 
     Args:
-        starts: ``[rows + 1]``, where the elements of each row start.
+        starts: ``[rows + 1]``, where the elements of each row start; or how many rows of one element there are.
         cost: multiplications that an element takes.
 
     Returns:
@@ -55,15 +55,20 @@ def blocks(starts: Tensor | np.ndarray, cost: int) -> np.ndarray:
             "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start "
             "processes with 'spawn', or use backend='reference'"
         )
-    rows = len(starts) - 1
-    work = int(starts[-1]) + 4 * rows
+    if isinstance(starts, int):
+        rows = elements = starts
+    else:
+        starts = np.asarray(starts)
+        rows, elements = len(starts) - 1, int(starts[-1])
+    work = elements + 4 * rows
     threads = 1 + work * cost // GRAIN
     if threads > 1:
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, threads)
     _set_threads(threads)
     if threads == 1:
         return np.array([0, rows])
-    until = np.asarray(starts) + 4 * np.arange(rows + 1)  # work before each row
+    numbers = np.arange(rows + 1)
+    until = (numbers if isinstance(starts, int) else starts) + 4 * numbers  # work before each row
     return np.searchsorted(until, np.linspace(0, work, 4 * threads + 1))
 
 
@@ -73,7 +78,7 @@ def stripes(width: int) -> np.ndarray:
     Returns:
         int64: where each stripe starts, and the end.
     """
-    blocks(np.array([0, 0]), 0)  # of no use but for its check of the process
+    blocks(0, 0)  # of no use but for its check of the process
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     _set_threads(threads)
     bounds = np.linspace(0, width, 4 * threads + 1).astype(np.int64) // 16 * 16

@@ -46,7 +46,8 @@ class _Plan:
 
     def __post_init__(self):
         block = BLOCK if self.dropout_p > 0 else 8 * BLOCK  # without dropout rows in order need no packing
-        self.row_blocks, self.token_blocks = _split(self.index >= 0, block), _split(self.index < 0, block)
+        picked = self.index.numpy()
+        self.row_blocks, self.token_blocks = _split(picked >= 0, block), _split(picked < 0, block)
 
     def pack(self, rows, x):
         """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p."""
@@ -74,10 +75,10 @@ class _Plan:
 
     def write(self, rows, packed, weight, bias, outs):
         """``outs[i][rows] =`` its columns of ``packed @ weight^T + bias``."""
-        if rows[-1] - rows[0] + 1 == len(rows):  # neighbours: no copy on the way
+        if (part := _neighbours(rows)) is not None:  # no copy on the way
             biases = [None] * len(outs) if bias is None else bias.split(self.sizes)
-            for out, part, shift in zip(outs, weight.split(self.sizes), biases, strict=True):
-                self.product(packed, part.T, shift, out=out[rows[0] : rows[-1] + 1])
+            for out, columns, shift in zip(outs, weight.split(self.sizes), biases, strict=True):
+                self.product(packed, columns.T, shift, out=out[part])
             return
         result, order = self.product(packed, weight.T, bias), np.arange(len(rows))
         for out, columns in zip(outs, result.split(self.sizes, dim=1), strict=True):
@@ -85,6 +86,9 @@ class _Plan:
 
     def collect(self, rows, grads, like):
         """The gradients of all outputs at ``rows``, side by side: ``[len(rows), O]``."""
+        if (part := _neighbours(rows)) is not None:
+            columns = zip(grads, self.sizes, strict=True)
+            return torch.cat([like.new_zeros(len(rows), n) if g is None else g[part] for g, n in columns], dim=1)
         result, order = like.new_empty(len(rows), sum(self.sizes)), np.arange(len(rows))
         for grad, columns in zip(grads, result.split(self.sizes, dim=1), strict=True):
             if grad is None:
@@ -103,12 +107,18 @@ class _Plan:
 
 
 def _split(wanted, block):
-    rows = wanted.nonzero()[:, 0].numpy()
+    rows = np.flatnonzero(wanted)
     return [rows[start : start + block] for start in range(0, len(rows), block)]
 
 
+def _neighbours(rows):
+    """The slice that ascending rows are, or None."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else None
+
+
 def _bounds(matrix):
-    return blocks(np.arange(len(matrix) + 1), matrix.shape[1])
+    return blocks(len(matrix), matrix.shape[1])
 
 
 class _DropoutLinear(torch.autograd.Function):
@@ -184,13 +194,13 @@ def _pack_row(row, source, dropout, packed):
 @jit(parallel=True)
 def _unpack(bounds, rows, source, dropout, grad_x):
     for stripe in prange(len(bounds) - 1):
-        _unpack_columns(bounds[stripe : stripe + 2], rows, source, dropout, grad_x)
+        scale = np.empty(bounds[stripe + 1] - bounds[stripe], grad_x.dtype)
+        _unpack_columns(bounds[stripe : stripe + 2], rows, source, dropout, grad_x, scale)
 
 
 @jit()
-def _unpack_columns(columns, rows, source, dropout, grad_x):
+def _unpack_columns(columns, rows, source, dropout, grad_x, scale):
     (first, last), (index, flow) = (columns[0], columns[1]), source
-    scale = np.empty(last - first, flow.dtype)
     for r in range(len(rows)):
         kept_scale_run(rows[r] * grad_x.shape[1] + first, dropout, scale)
         source, target = flow[r, first:last], grad_x[index[rows[r]], first:last]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from mil_zoo.kernels._numba.attention import finish_row, raise_top, softmax_of, start_row
+from mil_zoo.kernels._numba.attention import Numbers, finish_row, numbers_of, raise_top, softmax_of, start_row
 from mil_zoo.kernels._numba.hashing import kept_scale
 from mil_zoo.kernels._numba.jit import REORDER, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
@@ -90,26 +90,34 @@ class _Room(NamedTuple):
         flow: gradients of the weights.
         scale: what dropout multiplies the weights by.
         extra: gradients of the attention itself.
+        shift: log-sum-exps, by source.
+        mean: means of the gradients, by source.
+        sums: float64 ``[3, H]``, of a row, by destination.
+        numbers: for dropout.
     """
 
     weight: np.ndarray
     flow: np.ndarray
     scale: np.ndarray
     extra: np.ndarray
+    shift: np.ndarray
+    mean: np.ndarray
+    sums: np.ndarray
+    numbers: Numbers
 
 
 @jit(parallel=True)
 def forward(bounds, edges, inputs, dropout, outputs):
     """Writes the outputs, and the log-sum-exp of every row."""
     for block in prange(len(bounds) - 1):
-        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs)
+        softmax = softmax_of(inputs.dst.shape[1], inputs.feat)
+        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs, softmax)
 
 
 @jit()
-def _forward_rows(rows, edges, inputs, dropout, outputs):
+def _forward_rows(rows, edges, inputs, dropout, outputs, softmax):
     dst, lse, others, indptr = inputs.dst, inputs.lse, edges.others, edges.indptr
-    softmax = softmax_of(dst.shape[1], inputs.feat)
-    positions, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
+    positions, counter = softmax.numbers
     for i in range(rows[0], rows[1]):
         row, out = others[indptr[i] : indptr[i + 1]], outputs.out[i]
         key = inputs.bag[i : i + 1]  # the global key as a list of one source; empty where there is none
@@ -183,16 +191,15 @@ def _write_attention(sources, score, slope, row, attention):
 def backward_dst(bounds, edges, inputs, dropout, flows):
     """Writes what ``ByDestination`` says."""
     for block in prange(len(bounds) - 1):
-        _backward_dst_rows(bounds[block : block + 2], edges, inputs, dropout, flows)
+        room = _room(inputs.dst.shape[1], inputs.feat)
+        _backward_dst_rows(bounds[block : block + 2], edges, inputs, dropout, flows, room)
 
 
 @jit()
-def _backward_dst_rows(rows, edges, inputs, dropout, flows):
+def _backward_dst_rows(rows, edges, inputs, dropout, flows, room):
     """Gradient of the destinations' scores, delta, and for the global key of each row its weight and flow."""
     dst, lse, others, indptr = inputs.dst, inputs.lse, edges.others, edges.indptr
-    room = _room(dst.shape[1], inputs.feat)
-    positions, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
-    sums = np.empty((3, dst.shape[1]), np.float64)
+    (positions, counter), sums = room.numbers, room.sums
     for i in range(rows[0], rows[1]):
         row, key = others[indptr[i] : indptr[i + 1]], inputs.bag[i : i + 1]
         sums[:] = 0
@@ -214,10 +221,9 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows):
         if len(key):
             number(len(others) + i, positions)
             kept_scale(positions, dropout, counter, room.scale)
-            if len(flows.grad_key_attention):
-                room.extra[:, 0] = flows.grad_key_attention[i]
-            elif len(flows.grad_attention):
-                room.extra[:, 0] = 0
+            if len(flows.grad_key_attention) or len(flows.grad_attention):
+                for h in range(dst.shape[1]):
+                    room.extra[h, 0] = flows.grad_key_attention[i, h] if len(flows.grad_key_attention) else 0
             _sum_flows(
                 sources=key,
                 score=inputs.key_score,
@@ -234,11 +240,19 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows):
             _write_key_flow(i, key[0], inputs, room, flows)
 
 
-@jit()
+@jit(allocates=True)
 def _room(heads, like):
     shape = heads, CHUNK
-    ones, zeros = np.ones(shape, like.dtype), np.zeros(shape, like.dtype)
-    return _Room(weight=np.empty(shape, like.dtype), flow=np.empty(shape, like.dtype), scale=ones, extra=zeros)
+    return _Room(
+        weight=np.empty(shape, like.dtype),
+        flow=np.empty(shape, like.dtype),
+        scale=np.ones(shape, like.dtype),
+        extra=np.zeros(shape, like.dtype),
+        shift=np.empty(shape, like.dtype),
+        mean=np.empty(shape, like.dtype),
+        sums=np.empty((3, heads), np.float64),
+        numbers=numbers_of(),
+    )
 
 
 @jit()
@@ -261,7 +275,7 @@ def _sum_flows(sources, score, feat, slope, row, room, sums):
     bend * weight * flow and bend * weight give it in one pass.
     """
     own, lse, grad_out = row
-    weight, flow, scale, extra = room
+    weight, flow, scale, extra = room.weight, room.flow, room.scale, room.extra
     zero, one = feat.dtype.type(0), feat.dtype.type(1)
     gather(sources, score, weight)
     dots(grad_out, feat, sources, flow)
@@ -284,18 +298,17 @@ def _sum_flows(sources, score, feat, slope, row, room, sums):
 def backward_src(bounds, edges, inputs, dropout, flows):
     """Writes what ``BySource`` says."""
     for block in prange(len(bounds) - 1):
-        _backward_src_rows(bounds[block : block + 2], edges, inputs, dropout, flows)
+        room = _room(inputs.src.shape[1], inputs.feat)
+        _backward_src_rows(bounds[block : block + 2], edges, inputs, dropout, flows, room)
 
 
 @jit(fastmath=REORDER)
-def _backward_src_rows(rows, edges, inputs, dropout, flows):
+def _backward_src_rows(rows, edges, inputs, dropout, flows, room):
     """Gradients of the sources' features and scores, by rows of the transposed graph."""
     feat, src, indptr, slope = inputs.feat, inputs.src, edges.indptr, inputs.slope
     heads, zero, one = src.shape[1], feat.dtype.type(0), feat.dtype.type(1)
-    room = _room(heads, feat)
-    weight, flow, scale, extra = room
-    shift, mean = np.empty((heads, CHUNK), feat.dtype), np.empty((heads, CHUNK), feat.dtype)
-    counter = np.empty((2, CHUNK), np.uint32)
+    weight, flow, scale, extra = room.weight, room.flow, room.scale, room.extra
+    shift, mean, counter = room.shift, room.mean, room.numbers.counter
     for j in range(rows[0], rows[1]):
         grad_feat, grad_src = flows.grad_feat[j], flows.grad_src[j]
         grad_feat[:] = 0

@@ -13,7 +13,7 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.attention import Edges, finish_row, raise_top, softmax_of, start_row
+from mil_zoo.kernels._numba.attention import Edges, Numbers, finish_row, numbers_of, raise_top, softmax_of, start_row
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
@@ -58,6 +58,18 @@ class _Flows(NamedTuple):
     delta: np.ndarray
     first: np.ndarray
     second: np.ndarray
+
+
+class _Room(NamedTuple):
+    """Room for the sources at hand in backward, ``[H, CHUNK]`` each; ``numbers`` is for dropout."""
+
+    weight: np.ndarray
+    flow: np.ndarray
+    kept: np.ndarray
+    extra: np.ndarray
+    shift: np.ndarray
+    mean: np.ndarray
+    numbers: Numbers
 
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
@@ -117,16 +129,15 @@ def _arrays(q, k, v, bias, lse, settings):
 @jit(parallel=True)
 def _forward(bounds, edges, inputs, dropout, outputs):
     for block in prange(len(bounds) - 1):
-        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs)
+        softmax = softmax_of(inputs.q.shape[1], inputs.q)
+        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs, softmax)
 
 
 @jit()
-def _forward_rows(rows, edges, inputs, dropout, outputs):
+def _forward_rows(rows, edges, inputs, dropout, outputs, softmax):
     q, v, lse, indptr, (all_out, attention) = inputs.q, inputs.v, inputs.lse, edges.indptr, outputs
     heads, zero, lowest = q.shape[1], q.dtype.type(0), np.finfo(q.dtype).min
-    softmax = softmax_of(heads, q)
-    weight, kept = softmax.weight, softmax.scale
-    positions, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
+    weight, kept, (positions, counter) = softmax.weight, softmax.scale, softmax.numbers
     for i in range(rows[0], rows[1]):
         out = all_out[i]
         start_row(softmax, out)
@@ -168,17 +179,30 @@ def _score(own, start, sources, inputs, result):
 @jit(parallel=True)
 def _backward_dst(bounds, edges, inputs, dropout, flows):
     for block in prange(len(bounds) - 1):
-        _backward_dst_rows(bounds[block : block + 2], edges, inputs, dropout, flows)
+        room = _room(inputs.q.shape[1], inputs.q)
+        _backward_dst_rows(bounds[block : block + 2], edges, inputs, dropout, flows, room)
+
+
+@jit(allocates=True)
+def _room(heads, like):
+    shape = heads, CHUNK
+    return _Room(
+        weight=np.zeros(shape, like.dtype),
+        flow=np.zeros(shape, like.dtype),
+        kept=np.ones(shape, like.dtype),
+        extra=np.zeros(shape, like.dtype),
+        shift=np.zeros(shape, like.dtype),
+        mean=np.zeros(shape, like.dtype),
+        numbers=numbers_of(),
+    )
 
 
 @jit()
-def _backward_dst_rows(rows, edges, inputs, dropout, flows):
+def _backward_dst_rows(rows, edges, inputs, dropout, flows, room):
     """Gradients of the queries and the bias."""
     q, indptr, lse, delta, grad_bias = inputs.q, edges.indptr, inputs.lse, flows.delta, flows.second
-    heads = q.shape[1]
-    weight, flow = np.zeros((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
-    kept, extra = np.ones((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
-    positions, counter = np.empty(CHUNK, np.int64), np.empty((2, CHUNK), np.uint32)
+    heads, weight, flow, kept, extra = q.shape[1], room.weight, room.flow, room.kept, room.extra
+    positions, counter = room.numbers
     for i in range(rows[0], rows[1]):
         grad_q = flows.first[i]
         grad_q[:] = 0
@@ -202,18 +226,16 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows):
 @jit(parallel=True)
 def _backward_src(bounds, edges, inputs, dropout, flows):
     for block in prange(len(bounds) - 1):
-        _backward_src_rows(bounds[block : block + 2], edges, inputs, dropout, flows)
+        room = _room(inputs.q.shape[1], inputs.q)
+        _backward_src_rows(bounds[block : block + 2], edges, inputs, dropout, flows, room)
 
 
 @jit()
-def _backward_src_rows(rows, edges, inputs, dropout, flows):
+def _backward_src_rows(rows, edges, inputs, dropout, flows, room):
     """Gradients of the keys and values, by rows of the transposed graph."""
     q, k, v, scale, bias, indptr = inputs.q, inputs.k, inputs.v, inputs.scale, inputs.bias, edges.indptr
-    heads = q.shape[1]
-    weight, flow = np.zeros((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
-    shift, mean = np.zeros((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
-    kept, extra = np.ones((heads, CHUNK), q.dtype), np.zeros((heads, CHUNK), q.dtype)
-    counter = np.empty((2, CHUNK), np.uint32)
+    heads, weight, flow, kept, extra = q.shape[1], room.weight, room.flow, room.kept, room.extra
+    shift, mean, counter = room.shift, room.mean, room.numbers.counter
     for j in range(rows[0], rows[1]):
         grad_k, grad_v = flows.first[j], flows.second[j]
         grad_k[:] = 0

@@ -58,13 +58,13 @@ class _GraphSoftmaxSum(torch.autograd.Function):
 @jit(parallel=True)
 def _forward(bounds, edges, x, t, results):
     for block in prange(len(bounds) - 1):
-        _forward_rows(bounds[block : block + 2], edges, x, t[0], results)
+        total = np.empty(x.shape[1], x.dtype)
+        _forward_rows(bounds[block : block + 2], edges, x, t[0], results, total)
 
 
 @jit()
-def _forward_rows(rows, edges, x, t, results):
+def _forward_rows(rows, edges, x, t, results, total):
     outs, lses = results
-    total = np.empty(x.shape[1], x.dtype)
     for i in range(rows[0], rows[1]):
         sources = edges.others[edges.indptr[i] : edges.indptr[i + 1]]
         out, lse = outs[i], lses[i]
@@ -101,13 +101,13 @@ def _add(x, t, top, total, out):
 @jit(parallel=True)
 def _backward(bounds, edges, inputs, grad_x, grad_t):
     for block in prange(len(bounds) - 1):
-        _backward_rows(bounds[block : block + 2], edges, inputs, grad_x, grad_t)
+        spread = np.empty(grad_x.shape[1], grad_x.dtype)
+        _backward_rows(bounds[block : block + 2], edges, inputs, grad_x, grad_t, spread)
 
 
 @jit()
-def _backward_rows(rows, edges, inputs, grad_x, grad_t):
+def _backward_rows(rows, edges, inputs, grad_x, grad_t, spread):
     x, t, out, lse, grad = inputs
-    spread = np.empty(x.shape[1], x.dtype)
     for j in range(rows[0], rows[1]):
         grad_x[j] = 0
         spread[:] = 0

@@ -43,13 +43,13 @@ def _summed(x, graph, weight):
 @jit(parallel=True)
 def _sum(bounds, edges, x, weight, out):
     for block in prange(len(bounds) - 1):
-        _sum_rows(bounds[block : block + 2], edges, x, weight, out)
+        scale = np.ones((1, CHUNK), x.dtype)
+        _sum_rows(bounds[block : block + 2], edges, x, weight, out, scale)
 
 
 @jit()
-def _sum_rows(rows, edges, x, weight, out):
+def _sum_rows(rows, edges, x, weight, out, scale):
     indptr, others, positions = edges.indptr, edges.others, edges.positions
-    scale = np.ones((1, CHUNK), x.dtype)
     for i in range(rows[0], rows[1]):
         out[i] = 0
         for start in range(indptr[i], indptr[i + 1], CHUNK):

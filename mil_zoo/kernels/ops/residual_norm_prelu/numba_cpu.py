@@ -62,7 +62,7 @@ def _arrays(x, residual, *vectors):
 
 
 def _pieces(x):
-    blocks(np.arange(len(x) + 1), 8 * x.shape[1])  # sets the number of threads
+    blocks(len(x), 8 * x.shape[1])  # sets the number of threads
     return np.append(np.arange(0, len(x), PIECE), len(x))
 
 

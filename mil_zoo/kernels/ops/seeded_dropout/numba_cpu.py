@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
@@ -32,7 +31,7 @@ class _SeededDropout(torch.autograd.Function):
 
 def _drop(x, dropout_p, seed):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    bounds = blocks(np.arange(len(x) + 1), 4 * x.shape[1])
+    bounds = blocks(len(x), 4 * x.shape[1])
     _drop_rows(bounds, array(x, x), Dropout.of(dropout_p, seed, out.numpy().dtype), out.numpy())
     return out
 

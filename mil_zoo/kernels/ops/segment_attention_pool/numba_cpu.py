@@ -113,12 +113,16 @@ def _attention(bounds, starts, inputs, dropout, outputs):
             _piece_attention(starts[p], (scores[piece], lse[p]), dropout, (attention[piece], weight[piece]))
 
 
-@jit()
+@jit(allocates=True)
 def _piece_attention(start, inputs, dropout, outputs):
     """Attention, and what dropout leaves of it; the two may be one array where nothing is dropped."""
+    _weigh(inputs, outputs, _scale(start, len(inputs[0]), dropout, inputs[1]))
+
+
+@jit()
+def _weigh(inputs, outputs, scale):
     scores, lse = inputs
     attention, weight = outputs
-    scale = _scale(start, len(scores), dropout, lse)
     for n in range(len(scores)):
         for k in range(len(lse)):
             attention[n, k] = scores[n, k] - lse[k]
@@ -128,7 +132,7 @@ def _piece_attention(start, inputs, dropout, outputs):
             weight[n, k] = attention[n, k] * scale[k, n]
 
 
-@jit()
+@jit(allocates=True)
 def _scale(start, count, dropout, heads):
     """``[H, count]``: what dropout multiplies the rows from ``start`` on by; ``heads`` is ``[H]``, of its dtype."""
     scale = np.ones((len(heads), count), heads.dtype)
@@ -143,13 +147,21 @@ def _backward(bounds, starts, bag, dropout, flows):
             _piece_backward(p, starts, bag[p], dropout, flows)
 
 
-@jit()
+@jit(allocates=True)
 def _piece_backward(p, starts, bag, dropout, flows):
-    start, end = starts[p], starts[p + 1]
-    attention, grad_pooled, sums = flows.attention[start:end], flows.grad_pooled[bag], flows.sums[:, p]
-    (heads, width), count = grad_pooled.shape, len(attention)
-    flow, scale = np.empty((heads, count), attention.dtype), _scale(start, count, dropout, attention[0])
-    dots(grad_pooled, flows.values[start:end], np.arange(count).astype(np.int32), flow)
+    start, count = starts[p], starts[p + 1] - starts[p]
+    flow = np.empty((flows.attention.shape[1], count), flows.attention.dtype)
+    scale, rows = _scale(start, count, dropout, flows.attention[start]), np.arange(count).astype(np.int32)
+    _flow_back(start, p, (flow, scale, rows), flows.grad_pooled[bag], flows)
+
+
+@jit()
+def _flow_back(start, p, room, grad_pooled, flows):
+    """Writes the gradients of the piece's rows and its sums; ``room`` is (room, what dropout multiplies by, rows)."""
+    flow, scale, rows = room
+    (heads, width), count = grad_pooled.shape, len(rows)
+    attention, sums = flows.attention[start : start + count], flows.sums[:, p]
+    dots(grad_pooled, flows.values[start : start + count], rows, flow)
     for n in range(count):
         for k in range(heads):
             gradient = flow[k, n] * scale[k, n]

@@ -84,9 +84,9 @@ def _piece_argmax(bounds, starts, values, rows):
 @jit()
 def _best(first, values, rows, argmax):
     for b in range(len(argmax)):
-        argmax[b] = rows[first[b]]
-        for p in range(first[b] + 1, first[b + 1]):
-            for f in range(values.shape[1]):
+        for f in range(values.shape[1]):
+            argmax[b, f] = rows[first[b], f]
+            for p in range(first[b] + 1, first[b + 1]):
                 if _above(values[rows[p, f], f], values[argmax[b, f], f]):
                     argmax[b, f] = rows[p, f]
 

@@ -172,7 +172,7 @@ def _forward(bounds, tasks, inputs, softplus, results):
             _scan(task, tasks, inputs, softplus, results)
 
 
-@jit()
+@jit(allocates=True)
 def _scan(task, tasks, inputs, softplus, results):
     """The instances of one bag, in one stripe of channels."""
     states, last, out = results
@@ -265,7 +265,7 @@ def _backward(bounds, tasks, inputs, softplus, given, gradients):
             _scan_back(task, tasks, inputs, softplus, given, gradients)
 
 
-@jit()
+@jit(allocates=True)
 def _scan_back(task, tasks, inputs, softplus, given, gradients):
     """The gradients of one bag in one stripe of channels, from its last chunk to its first."""
     states, grad = given
