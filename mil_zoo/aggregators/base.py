@@ -90,6 +90,7 @@ class Aggregator(nn.Module):
     Class attributes:
         family: how it sees a bag, for lists: pooling, attention, transformer, state space or spatial.
         needs_coords: whether every bag needs coordinates although no graph is built of them; an option may change it.
+        without_coords: what a user whose bags have none can do about it.
         graph: the graph spec it needs ("window:2"), or None.
         paper: where it comes from.
         permutation_invariant: whether the order of instances (with their coordinates) is without effect.
@@ -112,6 +113,7 @@ class Aggregator(nn.Module):
 
     family: ClassVar[str] = "other"
     needs_coords: bool = False
+    without_coords: ClassVar[str] = "extract them"
     graph: ClassVar[str | None] = None
     paper: ClassVar[Paper | None] = None
     permutation_invariant: ClassVar[bool] = True

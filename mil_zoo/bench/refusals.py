@@ -72,11 +72,7 @@ def lacking(model: ModelPlan, made: Aggregator | None, dataset: Dataset) -> str:
     over_coords = spec is not None and parse_spec(spec)[0].over == "coords"
     remedy = f"take a graph over features (--set {name}.graph=feature_knn:8), {leave}"
     if needs_coords and not needs_graph:
-        remedy = f"extract them, {leave}"
-        if name == "camil":
-            remedy = (
-                f"take neighbours in feature space (--set {name}.neighbours=graph, {name}.graph=feature_knn:8), {leave}"
-            )
+        remedy = f"{cls.without_coords}, {leave}"
     try:
         if needs_coords or over_coords:
             untold = [number for number, slide in enumerate(bags.slides) if slide.coords() is None]
