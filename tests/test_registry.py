@@ -6,6 +6,7 @@ import pytest
 
 import mil_zoo
 from mil_zoo import InputError, registry
+from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.registry import Plugins, Registry, load_plugin
 
 
@@ -40,6 +41,24 @@ def test_a_miss_offers_near_names():
         mil_zoo.graph.build([[0.0, 0.0]], "windw:2", patch_size=1.0)
     with pytest.raises(InputError, match="abmil has no option 'atention_dim'; did you mean 'attention_dim'"):
         mil_zoo.create_aggregator("abmil", atention_dim=3)
+    with pytest.raises(InputError, match="a graph is named by its spec, 'window:2' for instance, not by 8"):
+        mil_zoo.graph.build_csr([[0.0, 0.0]], 8, patch_size=1.0)
+
+
+def test_options_that_a_constructor_passes_on_are_those_of_its_base(monkeypatch):
+    base = AGGREGATORS.get("abmil")
+
+    class Narrow(base):
+        def __init__(self, in_dim, num_classes=2, **options):
+            super().__init__(in_dim, num_classes, **{"embed_dim": 16, **options})
+
+    monkeypatch.setitem(AGGREGATORS._entries, "narrow", Narrow)
+    assert aggregator_options("narrow") == dict.fromkeys(aggregator_options("abmil"), ...)
+    assert mil_zoo.create_aggregator("narrow", in_dim=4).embed[0].out_features == 16
+    made = mil_zoo.create_aggregator("narrow", in_dim=4, embed_dim=8, attention_dim=4)
+    assert (made.embed[0].out_features, made.attention.V.out_features) == (8, 4)
+    with pytest.raises(InputError, match="narrow has no option 'options'"):
+        mil_zoo.create_aggregator("narrow", in_dim=4, options=3)
 
 
 PLUGIN = """

@@ -372,8 +372,19 @@ def create_aggregator(
 
 
 def aggregator_options(name: str) -> dict[str, Any]:
-    """Returns the options of an aggregator and their defaults (``inspect.Parameter.empty`` where there is none)."""
-    parameters = inspect.signature(AGGREGATORS.get(name).__init__).parameters
-    return {
-        key: parameter.default for key, parameter in parameters.items() if key not in ("self", "in_dim", "num_classes")
-    }
+    """Returns the options of an aggregator and their defaults (``inspect.Parameter.empty`` where there is none).
+
+    Where its constructor passes ``**kwargs`` on, those of its base are among them, with ``...`` for a default, since it
+    may set them itself.
+    """
+    options: dict[str, Any] = {}
+    mro = AGGREGATORS.get(name).__mro__
+    bases = [base for base in mro[: mro.index(Aggregator)] if "__init__" in vars(base)]
+    for base in bases:
+        own = inspect.signature(vars(base)["__init__"]).parameters.values()
+        for parameter in own:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                options.setdefault(parameter.name, parameter.default if base is bases[0] else ...)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            break
+    return {key: default for key, default in options.items() if key not in ("self", "in_dim", "num_classes")}

@@ -110,7 +110,7 @@ class CAMIL(Aggregator):
     replayable = True
     not_in_onnx = "it searches the nearest patches of each patch, for which ONNX has no op"
     needs_coords = True
-    without_coords = "take neighbours in feature space (--set camil.neighbours=graph, camil.graph=feature_knn:8)"
+    without_coords = "take neighbours in feature space (--set camil.neighbours=graph --set camil.graph=feature_knn:8)"
     paper = Paper(
         "CAMIL: Context-Aware Multiple Instance Learning for Cancer Detection and Subtyping in Whole Slide Images",
         2024,

@@ -139,8 +139,8 @@ def fit(
 
 def check_seed(seed: Any) -> None:
     """Raises an ``InputError`` where ``seed`` is none."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed must be a whole number from 0, not {seed!r:.60}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise InputError(f"seed must be a whole number from 0 and below 2^32, not {seed!r:.60}")
 
 
 def _plan(name: str, task: Task, graph: str | None, settings: dict[str, Any]) -> ModelPlan:

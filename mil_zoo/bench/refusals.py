@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from mil_zoo.graph.base import parse_spec
 from mil_zoo.registry import plugin_of
 from mil_zoo.tasks import Classification
 from mil_zoo.train.protocols import PROTOCOLS, check_protocol
+
+_LOG = logging.getLogger("mil_zoo")
 
 
 def made_without_weights(model: ModelPlan, dataset: Dataset, in_dim: int) -> tuple[Aggregator | None, str]:
@@ -103,18 +106,23 @@ def check_labelled(models: Sequence[ModelPlan], splits: Sequence[Split]) -> None
 
 
 def check_effects(suite: Suite, models: Sequence[ModelPlan], with_graphs: Mapping[str, bool]) -> None:
-    """Raises an ``InputError`` that names a setting which changes nothing for any of the models.
+    """Warns of a setting that changes nothing for any of the models, and refuses such a grid, of as many same trials.
+
+    A setting of None asks for nothing, and is not told of.
 
     Args:
         suite: whose ``overrides`` and ``grid`` are looked at; where configurations are tuned, only at graphs.
         models: as they are trained.
         with_graphs: whether a graph is of use, by the models' labels.
+
+    Raises:
+        InputError: a grid changes nothing.
     """
     for flag, settings in (("--set", suite.overrides), ("--grid", suite.grid)):
         for key, values in settings.items():
             owner, _, option = key.rpartition(".")
             of = [model for model in models if owner in ("", model.name)]
-            if isinstance(values, Mapping) or not of:  # of a grid: settings that change together
+            if values is None or isinstance(values, Mapping) or not of:  # of a grid: settings that change together
                 continue
             why = [
                 _idle(option, model, with_graphs[model.label], suite.tune is not None)
@@ -122,7 +130,10 @@ def check_effects(suite: Suite, models: Sequence[ModelPlan], with_graphs: Mappin
                 if option in {*settable(model.name), "graph"}
             ]
             if why and all(why):
-                raise InputError(f"{flag} {key} changes nothing: {why[0]}; leave it out")
+                sentence = f"{flag} {key} changes nothing: {why[0]}"
+                if flag == "--grid":
+                    raise InputError(f"{sentence}; leave it out")
+                _LOG.warning("mil-zoo: %s", sentence)
 
 
 def _idle(option: str, model: ModelPlan, graph: bool, tuned: bool) -> str:

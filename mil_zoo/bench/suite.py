@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
 from mil_zoo.errors import InputError
+from mil_zoo.files import refuse_pipe
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     elif name.endswith((".yaml", ".yml")):
         mapping, where = read_yaml(Path(name)), name
     else:
+        if name not in shipped_names("suites") and Path(name).exists():
+            refuse_pipe(Path(name))
+            raise InputError(f"{name}: the name of a suite's file ends in .yaml; rename it")
         mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
     changed = {key: value for key, value in given.items() if value is not None}
     for key in ("overrides", "grid", "search"):

@@ -232,7 +232,7 @@ def _print_options(console: Console, name: str, options: Mapping[str, Any], argu
     recipe = _recipe(name).get("options", {})  # holds what differs from the constructor alone
     table = Table("option", "default", "what it is", title=f"--set {name}.OPTION=VALUE")
     for option, default in options.items():
-        shown = "required" if default is inspect.Parameter.empty else str(default)
+        shown = {inspect.Parameter.empty: "required", ...: "as its base"}.get(default, str(default))
         shown += f" ({recipe[option]} in the benchmark)" if option in recipe else ""
         table.add_row(*map(escape, (option, shown, arguments.get(option, ""))))
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -59,7 +60,7 @@ class Bag:
 
     def __post_init__(self) -> None:
         name = f"slide {self.slide_id!r}"
-        features = as_tensor(self.features)
+        features = self._numbers("features", self.features)
         self.features = features if features.is_floating_point() else features.float()
         if self.features.ndim != 2:
             raise InputError(f"{name}: features must be [patches, dimensions], not {tuple(self.features.shape)}")
@@ -74,13 +75,15 @@ class Bag:
                     f"(first: patch {row}); extract them again or drop these patches"
                 )
         if self.target is not None:
-            self.target = as_tensor(self.target).double().reshape(-1)
+            self.target = self._numbers("target", self.target).double().reshape(-1)
         if self.coords is not None:
-            self.coords = self._column("coords", as_tensor(self.coords).float(), (len(features), 2))
+            self.coords = self._column("coords", self._numbers("coords", self.coords).float(), (len(features), 2))
             if not self.coords.isfinite().all():
                 raise InputError(f"{name}: coords hold NaN or infinite values; write them again")
         if self.instance_labels is not None:
-            labels = self._column("instance_labels", as_tensor(self.instance_labels), (len(features),))
+            labels = self._column(
+                "instance_labels", self._numbers("instance_labels", self.instance_labels), (len(features),)
+            )
             odd = labels[(labels != 0) & (labels != 1) & (labels != -1)]
             if len(odd):
                 raise InputError(
@@ -88,8 +91,20 @@ class Bag:
                     f"belongs, in {len(odd)} of {len(labels)} patches; a mask of 0 and 255 is to be divided by 255"
                 )
             self.instance_labels = labels.long()
-        if self.patch_size is not None and not float(self.patch_size) > 0:
-            raise InputError(f"{name}: patch_size must be positive, not {self.patch_size}")
+        if self.patch_size is not None and not _is_positive(self.patch_size):
+            raise InputError(f"{name}: patch_size must be positive, and one number, not {self.patch_size!r:.60}")
+
+    def _numbers(self, what: str, values: Any) -> Tensor:
+        try:
+            tensor = as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"slide {self.slide_id!r}: {what} are no numbers that an array holds but {values!r:.60}; give a "
+                "tensor, an array or a list"
+            ) from error
+        if tensor.is_complex():
+            raise InputError(f"slide {self.slide_id!r}: {what} are complex numbers; give real ones")
+        return tensor
 
     def _column(self, what: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
         if tuple(values.shape) != shape:
@@ -263,6 +278,13 @@ class BagBatch:
             patch_sizes=move(self.patch_sizes),
             graph=None if self.graph is None else self.graph.to(device),
         )
+
+
+def _is_positive(size: Any) -> bool:
+    try:
+        return not isinstance(size, str | bytes) and 0 < float(size) < math.inf
+    except (TypeError, ValueError, RuntimeError):  # several numbers, or none
+        return False
 
 
 def as_tensor(values: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mil_zoo.config import shipped_names
 from mil_zoo.errors import InputError
+from mil_zoo.files import refuse_pipe
 
 PatientRule = Literal["mean", "max", "packed"]
 ROOT_VARIABLE = "MIL_ZOO_REAL_DATA"
@@ -59,7 +60,13 @@ class DatasetSource:
         return self.root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
 
     def anywhere(self) -> DatasetSource:
-        """The same, independent of the working directory and of the environment."""
+        """The same, independent of the working directory and of the environment.
+
+        Raises:
+            InputError: its labels come through a pipe, which another process cannot read, nor anybody twice.
+        """
+        if self.labels is not None:
+            refuse_pipe(self.labels)
         name, root = self.name, self.data_root
         if not self.names_card and (name.endswith(".npz") or Path(name).exists()):
             name = str(Path(name).resolve())

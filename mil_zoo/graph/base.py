@@ -54,6 +54,8 @@ def register_graph(name: str, over: Literal["coords", "features"] = "coords") ->
 
 def parse_spec(spec: str) -> tuple[Builder, list[float]]:
     """``"radius:1.5"`` as the builder and its numbers; an ``InputError`` says what is wrong with a spec."""
+    if not isinstance(spec, str):
+        raise InputError(f"a graph is named by its spec, 'window:2' for instance, not by {spec!r:.60}")
     name, _, arguments = spec.partition(":")
     builder = GRAPHS.get(name)
     numbers: list[float] = []

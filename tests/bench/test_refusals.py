@@ -34,7 +34,11 @@ def test_a_model_whose_data_lack_something_fails_before_the_others_train_as_ever
     assert started == ["mean-r0-f0-s0", "mean-r0-f1-s0"]
     for row in rows[:2]:
         assert row["status"] == "failed"
-        for part in ("camil needs the coordinates of patches", "40 of 40 slides of", "--set camil.neighbours=graph"):
+        for part in (
+            "camil needs the coordinates of patches",
+            "40 of 40 slides of",
+            "--set camil.neighbours=graph --set camil.graph=",
+        ):
             assert part in row["reason"]
     for trial in started:
         assert run.read(trial, "predictions.csv") == alone.read(trial, "predictions.csv")
@@ -69,25 +73,49 @@ def test_what_a_model_lacks(no_places, model, overrides, sentence):
         ),
         ({"grid": {"labelled": [4, 30]}}, "labelled=30 of mean@labelled=30: a training part holds 18 slides"),
         ({"overrides": {"labelled": 4.5}}, "labelled must be a share in .* or a whole number of slides, not 4.5"),
-        ({"overrides": {"graph": "window:2"}}, "--set graph changes nothing: mean takes no graph; leave it out"),
-        ({"overrides": {"abmil.graph": "window:2"}}, "--set abmil.graph changes nothing: abmil takes no graph"),
-        ({"grid": {"graph": ["window:2", "knn:3"]}}, "--grid graph changes nothing"),
+        ({"grid": {"graph": ["window:2", "knn:3"]}}, "--grid graph changes nothing: mean takes no graph; leave it out"),
+        (
+            {"grid": {"tie": ["loss", "auc"]}, "overrides": {"select": "last"}},
+            "--grid tie changes nothing: select=last",
+        ),
         (
             {"overrides": {"srmil.graph": "windw:2"}, "models": ["srmil"]},
             "unknown graph 'windw'; did you mean 'window'",
         ),
-        (
-            {"overrides": {"select": "last", "tie": "auc"}},
-            "--set tie changes nothing: select=last of mean chooses nothin",
-        ),
-        ({"overrides": {"select": "last", "patience": 3}}, "--set patience changes nothing"),
-        ({"overrides": {"patience_after": 3}}, "--set patience_after changes nothing: mean has no patience"),
-        ({"overrides": {"optimizer": "sgd", "betas": [0.8, 0.9]}}, "--set betas changes nothing: sgd of mean has none"),
     ],
 )
-def test_settings_that_cannot_be_or_change_nothing(bag_table, given, sentence):
+def test_settings_that_cannot_be_and_grids_that_change_nothing(bag_table, given, sentence):
     with pytest.raises(InputError, match=sentence):
         plan_of(bag_table, **{"models": ["mean", "abmil"], **given})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"graph": "window:2"}, "--set graph changes nothing: mean takes no graph"),
+        ({"abmil.graph": "window:2"}, "--set abmil.graph changes nothing: abmil takes no graph"),
+        ({"select": "last", "tie": "auc"}, "--set tie changes nothing: select=last of mean chooses nothing"),
+        ({"select": "last", "patience": 3}, "--set patience changes nothing: select=last of mean chooses nothing"),
+        ({"patience_after": 3}, "--set patience_after changes nothing: mean has no patience"),
+        ({"optimizer": "sgd", "betas": [0.8, 0.9]}, "--set betas changes nothing: sgd of mean has none"),
+        ({"select": "last", "patience": None, "graph": None, "mean.graph": None}, ""),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_told_and_taken(bag_table, caplog, overrides, sentence):
+    assert len(plan_of(bag_table, ["mean", "abmil"], overrides=overrides).models) == 2
+    assert [record.getMessage() for record in caplog.records] == [f"mil-zoo: {sentence}"] * bool(sentence)
+
+
+def test_a_suite_of_several_models_serves_some_of_them_chosen_otherwise(bag_table, tmp_path):
+    (tmp_path / "shared.yaml").write_text("overrides: {tie: loss, patience: 5, graph: 'knn:4', srmil.mask_rate: 0.3}")
+    suite = read_suite(
+        str(tmp_path / "shared.yaml"),
+        datasets=[str(bag_table)],
+        models=["abmil", "mean"],
+        folds=2,
+        overrides={"select": "last"},
+    )
+    assert {model.training.select for model in make_plan(suite, str(bag_table)).models} == {"last"}
 
 
 def test_a_grid_without_its_step_is_told(bag_table):

@@ -23,6 +23,17 @@ from mil_zoo.graph import BagGraph, build, build_csr
         ({"coords": np.full((3, 2), np.nan)}, "coords hold NaN"),
         ({"instance_labels": np.zeros(4)}, r"instance_labels have shape \(4,\)"),
         ({"patch_size": -256.0}, "patch_size must be positive"),
+        (
+            {"patch_size": np.array([256, 256])},
+            r"patch_size must be positive, and one number, not array\(\[256, 256\]\)",
+        ),
+        ({"patch_size": "256"}, "patch_size must be positive, and one number, not '256'"),
+        ({"features": "s1.h5"}, "slide 's1': features are no numbers that an array holds but 's1.h5'; give a tensor"),
+        ({"features": [[1.0, 2.0], [3.0]]}, "features are no numbers that an array holds"),
+        ({"features": None}, "features are no numbers that an array holds but None"),
+        ({"features": np.ones((3, 2), complex)}, "features are complex numbers"),
+        ({"coords": [["a", "b"]] * 3}, "coords are no numbers"),
+        ({"instance_labels": ["tumour", "", ""]}, "instance_labels are no numbers"),
     ],
 )
 def test_malformed_bags_are_refused_by_name(change, message):

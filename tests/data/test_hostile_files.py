@@ -240,6 +240,9 @@ def test_a_pipe_is_no_file_and_nothing_waits_for_it(tmp_path):
     os.mkfifo(tmp_path / "labels.csv")
     with pytest.raises(InputError, match=r"labels.csv is a pipe or a device and no file"):
         read_csv(tmp_path / "labels.csv")
+    (tmp_path / "pointer.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(InputError, match=r"pointer.csv is a pointer of git-lfs and not the file itself"):
+        read_csv(tmp_path / "pointer.csv")
 
 
 def test_no_command_waits_for_a_pipe(tmp_path, run_cli, bag_table):
@@ -249,7 +252,10 @@ def test_no_command_waits_for_a_pipe(tmp_path, run_cli, bag_table):
         os.mkfifo(tmp_path / name)
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     pretrain = ("pretrain", "--dataset", bag_table, "--out", tmp_path / "p", "--epochs", 1, "--batch-size", 8)
+    os.mkfifo(tmp_path / "substituted")
     for command in (
+        ("bench", "--suite", tmp_path / "substituted"),
+        ("bench", "--dataset", bag_table, "--labels", tmp_path / "substituted"),
         ("bench", "--suite", tmp_path / "suite.yaml"),
         ("bench", "--suite", tmp_path / "zero.yaml"),
         ("embed", tmp_path / "encoder.safetensors", "--dataset", bag_table, "--out", tmp_path / "e"),

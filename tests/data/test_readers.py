@@ -122,6 +122,7 @@ def test_damaged_and_malformed_files_are_named(tmp_path):
     files = {
         "short": {"features": FEATURES, "coords": GRID[:-1]},
         "flat": {"features": FEATURES, "coords": GRID.T},
+        "flat_odd": {"features": FEATURES[1:], "coords": GRID[1:].T},
         "swapped": {"features": FEATURES.T, "coords": GRID},
         "vector": {"features": FEATURES[:, 0], "coords": GRID},
         "words": {"features": np.array([b"a"] * 12), "coords": GRID},
@@ -137,6 +138,7 @@ def test_damaged_and_malformed_files_are_named(tmp_path):
         "text": "text.h5 is not a readable feature file",
         "short": r"short.h5: coords are \[11, 2\] for 12 feature rows",
         "flat": r"flat.h5: coords are \[2, N\] with their axes swapped",
+        "flat_odd": r"flat_odd.h5: coords are \[2, N\] with their axes swapped",
         "swapped": r"swapped.h5: features are \[3, 12\] for 12 coordinates: their axes are swapped",
         "vector": r"vector.h5: features must be \[patches, dimensions\]",
         "words": "words.h5: features is not an array of numbers",

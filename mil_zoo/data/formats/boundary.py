@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mil_zoo.errors import InputError
 from mil_zoo.files import refuse_pipe
 
-_LFS = b"version https://git-lfs"
+LFS = b"version https://git-lfs"
 _JUST_NOW = 60  # seconds: a damaged file that is younger may still be written
 
 
@@ -36,6 +36,11 @@ def boundary(path: Path, what: str = "a readable file", remedy: str = "write it 
         raise fault(path, error, what, remedy) from error
 
 
+def pointer(path: Path) -> InputError:
+    """The sentence for a file of which only its entry in git is here."""
+    return InputError(f"{path} is a pointer of git-lfs and not the file itself; fetch it with git lfs pull")
+
+
 def fault(path: Path, error: Exception, what: str, remedy: str) -> InputError:
     """The sentence for an error of reading a file, once it is known what the file is instead."""
     if isinstance(error, FileNotFoundError):
@@ -47,11 +52,11 @@ def fault(path: Path, error: Exception, what: str, remedy: str) -> InputError:
         start = b""
         if not path.is_dir():
             with path.open("rb") as file:
-                start = file.read(len(_LFS))
+                start = file.read(len(LFS))
     except OSError as second:
         return InputError(f"{path} cannot be read ({second}); check the disk or the network")
-    if start == _LFS:
-        return InputError(f"{path} is a pointer of git-lfs and not the file itself; fetch it with git lfs pull")
+    if start == LFS:
+        return pointer(path)
     age = time.time() - state.st_mtime
     written = f" (it was changed {age:.0f} s ago and may still be written)" if 0 <= age < _JUST_NOW else ""
     if not path.is_dir() and state.st_size == 0:

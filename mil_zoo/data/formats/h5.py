@@ -187,6 +187,8 @@ def read_coords(file: h5py.File, path: Path) -> npt.NDArray[np.float64] | None:
         return None
     dataset = checked_dataset(file, "coords", path)
     shape = squeezed(dataset.shape)
+    if len(shape) == 2 and shape[0] == 2 != shape[1] and shape[1]:
+        raise InputError(f"{path}: coords are [2, N] with their axes swapped; write them as [N, 2]")
     if 0 not in shape and (len(shape) != 2 or 2 not in shape):
         raise InputError(f"{path}: coords are {list(shape)}; they must be [N, 2], x and y of each patch")
     return np.asarray(dataset, dtype=np.float64).reshape((0, 2) if 0 in shape else shape)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mil_zoo.data.formats.boundary import boundary
+from mil_zoo.data.formats.boundary import LFS, boundary, pointer
 from mil_zoo.data.formats.gz import unpacked
 from mil_zoo.errors import InputError
 
@@ -68,6 +68,8 @@ def decimal(values: pd.Series[str]) -> pd.Series[str]:
 
 
 def _text(path: Path, content: bytes) -> str:
+    if content.startswith(LFS):
+        raise pointer(path)
     for start, kind in _NOT_TEXT.items():
         if content.startswith(start):
             raise InputError(f"{path} is {kind}, not a csv; save the table as csv (UTF-8)")
