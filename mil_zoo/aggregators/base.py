@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.checkpoints import read_checkpoint, renamed_parameters
-from mil_zoo.aggregators.options import check_options
+from mil_zoo.aggregators.options import check_options, declared_options
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError, did_you_mean
@@ -377,14 +377,5 @@ def aggregator_options(name: str) -> dict[str, Any]:
     Where its constructor passes ``**kwargs`` on, those of its base are among them, with ``...`` for a default, since it
     may set them itself.
     """
-    options: dict[str, Any] = {}
     mro = AGGREGATORS.get(name).__mro__
-    bases = [base for base in mro[: mro.index(Aggregator)] if "__init__" in vars(base)]
-    for base in bases:
-        own = inspect.signature(vars(base)["__init__"]).parameters.values()
-        for parameter in own:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                options.setdefault(parameter.name, parameter.default if base is bases[0] else ...)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
-            break
-    return {key: default for key, default in options.items() if key not in ("self", "in_dim", "num_classes")}
+    return declared_options(mro[: mro.index(Aggregator)])

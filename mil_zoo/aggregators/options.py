@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -40,6 +41,24 @@ def check_options(make: Callable[..., Any], name: str, options: Mapping[str, Any
         least = 1 if option.endswith(_SIZES) else 0
         if int in _parts(kind) and float not in _parts(kind) and value < least:
             raise InputError(f"{name}: {option} must be {least} or more, not {value}")
+
+
+def declared_options(classes: Sequence[type]) -> dict[str, Any]:
+    """Names and defaults of what the constructor of ``classes[0]`` takes, but for ``in_dim`` and ``num_classes``.
+
+    Where it passes ``**kwargs`` on, the parameters of the next class's constructor are among them, with ``...`` for a
+    default, and so on.
+    """
+    options: dict[str, Any] = {}
+    makers = [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)]
+    for make in makers:
+        own = inspect.signature(make).parameters.values()
+        for parameter in own:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                options.setdefault(parameter.name, parameter.default if make is makers[0] else ...)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            break
+    return {name: default for name, default in options.items() if name not in ("self", "in_dim", "num_classes")}
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
