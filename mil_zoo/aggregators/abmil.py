@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import Attention, GatedAttention, feature_layer
 from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
@@ -93,10 +94,10 @@ class ABMIL(Aggregator):
         self.entropy_weight, self.topk_mask, self.mask_drop = entropy_weight, topk_mask, mask_drop
         self.embed, width = feature_layer(in_dim, embed_dim)
         self.attention = (GatedAttention if gated else Attention)(width, attention_dim)
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = Linear(width, num_classes)
         self.instance_weight, self.k_sample = instance_weight, k_sample
         if instance_weight:
-            self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(num_classes))
+            self.instance_classifiers = nn.ModuleList(Linear(width, 2) for _ in range(num_classes))
 
     def set_task(self, task: Task) -> None:
         """See ``Aggregator.set_task``; ``instance_weight`` clusters instances by class."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.abmil import ABMIL
 from mil_zoo.aggregators.base import Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -81,11 +82,11 @@ class SpatialABMIL(ABMIL):
             )
         self.heads, self.attn_drop, self.mask_rate, self.w_gen = heads, attn_drop, mask_rate, w_gen
         self.mask_token = nn.Parameter(0.01 * torch.randn(1, embed_dim))
-        self.gather = nn.Linear(embed_dim, hidden, bias=False)
+        self.gather = Linear(embed_dim, hidden, bias=False)
         self.gather_source = nn.Parameter(torch.empty(1, heads, hidden // heads))
         self.gather_target = nn.Parameter(torch.empty(1, heads, hidden // heads))
         self.norm, self.activation = nn.LayerNorm(hidden), nn.PReLU()
-        self.reconstruct = nn.Linear(hidden, in_dim)
+        self.reconstruct = Linear(hidden, in_dim)
         for weight in (self.gather.weight, self.gather_source, self.gather_target):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -25,8 +26,8 @@ class Refinement(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(head_dim)
-        self.qk = nn.Linear(head_dim, 2 * head_dim, bias=False)
-        self.v = nn.Linear(1, 1, bias=False)
+        self.qk = Linear(head_dim, 2 * head_dim, bias=False)
+        self.v = Linear(1, 1, bias=False)
 
     def forward(self, x: Tensor, scores: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Instances by head ``[ΣN, H, d]`` and their scores ``[ΣN, H]`` to scores ``[ΣN, H]``."""
@@ -122,19 +123,19 @@ class ABMILX(Aggregator):
                 raise InputError(f"abmilx: attention_ratio ({attention_ratio}) leaves the scorer no width")
         first = [nn.LayerNorm(in_dim, bias=bias)] if norm else []
         activation = nn.GELU() if act == "gelu" else nn.ReLU()
-        self.feature = nn.Sequential(*first, nn.Linear(in_dim, embed_dim, bias), activation, Dropout(dropout))
+        self.feature = nn.Sequential(*first, Linear(in_dim, embed_dim, bias), activation, Dropout(dropout))
         self.scorer = nn.Sequential(
-            nn.Linear(head_dim, hidden, attention_bias), nn.GELU(), nn.Linear(hidden, 1, attention_bias)
+            Linear(head_dim, hidden, attention_bias), nn.GELU(), Linear(hidden, 1, attention_bias)
         )
         self.refinement = Refinement(head_dim) if refine else None
-        self.proj = nn.Linear(embed_dim, embed_dim, bias)
+        self.proj = Linear(embed_dim, embed_dim, bias)
         self.ffn = None
         if ffn:
             first = nn.Identity() if norm else nn.LayerNorm(embed_dim)
-            layers = nn.Linear(embed_dim, 4 * embed_dim), nn.GELU(), nn.Linear(4 * embed_dim, embed_dim)
+            layers = Linear(embed_dim, 4 * embed_dim), nn.GELU(), Linear(4 * embed_dim, embed_dim)
             self.ffn = nn.Sequential(first, *layers)
         self.norm = nn.LayerNorm(embed_dim, bias=bias) if norm else nn.Identity()
-        self.classifier = nn.Linear(embed_dim, num_classes, bias)
+        self.classifier = Linear(embed_dim, num_classes, bias)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
@@ -81,11 +82,11 @@ class ACMIL(Aggregator):
                 "between 0 and 1"
             )
         self.n_token, self.n_masked_patch, self.mask_drop = n_token, n_masked_patch, mask_drop
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim, bias=False), nn.ReLU(inplace=True))
+        self.embed = nn.Sequential(Linear(in_dim, embed_dim, bias=False), nn.ReLU(inplace=True))
         self.attention = GatedAttention(embed_dim, attention_dim, n_token)
         branches = n_token if n_token > 1 else 0
-        self.branch_classifiers = nn.ModuleList(nn.Linear(embed_dim, num_classes) for _ in range(branches))
-        self.slide_classifier = nn.Linear(embed_dim, num_classes)
+        self.branch_classifiers = nn.ModuleList(Linear(embed_dim, num_classes) for _ in range(branches))
+        self.slide_classifier = Linear(embed_dim, num_classes)
         self.published_unused = () if branches else (r"classifier\.0\..*",)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:

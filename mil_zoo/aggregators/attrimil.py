@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -133,9 +134,9 @@ class AttriMIL(Aggregator):
             )
         self.spatial_weight, self.rank_weight = spatial_weight, rank_weight
         width = max(in_dim // 2, 1)
-        self.adaptor = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), nn.Linear(width, in_dim))
+        self.adaptor = nn.Sequential(Linear(in_dim, width), nn.ReLU(), Linear(width, in_dim))
         self.attentions = nn.ModuleList(GatedAttention(in_dim, width) for _ in range(num_classes))
-        self.classifiers = nn.ModuleList(nn.Linear(in_dim, 1) for _ in range(num_classes))
+        self.classifiers = nn.ModuleList(Linear(in_dim, 1) for _ in range(num_classes))
         self.bias = nn.Parameter(torch.zeros(num_classes))
         for kind in ("positive", "negative"):
             self.register_buffer(f"{kind}_rows", torch.zeros(num_classes, queue_size, in_dim))

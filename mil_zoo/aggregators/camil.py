@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.neighbours import nearest
 from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import gated_scores, graph_sum, segment_attention_pool
+from mil_zoo.kernels import gated_scores, graph_sum, linear, segment_attention_pool
 
 NEAREST, KEPT = 15, 7  # neighbours whose distances are normalised together, and how many of them count
 TAPS = 33  # of the residual convolution
@@ -38,8 +39,8 @@ class NystromAttention(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int, landmarks: int) -> None:
         super().__init__()
         self.heads, self.landmarks = heads, landmarks
-        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Linear(heads * head_dim, dim)
+        self.to_qkv = Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_out = Linear(heads * head_dim, dim)
         self.res_conv = nn.Parameter(torch.empty(TAPS, 1, head_dim // heads, head_dim))
         bound = math.sqrt(6 / (TAPS * (head_dim // heads + head_dim)))
         nn.init.uniform_(self.res_conv, -bound, bound)
@@ -151,13 +152,13 @@ class CAMIL(Aggregator):
             )
         width, self.neighbours = embed_dim or in_dim, neighbours
         self.needs_coords, self.needs_graph = neighbours == "authors", neighbours == "graph"
-        self.embed = nn.Identity() if embed_dim is None else nn.Linear(in_dim, embed_dim)
+        self.embed = nn.Identity() if embed_dim is None else Linear(in_dim, embed_dim)
         self.nystrom = NystromAttention(width, heads, head_dim, landmarks)
-        self.q, self.k = (nn.Linear(width, neighbour_dim, bias=False) for _ in range(2))
-        self.value = nn.Linear(width, width)
-        self.v, self.u = (nn.Linear(width, pool_dim, bias=False) for _ in range(2))
-        self.w = nn.Linear(pool_dim, 1, bias=False)
-        self.classifier = nn.Linear(width, num_classes)
+        self.q, self.k = (Linear(width, neighbour_dim, bias=False) for _ in range(2))
+        self.value = Linear(width, width)
+        self.v, self.u = (Linear(width, pool_dim, bias=False) for _ in range(2))
+        self.w = Linear(pool_dim, 1, bias=False)
+        self.classifier = Linear(width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -179,7 +180,7 @@ class CAMIL(Aggregator):
         local = b * self.value(x)
         gate = torch.sigmoid(-local).square()
         f = 2 * local * gate + 2 * e * (1 - gate)
-        scores = gated_scores(F.linear(f, torch.cat([self.v.weight, self.u.weight])), self.w.weight)
+        scores = gated_scores(linear(f, torch.cat([self.v.weight, self.u.weight])), self.w.weight)
         pooled, attention = segment_attention_pool(scores, f, batch.offsets)
         embedding = pooled[:, 0]
         return AggregatorOutput(self.classifier(embedding), embedding, attention[:, 0], scores[:, 0])

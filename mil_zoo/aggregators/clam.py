@@ -11,6 +11,7 @@ from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
 from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -53,15 +54,15 @@ class _CLAM(Aggregator):
                 f"clam: k_sample must be at least 1 and bag_weight lie between 0 and 1, not {k_sample} and {bag_weight}"
             )
         self.k_sample, self.subtyping, self.bag_weight = k_sample, subtyping, bag_weight
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, embed_dim), nn.ReLU(inplace=True), Dropout(dropout))
         branches = num_classes if self.multi_branch else 1
         self.attention = GatedAttention(embed_dim, attention_dim, branches, dropout)
         self.classifiers = (
-            nn.ModuleList(nn.Linear(embed_dim, 1) for _ in range(num_classes))
+            nn.ModuleList(Linear(embed_dim, 1) for _ in range(num_classes))
             if self.multi_branch
-            else nn.Linear(embed_dim, num_classes)
+            else Linear(embed_dim, num_classes)
         )
-        self.instance_classifiers = nn.ModuleList(nn.Linear(embed_dim, 2) for _ in range(num_classes))
+        self.instance_classifiers = nn.ModuleList(Linear(embed_dim, 2) for _ in range(num_classes))
 
     def set_task(self, task: Task) -> None:
         """See ``Aggregator.set_task``; instances are clustered by class, so other tasks train with the bag's alone."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.patchgcn import PUBLISHED_HEAD, AttentionHead
 from mil_zoo.data.bag import BagBatch
-from mil_zoo.kernels import CSR, graph_sum
+from mil_zoo.kernels import CSR, graph_sum, linear
 
 
 class GINConv(nn.Module):
@@ -18,12 +18,12 @@ class GINConv(nn.Module):
 
     def __init__(self, in_dim: int, width: int) -> None:
         super().__init__()
-        self.nn = nn.Sequential(nn.Linear(in_dim, width), nn.ReLU(), nn.Linear(width, width))
+        self.nn = nn.Sequential(Linear(in_dim, width), nn.ReLU(), Linear(width, width))
 
     def forward(self, h: Tensor, graph: CSR) -> Tensor:
         """``[N, in_dim]`` to ``[N, width]``; ``graph`` is without self-loops."""
         first, _, second = self.nn
-        y = F.linear(h, first.weight)  # sums commute with products, and features are wider before
+        y = linear(h, first.weight)  # sums commute with products, and features are wider before
         return second((y + graph_sum(y, graph) + first.bias).relu())
 
 

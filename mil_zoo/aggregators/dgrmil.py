@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.one_vs_rest import one_vs_rest_logits, one_vs_rest_loss
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.transmil import TransLayer
@@ -125,14 +126,14 @@ class DGRMIL(Aggregator):
         self.token = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.register_buffer("negative_centre", torch.randn(1, embed_dim))
         self.register_buffer("positive_centre", torch.randn(1, embed_dim))
-        self.embed = nn.ModuleDict({"1": nn.Linear(in_dim, embed_dim), "2": nn.Linear(embed_dim, embed_dim)})
+        self.embed = nn.ModuleDict({"1": Linear(in_dim, embed_dim), "2": Linear(embed_dim, embed_dim)})
         self.instance_layer = TransLayer(embed_dim, HEADS, embed_dim // 2, dropout=0.0)
         self.instance_norm = nn.LayerNorm(embed_dim)
         self.global_layer = TransLayer(embed_dim, HEADS, embed_dim // 2, dropout=0.0)
         self.global_norm = nn.LayerNorm(embed_dim)
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(embed_dim, embed_dim) for _ in range(4))
-        self.mix, self.mix_norm = nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(embed_dim, embed_dim) for _ in range(4))
+        self.mix, self.mix_norm = Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
+        self.classifier = Linear(embed_dim, num_classes)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
         nn.init.xavier_uniform_(self.out_proj.weight)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.one_vs_rest import one_vs_rest_logits, one_vs_rest_loss
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
@@ -82,11 +83,11 @@ class DSMIL(Aggregator):
         if probability not in ("sigmoid", "softmax"):
             raise InputError(f"dsmil: probability must be 'sigmoid' or 'softmax', not {probability!r}")
         self.probability = probability
-        self.instance_classifier = nn.Linear(in_dim, num_classes)
-        self.query: nn.Module = nn.Linear(in_dim, QUERY_DIM)
+        self.instance_classifier = Linear(in_dim, num_classes)
+        self.query: nn.Module = Linear(in_dim, QUERY_DIM)
         if nonlinear:
-            self.query = nn.Sequential(self.query, nn.ReLU(inplace=True), nn.Linear(QUERY_DIM, QUERY_DIM), nn.Tanh())
-        layer = (nn.Linear(in_dim, in_dim), nn.ReLU()) if passing_v else ()
+            self.query = nn.Sequential(self.query, nn.ReLU(inplace=True), Linear(QUERY_DIM, QUERY_DIM), nn.Tanh())
+        layer = (Linear(in_dim, in_dim), nn.ReLU()) if passing_v else ()
         self.value = nn.Sequential(Dropout(dropout), *layer)
         self.bag_classifier = nn.Conv1d(num_classes, num_classes, in_dim)
         for module in self.modules():

@@ -8,16 +8,17 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.kernels import linear, segment_attention_pool
 from mil_zoo.kernels.draws import from_host
 
 
@@ -133,9 +134,9 @@ class DTFD(Aggregator):
         if distill not in ("maxmins", "maxs", "afs"):
             raise InputError(f"dtfd: distill must be 'maxmins', 'maxs' or 'afs', not {distill!r}")
         self.num_groups, self.instances_per_group, self.distill = num_groups, instances_per_group, distill
-        self.embed = nn.Linear(in_dim, embed_dim, bias=False)
+        self.embed = Linear(in_dim, embed_dim, bias=False)
         self.tier1_attention, self.tier2_attention = (GatedAttention(embed_dim, attention_dim) for _ in range(2))
-        self.tier1_classifier, self.tier2_classifier = (nn.Linear(embed_dim, num_classes) for _ in range(2))
+        self.tier1_classifier, self.tier2_classifier = (Linear(embed_dim, num_classes) for _ in range(2))
         self.tier1_dropout, self.tier2_dropout = Dropout(tier1_drop), Dropout(tier2_drop)
 
     def forward(self, batch: BagBatch, groups: Tensor | None = None) -> AggregatorOutput:
@@ -197,7 +198,7 @@ class DTFD(Aggregator):
             attention=attention[:, 0],
             pooled=pooled[:, 0],
             logits=self.tier1_classifier(self.tier1_dropout(pooled[:, 0])),
-            instance_logits=attention * F.linear(h, self.tier1_classifier.weight),
+            instance_logits=attention * linear(h, self.tier1_classifier.weight),
         )
 
     def _draw_groups(self, batch: BagBatch) -> tuple[Tensor, list[list[int]]]:

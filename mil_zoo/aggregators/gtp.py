@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import CSR, graph_sum, segment_reduce
+from mil_zoo.kernels import CSR, graph_sum, linear, segment_reduce
 
 LAYERS = 3  # of the transformer
 
@@ -26,7 +27,7 @@ class GraphConvolution(nn.Module):
 
     def forward(self, x: Tensor, graph: CSR) -> Tensor:
         """``[N, in_dim]`` to ``[N, width]``; ``graph`` is without self-loops."""
-        y = x @ self.weight  # sums commute with products, and features are wider before
+        y = linear(x, self.weight.t())  # sums commute with products, and features are wider before
         return self.norm(F.normalize(y + graph_sum(y, graph) + self.bias))
 
 
@@ -37,8 +38,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.qkv, self.proj = Linear(width, 3 * width, bias=False), Linear(width, width)
+        self.mlp = nn.Sequential(Linear(width, 2 * width), nn.GELU(), Linear(2 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """``[B, T, width]`` to the same."""
@@ -121,11 +122,11 @@ class GTP(Aggregator):
                 f"({heads})"
             )
         self.convolution = GraphConvolution(in_dim, embed_dim)
-        self.assign = nn.Linear(embed_dim, num_clusters)
+        self.assign = Linear(embed_dim, num_clusters)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.blocks = nn.ModuleList(Block(embed_dim, heads) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(embed_dim)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``, without gradient."""

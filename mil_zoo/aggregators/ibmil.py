@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, Preparation, register_aggregator
 from mil_zoo.aggregators.blocks.attention import Attention
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.one_vs_rest import one_vs_rest_logits, one_vs_rest_loss
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.transmil import TransMIL
@@ -50,10 +51,10 @@ class DualStreamBaseline(nn.Module):
 
     def __init__(self, in_dim: int, num_classes: int, joint_dim: int, nonlinear: bool) -> None:
         super().__init__()
-        self.instance_classifier = nn.Linear(in_dim, num_classes)
-        self.query: nn.Module = nn.Linear(in_dim, joint_dim)
+        self.instance_classifier = Linear(in_dim, num_classes)
+        self.query: nn.Module = Linear(in_dim, joint_dim)
         if nonlinear:
-            self.query = nn.Sequential(self.query, nn.ReLU(), nn.Linear(joint_dim, joint_dim), nn.Tanh())
+            self.query = nn.Sequential(self.query, nn.ReLU(), Linear(joint_dim, joint_dim), nn.Tanh())
 
     def forward(self, batch: BagBatch) -> Embedded:
         """C rows a bag."""
@@ -86,7 +87,7 @@ class Adjustment(nn.Module):
 
     def __init__(self, width: int, joint_dim: int) -> None:
         super().__init__()
-        self.W_q, self.W_k = nn.Linear(width, joint_dim), nn.Linear(width, joint_dim)
+        self.W_q, self.W_k = Linear(width, joint_dim), Linear(width, joint_dim)
 
     def forward(self, bags: Tensor, confounders: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """``[B, R, W]`` and ``[k, W]`` to c ``[B, R, W]`` and s ``[B, R, k]``."""
@@ -214,7 +215,7 @@ class IBMIL(Aggregator):
                 self.register_buffer("confounder", dictionary)
         read = 2 * width if len(dictionary) and merge == "cat" else width
         dual = baseline == "dsmil"
-        self.classifier = nn.Conv1d(num_classes, num_classes, read) if dual else nn.Linear(read, num_classes)
+        self.classifier = nn.Conv1d(num_classes, num_classes, read) if dual else Linear(read, num_classes)
 
     def prepare(self, preparation: Preparation) -> None:
         """Trains a baseline on the training bags and makes the dictionary from its embeddings of them."""

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.kernels import linear, segment_attention_pool
 
 
 class CrossAttention(nn.Module):
@@ -33,13 +34,13 @@ class CrossAttention(nn.Module):
     def __init__(self, query_dim: int, key_dim: int, dim: int, heads: int, gated: bool) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, dim // heads
-        self.fc_q, self.fc_k, self.fc_v = nn.Linear(query_dim, dim), nn.Linear(key_dim, dim), nn.Linear(key_dim, dim)
-        self.in_proj, self.out_proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.ln0, self.ln1, self.fc_o = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.Linear(dim, dim)
-        self.gate = nn.Linear(query_dim, dim) if gated else None
-        for linear in (self.fc_q, self.fc_k, self.fc_v, self.out_proj, self.fc_o, self.gate):
-            if linear is not None:
-                nn.init.xavier_normal_(linear.weight)
+        self.fc_q, self.fc_k, self.fc_v = Linear(query_dim, dim), Linear(key_dim, dim), Linear(key_dim, dim)
+        self.in_proj, self.out_proj = Linear(dim, 3 * dim), Linear(dim, dim)
+        self.ln0, self.ln1, self.fc_o = nn.LayerNorm(dim), nn.LayerNorm(dim), Linear(dim, dim)
+        self.gate = Linear(query_dim, dim) if gated else None
+        for layer in (self.fc_q, self.fc_k, self.fc_v, self.out_proj, self.fc_o, self.gate):
+            if layer is not None:
+                nn.init.xavier_normal_(layer.weight)
         nn.init.xavier_uniform_(self.in_proj.weight)
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
@@ -61,10 +62,10 @@ class CrossAttention(nn.Module):
         query_weight, key_weight, value_weight = self.in_proj.weight.chunk(3)  # [dim, dim] each
         query_bias, key_bias, value_bias = self.in_proj.bias.chunk(3)
         queries = self.fc_q(tokens)  # [T, dim]
-        q = self._split(F.linear(queries, query_weight, query_bias)) * self.head_dim**-0.5  # [T, H, F]
+        q = self._split(linear(queries, query_weight, query_bias)) * self.head_dim**-0.5  # [T, H, F]
         folded = torch.einsum("thf,hfe->the", q, key_weight.view(self.heads, self.head_dim, -1))  # on fc_k x
         constant = folded @ self.fc_k.bias + (q * self._split(key_bias)).sum(-1)  # [T, H]
-        scores = F.linear(x, (folded @ self.fc_k.weight).flatten(0, 1), constant.flatten())  # [N, T * H]
+        scores = linear(x, (folded @ self.fc_k.weight).flatten(0, 1), constant.flatten())  # [N, T * H]
         pooled, attention = segment_attention_pool(scores, x, offsets)  # [B, T * H, key_dim]
         values = self.fc_v(pooled).view(len(offsets) - 1, len(tokens), self.heads, -1)
         attended = torch.einsum("bthe,hfe->bthf", values, value_weight.view(self.heads, self.head_dim, -1)).flatten(2)
@@ -83,9 +84,9 @@ class CrossAttention(nn.Module):
         """
         weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         queries = self.fc_q(x)  # [N, dim]
-        q = self._split(F.linear(queries, weights[0], biases[0]))  # [N, H, F]
-        k = self._split(F.linear(self.fc_k(tokens), weights[1], biases[1])).index_select(0, bag)  # [N, T, H, F]
-        v = self._split(F.linear(self.fc_v(tokens), weights[2], biases[2])).index_select(0, bag)
+        q = self._split(linear(queries, weights[0], biases[0]))  # [N, H, F]
+        k = self._split(linear(self.fc_k(tokens), weights[1], biases[1])).index_select(0, bag)  # [N, T, H, F]
+        v = self._split(linear(self.fc_v(tokens), weights[2], biases[2])).index_select(0, bag)
         scores = (q[:, None] * k).sum(-1, keepdim=True) * self.head_dim**-0.5  # [N, T, H, 1]
         attended = (scores.softmax(dim=1) * v).sum(1).flatten(1)
         return self._finish(x, queries, attended)
@@ -189,7 +190,7 @@ class ILRA(Aggregator):
             raise InputError(f"ilra: topk must be positive, not {topk}")
         self.gab_blocks = nn.ModuleList(LowRankBlock(dim, embed_dim, num_heads, topk) for dim in (in_dim, embed_dim))
         self.pooling = NonLocalPooling(embed_dim, num_heads, topk)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
         nn.init.xavier_normal_(self.classifier.weight)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:

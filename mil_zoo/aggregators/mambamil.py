@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import Attention
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.order import ORDERS, Order, sequence_order
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import seeded_dropout, segment_attention_pool, selective_scan
+from mil_zoo.kernels import linear, seeded_dropout, segment_attention_pool, selective_scan
 from mil_zoo.kernels.draws import from_host
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
@@ -59,8 +60,8 @@ class Direction(nn.Module):
         super().__init__()
         self.sizes = rank, states, states
         self.conv = nn.Conv1d(channels, channels, taps, groups=channels)
-        self.x_proj = nn.Linear(channels, sum(self.sizes), bias=False)
-        self.dt_proj = nn.Linear(rank, channels)
+        self.x_proj = Linear(channels, sum(self.sizes), bias=False)
+        self.dt_proj = Linear(rank, channels)
         self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
 
@@ -70,7 +71,7 @@ class Direction(nn.Module):
         p, B, C = self.x_proj(c).split(self.sizes, dim=1)
         return selective_scan(
             u=c,
-            delta=F.linear(p, self.dt_proj.weight),
+            delta=linear(p, self.dt_proj.weight),
             A=-self.A_log.exp(),
             B=B,
             C=C,
@@ -101,10 +102,10 @@ class Mixer(nn.Module):
         super().__init__()
         self.mixer, self.rate, channels = mixer, rate, 2 * dim
         sizes = channels, states, taps, math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * channels, bias=False)
+        self.in_proj = Linear(dim, 2 * channels, bias=False)
         self.first = Direction(*sizes)
         self.second = None if mixer == "mamba" else Direction(*sizes)
-        self.out_proj = nn.Linear(channels, dim, bias=False)
+        self.out_proj = Linear(channels, dim, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """``[L, W]`` to ``[L, W]``."""
@@ -238,12 +239,12 @@ class MambaMIL(Aggregator):
                 f"({dropout}) at least 0 and below 1"
             )
         self.act, self.dropout, self.order = act, dropout, order
-        self.embed = nn.Linear(in_dim, embed_dim)
+        self.embed = Linear(in_dim, embed_dim)
         self.norms = nn.ModuleList(nn.LayerNorm(embed_dim) for _ in range(num_layers))
         self.mixers = nn.ModuleList(Mixer(embed_dim, mixer, rate, state_dim, conv_width) for _ in range(num_layers))
         self.norm = nn.LayerNorm(embed_dim)
         self.attention = Attention(embed_dim, attention_dim)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import feature_layer
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import segment_reduce
@@ -19,7 +20,7 @@ class _Pooling(Aggregator):
     def __init__(self, in_dim: int, num_classes: int, embed_dim: int | None = 512) -> None:
         super().__init__(in_dim, num_classes)
         self.embed, width = feature_layer(in_dim, embed_dim)
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = Linear(width, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import segment_reduce
@@ -35,8 +36,8 @@ class MeanMLP(Aggregator):
 
     def __init__(self, in_dim: int, num_classes: int, hidden: int = 512, dropout: float = 0.25) -> None:
         super().__init__(in_dim, num_classes)
-        self.embed = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(inplace=True), Dropout(dropout))
-        self.classifier = nn.Linear(hidden, num_classes)
+        self.embed = nn.Sequential(Linear(in_dim, hidden), nn.ReLU(inplace=True), Dropout(dropout))
+        self.classifier = Linear(hidden, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import GatedAttention
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -25,9 +26,7 @@ class GENConv(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.t = nn.Parameter(torch.ones(1))
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-        )
+        self.mlp = nn.Sequential(Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.ReLU(), Linear(2 * width, width))
 
     def forward(self, x: Tensor, graph: CSR) -> Tensor:
         """``[N, width]`` to the same; a node without neighbours receives zeros."""
@@ -40,8 +39,8 @@ class AttentionHead(nn.Module):
     def __init__(self, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.attention = GatedAttention(width, width, dropout=dropout)
-        self.rho = nn.Sequential(nn.Linear(width, width), nn.ReLU())
-        self.classifier = nn.Linear(width, num_classes)
+        self.rho = nn.Sequential(Linear(width, width), nn.ReLU())
+        self.classifier = Linear(width, num_classes)
 
     def forward(self, h: Tensor, offsets: Tensor) -> AggregatorOutput:
         """``[ΣN, width]`` to the output of the aggregator."""
@@ -125,10 +124,10 @@ class PatchGCN(Aggregator):
                 f"patchgcn: num_layers ({num_layers}) must be at least 2 and hidden_dim ({hidden_dim}) positive"
             )
         width = num_layers * hidden_dim
-        self.embed = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), Dropout(dropout))
         self.convolutions = nn.ModuleList(GENConv(hidden_dim) for _ in range(num_layers - 1))
         self.norms = nn.ModuleDict({str(layer): nn.LayerNorm(hidden_dim) for layer in range(1, num_layers - 1)})
-        self.phi = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), Dropout(dropout))
+        self.phi = nn.Sequential(Linear(width, width), nn.ReLU(inplace=True), Dropout(dropout))
         self.head = AttentionHead(width, num_classes, dropout)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
@@ -64,8 +65,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, proj_drop: float, epeg_k: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
         self.pe = None
         if epeg_k is not None:
@@ -214,13 +215,13 @@ class RRT(Aggregator):
         super().__init__(in_dim, num_classes)
         _check_options(embed_dim, n_heads, crmsa_heads, region_num, epeg_k, crmsa_k, pool_act)
         self.all_shortcut = all_shortcut
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True), Dropout(dropout))
+        self.embed = nn.Sequential(Linear(in_dim, embed_dim), nn.ReLU(inplace=True), Dropout(dropout))
         self.region = RegionLayer(embed_dim, n_heads, region_num, epeg_k, proj_drop)
         self.cross = CrossRegionLayer(embed_dim, crmsa_heads, crmsa_k, proj_drop)
         self.norm = nn.LayerNorm(embed_dim)
         activation = nn.ReLU() if pool_act == "relu" else nn.Tanh()
-        self.pool = nn.Sequential(nn.Linear(embed_dim, 128, bias=False), activation, nn.Linear(128, 1, bias=False))
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.pool = nn.Sequential(Linear(embed_dim, 128, bias=False), activation, Linear(128, 1, bias=False))
+        self.classifier = Linear(embed_dim, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.order import ORDERS, Order, sequence_order
 from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.aggregators.output import AggregatorOutput
@@ -50,7 +51,7 @@ class S4D(nn.Module):
         self.log_dt = nn.Parameter(torch.empty(channels).uniform_(math.log(1e-3), math.log(0.1)))
         self.log_A_real = nn.Parameter(torch.full((channels, states), math.log(0.5)))
         self.A_imag = nn.Parameter(math.pi * torch.arange(states, dtype=torch.float32).repeat(channels, 1))
-        self.output = nn.Linear(channels, 2 * channels)
+        self.output = Linear(channels, 2 * channels)
 
     def forward(self, u: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """``[L, W]``, sequences of ``lengths`` end to end, to ``[L, W]``."""
@@ -176,10 +177,10 @@ class S4MIL(Aggregator):
                 f"dropout ({dropout}) at least 0 and below 1"
             )
         self.act, self.dropout, self.order = act, dropout, order
-        self.embed = nn.Linear(in_dim, embed_dim)
+        self.embed = Linear(in_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
         self.s4d = S4D(embed_dim, state_dim // 2)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]`` is the share of channels that an instance wins."""

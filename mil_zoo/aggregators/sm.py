@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.smoothing import Adjacency, Smooth
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
@@ -56,7 +57,7 @@ class SmAttention(nn.Module):
                 f"not {where!r}"
             )
         self.act, self.where = ACTIVATIONS[act], where
-        self.proj1, self.proj2 = nn.Linear(in_dim, att_dim), nn.Linear(att_dim, 1, bias=False)
+        self.proj1, self.proj2 = Linear(in_dim, att_dim), Linear(att_dim, 1, bias=False)
         if spectral_norm and where == "early":
             normalised(self.proj1)
         if spectral_norm and where != "late":
@@ -133,7 +134,7 @@ class SmABMIL(Aggregator):
         super().__init__(in_dim, num_classes)
         smoothing = _Smoothing(sm_mode, sm_steps, sm_alpha)
         self.pool = SmAttention(in_dim, att_dim, act, sm_where, smoothing, spectral_norm)
-        self.classifier = nn.Linear(in_dim, num_classes)
+        self.classifier = Linear(in_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
@@ -152,11 +153,11 @@ class SmTransformerLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(in_dim), nn.LayerNorm(width)
-        self.qkv = nn.Linear(in_dim, 3 * width, bias=False)
+        self.qkv = Linear(in_dim, 3 * width, bias=False)
         self.smooth = Smooth(*smoothing)
-        self.att_proj = nn.Linear(in_dim, width) if in_dim != width else nn.Identity()
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.out_proj = nn.Linear(width, out_dim) if width != out_dim else nn.Identity()
+        self.att_proj = Linear(in_dim, width) if in_dim != width else nn.Identity()
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.out_proj = Linear(width, out_dim) if width != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, adjacency: Adjacency, lengths: tuple[int, ...]) -> Tensor:
         """``[ΣN, in_dim]`` to ``[ΣN, out_dim]``."""
@@ -256,7 +257,7 @@ class SmTransformer(Aggregator):
         )
         self.norm = nn.LayerNorm(in_dim)
         self.pool = SmAttention(in_dim, att_dim, act, sm_where, smoothing, spectral_norm)
-        self.classifier = nn.Linear(in_dim, num_classes)
+        self.classifier = Linear(in_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``."""

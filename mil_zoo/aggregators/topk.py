@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.attention import feature_layer
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
@@ -54,7 +54,7 @@ class TopKPooling(Aggregator):
             raise InputError(f"topk: k must be positive, not {k}")
         self.k = k
         self.embed, width = feature_layer(in_dim, embed_dim)
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = Linear(width, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention and instance_logits ``[ΣN, C]``."""

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
+from mil_zoo.kernels import linear
 
 TAPS = 33  # of the residual convolution
 BLOCK = 65_536  # tokens whose output is computed at a time where nothing is kept for gradients
@@ -42,8 +44,8 @@ class NystromAttention(nn.Module):
     def __init__(self, dim: int, heads: int, landmarks: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.landmarks = heads, landmarks
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_qkv = Linear(dim, 3 * dim, bias=False)
+        self.to_out = Linear(dim, dim)
         self.drop = Dropout(dropout)
         self.res_conv = nn.Conv2d(heads, heads, (TAPS, 1), groups=heads, bias=False)
 
@@ -65,15 +67,15 @@ class NystromAttention(nn.Module):
         to_landmarks, to_tokens = zeros.landmark_bias(means), zeros.token_bias(x)
         to_q, to_k, _ = self.to_qkv.weight.chunk(3)
         # Projections commute with means, and queries are needed at the wanted rows only.
-        q_mean, k_mean = self._split(F.linear(means, to_q)), self._split(F.linear(means, to_k))  # [1, H, m, d]
-        k, v = F.linear(x, self.to_qkv.weight[dim:]).chunk(2, dim=1)  # [pad + T, E]
+        q_mean, k_mean = self._split(linear(means, to_q)), self._split(linear(means, to_k))  # [1, H, m, d]
+        k, v = linear(x, self.to_qkv.weight[dim:]).chunk(2, dim=1)  # [pad + T, E]
         keys = self._split(k)
 
         inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks)[0], zeros.landmarks)  # [H, m, m]
         summary = inverse @ F.scaled_dot_product_attention(q_mean, keys, self._split(v), to_tokens)  # [1, H, m, d]
 
         def read(first: int, last: int) -> Tensor:
-            q = self._split(F.linear(x[pad + first : pad + last], to_q))  # [1, H, last - first, d]
+            q = self._split(linear(x[pad + first : pad + last], to_q))  # [1, H, last - first, d]
             out = F.scaled_dot_product_attention(q, k_mean, summary, to_landmarks)[0].transpose(0, 1).flatten(1)
             return self.drop(self.to_out(out + self._convolve(v[pad:], first, last)))
 
@@ -86,7 +88,7 @@ class NystromAttention(nn.Module):
         if not with_attention:
             return out, None
         with torch.no_grad():
-            q = self._split(F.linear(x[pad : pad + 1], to_q))[0]
+            q = self._split(linear(x[pad : pad + 1], to_q))[0]
             weights = softmax(q, k_mean[0], to_landmarks) @ inverse  # [H, 1, m]
             row = x.new_zeros(self.heads, len(x))
             for head, first in product(range(self.heads), range(0, len(means), 32)):  # at most 32 x T at a time
@@ -209,13 +211,13 @@ class TransMIL(Aggregator):
             raise InputError(f"transmil: embed_dim ({embed_dim}) must be a multiple of heads ({heads})")
         if landmarks < 1:
             raise InputError(f"transmil: landmarks must be at least 1, not {landmarks}")
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True))
+        self.embed = nn.Sequential(Linear(in_dim, embed_dim), nn.ReLU(inplace=True))
         self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.layer1 = TransLayer(embed_dim, heads, landmarks, dropout)
         self.ppeg = PPEG(embed_dim)
         self.layer2 = TransLayer(embed_dim, heads, landmarks, dropout)
         self.norm = nn.LayerNorm(embed_dim)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``, head_attention ``[ΣN, H]``, both without gradient."""

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import seeded_dropout
+from mil_zoo.kernels import linear, seeded_dropout
 
 PAIRS = 2**24  # distances that are held at a time
 
@@ -62,7 +63,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout, self.alibi = heads, dropout, alibi
         self.token_penalty, self.see_token = token_penalty, see_token
-        self.in_proj, self.out_proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.in_proj, self.out_proj = Linear(dim, 3 * dim), Linear(dim, dim)
         if alibi:
             self.bias_scale = nn.Parameter(torch.rand(heads))
             self.register_buffer("running_mean", torch.ones(heads))
@@ -99,9 +100,9 @@ class SelfAttention(nn.Module):
         """The output at the class tokens alone, ``[B, W]``, and the softmax of each bag's, ``[H, N + 1]``."""
         outputs, weights = [], []
         dim = x.shape[1]
-        k_v = F.linear(x, self.in_proj.weight[dim:], self.in_proj.bias[dim:])
+        k_v = linear(x, self.in_proj.weight[dim:], self.in_proj.bias[dim:])
         for number, (tokens, part) in enumerate(zip(x.split(lengths), k_v.split(lengths), strict=True)):
-            q = F.linear(tokens[:1], self.in_proj.weight[:dim], self.in_proj.bias[:dim])
+            q = linear(tokens[:1], self.in_proj.weight[:dim], self.in_proj.bias[:dim])
             q = q.view(1, self.heads, -1).transpose(0, 1)  # [H, 1, d]
             k, v = part.view(len(part), 2, self.heads, -1).permute(1, 2, 0, 3)  # [H, N + 1, d]
             weight = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
@@ -139,7 +140,7 @@ class Layer(nn.Module):
     def __init__(self, dim: int, ff_dim: int, ff_dropout: float, attention: SelfAttention) -> None:
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(dim), attention
-        self.ff_norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, ff_dim), nn.Linear(ff_dim, dim)
+        self.ff_norm, self.up, self.down = nn.LayerNorm(dim), Linear(dim, ff_dim), Linear(ff_dim, dim)
         self.ff_dropout = ff_dropout
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -239,7 +240,7 @@ class ViT(Aggregator):
         if not 0 <= dropout < 1 or not 0 <= ff_dropout < 1:
             raise InputError(f"vit: dropout ({dropout}) and ff_dropout ({ff_dropout}) must be at least 0 and below 1")
         self.alibi, self.class_token_penalty, self.dropout = alibi, class_token_penalty, dropout
-        self.embed = nn.Linear(in_dim, embed_dim)
+        self.embed = Linear(in_dim, embed_dim)
         self.class_token = nn.Parameter(torch.randn(embed_dim))
         settings = dropout, alibi, class_token_penalty, tiles_see_class_token
         self.layers = nn.ModuleList(
@@ -247,7 +248,7 @@ class ViT(Aggregator):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``, head_attention ``[ΣN, H]``."""

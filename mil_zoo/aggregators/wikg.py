@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import segment_attention_pool, segment_reduce
+from mil_zoo.kernels import linear, segment_attention_pool, segment_reduce
 
 AT_ONCE = 2**22
 """Numbers held at a time (16 MiB in float32) while neighbours are searched and while their tails are attended to."""
@@ -72,13 +73,13 @@ class WiKG(Aggregator):
         if topk < 1:
             raise InputError(f"wikg: topk must be positive, not {topk}")
         self.topk = topk
-        self.embed = nn.Sequential(nn.Linear(in_dim, embed_dim), nn.LeakyReLU())
-        self.W_head, self.W_tail = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
-        self.linear1, self.linear2 = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.embed = nn.Sequential(Linear(in_dim, embed_dim), nn.LeakyReLU())
+        self.W_head, self.W_tail = Linear(embed_dim, embed_dim), Linear(embed_dim, embed_dim)
+        self.linear1, self.linear2 = Linear(embed_dim, embed_dim), Linear(embed_dim, embed_dim)
         self.message_dropout = Dropout(dropout)
-        self.readout = nn.Sequential(nn.Linear(embed_dim, embed_dim // 2), nn.LeakyReLU(), nn.Linear(embed_dim // 2, 1))
+        self.readout = nn.Sequential(Linear(embed_dim, embed_dim // 2), nn.LeakyReLU(), Linear(embed_dim // 2, 1))
         self.norm = nn.LayerNorm(embed_dim)
-        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.classifier = Linear(embed_dim, num_classes)
 
     def forward(self, batch: BagBatch) -> AggregatorOutput:
         """See ``Aggregator.forward``; attention ``[ΣN]``."""
@@ -102,7 +103,9 @@ class WiKG(Aggregator):
         neighbours = []
         for start, end in pairwise(accumulate(batch.lengths, initial=0)):
             for rows in _slices(head[start:end], AT_ONCE // (end - start + self.topk)):
-                likeness = F.pad(rows @ tail[start:end].T, (0, self.topk), value=-torch.inf)  # room for absent ones
+                likeness = F.pad(
+                    linear(rows, tail[start:end]), (0, self.topk), value=-torch.inf
+                )  # room for absent ones
                 best = likeness.topk(self.topk, dim=1).indices
                 neighbours.append(torch.where(best < end - start, best, 0) + start)
         place = torch.arange(self.topk, device=head.device)

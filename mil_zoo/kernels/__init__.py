@@ -1,7 +1,8 @@
 """Sparse attention and convolution over bags and patch graphs: one public function an op, checked arguments, backends.
 
-``reference`` is plain PyTorch (float64-capable, the oracle), ``dgl`` DGL's message-passing ops, ``numba`` fused CPU
-kernels, compiled on first use and kept on disk, ``triton`` fused CUDA kernels, compiled and tuned on first use.
+``reference`` is plain PyTorch (float64-capable, the oracle), ``onednn`` its second library of matrix products, ``dgl``
+DGL's message-passing ops, ``numba`` fused CPU kernels, compiled on first use and kept on disk, ``triton`` fused CUDA
+kernels, compiled and tuned on first use.
 """
 
 from mil_zoo.kernels.backends import available_backends, backend_status
@@ -12,6 +13,7 @@ from mil_zoo.kernels.ops.graph_attention import GlobalKey, graph_attention
 from mil_zoo.kernels.ops.graph_dot_attention import graph_dot_attention
 from mil_zoo.kernels.ops.graph_softmax_sum import graph_softmax_sum
 from mil_zoo.kernels.ops.graph_sum import graph_sum
+from mil_zoo.kernels.ops.linear import linear
 from mil_zoo.kernels.ops.relational_gather_gemm import RelationalEdges, relational_gather_gemm
 from mil_zoo.kernels.ops.residual_norm_prelu import residual_norm_prelu
 from mil_zoo.kernels.ops.seeded_dropout import seeded_dropout
@@ -31,6 +33,7 @@ __all__ = [
     "graph_dot_attention",
     "graph_softmax_sum",
     "graph_sum",
+    "linear",
     "relational_gather_gemm",
     "residual_norm_prelu",
     "seeded_dropout",

@@ -84,8 +84,14 @@ def _triton() -> str | None:
     return None
 
 
+def _onednn() -> str | None:
+    reason: str | None = importlib.import_module("mil_zoo.kernels.ops.linear.onednn_cpu").why_not()
+    return reason
+
+
 _CHECKS: dict[str, Callable[[], str | None]] = {
     "reference": _reference,
+    "onednn": _onednn,
     "dgl": _dgl,
     "numba": _numba,
     "triton": _triton,
@@ -93,7 +99,7 @@ _CHECKS: dict[str, Callable[[], str | None]] = {
 
 # What "auto" prefers on each kind of device, best first. DGL's own wheels hold no CUDA code.
 _PREFERENCE = {"cpu": ("numba", "dgl", "reference"), "cuda": ("triton", "reference")}
-_CPU_ONLY = ("dgl", "numba")
+_CPU_ONLY = ("onednn", "dgl", "numba")
 
 
 def lazy(module: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, create_aggregator
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.labelled import Standardiser
@@ -104,13 +105,13 @@ class Projector(nn.Sequential):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__(
-            nn.Linear(in_dim, in_dim),
+            Linear(in_dim, in_dim),
             nn.ReLU(),
             BatchNorm(in_dim),
-            nn.Linear(in_dim, in_dim),
+            Linear(in_dim, in_dim),
             nn.ReLU(),
             BatchNorm(in_dim),
-            nn.Linear(in_dim, out_dim),
+            Linear(in_dim, out_dim),
         )
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mil_zoo import InputError
-from mil_zoo.kernels import dropout_linear, gated_scores, residual_norm_prelu, seeded_dropout
+from mil_zoo.kernels import backend_status, dropout_linear, gated_scores, linear, residual_norm_prelu, seeded_dropout
 from mil_zoo.kernels.dropout import dropout_scale
+from mil_zoo.kernels.ops.linear import onednn_cpu
 
 BACKENDS = ["reference", "numba"]
 DTYPES = [torch.float32, torch.float64]
@@ -37,6 +38,68 @@ def packed_index(n):
     index = torch.arange(n).repeat(3)
     index[: 2 * n][torch.rand(2 * n, generator=torch.Generator().manual_seed(n)) < 0.67] = -1
     return index
+
+
+needs_onednn = pytest.mark.skipif(backend_status()["onednn"] is not None, reason=str(backend_status()["onednn"]))
+
+
+@needs_onednn
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", [(0, 5), (1, 5), (63, 37), (2, 700, 64), (64,)])
+def test_linear(shape, biased):
+    def inputs(dtype, **options):
+        shapes = [shape, (19, shape[-1])] + [(19,)] * biased
+        return [draw(*shape, seed=i, dtype=dtype, **options) for i, shape in enumerate(shapes)]
+
+    expected = outputs_and_gradients(lambda *v: linear(*v, backend="reference"), inputs(torch.float64))
+    got = outputs_and_gradients(lambda *v: linear(*v, backend="onednn"), inputs(torch.float32))
+    assert [t.shape for t in got] == [t.shape for t in expected]
+    assert_close(got, expected, torch.float32) if 0 not in shape else None
+    x, weight, *bias = (v.detach() for v in inputs(torch.float32))
+    turned = x.t().contiguous().t() if x.ndim == 2 else x, weight.t().contiguous().t()  # other strides
+    assert torch.allclose(linear(*turned, *bias, backend="onednn"), got[0], atol=1e-4)
+    assert (
+        linear(x, weight.requires_grad_(), *bias, backend="onednn").relu_() >= 0
+    ).all()  # changed in place, as layers do
+
+
+@needs_onednn
+def test_linear_has_a_second_gradient():
+    x, weight = draw(40, 8, seed=0, dtype=torch.float32), draw(6, 8, seed=1, dtype=torch.float32)
+
+    def penalty(backend):
+        (slope,) = torch.autograd.grad(linear(x, weight, backend=backend).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.pow(2).sum(), weight)
+
+    assert_close(penalty("onednn"), penalty("reference"), torch.float32)
+
+
+@needs_onednn
+def test_linear_takes_onednn_where_it_pays(monkeypatch):
+    x, weight = draw(64, 256, seed=0, dtype=torch.float32), draw(256, 256, seed=1, dtype=torch.float32)
+    for faster in (True, False):
+        monkeypatch.setattr(onednn_cpu, "is_faster", lambda faster=faster: faster)
+        for fits, tensors in [
+            (True, (x, weight)),
+            (False, (x[:1], weight)),
+            (False, (x.double(), weight.double())),
+            (False, (x.bfloat16(), weight.bfloat16())),
+        ]:
+            is_taken = "_Linear" in type(linear(*tensors).grad_fn).__name__
+            assert is_taken == (fits and faster)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_linear_refuses_what_onednn_does_not_take():
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"takes float32 products, not torch\.float64"):
+        linear(x, x, backend="onednn")
+    with torch.autocast("cpu"), pytest.raises(InputError, match=r"takes float32 products, not torch\.bfloat16"):
+        linear(x.float(), x.float(), backend="onednn")
+    with pytest.raises(InputError, match=r"weight must have shape \[\*, 3\]"):
+        linear(x.float(), torch.ones(3, 2), backend="onednn")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.blocks.dropout import Dropout
-from mil_zoo.kernels import gated_scores
+from mil_zoo.aggregators.blocks.linear import Linear
+from mil_zoo.kernels import gated_scores, linear
 
 
 class Attention(nn.Module):
@@ -21,8 +21,8 @@ class Attention(nn.Module):
 
     def __init__(self, in_dim: int, attention_dim: int, branches: int = 1) -> None:
         super().__init__()
-        self.V = nn.Linear(in_dim, attention_dim)
-        self.w = nn.Linear(attention_dim, branches)
+        self.V = Linear(in_dim, attention_dim)
+        self.w = Linear(attention_dim, branches)
 
     def forward(self, h: Tensor) -> Tensor:
         """``[N, in_dim]`` to attention logits ``[N, K]``."""
@@ -41,15 +41,15 @@ class GatedAttention(nn.Module):
 
     def __init__(self, in_dim: int, attention_dim: int, branches: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        self.V = nn.Linear(in_dim, attention_dim)
-        self.U = nn.Linear(in_dim, attention_dim)
-        self.w = nn.Linear(attention_dim, branches)
+        self.V = Linear(in_dim, attention_dim)
+        self.U = Linear(in_dim, attention_dim)
+        self.w = Linear(attention_dim, branches)
         self.drop = Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         """``[N, in_dim]`` to attention logits ``[N, K]``."""
         # One product for both halves; after it nothing as wide is kept for backward but its result.
-        x = F.linear(h, torch.cat([self.V.weight, self.U.weight]), torch.cat([self.V.bias, self.U.bias]))
+        x = linear(h, torch.cat([self.V.weight, self.U.weight]), torch.cat([self.V.bias, self.U.bias]))
         rate = self.drop.p if self.drop.training else 0.0
         return gated_scores(x, self.w.weight, dropout_p=rate) + self.w.bias
 
@@ -58,4 +58,4 @@ def feature_layer(in_dim: int, embed_dim: int | None) -> tuple[nn.Module, int]:
     """Makes an instance-wise Linear + ReLU of width ``embed_dim``, or the identity for None; returns its width too."""
     if embed_dim is None:
         return nn.Identity(), in_dim
-    return nn.Sequential(nn.Linear(in_dim, embed_dim), nn.ReLU(inplace=True)), embed_dim
+    return nn.Sequential(Linear(in_dim, embed_dim), nn.ReLU(inplace=True)), embed_dim

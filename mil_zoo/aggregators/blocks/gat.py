@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.kernels import (
     CSR,
     GlobalKey,
     dropout_linear,
     graph_attention,
+    linear,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
@@ -65,11 +67,11 @@ class GATLayer(nn.Module):
         out_dim = heads * head_dim
         self.heads, self.head_dim, self.attn_drop = heads, head_dim, attn_drop
         self.feat_drop = nn.Dropout(feat_drop)
-        self.fc = nn.Linear(in_dim, out_dim, bias=False)
+        self.fc = Linear(in_dim, out_dim, bias=False)
         self.attn_l = nn.Parameter(torch.empty(1, heads, head_dim))
         self.attn_r = nn.Parameter(torch.empty(1, heads, head_dim))
         self.bias = nn.Parameter(torch.zeros(out_dim))
-        self.res_fc = nn.Linear(in_dim, out_dim, bias=False) if residual and in_dim != out_dim else None
+        self.res_fc = Linear(in_dim, out_dim, bias=False) if residual and in_dim != out_dim else None
         self.norm = nn.LayerNorm(out_dim) if norm else nn.Identity()
         self.activation = {"prelu": nn.PReLU, "relu": nn.ReLU, None: nn.Identity}[activation]()
         for weight in [self.fc.weight, self.attn_l, self.attn_r] + ([self.res_fc.weight] if self.res_fc else []):
@@ -196,7 +198,7 @@ class GATLayer(nn.Module):
         width, weight, bias = self.heads * self.head_dim, torch.cat(parts), None
         sizes = [width, 2 * self.heads] + ([] if self.res_fc is None else [width])
         if before is not None:
-            weight, bias = weight @ before.weight, weight @ before.bias
+            weight, bias = linear(weight, before.weight.t()), weight @ before.bias
         index, token = packing or (None, None)
         z, scores, *residual = dropout_linear(
             h, weight, bias, sizes=sizes, index=index, token=token, dropout_p=self._feat_drop

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.transmil import PPEG, TransLayer, _normalised
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import seeded_dropout, segment_attention_pool
+from mil_zoo.kernels import linear, seeded_dropout, segment_attention_pool
 from mil_zoo.kernels.draws import from_host
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
@@ -29,7 +30,7 @@ class AttentionEncoder(nn.Module):
     def __init__(self, dim: int, attention_dim: int, act: str) -> None:
         super().__init__()
         self.act = act
-        self.V, self.w = nn.Linear(dim, attention_dim, bias=False), nn.Linear(attention_dim, 1, bias=False)
+        self.V, self.w = Linear(dim, attention_dim, bias=False), Linear(attention_dim, 1, bias=False)
 
     def forward(self, bags: Sequence[Tensor], layer: int | None) -> tuple[Tensor, list[Tensor]]:
         """Embeddings ``[B, W]``, and of each bag its attention ``[N]``."""
@@ -71,7 +72,7 @@ class TransformerEncoder(nn.Module):
         """What each instance adds to the first layer's output at the class token, ``[N, W]``."""
         layer = self.layer1
         # The class token takes part in no norm of another token.
-        v = F.linear(layer.norm(bag), layer.attn.to_qkv.weight[2 * bag.shape[1] :]).view(len(bag), HEADS, -1)
+        v = linear(layer.norm(bag), layer.attn.to_qkv.weight[2 * bag.shape[1] :]).view(len(bag), HEADS, -1)
         return layer.attn.to_out((attention.T[..., None] * v).flatten(1))
 
     def _encode_places(self, x: Tensor) -> Tensor:
@@ -89,8 +90,8 @@ class Merge(nn.Module):
         super().__init__()
         self.register_buffer("queries", torch.randn(1, tokens, dim))
         self.norm = nn.LayerNorm(dim)
-        self.to_q, self.to_kv = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
-        self.to_out, self.drop = nn.Linear(dim, dim), Dropout(dropout)
+        self.to_q, self.to_kv = Linear(dim, dim, bias=False), Linear(dim, 2 * dim, bias=False)
+        self.to_out, self.drop = Linear(dim, dim), Dropout(dropout)
 
     def forward(self, rest: Tensor) -> Tensor:
         """``[n, W]`` to ``[k, W]``."""
@@ -145,14 +146,14 @@ class Network(Aggregator):
                 f"{HEADS} for transmil and version 2"
             )
         self.act, self.dropout = act, dropout
-        self.embed = nn.Linear(in_dim, embed_dim)
+        self.embed = Linear(in_dim, embed_dim)
         transformer = baseline == "transmil"
         self.encoder = (
             TransformerEncoder(embed_dim, attn_out_drop)
             if transformer
             else AttentionEncoder(embed_dim, attention_dim, attention_act)
         )
-        self.predictor = nn.Linear(embed_dim, num_classes)
+        self.predictor = Linear(embed_dim, num_classes)
         self.merge = Merge(embed_dim, merge_k, attn_out_drop) if merge_k else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -188,5 +189,5 @@ class Network(Aggregator):
 
     def class_scores(self, bag: Tensor, attention: Tensor) -> Tensor:
         """The highest class probability of what each instance adds, ``[N]``, without the classifier's bias."""
-        logits = F.linear(self.encoder.contributions(bag, attention), self.predictor.weight)
+        logits = linear(self.encoder.contributions(bag, attention), self.predictor.weight)
         return logits.softmax(1).amax(1)

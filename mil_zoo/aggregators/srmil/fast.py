@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
 from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
+from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.srmil.readouts import READOUTS, Paths
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import CSR
+from mil_zoo.kernels import CSR, linear
 from mil_zoo.kernels.devices import positions, to_device
 
 
@@ -94,15 +95,15 @@ class SRMIL(Aggregator):
         self.readout = READOUTS[readout]
         self.enc_mask_token = nn.Parameter(0.01 * torch.randn(1, in_dim))
         self.dec_mask_token = nn.Parameter(0.01 * torch.randn(1, hidden))
-        self.reformer = nn.Sequential(nn.Linear(in_dim, in_dim))
+        self.reformer = nn.Sequential(Linear(in_dim, in_dim))
         self.encoder = GAT(GATLayer(in_dim, heads, head_dim, *drops), GATLayer(hidden, heads, head_dim, *drops))
-        self.encoder_to_decoder = nn.Linear(hidden, hidden, bias=False)
+        self.encoder_to_decoder = Linear(hidden, hidden, bias=False)
         self.decoder = GAT(
             GATLayer(hidden, heads, head_dim, *drops),
             GATLayer(hidden, 1, in_dim, *drops, residual=False, norm=False, activation=None),
         )
         self.classifier = nn.Sequential(
-            nn.Linear(head_dim, head_hidden), nn.ReLU(), Dropout(cls_drop), nn.Linear(head_hidden, num_classes)
+            Linear(head_dim, head_hidden), nn.ReLU(), Dropout(cls_drop), Linear(head_hidden, num_classes)
         )
         self.readout.add_parameters(self, head_hidden, feat_drop, attn_drop)
         # The authors' layers carry mask tokens that nothing reads, and both readouts whichever is on.
@@ -216,9 +217,9 @@ def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor
     Returns:
         ``[M]``.
     """
-    projected = x @ torch.cat([weight, bias[:, None]], dim=1)  # [M, hidden + 1]
+    projected = linear(x, torch.cat([weight, bias[:, None]], dim=1).t())  # [M, hidden + 1]
     dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
-    square = (h * (h @ (weight.T @ weight) + 2 * (bias @ weight))).sum(1) + bias @ bias
+    square = (h * (linear(h, linear(weight.t(), weight.t())) + 2 * (bias @ weight))).sum(1) + bias @ bias
     cosine = dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
     return cosine.clamp(max=1)  # rounding must not make 1 - cos negative, which has no powers
 

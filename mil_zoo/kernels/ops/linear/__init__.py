@@ -1,0 +1,43 @@
+"""Linear maps, by the fastest matrix product that the CPU has."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+from mil_zoo.kernels.backends import choose_backend
+from mil_zoo.kernels.checks import autocast_dtype, check_tensor
+from mil_zoo.kernels.ops.linear import onednn_cpu
+
+IMPLEMENTATIONS = {"reference": F.linear, "onednn": onednn_cpu.forward}
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """A linear map ``x @ weight^T + bias``: ``torch.nn.functional.linear``, faster on some CPUs.
+
+    PyTorch takes products in float32 from MKL, which gives CPUs that are not Intel's code for AVX2, whatever they have.
+    oneDNN, which PyTorch carries too, asks the CPU: with AVX-512 it takes half the time. It is used for such products
+    on such CPUs, from ``onednn_cpu.LEAST`` multiplications on; sums are taken in float32 either way, in another order.
+
+    Args:
+        x: ``[..., D]`` float.
+        weight: ``[O, D]``.
+        bias: ``[O]``, or None.
+        backend: "auto", "reference" (PyTorch's own), or "onednn" (float32 on a CPU).
+
+    Returns:
+        ``[..., O]``; under autocast in its precision, as PyTorch's.
+
+    Raises:
+        InputError: a backend that cannot run, or tensors that it does not take.
+    """
+    if backend == "auto":
+        return (onednn_cpu.forward if onednn_cpu.pays(x, weight) else F.linear)(x, weight, bias)
+    name = choose_backend("linear", IMPLEMENTATIONS, backend, x.device, x.dtype)
+    if name == "onednn":
+        check_tensor("weight", weight, (None, x.shape[-1]), like=x)
+        if x.dtype != torch.float32 or autocast_dtype(x) is not None:
+            raise InputError(f"backend 'onednn' takes float32 products, not {autocast_dtype(x) or x.dtype}")
+    return IMPLEMENTATIONS[name](x, weight, bias)
