@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from mil_zoo.metrics import Metric, ranks_of_class
 from mil_zoo.noted import note_of, undefined
 from mil_zoo.report.load import Results
 from mil_zoo.stats import Drawn, Scored, bootstrap_patients
-from mil_zoo.stats.site_leak import SiteLeak, mean_leak, site_probe, with_labels
 
 FILE = "groups.csv"  # of the run directory: slide_id, patient_id and the grouping columns
 FEWEST = 10  # patients of a group that is scored
@@ -62,11 +60,6 @@ def columns_of(results: Results) -> list[str]:
 def group_scores(results: Results) -> list[GroupScore]:
     """Of every column, group, aggregator and headline metric; the largest groups first."""
     return results.once(_scores)
-
-
-def site_leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
-    """Column, aggregator, what the site is told from, and how well; of columns called site, centre or scanner."""
-    return results.once(_leaks)
 
 
 def site_columns(results: Results) -> list[str]:
@@ -118,7 +111,8 @@ def _patients(results: Results, trial: Trial) -> pd.DataFrame:
     return rows
 
 
-def _owners(rows: pd.DataFrame) -> list[str]:
+def owners_of(rows: pd.DataFrame) -> list[str]:
+    """The patient of each row; its slide where patients are unknown."""
     owner = rows["patient_id"].fillna("").astype(str)
     return owner.where(owner != "", rows["slide_id"]).tolist()
 
@@ -131,10 +125,10 @@ def _scores(results: Results) -> list[GroupScore]:
     for column in columns_of(results):
         of = group_of(results, column)
         for label, parts in tested.items():
-            marked = [(trial, rows, np.array([of.get(name, "") for name in _owners(rows)])) for trial, rows in parts]
+            marked = [(trial, rows, np.array([of.get(name, "") for name in owners_of(rows)])) for trial, rows in parts]
             sizes: dict[str, set[str]] = defaultdict(set)
             for _, rows, groups in marked:
-                for name, group in zip(_owners(rows), groups, strict=True):
+                for name, group in zip(owners_of(rows), groups, strict=True):
                     sizes[group].add(name)
             for group in sorted(sizes, key=lambda name: (name == "", -len(sizes[name]), name)):
                 own = [(trial, rows[groups == group]) for trial, rows, groups in marked if (groups == group).any()]
@@ -176,7 +170,7 @@ def _positives(results: Results, parts: Sequence[pd.DataFrame]) -> int | None:
     column = {"classification": "label", "survival": "event"}.get(results.task.family)
     if column is None or (column == "label" and len(results.task.prediction_columns) != 2):
         return None
-    return len({name for rows in parts for name, one in zip(_owners(rows), rows[column], strict=True) if one == 1})
+    return len({name for rows in parts for name, one in zip(owners_of(rows), rows[column], strict=True) if one == 1})
 
 
 def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.DataFrame]]) -> Drawn:
@@ -188,7 +182,7 @@ def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.Dat
     for trial, rows in parts:
         task = results.task_of(trial)
         arguments = task.arguments(*task.read(rows))
-        owners = np.array(_owners(rows), dtype=str)
+        owners = np.array(owners_of(rows), dtype=str)
         made.append((trial, arguments, owners, task.context()))
     if metric.name == "c_index" or (metric.name == "auc" and made[0][1][-1].shape[-1:] == (2,)):
         pairs = []
@@ -214,46 +208,6 @@ def _drawn(results: Results, metric: Metric, parts: Sequence[tuple[Trial, pd.Dat
             labels = results.task.strata(np.asarray(arguments[0], dtype=float).reshape(len(owners), -1))
         scored.append(Scored(arguments, owners, labels, made[places[0]][3]))
     return bootstrap_patients(scored, metric, _REPLICATES)
-
-
-def _leaks(results: Results) -> list[tuple[str, str, str, SiteLeak]]:
-    found = []
-    for column in site_columns(results):
-        of = group_of(results, column)
-        for label, trials in results.finished.items():
-            first = [trial for trial in trials if trial.files and (trial.repeat, trial.seed) == _first(trials)]
-            told = [results.test_predictions(trial) for trial in first]
-            if not told:
-                continue
-            rows = pd.concat(told)
-            owners = _owners(rows)
-            sites = [of.get(name, "") for name in owners]
-            if results.task.family == "classification":
-                values, labels = rows.filter(regex=r"^prob_\d+$").to_numpy(dtype=float)[:, 1:], rows["label"].to_numpy()
-                alone = (labels[:, None] == np.unique(labels)).astype(float)
-                found.append((column, label, "the label alone", site_probe(alone, sites, owners)))
-                found.append(
-                    (column, label, "label and prediction", site_probe(with_labels(values, labels), sites, owners))
-                )
-            kept = [trial for trial in first if "embeddings.npy" in trial.files]
-            probes = [_of_embeddings(results, trial, of, seed) for seed, trial in enumerate(kept)]
-            if probes:
-                found.append((column, label, "the embedding", mean_leak(probes)))
-    return found
-
-
-def _first(trials: Sequence[Trial]) -> tuple[int, int]:
-    return min((trial.repeat, trial.seed) for trial in trials)
-
-
-def _of_embeddings(results: Results, trial: Trial, of: dict[str, str], seed: int) -> SiteLeak:
-    """Within one test set: every training has a space of its own."""
-    rows = results.predictions(trial)
-    rows = rows[rows["split"] == "test"]
-    content = io.BytesIO(results.run.read(trial.trial, "embeddings.npy"))
-    embeddings = np.load(content, allow_pickle=False).astype(np.float64)
-    owners = _owners(rows)
-    return site_probe(embeddings, [of.get(name, "") for name in owners], owners, seed=seed)
 
 
 def reason_of(score: GroupScore) -> str:

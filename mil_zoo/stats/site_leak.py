@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mil_zoo.noted import undefined
-from mil_zoo.stats.resampling import Floats, all_equal
+from mil_zoo.stats.drawn import Draws
 
 FEWEST = 10  # patients of a site that is told apart
 
@@ -19,31 +19,17 @@ class SiteLeak:
     """Result of :func:`site_probe`.
 
     Attributes:
-        accuracy: balanced accuracy of telling the site; NaN, with its reason, where it cannot be told.
+        accuracy: balanced accuracy of telling the site, and that in each draw of the patients; NaN, with its reason,
+            where it cannot be told.
         chance: 1 over the number of sites.
-        drawn: ``[R]``, the accuracy in each draw of the patients; empty where it cannot be told.
         sites: that were told apart.
         patients: of these sites.
     """
 
-    accuracy: float
+    accuracy: Draws
     chance: float
-    drawn: Floats
     sites: int
     patients: int
-
-    @property
-    def low(self) -> float:
-        """Lower end of the 95 % interval over the choice of patients; NaN where all draws give the same."""
-        return self._quantile(0.025)
-
-    @property
-    def high(self) -> float:
-        """Its upper end."""
-        return self._quantile(0.975)
-
-    def _quantile(self, share: float) -> float:
-        return float("nan") if all_equal(self.drawn) else float(np.quantile(self.drawn, share))
 
 
 def site_probe(
@@ -57,10 +43,12 @@ def site_probe(
     """Balanced accuracy of a multinomial probe that tells the site from features, on patients it was not fitted to.
 
     A logistic regression (C = 1, balanced, features standardised on the fitted part) is fitted to ``folds - 1`` of the
-    folds, in which sites are stratified and patients grouped. Sites below ``FEWEST`` patients are left out.
+    folds, in which sites are stratified and patients grouped. Sites below ``FEWEST`` patients are left out. Sites,
+    folds and draws depend on ``sites``, ``patients`` and ``seed`` alone: probes of other features of the same patients
+    can be set against each other.
 
     Args:
-        features: ``[n, E]``, of slides: their embeddings, or predictions and labels.
+        features: ``[n, E]``, of slides: their embeddings, or targets and predictions.
         sites: ``[n]``; "" is unknown and left out.
         patients: ``[n]``.
         folds: of the cross-validation.
@@ -79,7 +67,9 @@ def site_probe(
     k = len(np.unique(names))
     if k < 2:
         gone = undefined(f"{k} of {len(sizes)} sites have {FEWEST} patients or more; telling sites apart needs two")
-        return SiteLeak(gone, np.nan, np.empty(0), k, len(np.unique(owners)))
+        return untold(gone, replicates, k, len(np.unique(owners)))
+    if not np.isfinite(x).all():
+        return untold(undefined("a slide's numbers are not finite"), replicates, k, len(np.unique(owners)))
     said = np.empty(len(names), dtype=names.dtype)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for train, test in splitter.split(x, names, owners):
@@ -95,7 +85,12 @@ def site_probe(
         counts = rng.multinomial(len(who), np.full(len(who), 1 / len(who)), replicates)
         recalls.append(right[own].mean())
         drawn.append((counts @ hits) / (counts @ slides))
-    return SiteLeak(float(np.mean(recalls)), 1 / k, np.mean(drawn, axis=0), k, len(np.unique(owners)))
+    return SiteLeak(Draws(float(np.mean(recalls)), np.mean(drawn, axis=0)), 1 / k, k, len(np.unique(owners)))
+
+
+def untold(reason: float, replicates: int = 1000, sites: int = 0, patients: int = 0) -> SiteLeak:
+    """Where sites cannot be told: NaN with its ``reason``."""
+    return SiteLeak(Draws(reason, np.full(replicates, np.nan)), np.nan, sites, patients)
 
 
 def mean_leak(probes: Sequence[SiteLeak]) -> SiteLeak:
@@ -104,18 +99,12 @@ def mean_leak(probes: Sequence[SiteLeak]) -> SiteLeak:
     Args:
         probes: one a test set; those that cannot tell sites are left out, but where none can.
     """
-    known = [probe for probe in probes if not np.isnan(probe.accuracy)]
+    known = [probe for probe in probes if not np.isnan(probe.accuracy.value)]
     if not known:
         return probes[0]
-    accuracy, chance = (float(np.mean([getattr(probe, name) for probe in known])) for name in ("accuracy", "chance"))
+    draws = Draws(
+        float(np.mean([probe.accuracy.value for probe in known])),
+        np.mean([probe.accuracy.drawn for probe in known], axis=0),
+    )
     sites, patients = max(probe.sites for probe in known), sum(probe.patients for probe in known)
-    return SiteLeak(accuracy, chance, np.mean([probe.drawn for probe in known], axis=0), sites, patients)
-
-
-def with_labels(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
-    """Features ``[n, P + K + P K]`` of predictions given the label: both, and the predictions within each label."""
-    values = np.asarray(predictions, dtype=np.float64)
-    known = np.unique(np.asarray(labels))
-    member = (np.asarray(labels)[:, None] == known).astype(np.float64)
-    products = (values[:, :, None] * member[:, None, :]).reshape(len(values), -1)
-    return np.concatenate([values, member, products], axis=1)
+    return SiteLeak(draws, float(np.mean([probe.chance for probe in known])), sites, patients)

@@ -303,6 +303,19 @@ class Task:
                 return metric.higher_is_better
         raise InputError(f"task {self.name} has no criterion {criterion!r}{did_you_mean(criterion, self.criteria)}")
 
+    # Sites ----------------------------------------------------------------------------------------------------------
+
+    def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats] | None:
+        """What targets tell of where bags come from, and what predictions tell beyond them, for a linear probe.
+
+        A fair model's predictions may differ between sites whose targets do. Given the target they may not: the second
+        holds predictions as far as the target is known, and in each of its strata.
+
+        Returns:
+            Features ``[n, L]`` of the targets and ``[n, M]`` of the predictions; None where the task does not say.
+        """
+        return None
+
     # Tables ---------------------------------------------------------------------------------------------------------
 
     def target_cells(self, targets: Floats) -> dict[str, Sequence[Any]]:
@@ -375,6 +388,16 @@ def quantile_strata(values: Floats, parts: int) -> NDArray[np.int64]:
     """The part of each value ``[n]``, from 0, between the quantiles ``1/parts, 2/parts, ...`` of all of them."""
     edges = np.quantile(values, np.arange(1, parts) / parts) if len(values) else values
     return np.searchsorted(edges, values, side="right").astype(np.int64)
+
+
+def one_hot(strata: NDArray[np.int64]) -> Floats:
+    """``[n, K]``: which of the strata that occur each row is in."""
+    return (strata[:, None] == np.unique(strata)).astype(np.float64)
+
+
+def within(values: Floats, members: Floats) -> Floats:
+    """Numbers ``[n, P]``, and again those of each stratum alone: ``[n, P + P K]``, of ``members`` ``[n, K]``."""
+    return np.concatenate([values, (values[:, :, None] * members[:, None, :]).reshape(len(values), -1)], axis=1)
 
 
 def _missing(task: Task, what: str) -> TypeError:

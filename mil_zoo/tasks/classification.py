@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import patient_predictions
-from mil_zoo.tasks.base import Floats, Task
+from mil_zoo.tasks.base import Floats, Task, one_hot, within
 from mil_zoo.tasks.registry import register_task
 
 if TYPE_CHECKING:
@@ -132,6 +132,11 @@ class Classification(Task):
     def caption(self, prediction: Floats) -> str:
         """The name of the predicted class, and its probability."""
         return f"{self.describe(prediction)}, probability {np.max(prediction):.3f}"
+
+    def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats]:
+        """The class; the probabilities of all but the first within each class."""
+        members = one_hot(self.strata(targets))
+        return members, within(predictions[:, 1:], members)
 
     def variance_at_chance(self, targets: Floats) -> float:
         """See ``Task``: that of Mann and Whitney's statistic of two classes; of more none is stated."""

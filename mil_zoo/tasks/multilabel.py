@@ -127,6 +127,12 @@ class MultiLabel(Task):
         """Targets and predictions ``[n, L]`` of a ``predictions.csv``."""
         return super().read(table.replace("", np.nan))
 
+    def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats]:
+        """Of each label whether it is there, not there or unknown; its probability within the first two."""
+        there, absent, unknown = targets == 1, targets == 0, np.isnan(targets)
+        members = np.concatenate([there, absent, unknown], axis=1).astype(np.float64)
+        return members, np.concatenate([predictions * there, predictions * absent], axis=1)
+
     def shown_output(self, prediction: Floats) -> int | None:
         """The most probable label."""
         return int(np.asarray(prediction).argmax())

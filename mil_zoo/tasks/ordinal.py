@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import combine_slides
-from mil_zoo.tasks.base import Floats, Task, loss_by_name
+from mil_zoo.tasks.base import Floats, Task, loss_by_name, one_hot, within
 from mil_zoo.tasks.classification import Classification
 from mil_zoo.tasks.registry import register_task
 
@@ -139,6 +139,11 @@ class Ordinal(Task):
         """The mean probabilities, and the class that these predict: a mean of classes is none."""
         known = predictions[:, : self.num_classes].mean(0)
         return np.concatenate([known, self._grades(known[None])[0]])
+
+    def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats]:
+        """The class; the probabilities of all but the lowest within each class."""
+        members = one_hot(self.strata(targets))
+        return members, within(predictions[:, 1 : self.num_classes], members)
 
     def _grades(self, probabilities: Floats) -> Floats:
         """Predicted and expected class ``[n, 2]`` by probabilities ``[n, C]``."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
-from mil_zoo.tasks.base import Floats, Task, loss_by_name, quantile_strata
+from mil_zoo.tasks.base import Floats, Task, loss_by_name, one_hot, quantile_strata, within
 from mil_zoo.tasks.registry import register_task
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class Regression(Task):
     def predict(self, logits: Tensor) -> Tensor:
         """Float64 ``[B, 1]`` in the unit of the target."""
         return self.mean + self.sd * logits.double()
+
+    def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats]:
+        """The target and its fifth; the prediction within each fifth."""
+        members = one_hot(self.strata(targets))
+        return np.concatenate([targets, members], axis=1), within(predictions, members)
 
     def describe(self, prediction: Floats) -> str:
         """The number and its unit."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mil_zoo.errors import InputError
 from mil_zoo.survival import concordance_pairs, follow_up, logrank
 from mil_zoo.tasks import outcome_columns
-from mil_zoo.tasks.base import Floats, Task, quantile_strata
+from mil_zoo.tasks.base import Floats, Task, one_hot, quantile_strata, within
 from mil_zoo.tasks.outcome_columns import MONTHS
 
 HORIZONS = (12.0, 24.0, 36.0, 60.0)  # months
@@ -200,6 +200,18 @@ class RightCensored(Task):
         """The median follow-up with its unit; in words where the reverse Kaplan-Meier curve does not reach one half."""
         median = follow_up(time, event)
         return "unknown: few are censored" if np.isnan(median) else f"{median:.4g} {self.unit}"
+
+    def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats]:
+        """Event, time and its third; of patients with the event the risk within each third.
+
+        Of a censored patient it is known only how long the event did not happen: where sites differ in survival, a fair
+        risk differs between their censored patients, and so it tells nothing here.
+        """
+        event, strata = targets[:, 1:], self.strata(targets)
+        members = one_hot(strata)
+        risk = predictions[:, [self.prediction_columns.index("risk")]]
+        times = np.concatenate([targets[:, :1] * event, targets[:, :1] * (1 - event)], axis=1)
+        return np.concatenate([members, times], axis=1), within(risk * event, members[:, np.unique(strata) >= 3])
 
     def strata(self, targets: Floats) -> NDArray[np.int64]:
         """Thirds of the times within those with the event and within the others, ``event * 3 + third``."""

@@ -10,9 +10,8 @@ from mil_zoo.metrics.classification import roc_area
 from mil_zoo.report.figures.subgroup_forest import draw
 from mil_zoo.report.load import Results
 from mil_zoo.report.rescore import Columns, rescore
-from mil_zoo.report.subgroups import group_scores, site_leaks, sites_of
+from mil_zoo.report.subgroups import group_scores, sites_of
 from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
-from mil_zoo.stats.site_leak import mean_leak, site_probe, with_labels
 
 N = 120  # patients of two folds
 
@@ -131,63 +130,6 @@ def test_the_worst_group_and_the_spread(run):
     assert f"| site | Accuracy | m | c | 40 | {values.min():.3f} [" in text
     assert f"| {values.max() - values.min():.3f} |" in text
     assert set(draw(results)) == {"subgroups-site"}
-
-
-def test_sites_are_told_from_predictions_that_carry_them(run):
-    leaks = {}
-    for biased in (False, True):
-        table = predictions(biased)
-        table["score"] = table["score"] * 0.999 + 0.0005 * biased  # another run
-        results = run(table, members(table, site=table["site"])) if not biased else None
-        if results is not None:
-            leaks[biased] = {source: leak for _, _, source, leak in site_leaks(results)}
-        else:
-            values = np.stack([table["score"]], axis=1)
-            leaks[biased] = {"label and prediction": site_probe(
-                with_labels(values, table["label"]), table["site"], table["patient_id"])}  # fmt: skip
-    fair, unfair = leaks[False]["label and prediction"], leaks[True]["label and prediction"]
-    assert fair.chance == pytest.approx(1 / 3)
-    assert fair.low < 0.45
-    assert unfair.accuracy > 0.5
-    assert unfair.low > fair.accuracy
-
-
-def test_a_site_in_the_embedding_is_found_and_noise_holds_none():
-    rng = np.random.default_rng(0)
-    sites, patients = np.repeat(["x", "y", "z", "rare"], [30, 30, 30, 4]), np.arange(94).astype(str)
-    noise = rng.normal(size=(94, 8))
-    found = site_probe(noise + 3 * (sites == "y")[:, None], sites, patients)
-    assert (found.sites, found.patients) == (3, 90)
-    assert found.accuracy > 0.6
-    none = site_probe(noise, sites, patients)
-    assert none.low < 1 / 3 < none.high
-    alone = site_probe(noise[:30], sites[:30], patients[:30])
-    assert np.isnan(alone.accuracy)
-    assert "telling sites apart needs two" in alone.accuracy.note
-
-
-def test_the_mean_over_test_sets_is_surer_than_each():
-    rng = np.random.default_rng(1)
-    sites, patients = np.repeat(["x", "y", "z"], 30), np.arange(90).astype(str)
-    probes = [site_probe(rng.normal(size=(90, 3)), sites, patients, seed=seed) for seed in range(4)]
-    mean, cannot = mean_leak(probes), site_probe(np.zeros((5, 1)), sites[:5], patients[:5])
-    assert mean.accuracy == pytest.approx(np.mean([probe.accuracy for probe in probes]))
-    assert mean.patients == 360
-    width = np.mean([probe.high - probe.low for probe in probes])
-    assert mean.high - mean.low == pytest.approx(width / 2, rel=0.15)
-    assert mean_leak([cannot, *probes]).accuracy == mean.accuracy
-    assert mean_leak([cannot]).accuracy.note == "0 of 1 sites have 10 patients or more; telling sites apart needs two"
-
-
-def test_slides_of_a_patient_do_not_tell_on_each_other():
-    """Noise that a patient's slides share tells the patient, and would tell the site were they on both sides."""
-    rng = np.random.default_rng(0)
-    patients = np.repeat(np.arange(60), 4).astype(str)
-    own = np.repeat(rng.normal(size=(60, 40)), 4, axis=0)
-    found = site_probe(own, np.repeat(["x", "y"], 120), patients)
-    assert found.low < 0.5 < found.high
-    alone = site_probe(own, np.repeat(["x", "y"], 120), np.arange(240).astype(str))
-    assert alone.low > 0.8
 
 
 def test_a_column_of_300_values_is_said_so(run):

@@ -9,11 +9,27 @@ import pandas as pd
 
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
-from mil_zoo.report.subgroups import FEWEST, GroupScore, columns_of, group_scores, reason_of, site_leaks
+from mil_zoo.report.site_leaks import site_leaks
+from mil_zoo.report.subgroups import FEWEST, GroupScore, columns_of, group_scores, reason_of
 from mil_zoo.report.tables.table import Cell, Document, Table
 from mil_zoo.report.tables.text import interval
 
 MOST = 40  # groups that a table lists
+_TOLD = (
+    "Balanced accuracy of a logistic regression that tells the site of test patients it was not fitted to, against "
+    "chance (1 over the number of sites), the mean over test sets; all rows of the same patients, sites and folds. "
+    "Above chance from the embedding, the model carries the site, or only the target where sites differ in targets. "
+    "Target and prediction beyond the target alone (0 outside the interval): predictions differ between sites among "
+    "patients of one target."
+)
+_OF_TASK = {
+    "regression": "The target is known to the probe as a number and its fifth.",
+    "multilabel": "The target is each label, there, absent or unknown; its probability counts where it is known.",
+    "survival": (
+        "The target is the event and the time. The risk counts of patients with the event: how long a censored one "
+        "will live is unknown, and fair risks of such patients differ where sites differ in survival."
+    ),
+}
 
 
 def subgroup_table(results: Results) -> pd.DataFrame:
@@ -122,21 +138,20 @@ def _worst(results: Results) -> Table:
 
 
 def _leaks(results: Results) -> Table:
-    rows = []
-    for column, label, source, leak in site_leaks(results):
-        if np.isnan(leak.accuracy):
-            value = Cell("-", below=(f"({note_of(leak.accuracy)})",))
-            rows.append([column, label, source, "-", "-", value])
+    rows: list[list[Any]] = []
+    for told in site_leaks(results):
+        known = told.leak.accuracy.interval()
+        if np.isnan(known.value):
+            value = Cell("-", below=(f"({note_of(known.value)})",))
+            rows.append([told.column, told.label, told.source, "-", "-", "-", value, "-"])
             continue
-        value = Cell(f"{leak.accuracy:.3f}", below=(interval(leak.low, leak.high),))
-        rows.append([column, label, source, leak.sites, f"{leak.chance:.3f}", value])
-    note = (
-        "Balanced accuracy of a logistic regression that tells the site of patients it was not fitted to, against "
-        "chance (1 over the number of sites): above chance from the embedding, the model carries the site, or only the "
-        "label where sites differ in labels; above what the label alone gives, its predictions differ between sites "
-        "among patients of one label. Embeddings are those of one training: the mean over test sets, with the most "
-        "sites that one of them tells apart."
-    )
-    return Table(
-        ["Column", "Aggregator", "Told from", "Sites", "Chance", "Balanced accuracy"], rows, [note], "Sites told"
-    )
+        value = Cell(f"{known.value:.3f}", below=(interval(known.low, known.high),))
+        sizes = [told.leak.patients, told.leak.sites, f"{told.leak.chance:.3f}"]
+        beyond = Cell("")
+        if told.beyond is not None:
+            ends = (interval(told.beyond.low, told.beyond.high, "+.2f"),)
+            beyond = Cell("-") if np.isnan(told.beyond.value) else Cell(f"{told.beyond.value:+.3f}", below=ends)
+        rows.append([told.column, told.label, told.source, *sizes, value, beyond])
+    header = ["Column", "Aggregator", "Told from", "Patients", "Sites", "Chance", "Balanced accuracy"]
+    notes = [_TOLD, *([_OF_TASK[family]] if (family := results.task.family) in _OF_TASK else [])]
+    return Table([*header, "Beyond the target"], rows, notes, "Sites told")
