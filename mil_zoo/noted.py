@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import nan
 
 
@@ -36,3 +37,10 @@ def undefined(reason: str) -> Noted:
 def note_of(value: float) -> str:
     """The note on a value; "" where it has none."""
     return value.note if isinstance(value, Noted) else ""
+
+
+def with_unit_of_time(value: float, unit: str) -> float:
+    """The value, whose note's times ("beyond time 91.3") have their unit ("beyond time 91.3 days")."""
+    if not unit or not (note := note_of(value)):
+        return value
+    return Noted(value, re.sub(r"\btime (\d+(?:\.\d+)?(?:e[+-]\d+)?)", rf"time \1 {unit}", note))

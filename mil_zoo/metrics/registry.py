@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mil_zoo.errors import InputError, did_you_mean
-from mil_zoo.noted import Noted, note_of, undefined
+from mil_zoo.noted import Noted, note_of, undefined, with_unit_of_time
 from mil_zoo.registry import PLUGINS
 
 Function = Callable[..., Any]
@@ -75,7 +75,8 @@ class Metric:
         Args:
             arguments: those of its task, each with n rows.
             weights: ``[n]``, not negative; None for one each.
-            context: must hold what the metric needs; other entries are ignored.
+            context: must hold what the metric needs; other entries are ignored, but for ``time_unit``, which notes on
+                times then state.
 
         Returns:
             The value; NaN where the metric is undefined, or the context lacks what it needs. It may carry a note, see
@@ -107,7 +108,9 @@ class Metric:
             raise InputError(
                 f"metric {self.name!r} is {value}, which no table can hold; return NaN where it is undefined"
             )
-        return value if value == value or note_of(value) else undefined("the metric does not say why")
+        if value != value and not note_of(value):
+            return undefined("the metric does not say why")
+        return with_unit_of_time(value, context.get("time_unit", ""))
 
     def weighted(self, *arguments: ArrayLike, weights: ArrayLike, **context: Any) -> NDArray[np.float64]:
         """The values ``[R]`` under many weightings ``[R, n]``, for instance the draws of a bootstrap.

@@ -65,7 +65,7 @@ def cumulative_dynamic_auc(
     survival = np.append(1.0, curve.at(at))
     falls, mean = -np.diff(survival), undefined("no event up to the last time")
     if np.isnan(survival).any():
-        mean = undefined(f"follow-up ends at time {curve.last:g}, before {at[-1]:g}")
+        mean = undefined(f"follow-up ends at time {curve.last:g}, before time {at[-1]:g}")
     elif falls.sum() > 0:
         needed = [value for value, fall in zip(values, falls, strict=True) if fall > 0]
         why = next((note_of(value) for value in needed if np.isnan(value)), "")
@@ -164,7 +164,7 @@ def brier_survival(
         return float(score) if followed else Noted(float(score), f"nobody is followed beyond time {t:g}")
     longest = float(train[0].max())
     if t > longest:
-        return undefined(f"the training patients are followed to time {longest:g}, not to {t:g}")
+        return undefined(f"the training patients are followed to time {longest:g}, not to time {t:g}")
     if why := missing(predicted, f"predicted survival at time {t:g}"):
         return undefined(why)
     return undefined(

@@ -68,7 +68,7 @@ class KaplanMeier:
     def restricted_mean(self, until: float) -> float:
         """Mean time lived up to ``until``: the area under the curve (RMST)."""
         if until > self.last and self.survival[-1] > 0:
-            return undefined(f"follow-up ends at time {self.last:g}, before {until:g}")
+            return undefined(f"follow-up ends at time {self.last:g}, before time {until:g}")
         inside = self.time < until
         steps = np.concatenate([[0.0], self.time[inside], [until]])
         return float(np.diff(steps) @ np.append(1.0, self.survival[inside]))

@@ -118,7 +118,7 @@ def observed_over_expected(
     curve = kaplan_meier(time, event, w)
     observed, expected = 1 - curve.at(t), 1 - float(np.average(predicted, weights=w))
     if np.isnan(observed):
-        return undefined(f"follow-up ends at time {curve.last:g}, before {t:g}")
+        return undefined(f"follow-up ends at time {curve.last:g}, before time {t:g}")
     return observed / expected if expected > 0 else undefined(f"no event is predicted by time {t:g}")
 
 

@@ -298,7 +298,7 @@ class Survival(RightCensored):
 
     def context(self) -> dict[str, Any]:
         """Times and events of the training patients, the horizons, and the bins or the treatment of ties."""
-        context: dict[str, Any] = {"horizons": self.horizon_times}
+        context: dict[str, Any] = {"horizons": self.horizon_times, "time_unit": self.unit}
         context |= {"train_time": np.array(self.train_time), "train_event": np.array(self.train_event)}
         own: dict[str, dict[str, Any]] = {"nll": {"edges": self.edges}, "cox": {"ties": self.ties}, "rank": {}}
         return context | own[self.criterion]

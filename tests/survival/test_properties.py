@@ -226,7 +226,7 @@ def test_no_weight_of_zero_in_the_place_of_an_infinite_one():
     )
     assert concordance_ipcw(time, event, risk, train_time, train_event, tau=8) == 1
     assert note_of(brier_survival(time, event, risk / 3, train_time, train_event, 11)) == (
-        "the training patients are followed to time 9, not to 11"
+        "the training patients are followed to time 9, not to time 11"
     )
     survival = np.full((4, 3), 0.5)
     value = integrated_brier(time, event, survival, train_time, train_event, [3, 6, 11])
@@ -300,7 +300,7 @@ def test_reading_a_curve():
     assert curve.number_at_risk([0, 8, 8.5, 20, 21]).tolist() == [5, 4, 2, 1, 0]
     assert curve.median == 12
     assert curve.restricted_mean(10) == pytest.approx(5 + 3 * 0.8 + 2 * 0.6)
-    assert note_of(curve.restricted_mean(25)) == "follow-up ends at time 20, before 25"
+    assert note_of(curve.restricted_mean(25)) == "follow-up ends at time 20, before time 25"
     assert follow_up([5, 8, 8, 12, 20], [1, 1, 0, 1, 0]) == 20
     ended = kaplan_meier([1, 2], [1, 1])
     assert ended.at(100) == 0

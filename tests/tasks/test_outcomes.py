@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from mil_zoo import InputError
+from mil_zoo.noted import note_of, undefined, with_unit_of_time
 from mil_zoo.tasks import Survival, create_task
 from mil_zoo.tasks.outcome_columns import check_direction
 
@@ -105,6 +106,17 @@ def test_days_given_as_months_are_noticed():
     targets = np.array([[120.0, 1], [60, 0]])
     with pytest.raises(InputError, match=r"the horizon of 60 months lies beyond the largest time \(120 days\)"):
         Survival(unit="days", horizons=(60.0,)).of_cohort(targets)
+
+
+def test_notes_on_times_state_their_unit():
+    targets = np.array([[120.0, 1], [150, 1], [160, 1], [170, 0]])
+    task = Survival("rank", unit="days", horizons=(3.0, 6.0)).fit(targets)
+    notes = {name: note_of(value) for name, value in task.score(targets, np.full((4, 1), 0.5)).items()}
+    assert notes["auc_3"] == "no event up to time 91.3125 days"
+    assert notes["auc_6"] == "nobody is followed beyond time 182.625 days"
+    assert notes["auc_mean"] == "follow-up ends at time 170 days, before time 182.625 days"
+    assert with_unit_of_time(undefined("at time 1.5e+06; or"), "days").note == "at time 1.5e+06 days; or"
+    assert with_unit_of_time(undefined("beyond time 12"), "").note == "beyond time 12"
 
 
 def test_an_empty_time_or_event_states_nothing():

@@ -19,8 +19,8 @@ _TOLD = (
     "Balanced accuracy of a logistic regression that tells the site of test patients it was not fitted to, against "
     "chance (1 over the number of sites), the mean over test sets; all rows of the same patients, sites and folds. "
     "Above chance from the embedding, the model carries the site, or only the target where sites differ in targets. "
-    "Target and prediction beyond the target alone (0 outside the interval): predictions differ between sites among "
-    "patients of one target."
+    "Beyond the target is the accuracy less that of the target alone: above 0 from target and prediction, predictions "
+    "differ between sites among patients of one target."
 )
 _OF_TASK = {
     "regression": "The target is known to the probe as a number and its fifth.",
@@ -149,7 +149,7 @@ def _leaks(results: Results) -> Table:
         sizes = [told.leak.patients, told.leak.sites, f"{told.leak.chance:.3f}"]
         beyond = Cell("")
         if told.beyond is not None:
-            ends = (interval(told.beyond.low, told.beyond.high, "+.2f"),)
+            ends = (interval(told.beyond.low, told.beyond.high, "+.3f"),)
             beyond = Cell("-") if np.isnan(told.beyond.value) else Cell(f"{told.beyond.value:+.3f}", below=ends)
         rows.append([told.column, told.label, told.source, *sizes, value, beyond])
     header = ["Column", "Aggregator", "Told from", "Patients", "Sites", "Chance", "Balanced accuracy"]
