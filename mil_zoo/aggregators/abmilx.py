@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
@@ -14,7 +13,7 @@ from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.kernels import dense_attention, segment_attention_pool
 
 
 class Refinement(nn.Module):
@@ -32,10 +31,9 @@ class Refinement(nn.Module):
     def forward(self, x: Tensor, scores: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Instances by head ``[ΣN, H, d]`` and their scores ``[ΣN, H]`` to scores ``[ΣN, H]``."""
         q, k = self.qk(self.norm(x)).chunk(2, dim=2)
-        # Fused attention wants values as wide as keys; a value of width 1 would be multiplied by a matrix of N x N.
-        v = F.pad(self.v(scores[:, :, None]), (0, x.shape[2] - 1))
-        bags = zip(*(part.transpose(0, 1).split(lengths, dim=1) for part in (q, k, v)), strict=True)
-        spread = [F.scaled_dot_product_attention(*(part[None] for part in bag))[0, :, :, 0].T for bag in bags]
+        parts = q, k, self.v(scores[:, :, None])
+        bags = zip(*(part.transpose(0, 1).split(lengths, dim=1) for part in parts), strict=True)
+        spread = [dense_attention(*bag)[:, :, 0].T for bag in bags]
         return scores + torch.cat(spread)
 
 

@@ -19,7 +19,7 @@ from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import gated_scores, graph_sum, linear, segment_attention_pool
+from mil_zoo.kernels import bmm, dense_attention, gated_scores, graph_sum, linear, segment_attention_pool
 
 NEAREST, KEPT = 15, 7  # neighbours whose distances are normalised together, and how many of them count
 TAPS = 33  # of the residual convolution
@@ -49,14 +49,14 @@ class NystromAttention(nn.Module):
         """``[N, dim]`` to the same."""
         zeros, qkv = Zeros.before(len(x), self.landmarks), self.to_qkv(x).view(len(x), 3, self.heads, -1)
         means = zeros.means(qkv[:, :2], self.landmarks)
-        q_mean, k_mean = means.permute(1, 2, 0, 3)[:, None]  # [1, H, m, d]
+        q_mean, k_mean = means.permute(1, 2, 0, 3)  # [H, m, d]
         padded = zeros.prepend(qkv)
-        _, k, v = padded.permute(1, 2, 0, 3)[:, None]  # [1, H, pad + N, d]
+        _, k, v = padded.permute(1, 2, 0, 3)  # [H, pad + N, d]
         to_landmarks = zeros.landmark_bias(means)
-        inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks)[0], zeros.landmarks)
-        summary = inverse @ F.scaled_dot_product_attention(q_mean, k, v, zeros.token_bias(padded))
-        q = qkv[:, 0].transpose(0, 1)[None]
-        out = F.scaled_dot_product_attention(q, k_mean, summary, to_landmarks)[0].transpose(0, 1)  # [N, H, d]
+        inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks), zeros.landmarks)
+        summary = bmm(inverse, dense_attention(q_mean, k, v, zeros.token_bias(padded)))
+        q = qkv[:, 0].transpose(0, 1)
+        out = dense_attention(q, k_mean, summary, to_landmarks).transpose(0, 1)  # [N, H, d]
         return self.to_out((out + self._convolve(qkv[:, 2])).flatten(1))
 
     def _convolve(self, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mil_zoo.aggregators.blocks.smoothing import Adjacency, Smooth
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import segment_attention_pool
+from mil_zoo.kernels import dense_attention, segment_attention_pool
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu}
 
@@ -163,8 +163,7 @@ class SmTransformerLayer(nn.Module):
         """``[ΣN, in_dim]`` to ``[ΣN, out_dim]``."""
         qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1)
         attended = [
-            F.scaled_dot_product_attention(*bag.permute(1, 2, 0, 3)[:, None])[0].transpose(0, 1).flatten(1)
-            for bag in qkv.split(lengths)
+            dense_attention(*bag.permute(1, 2, 0, 3)).transpose(0, 1).flatten(1) for bag in qkv.split(lengths)
         ]  # [N, width] each
         y = self.att_proj(x) + self.smooth(torch.cat(attended), adjacency)
         return self.out_proj(y + self.mlp(self.norm2(y)))

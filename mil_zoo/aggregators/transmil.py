@@ -16,7 +16,7 @@ from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import linear
+from mil_zoo.kernels import bmm, dense_attention, linear
 
 TAPS = 33  # of the residual convolution
 BLOCK = 65_536  # tokens whose output is computed at a time where nothing is kept for gradients
@@ -67,16 +67,16 @@ class NystromAttention(nn.Module):
         to_landmarks, to_tokens = zeros.landmark_bias(means), zeros.token_bias(x)
         to_q, to_k, _ = self.to_qkv.weight.chunk(3)
         # Projections commute with means, and queries are needed at the wanted rows only.
-        q_mean, k_mean = self._split(linear(means, to_q)), self._split(linear(means, to_k))  # [1, H, m, d]
+        q_mean, k_mean = self._split(linear(means, to_q)), self._split(linear(means, to_k))  # [H, m, d]
         k, v = linear(x, self.to_qkv.weight[dim:]).chunk(2, dim=1)  # [pad + T, E]
         keys = self._split(k)
 
-        inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks)[0], zeros.landmarks)  # [H, m, m]
-        summary = inverse @ F.scaled_dot_product_attention(q_mean, keys, self._split(v), to_tokens)  # [1, H, m, d]
+        inverse = pseudo_inverse(softmax(q_mean, k_mean, to_landmarks), zeros.landmarks)  # [H, m, m]
+        summary = bmm(inverse, dense_attention(q_mean, keys, self._split(v), to_tokens))  # [H, m, d]
 
         def read(first: int, last: int) -> Tensor:
-            q = self._split(linear(x[pad + first : pad + last], to_q))  # [1, H, last - first, d]
-            out = F.scaled_dot_product_attention(q, k_mean, summary, to_landmarks)[0].transpose(0, 1).flatten(1)
+            q = self._split(linear(x[pad + first : pad + last], to_q))  # [H, last - first, d]
+            out = dense_attention(q, k_mean, summary, to_landmarks).transpose(0, 1).flatten(1)
             return self.drop(self.to_out(out + self._convolve(v[pad:], first, last)))
 
         if torch.is_grad_enabled() or rows <= BLOCK:
@@ -88,16 +88,16 @@ class NystromAttention(nn.Module):
         if not with_attention:
             return out, None
         with torch.no_grad():
-            q = self._split(linear(x[pad : pad + 1], to_q))[0]
-            weights = softmax(q, k_mean[0], to_landmarks) @ inverse  # [H, 1, m]
+            q = self._split(linear(x[pad : pad + 1], to_q))
+            weights = softmax(q, k_mean, to_landmarks) @ inverse  # [H, 1, m]
             row = x.new_zeros(self.heads, len(x))
             for head, first in product(range(self.heads), range(0, len(means), 32)):  # at most 32 x T at a time
                 some = slice(first, first + 32)
-                row[head] += (weights[head, :, some] @ softmax(q_mean[0, head, some], keys[0, head], to_tokens))[0]
+                row[head] += (weights[head, :, some] @ softmax(q_mean[head, some], keys[head], to_tokens))[0]
             return out, row[:, pad:]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(len(x), self.heads, -1).transpose(0, 1)[None]  # [1, H, T, d]
+        return x.view(len(x), self.heads, -1).transpose(0, 1)  # [H, T, d]
 
     def _convolve(self, v: Tensor, first: int, last: int) -> Tensor:
         """Computes rows ``first`` to ``last`` of the convolution, from these and the ``TAPS // 2`` on either side."""

@@ -17,7 +17,7 @@ from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import linear, seeded_dropout
+from mil_zoo.kernels import dense_attention, linear, seeded_dropout
 
 PAIRS = 2**24  # distances that are held at a time
 
@@ -119,6 +119,8 @@ class SelfAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropped = self.dropout if self.training and not self.alibi else 0.0
+        if dropped == 0:
+            return dense_attention(q, k, v)
         return F.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropped)[0]
 
     def _penalty(self, v: Tensor, places: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def _show_machine() -> None:
 
     from mil_zoo import __version__
     from mil_zoo.kernels.backends import backend_status, ops_of
-    from mil_zoo.kernels.ops.linear.onednn_cpu import is_faster
+    from mil_zoo.kernels.onednn import is_faster
 
     console = Console()
     versions = Table("package", "version", title="Versions")
@@ -72,7 +72,7 @@ def _show_machine() -> None:
     machine.add_row("platform", platform.platform())
     machine.add_row("CPU cores", str(os.cpu_count()))
     machine.add_row("torch threads", str(torch.get_num_threads()))
-    products = "oneDNN's, half the time of MKL's on this CPU" if is_faster() else "PyTorch's own"
+    products = "oneDNN's: MKL would leave half of this CPU's vectors empty" if is_faster() else "PyTorch's own"
     machine.add_row("products in float32", products)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     machine.add_row("CUDA devices", ", ".join(gpus) or "none (torch sees no CUDA device)")

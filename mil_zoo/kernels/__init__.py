@@ -7,6 +7,8 @@ kernels, compiled and tuned on first use.
 
 from mil_zoo.kernels.backends import available_backends, backend_status
 from mil_zoo.kernels.csr import CSR
+from mil_zoo.kernels.ops.bmm import bmm
+from mil_zoo.kernels.ops.dense_attention import dense_attention
 from mil_zoo.kernels.ops.dropout_linear import dropout_linear
 from mil_zoo.kernels.ops.gated_scores import gated_scores
 from mil_zoo.kernels.ops.graph_attention import GlobalKey, graph_attention
@@ -27,6 +29,8 @@ __all__ = [
     "RelationalEdges",
     "available_backends",
     "backend_status",
+    "bmm",
+    "dense_attention",
     "dropout_linear",
     "gated_scores",
     "graph_attention",

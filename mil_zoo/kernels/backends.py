@@ -85,7 +85,7 @@ def _triton() -> str | None:
 
 
 def _onednn() -> str | None:
-    reason: str | None = importlib.import_module("mil_zoo.kernels.ops.linear.onednn_cpu").why_not()
+    reason: str | None = importlib.import_module("mil_zoo.kernels.onednn").why_not()
     return reason
 
 

@@ -71,10 +71,10 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_a_training_step_holds_no_matrix_of_all_pairs():
-    aggregator, batch = create_aggregator("abmilx", 4, embed_dim=16, num_heads=2).train(), make_batch([2000], 4, None)
+    aggregator, batch = create_aggregator("abmilx", 4, embed_dim=16, num_heads=2).train(), make_batch([4000], 4, None)
     with LargestTensor() as largest:
         aggregator.losses(batch)["loss"].backward()
-    assert largest.numel < 2000 * 100
+    assert largest.numel <= 2**20  # of 16 million pairs
 
 
 def test_the_scorer_s_width():

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from mil_zoo import InputError
-from mil_zoo.kernels import backend_status, dropout_linear, gated_scores, linear, residual_norm_prelu, seeded_dropout
+from mil_zoo.kernels import (
+    backend_status,
+    bmm,
+    dense_attention,
+    dropout_linear,
+    gated_scores,
+    linear,
+    onednn,
+    residual_norm_prelu,
+    seeded_dropout,
+)
 from mil_zoo.kernels.dropout import dropout_scale
-from mil_zoo.kernels.ops.linear import onednn_cpu
 
 BACKENDS = ["reference", "numba"]
 DTYPES = [torch.float32, torch.float64]
@@ -64,21 +73,57 @@ def test_linear(shape, biased):
 
 
 @needs_onednn
-def test_linear_has_a_second_gradient():
+@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (3, 40, 7, 9), (2, 300, 5, 1)])
+def test_bmm(shape):
+    heads, m, k, n = shape
+
+    def inputs(dtype):
+        return [draw(heads, m, k, seed=0, dtype=dtype), draw(heads, k, n, seed=1, dtype=dtype)]
+
+    expected = outputs_and_gradients(lambda *v: bmm(*v, backend="reference"), inputs(torch.float64))
+    assert_close(
+        outputs_and_gradients(lambda *v: bmm(*v, backend="onednn"), inputs(torch.float32)), expected, torch.float32
+    )
+
+
+@needs_onednn
+@pytest.mark.parametrize("biased", [None, "keys", "pairs"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 8, 8), (3, 70, 1500, 8, 1), (2, 1500, 900, 4, 4)])
+def test_dense_attention(shape, biased):
+    heads, queries, keys, width, value = shape
+
+    def run(backend, dtype):
+        sizes = [(heads, queries, width), (heads, keys, width), (heads, keys, value)]
+        rows = {None: None, "keys": 1, "pairs": queries}[biased]
+        bias = None if rows is None else draw(rows, keys, seed=9, dtype=dtype).detach()
+        inputs = [draw(*size, seed=i, dtype=dtype) for i, size in enumerate(sizes)]
+        return outputs_and_gradients(lambda *v: dense_attention(*v, bias, backend=backend), inputs)
+
+    got, expected = run("onednn", torch.float32), run("reference", torch.float64)
+    assert_close(got, expected, torch.float32)
+    q, k, v = (draw(1, 5, 3, seed=i, dtype=torch.float64).detach() for i in range(3))
+    plain = (q @ k.transpose(1, 2) / 3**0.5).softmax(-1) @ v
+    assert_close([dense_attention(q, k, v)], [plain], torch.float64)
+
+
+@needs_onednn
+def test_products_have_a_second_gradient():
     x, weight = draw(40, 8, seed=0, dtype=torch.float32), draw(6, 8, seed=1, dtype=torch.float32)
 
-    def penalty(backend):
-        (slope,) = torch.autograd.grad(linear(x, weight, backend=backend).pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(slope.pow(2).sum(), weight)
+    def penalty(function, *inputs):
+        (slope,) = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs[0], create_graph=True)
+        return torch.autograd.grad(slope.pow(2).sum(), inputs[1])
 
-    assert_close(penalty("onednn"), penalty("reference"), torch.float32)
+    for op, inputs in [(linear, (x, weight)), (bmm, (x[None], weight.t()[None]))]:
+        got, expected = (penalty(lambda *v, op=op, b=b: op(*v, backend=b), *inputs) for b in ("onednn", "reference"))
+        assert_close(got, expected, torch.float32)
 
 
 @needs_onednn
 def test_linear_takes_onednn_where_it_pays(monkeypatch):
     x, weight = draw(64, 256, seed=0, dtype=torch.float32), draw(256, 256, seed=1, dtype=torch.float32)
     for faster in (True, False):
-        monkeypatch.setattr(onednn_cpu, "is_faster", lambda faster=faster: faster)
+        monkeypatch.setattr(onednn, "is_faster", lambda faster=faster: faster)
         for fits, tensors in [
             (True, (x, weight)),
             (False, (x[:1], weight)),

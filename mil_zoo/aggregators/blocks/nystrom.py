@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mil_zoo.kernels import bmm
+
 ITERATIONS = 6  # of the pseudo-inverse
 
 
@@ -86,6 +88,6 @@ def pseudo_inverse(x: Tensor, equal: int = 1) -> Tensor:
         largest = ((count @ x) / count).max()
         z = x.transpose(-1, -2) * count / (count[:, None] * largest)
     for _ in range(ITERATIONS):
-        xz = x @ z
-        z = 0.25 * z @ (13 * identity - xz @ (15 * identity - xz @ (7 * identity - xz)))
+        xz = bmm(x, z)
+        z = 0.25 * bmm(z, 13 * identity - bmm(xz, 15 * identity - bmm(xz, 7 * identity - xz)))
     return z

@@ -17,7 +17,7 @@ from mil_zoo.aggregators.output import AggregatorOutput
 from mil_zoo.aggregators.transmil import PPEG, TransLayer, _normalised
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
-from mil_zoo.kernels import linear, seeded_dropout, segment_attention_pool
+from mil_zoo.kernels import dense_attention, linear, seeded_dropout, segment_attention_pool
 from mil_zoo.kernels.draws import from_host
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
@@ -98,11 +98,11 @@ class Merge(nn.Module):
         # A copy: the queries move before the next step's norm, and this step's gradient needs them as they were.
         q = self._heads(self.to_q(self.norm(self.queries[0].clone())))
         k, v = map(self._heads, self.to_kv(self.norm(rest)).chunk(2, dim=1))
-        out = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
+        out = dense_attention(q, k, v).transpose(0, 1).flatten(1)
         return self.drop(self.to_out(out))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(len(x), HEADS, -1).transpose(0, 1)[None]  # [1, 8, n, W / 8]
+        return x.view(len(x), HEADS, -1).transpose(0, 1)  # [8, n, W / 8]
 
 
 class Network(Aggregator):

@@ -18,10 +18,10 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels import onednn
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale_run
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.threads import blocks, stripes
-from mil_zoo.kernels.ops.linear import onednn_cpu
 
 BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
 
@@ -101,8 +101,8 @@ class _Plan:
     def product(self, a, b, bias=None, out=None):
         """``a @ b + bias``, the product in ``precision``; float32 and float64 go into ``out`` at once."""
         if self.precision == a.dtype:
-            if onednn_cpu.pays(a, b.t()):
-                result = onednn_cpu.product(a, b, bias)
+            if onednn.pays(a.numel() * b.shape[1], a):
+                result = onednn.product(a, b, bias)
                 return result if out is None else out.copy_(result)
             return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
         result = torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)

@@ -1,0 +1,64 @@
+"""Matrix products in float32 by oneDNN, on CPUs whose vectors PyTorch's own products leave half empty."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mil_zoo.errors import InputError
+from mil_zoo.kernels.checks import autocast_dtype
+
+LEAST = 2**21  # multiplications from which the call, 10 us longer, is made up for (one thread of a Zen 5)
+
+
+def why_not() -> str | None:
+    """Why oneDNN's products cannot be had here; None where they can."""
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this PyTorch does not offer oneDNN's linear map"
+    return None
+
+
+@functools.cache
+def is_faster() -> bool:
+    """Says whether PyTorch's own products are MKL's on a CPU with AVX-512 whose maker is not Intel."""
+    wide = torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return wide and "GenuineIntel" not in _cpu() and why_not() is None
+
+
+def pays(multiplications: int, *tensors: Tensor) -> bool:
+    """Says whether products of so many multiplications are taken here: of float32 on such a CPU, without autocast."""
+    return (
+        not torch.compiler.is_compiling()
+        and is_faster()
+        and multiplications >= LEAST
+        and all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in tensors)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def check(x: Tensor) -> None:
+    """Checks that products of ``x`` are in float32, where oneDNN was asked for by name."""
+    precision = autocast_dtype(x) or x.dtype
+    if precision != torch.float32:
+        raise InputError(f"backend 'onednn' takes float32 products, not {precision}")
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b + bias`` of ``[M, D]``, ``[D, O]`` and ``[O]``, without a gradient."""
+    if not (a.numel() and b.numel()):  # oneDNN does not plan for nothing
+        return a @ b if bias is None else torch.addmm(bias, a, b)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return out
+
+
+def _cpu() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        return platform.processor()

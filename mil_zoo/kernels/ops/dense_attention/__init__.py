@@ -1,0 +1,52 @@
+"""Scaled dot-product attention of every query to every key, without a matrix of all pairs."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mil_zoo.kernels import onednn
+from mil_zoo.kernels.backends import choose_backend
+from mil_zoo.kernels.checks import check_tensor
+from mil_zoo.kernels.ops.dense_attention import onednn_cpu
+
+FEW = 2**22  # multiplications of a head, below which the loops over heads and blocks take longer than they save
+
+
+def _pytorch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    wider = max(0, q.shape[2] - v.shape[2])  # PyTorch's fused attention wants values as wide as keys
+    return F.scaled_dot_product_attention(q[None], k[None], F.pad(v, (0, wider))[None], bias)[0, :, :, : v.shape[2]]
+
+
+IMPLEMENTATIONS = {"reference": _pytorch, "onednn": onednn_cpu.forward}
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """Attention of all queries to all keys: ``softmax(q k^T / sqrt(d) + bias) v``.
+
+    PyTorch's fused attention, or on some CPUs (see :func:`mil_zoo.kernels.linear`) products by oneDNN and a softmax,
+    block by block. Both compute the weights again in backward.
+
+    Args:
+        q: ``[H, Q, d]`` float.
+        k: ``[H, K, d]``.
+        v: ``[H, K, e]``.
+        bias: ``[1, K]`` or ``[Q, K]``, added to the logits of every head; a constant.
+        backend: "auto", "reference" (PyTorch's own), or "onednn" (float32 on a CPU).
+
+    Returns:
+        ``[H, Q, e]``.
+
+    Raises:
+        InputError: a backend that cannot run, or tensors that it does not take.
+    """
+    if backend == "auto":
+        each = q.shape[1] * k.shape[1] * q.shape[2]
+        is_faster = onednn.pays(each, q, k, v) and each >= FEW
+        return (onednn_cpu.forward if is_faster else _pytorch)(q, k, v, bias)
+    name = choose_backend("dense_attention", IMPLEMENTATIONS, backend, q.device, q.dtype)
+    if name == "onednn":
+        onednn.check(q)
+        check_tensor("k", k, (len(q), None, q.shape[2]), like=q)
+        check_tensor("v", v, (len(q), k.shape[1], None), like=q)
+    return IMPLEMENTATIONS[name](q, k, v, bias)
