@@ -30,6 +30,7 @@ class Predictor:
     Predictions and attention are the mean over the members. With one trial named, it is that trial alone.
 
     Attributes:
+        model: ``aggregator`` or ``aggregator@grid``.
         task: what is predicted.
         trials: names of the members' trials.
         members: the trained aggregators of these trials; each can be saved.
@@ -67,6 +68,7 @@ class Predictor:
         if name not in AGGREGATORS and config.plugins:
             files = ", ".join(config.plugins)
             raise InputError(f"{model} came from a plugin ({files}); pass it again with --plugin, which executes it")
+        self.model = model
         self.task = task_of_config(config.settings())
         self.trials = [each.trial for each in chosen]
         self.in_dim = int(config.dataset.in_dim or 0)

@@ -251,7 +251,8 @@ def _row(
         name: repr(float(mean)) for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
-    stem, caption = _stem(bag.slide_id, slide.source, taken), predictor.task.caption(prediction.values)
+    stem = _stem(bag.slide_id, slide.source, taken)
+    caption = f"{bag.slide_id}, {predictor.model}: {predictor.task.caption(prediction.values)}"
     for earlier in _files(out, stem):  # of another model, perhaps
         earlier.unlink()
     said = _unpredicted(prediction, predictor)
@@ -310,7 +311,7 @@ def _write_explanations(scores: dict[str, Any], bag: Any, caption: str, maps: bo
     if coords is None:
         return ["no maps of explanations: the slide has no coordinates"]
     path = stem.with_name(f"{stem.name}.png")
-    write_explanations_png(path, scores, coords, bag.patch_size, f"{bag.slide_id}: {caption}")
+    write_explanations_png(path, scores, coords, bag.patch_size, caption)
     return []
 
 
@@ -329,7 +330,7 @@ def _write(prediction: Any, caption: str, wanted: list[str], stem: Path) -> list
         elif coords is None:
             skipped.append(f"no {kind}: the slide has no coordinates")
         elif kind == "png":
-            write_png(path, attention, coords, bag.patch_size, f"{bag.slide_id}: {caption}")
+            write_png(path, attention, coords, bag.patch_size, caption)
         elif bag.unit != "px":
             skipped.append(f"no geojson: coordinates are in {bag.unit}, QuPath needs level-0 pixels")
         else:

@@ -51,7 +51,7 @@ class Question:
         aggregator: on ``device``, in eval mode.
         output: of the whole slide, tensors on the CPU.
         prediction: ``[P]`` of the whole slide.
-        shown: the output that is meant, of classes the predicted one; None for the mean of the outputs.
+        shown: the output that is meant, of classes the predicted one; None for the task's ``explained_logit``.
         graph: graph spec, or None.
         device: where to compute.
         outputs: gives the output and the prediction ``[P]`` of each of some bags, in eval mode.
@@ -68,11 +68,16 @@ class Question:
     outputs: Callable[[list[Bag]], Sequence[tuple[AggregatorOutput, Tensor]]]
     seed: int = 0
 
+    def number(self, output: AggregatorOutput) -> float:
+        """The number f of the output of one bag."""
+        with torch.inference_mode():
+            return float(self.value(output.logits)[0])
+
     def value(self, logits: Tensor) -> Tensor:
         """The number f that is explained, ``[B]``, of ``logits`` ``[B, C]``."""
         z = self.aggregator.task_logits(logits.to(self.device))
         if self.shown is None:
-            return z.mean(1)
+            return self.aggregator.task.explained_logit(z)
         if not isinstance(self.aggregator.task, Classification):
             return z[:, self.shown]
         if z.shape[1] == 1:
@@ -165,14 +170,14 @@ def by_occlusion(question: Question) -> Scores:
     An aggregator that can tell for every instance from one pass (``without_each``) is asked for that.
     """
     bag = question.bag
-    whole = float(question.value(question.output.logits)[0])
+    whole = question.number(question.output)
     with torch.inference_mode():
         exact = question.aggregator.without_each(question.batch())
-    if exact is not None:
-        return Scores(whole - question.value(exact).double().cpu().numpy(), {})
+        if exact is not None:
+            return Scores(whole - question.value(exact).double().cpu().numpy(), {})
     of = regions(None if bag.coords is None else bag.coords.double().numpy(), len(bag), REGIONS)
     held = [bag.subset(torch.from_numpy(of != region)) for region in range(of.max() + 1)]
-    fall = np.array([whole - float(question.value(output.logits)[0]) for output, _ in question.outputs(held)])
+    fall = np.array([whole - question.number(output) for output, _ in question.outputs(held)])
     return Scores(fall[of], {})
 
 
@@ -247,7 +252,7 @@ def explain(question: Question, names: Sequence[str]) -> tuple[dict[str, Floats]
 
 def flip(question: Question, values: Floats) -> dict[str, float]:
     """How the prediction changes as instances are removed by their scores ``[N]``, see :func:`explain`."""
-    n, column = len(values), question.shown or 0
+    n, column = len(values), question.aggregator.task.explained_column(question.prediction.numpy())
     order = np.argsort(-values, kind="stable")
     whole = float(question.prediction[column])
     counts = {share: min(max(round(share * n), 1), n - 1) for share in SHARES}

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from mil_zoo.files import replacing, write_text
 from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
-from mil_zoo.report.figures.explanation_maps import RANKS, draw_ranks
-from mil_zoo.report.figures.look import drawing
+from mil_zoo.report.figures.explanation_maps import draw_ranks, rank_bar
+from mil_zoo.report.figures.look import drawing, grid_shape
 from mil_zoo.report.tables.explanations_table import TITLES
 
 # Upper ends of the classes of N x attention, which is 1 for uniform attention.
@@ -90,13 +90,17 @@ def write_explanations_png(
     with drawing():
         width, height = np.ptp(coords, axis=0) + (patch_size or 0)
         panel = 2.8 * float(np.clip(height / max(width, 1), 0.4, 1.8))
-        figure = Figure(figsize=(2.8 * max(len(scores), 2), panel + 0.8), layout="constrained")
+        rows, columns = grid_shape(len(scores), 3)
+        figure = Figure(figsize=(2.8 * columns + 0.8, rows * (panel + 0.4) + 0.5), layout="constrained")
         side = np.nan if patch_size is None else float(patch_size)
-        for axes, (name, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
-            draw_ranks(axes, coords, side, values, figure.get_figwidth() / len(scores))
+        panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+        for axes, (name, values) in zip(panels, scores.items(), strict=False):
+            draw_ranks(axes, coords, side, values, 2.8)
             axes.set_title(textwrap.fill(TITLES.get(name, name), 24), fontsize=8, parse_math=False)
+        for axes in panels[len(scores) :]:
+            axes.set_axis_off()
+        rank_bar(figure, panels)
         figure.suptitle(_broken(title, figure.get_figwidth()), fontsize=9, parse_math=False)
-        figure.supxlabel(_broken(RANKS, figure.get_figwidth()), fontsize=7)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
 

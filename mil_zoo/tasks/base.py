@@ -45,6 +45,7 @@ class Task:
         ordered: whether the classes have an order, which must be known.
         of_patients: whether patients are scored and never slides, all of whose slides then state one target.
         finishes: whether the task takes something from the trained model, see :meth:`finished`.
+        explains: the number of a prediction that explainers speak for, in words.
         score_at_chance: the score that is 0.5 of a model that knows nothing, "AUC" or "concordance"; "" for none.
     """
 
@@ -61,6 +62,7 @@ class Task:
     ordered: ClassVar[bool] = False
     of_patients: ClassVar[bool] = False
     finishes: ClassVar[bool] = False
+    explains: ClassVar[str] = "prediction"
     score_at_chance: ClassVar[str] = ""
 
     # What it is made of ---------------------------------------------------------------------------------------------
@@ -351,6 +353,14 @@ class Task:
     def shown_output(self, prediction: Floats) -> int | None:
         """Which output's attention a map of the slide shows, where there is one an output; None for their mean."""
         return None
+
+    def explained_column(self, prediction: Floats) -> int:
+        """The place in a prediction ``[P]`` of the number that explainers speak for, see ``explains``."""
+        return self.shown_output(prediction) or 0
+
+    def explained_logit(self, logits: Tensor) -> Tensor:
+        """A number ``[B]`` of ``logits`` ``[B, width]`` that rises with the explained one, where no output is shown."""
+        return logits.mean(1)
 
     def describe(self, prediction: Floats) -> str:
         """A prediction ``[P]`` in words, for a column of ``mil-zoo predict``."""

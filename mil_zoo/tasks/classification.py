@@ -42,6 +42,7 @@ class Classification(Task):
     figures: ClassVar[tuple[str, ...]] = ("roc", "pr", "calibration")
     tests: ClassVar[tuple[str, ...]] = ("delong", "permutation")
     strata_are_classes: ClassVar[bool] = True
+    explains: ClassVar[str] = "probability of the predicted class"
     score_at_chance: ClassVar[str] = "AUC"
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class MultiLabel(Task):
     family: ClassVar[str] = "multilabel"
     select: ClassVar[str] = "auc_macro"
     tie: ClassVar[str] = "loss"
+    explains: ClassVar[str] = "probability of the most probable label"
     shown: ClassVar[tuple[str, ...]] = ("auc_macro", "ap_macro", "hamming", "labels_defined")
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class Ordinal(Task):
     classes: tuple[str, ...] = ()
 
     family: ClassVar[str] = "ordinal"
+    explains: ClassVar[str] = "expected class"
     target_columns: ClassVar[tuple[str, ...]] = ("label",)
     select: ClassVar[str] = "qwk"
     tie: ClassVar[str] = "loss"
@@ -139,6 +140,17 @@ class Ordinal(Task):
         """The mean probabilities, and the class that these predict: a mean of classes is none."""
         known = predictions[:, : self.num_classes].mean(0)
         return np.concatenate([known, self._grades(known[None])[0]])
+
+    def explained_column(self, prediction: Floats) -> int:
+        """That of the expected class."""
+        return self.num_classes + 1
+
+    def explained_logit(self, logits: Tensor) -> Tensor:
+        """The mean of the logits of ``y > k``; with "ce" that of the classes' logits weighted from low to high."""
+        if self.criterion != "ce":
+            return logits.mean(1)
+        middle = (self.num_classes - 1) / 2
+        return logits @ logits.new_tensor([grade - middle for grade in range(self.num_classes)])
 
     def given_target(self, targets: Floats, predictions: Floats) -> tuple[Floats, Floats]:
         """The class; the probabilities of all but the lowest within each class."""

@@ -47,6 +47,7 @@ class Regression(Task):
     naming: ClassVar[str] = "--task regression:column=COLUMN"
     select: ClassVar[str] = "rmse"
     tie: ClassVar[str] = "loss"
+    explains: ClassVar[str] = "predicted number"
     figures: ClassVar[tuple[str, ...]] = ("agreement",)
 
     @classmethod

@@ -29,6 +29,7 @@ class RightCensored(Task):
     that their order is the subclass's own.
     """
 
+    explains: ClassVar[str] = "risk"
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     time: str
     event: str

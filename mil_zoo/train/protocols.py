@@ -216,7 +216,7 @@ def supervised(context: TrialContext) -> TrialResult:
                     bag=bag,
                     attention=attention_of(output, shown),
                     prediction=prediction,
-                    column=shown or 0,
+                    column=task.explained_column(prediction.numpy()),
                     predict=lambda changed: [p for _, _, p in predict(aggregator, changed, *where)],
                     tops=context.faithfulness,
                 )

@@ -17,7 +17,7 @@ from mil_zoo.diagnostics.explanations import (
     flip,
     regions,
 )
-from mil_zoo.tasks import Survival
+from mil_zoo.tasks import Ordinal, Regression, Survival
 from mil_zoo.train.predict import predict
 
 
@@ -157,3 +157,19 @@ def test_the_risk_of_a_survival_task_is_explained():
     np.testing.assert_allclose(
         by_gradient(question).values, (bag.features @ weights).double().numpy() / 10, rtol=1e-4, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("task", [Ordinal(4), Ordinal(4, loss="coral"), Ordinal(4, loss="ce"), Regression()], ids=repr)
+def test_scores_of_a_number_speak_for_a_higher_one(task):
+    """What is removed first lowers the expected class, and not the probability of the lowest one."""
+    torch.manual_seed(1)
+    question = question_of(create_aggregator("mean", in_dim=6, task=task, embed_dim=None), bag_of(40))
+    for explainer in (by_gradient, by_integrated_gradients, by_occlusion):
+        scores = explainer(question).values
+        numbers = flip(question, scores)
+        assert numbers["flip_most_0.5"] > 0 > numbers["flip_least_0.5"]
+        held = question.bag.subset(torch.from_numpy(np.argsort(-scores, kind="stable")[20:].copy()).sort().values)
+        ((_, left),) = question.outputs([held])
+        assert float(question.prediction[-1] - left[-1]) == pytest.approx(numbers["flip_most_0.5"])
+        random = flip(question, np.random.default_rng(0).random(40))
+        assert abs(random["area"]) < numbers["area"]

@@ -126,13 +126,16 @@ def test_every_aggregator_and_explainer_has_its_point(run):
 def test_a_row_of_maps_bears_the_name_of_its_model_and_its_prediction(run):
     results = Results.load(run)
     figure = explanation_maps.draw(results)["explanation-maps"]
-    named = [axes.get_ylabel().split("\n") for axes in figure.axes if axes.get_ylabel()]
+    *maps, bar = figure.axes
+    named = [axes.get_ylabel().split("\n") for axes in maps if axes.get_ylabel()]
     assert [name for name, *_ in named] == ["abmil", "mean"]
     classes = results.config.dataset.classes
     assert all(" ".join(said) in classes for _, *said in named)
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["Truth", "Attention", "Gradient x input"]
-    assert all(axes.yaxis_inverted() for axes in figure.axes), "y points down"
-    assert figure.get_supxlabel().startswith("Colour: rank of a patch's score")
+    titles = [axes.get_title() for axes in figure.axes[:3]]
+    assert titles == ["Truth: orange is\npositive", "Attention", "Gradient x input"]
+    assert all(axes.yaxis_inverted() for axes in maps), "y points down"
+    assert bar.get_ylabel() == "rank of a patch by relevance for the prediction"
+    assert [tick.get_text() for tick in bar.get_yticklabels()] == ["least", "median", "most"]
 
 
 def test_without_explainers_there_is_nothing(bag_table, tmp_path):

@@ -11,6 +11,7 @@ import h5py
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
@@ -22,7 +23,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.explanations_table import STORE, TITLES, in_order
 from mil_zoo.tasks import Classification
 
-RANKS = "Colour: rank of a patch's score within the slide, dark least and yellow most relevant for the prediction."
+_BAR = 0.6  # inches that the colour bar takes
 
 
 @register_figure(
@@ -72,12 +73,14 @@ def draw(results: Results) -> dict[str, Figure]:
                     "none", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=7, color="0.35"
                 )
     panels[0, 0].yaxis.set_inverted(True)  # each map has turned the axis that all share: image coordinates, y down
-    headings = ["Truth"] * (truth is not None) + [TITLES.get(name, name) for name in names]
+    headings = ["Truth: orange is positive"] * (truth is not None) + [TITLES.get(name, name) for name in names]
     for axes, heading in zip(panels[0], headings, strict=True):
         axes.set_title(plain(textwrap.fill(heading, 20)), fontsize=7)
-    note = " Below the name of an aggregator: the class that it predicts, for which the scores speak."
-    predicted = any(part["predicted"] for part in maps.values())
-    figure.supxlabel(textwrap.fill(RANKS + note * predicted, 120), fontsize=7)
+    rank_bar(figure, list(panels.ravel()))
+    note = f"Scores speak for a higher {results.task.explains}."
+    if any(part["predicted"] for part in maps.values()):
+        note = "Below the name of an aggregator: the class that it predicts, for which the scores speak."
+    figure.supxlabel(note, fontsize=7)
     return {"explanation-maps": figure}
 
 
@@ -87,13 +90,23 @@ def _height(maps: dict[str, dict[str, Any]], columns: int) -> float:
     side = 0.0 if np.isnan(part["patch_size"]) else part["patch_size"]
     width, height = np.ptp(part["coords"], axis=0) + side
     lines = max(len(textwrap.wrap(found["predicted"], 18)) for found in maps.values())
-    return max((WIDTH - 0.3 - 0.1 * lines) / columns * float(np.clip(height / max(width, 1), 0.4, 1.8)), 0.9) + 0.08
+    panel = (WIDTH - _BAR - 0.3 - 0.1 * lines) / columns
+    return max(panel * float(np.clip(height / max(width, 1), 0.4, 1.8)), 0.9) + 0.08
 
 
 def draw_ranks(axes: Axes, coords: np.ndarray, side: float, scores: np.ndarray, panel: float) -> None:
     """Patches coloured by the rank of their score ``[N]``, equal ones alike; others as in ``draw_patches``."""
     rank = (rankdata(scores) - 1) / max(len(scores) - 1, 1)
     draw_patches(axes, coords, side, mpl.colormaps["viridis"](rank), rank, panel)
+
+
+def rank_bar(figure: Figure, panels: list[Axes]) -> None:
+    """The colours of :func:`draw_ranks`, beside the ``panels``."""
+    shrink = min(1.0, 4 / figure.get_figheight())  # beside a row an aggregator of a whole zoo
+    look: dict[str, Any] = {"pad": 0.01, "aspect": 30, "shrink": shrink, "panchor": False}
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=panels, ticks=[0, 0.5, 1], **look)
+    bar.set_ticklabels(["least", "median", "most"], fontsize=6)
+    bar.set_label("rank of a patch by relevance for the prediction", fontsize=6)
 
 
 def _slide(results: Results, trials: Sequence[Trial]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def draw_curves(results: Results) -> dict[str, Figure]:
         axes.set_title(wrapped(label, 22), fontsize=7)
     for axes in panels[len(labels) :]:
         axes.set_axis_off()
-    figure.supylabel("prediction lost", fontsize=7)
+    figure.supylabel(textwrap.fill(f"lost of the {results.task.explains}", 28), fontsize=7)
     handles = [Line2D([], [], color=colours[name], label=plain(TITLES.get(name, name))) for name in colours]
     note = "Over the share of instances removed (%): solid, the most relevant first; dashed, the least relevant first."
     below(figure, handles, note, 5)

@@ -62,12 +62,13 @@ def shown_explanations(results: Results) -> Document:
         table,
         "area_mean",
         [_area(*row) for row in zip(*(table[name] for name in _ends("area")), strict=True)],
-        [_NOTE, *_findings(table)],
+        [_NOTE.format(results.task.explains), *_findings(table)],
     )
     tables = [Table(*areas, title="Area of flipping")]
     if table["auroc"].notna().any():
         slides = "AUROC against instance labels"
-        tables.append(Table(*_wide(table, "auroc", list(map(short, table["auroc"])), [_LABELS]), title=slides))
+        cells = ["-" if np.isnan(value) else f"{value:.3f}" for value in table["auroc"]]
+        tables.append(Table(*_wide(table, "auroc", cells, [_LABELS]), title=slides))
     whole = table[table["completeness_error"].notna()]
     if len(whole):
         cells = list(map(short, whole["completeness_error"]))
@@ -76,7 +77,8 @@ def shown_explanations(results: Results) -> Document:
 
 
 def _area(mean: float, low: float, high: float) -> Cell:
-    return Cell(f"{mean:.3f}", below=() if np.isnan(low) else (interval(low, high),))
+    ends = (round(low, 3) + 0.0, round(high, 3) + 0.0)  # and no -0.000
+    return Cell(f"{round(mean, 3) + 0.0:.3f}", below=() if np.isnan(low) else (interval(*ends, ".3f"),))
 
 
 def _wide(
@@ -184,9 +186,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 _NOTE = (
-    "Area of flipping: the prediction without the least relevant instances minus that without as many of the most "
-    "relevant, mean over the shares removed, with a 95 % interval over patients. Above 0 the scores say what the "
-    "prediction needs; random scores are at 0. The trained models are taken as they are."
+    "Area of flipping: the {} without the least relevant instances minus that without as many of the most relevant, "
+    "mean over the shares removed, with a 95 % interval over patients. Above 0 the scores say what it needs; random "
+    "scores are at 0. The trained models are taken as they are."
 )
 _LABELS = (
     "Scores as detectors of positive instances: medians over the positive slides with both kinds whose class was "
