@@ -66,17 +66,22 @@ def as_one_value(options: type[Any]) -> Callable[[Callable[[Any], Any]], Callabl
 
 def outcome_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: the options that say what is predicted, for :func:`told_task`."""
+    return _TASK(survival_options(command))
+
+
+def survival_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options that say which columns hold a survival outcome, and what is in them."""
     for option in reversed(_OUTCOME):
         command = option(command)
     return command
 
 
+_TASK = click.option(
+    "--task",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
+)
 _OUTCOME = (
-    click.option(
-        "--task",
-        metavar="NAME[:KEY=VALUE,...]",
-        help="What is predicted: a registered task and its settings.  [default: the card's, else classification]",
-    ),
     click.option("--time", metavar="COLUMN", help="Survival: column of the times, with --event or --censorship."),
     click.option("--event", metavar="COLUMN", help="Survival: column that is 1 where the event happened."),
     click.option(

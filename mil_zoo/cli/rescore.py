@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.options import comma_list, plugin_option, survival_options
 
 
 @click.command(
@@ -30,14 +31,7 @@ Examples:
     help="Columns called otherwise: risk=hazard,fold=split.",
 )
 @click.option("--metric", help="Shown beside the published numbers.  [default: C, or AUC]")
-@click.option("--time", metavar="COLUMN", help="Survival: column of the times.  [default: time or time_<unit>]")
-@click.option(
-    "--event", metavar="COLUMN", help="Survival: column that is 1 where the event happened.  [default: event]"
-)
-@click.option("--censorship", metavar="COLUMN", help="Survival: column that is 1 where a patient is censored, instead.")
-@click.option(
-    "--time-unit", type=click.Choice(["days", "months", "years"]), help="Of the times.  [default: the name's]"
-)
+@survival_options
 @click.option("--logits", is_flag=True, help="The scores are log-odds of class 1, not probabilities.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("rescored"), show_default=True, help="Folder.")
 @plugin_option
@@ -51,6 +45,8 @@ def rescore(
     time: str | None,
     event: str | None,
     censorship: str | None,
+    event_values: list[str] | None,
+    event_as_named: bool | None,
     time_unit: str | None,
     logits: bool,
     out: Path,
@@ -71,7 +67,8 @@ def rescore(
     from mil_zoo.report.rescore import Columns, parse_columns
     from mil_zoo.report.rescore import rescore as score_again
 
-    outcome = {"time": time, "event": event, "censorship": censorship, "unit": time_unit}
+    outcome: dict[str, Any] = {"time": time, "event": event, "censorship": censorship, "unit": time_unit}
+    outcome |= {"event_values": event_values, "event_as_named": event_as_named}
     told = Columns(parse_columns(columns or []), tuple(by or []), outcome, logits)
     console = Console()
     with working(console, "Scoring again"), writing(out, "start the same command again"):

@@ -17,6 +17,7 @@ import pandas as pd
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard, count_differences, per_class
 from mil_zoo.data.digests import identical
+from mil_zoo.data.labels.dialects import words_for_unknown
 from mil_zoo.data.labels.names import alike, both_sides
 from mil_zoo.data.labels.tables import (
     class_indices,
@@ -24,7 +25,6 @@ from mil_zoo.data.labels.tables import (
     labels_alike,
     patients_of_two_labels,
     unknown_among,
-    words_for_unknown,
 )
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.errors import InputError

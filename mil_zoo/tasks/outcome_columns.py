@@ -23,10 +23,9 @@ def unit_in(name: str) -> str:
     return ending if ending in MONTHS else ""
 
 
-def find_time(header: Sequence[str]) -> str:
-    """The column of the times where nothing names it: ``time``, or ``time_`` with a unit; "" unless there is one."""
-    found = [name for name in header if re.fullmatch(r"time(_(days|months|years))?", name.lower())]
-    return found[0] if len(found) == 1 else ""
+def find_times(header: Sequence[str]) -> list[str]:
+    """The columns that may hold the times where nothing names them: ``time``, or ``time_`` with a unit."""
+    return [name for name in header if re.fullmatch(r"time(_(days|months|years))?", name.lower())]
 
 
 def find_event(header: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ class RightCensored(Task):
     def recognises(cls, header: Sequence[str]) -> bool:
         """Whether the columns of a label table are times and events without being told."""
         told = outcome_columns.find_event(header) or outcome_columns.find_censorship(header)
-        return bool(outcome_columns.find_time(header) and told)
+        return bool(len(outcome_columns.find_times(header)) == 1 and told)
 
     @classmethod
     def columns(cls, settings: Mapping[str, Any], header: Sequence[str]) -> tuple[str, ...]:
@@ -53,7 +53,10 @@ class RightCensored(Task):
         Raises:
             InputError: nothing names the event, and the table holds a censorship, whose direction is asked for.
         """
-        time = settings.get("time") or outcome_columns.find_time(header) or "time"
+        times = outcome_columns.find_times(header)
+        if not settings.get("time") and len(times) > 1:
+            raise InputError(f"{' and '.join(map(repr, times))} may both be the time; name one with --time COLUMN")
+        time = settings.get("time") or (times or ["time"])[0]
         event = settings.get("event") or settings.get("censorship") or outcome_columns.find_event(header)
         if not event and (censored := outcome_columns.find_censorship(header)):
             raise InputError(

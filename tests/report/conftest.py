@@ -13,6 +13,7 @@ import pytest
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.diagnostics.attention import attention_curve, attention_skew
 from mil_zoo.report.figures import registry
+from mil_zoo.report.rescore import Columns, parse_columns, rescore
 
 # Sharpness of attention at the end of training, and heads; None: a model without attention.
 MODELS = {
@@ -241,3 +242,29 @@ def as_made(monkeypatch):
         return save(figure, path)
 
     monkeypatch.setattr(registry, "save", keep)
+
+
+@pytest.fixture
+def again(tmp_path):
+    """``again(table or [tables], cohort=, published=, by=, columns=, metric=)``: rescore.csv, and what was made."""
+
+    calls = itertools.count()
+
+    def run(tables, cohort=None, published=None, by=(), columns=(), metric=None, **outcome):
+        paths = []
+        for i, table in enumerate([tables] if isinstance(tables, pd.DataFrame) else tables):
+            paths.append(tmp_path / f"file_{i}.csv")
+            table.to_csv(paths[-1], index=False)
+        others = {}
+        for name, table in (("cohort", cohort), ("published", published)):
+            others[name] = None
+            if table is not None:
+                others[name] = tmp_path / f"{name}.csv"
+                table.to_csv(others[name], index=False)
+        told = Columns(parse_columns(columns), tuple(by), outcome)
+        out = tmp_path / f"out_{next(calls)}"
+        made = rescore(paths, out, told, others["cohort"], others["published"], metric)
+        found = pd.read_csv(out / "rescore.csv")
+        return found.assign(remark=found["remark"].astype(object).fillna("")), made
+
+    return run

@@ -1,11 +1,11 @@
 """Predictions that others published, scored again: numbers, and a small file for everything that cannot be right."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rescore_files import probabilities, risks
 
 from mil_zoo.errors import InputError
 from mil_zoo.report.load import Results
@@ -14,58 +14,6 @@ from mil_zoo.report.rescore.read import read_predictions
 from mil_zoo.report.tables import comparisons
 from mil_zoo.stats import concordance
 from mil_zoo.stats.possible import half_unit, possible_positives, possible_sizes
-
-
-def risks(models=("a", "b"), folds=2, n=20, seed=0):
-    """Risks of simulated patients: a row a model, fold and patient."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for fold in range(folds):
-        time, event = rng.exponential(30, n).round(2) + 1, rng.random(n) < 0.6
-        for model in models:
-            risk = -time + rng.normal(0, 20, n)
-            for i in range(n):
-                rows.append((model, fold, f"P{fold}-{i:02d}", time[i], int(event[i]), risk[i]))
-    return pd.DataFrame(rows, columns=["model", "fold", "patient_id", "time_months", "event", "risk"])
-
-
-def probabilities(models=("a", "b"), folds=2, n=20, seed=0):
-    """Probabilities of simulated slides, one a patient."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for fold in range(folds):
-        for model in models:
-            for i in range(n):
-                p = float(np.clip(0.5 + 0.25 * (2 * (i % 2) - 1) + rng.normal(0, 0.2), 0.01, 0.99).round(3))
-                rows.append((model, fold, f"s{fold}-{i:02d}", f"P{fold}-{i:02d}", i % 2, p))
-    return pd.DataFrame(rows, columns=["model", "fold", "slide_id", "patient_id", "label", "score"])
-
-
-@pytest.fixture
-def again(tmp_path):
-    """``again(table or [tables], cohort=, published=, by=, columns=, metric=)``: rescore.csv, and what was made."""
-
-    calls = itertools.count()
-
-    def run(tables, cohort=None, published=None, by=(), columns=(), metric=None, **outcome):
-        paths = []
-        for i, table in enumerate([tables] if isinstance(tables, pd.DataFrame) else tables):
-            paths.append(tmp_path / f"file_{i}.csv")
-            table.to_csv(paths[-1], index=False)
-        others = {}
-        for name, table in (("cohort", cohort), ("published", published)):
-            others[name] = None
-            if table is not None:
-                others[name] = tmp_path / f"{name}.csv"
-                table.to_csv(others[name], index=False)
-        told = Columns(parse_columns(columns), tuple(by), outcome)
-        out = tmp_path / f"out_{next(calls)}"
-        made = rescore(paths, out, told, others["cohort"], others["published"], metric)
-        found = pd.read_csv(out / "rescore.csv")
-        return found.assign(remark=found["remark"].astype(object).fillna("")), made
-
-    return run
-
 
 # Numbers -------------------------------------------------------------------------------------------------------------
 
@@ -407,7 +355,9 @@ def test_a_column_that_is_named_stands_in_the_place_of_one_of_our_name(again):
 
 
 def test_scores_that_are_no_probabilities(again):
-    with pytest.raises(InputError, match="which is no probability of class 1; pass --logits"):
+    with pytest.raises(
+        InputError, match="which is no probability of class 1; divide percentages by 100, or pass --logits"
+    ):
         again(probabilities(folds=1).assign(score=3.2))
     with pytest.raises(InputError, match=r"probabilities that sum to 1\.4"):
         again(probabilities(folds=1).assign(prob_0=0.7, prob_1=0.7))

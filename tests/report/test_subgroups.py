@@ -163,6 +163,12 @@ def test_groups_of_patients_and_of_slides(table_of):
     assert read_groups(["scanner"], SLIDES, path)["scanner"].tolist() == ["x", "x", "", ""]
 
 
+def test_patients_of_a_table_are_met_as_slides_are(table_of):
+    slides = [("s1", "p1"), ("s2", "17"), ("s3", "\u00e9")]
+    path = table_of("patient_id;site\nP1;x\n17.0;NA\ne\u0301;z\n")
+    assert read_groups(["site"], slides, path)["site"].tolist() == ["x", "NA", "z"]
+
+
 def test_sites_of_barcodes():
     assert read_groups(["site"], SLIDES)["site"].tolist() == ["", "", "", "05"]
 
@@ -174,6 +180,9 @@ def test_sites_of_barcodes():
         ("slide_id,scanner\ns1.a,x\ns2.a,y\n", "scanner", r"patient 'P1' has 2 values \('x', 'y'"),
         ("patient_id,sex\nP1,F\n", "sexx", "has no such column; did you mean 'sex'"),
         ("patient_id,sex\nQ,F\n", "sex", "no id there is of this run's slides"),
+        ("patient_id,sex,sex\nP1,F,M\n", "sex", "the column 'sex' occurs twice"),
+        ("patient_id,sex\nP1,F\nP2,f\n", "sex", "'F' and 'f' differ in case, blanks or accents only"),
+        ("patient_id,sex\nP1,F\n", "patient_id", "each would be a group of its own"),
         ("name,sex\nP1,F\n", "sex", "names neither slides nor patients"),
         (None, "sex", "nothing says the sex of a slide; pass --groups"),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
+
+from mil_zoo.errors import InputError
 
 # What the tools in use call these columns (CLAM and TRIDENT: case_id; Giga-SSL: ID; torchmil: bag_name; STAMP: FILENAME
 # and PATIENT; MIL_BASELINE: slide_path; Prov-GigaPath: pat_id; the sample sheets of the GDC: "File Name", "Case ID"),
@@ -31,6 +33,13 @@ def column_of(table: pd.DataFrame, names: Sequence[str]) -> str | None:
     here = {_worded(column): column for column in columns} | {column.lower(): column for column in columns}
     found = (here.get(name.lower()) or here.get(_worded(name)) for name in names)
     return next((column for column in found if column is not None), None)
+
+
+def check_once(table: pd.DataFrame, columns: Iterable[str | None], where: object) -> None:
+    """Raises an ``InputError`` that names a column of ``columns`` that the table has twice."""
+    for column in columns:
+        if f"{column}.1" in table:
+            raise InputError(f"{where}: the column {column!r} occurs twice; rename or drop one of them")
 
 
 def _worded(name: str) -> str:

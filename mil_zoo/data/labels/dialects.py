@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,29 @@ from mil_zoo.errors import InputError
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 MOST_MIB = 64  # that a packed table may hold: read, it takes ten times as much
 _SEPARATORS = ",;\t|"
+# What tables write where nothing is known, in any case and within any brackets.
+_UNKNOWN = {
+    *(
+        "na",
+        "n/a",
+        "n.a.",
+        "nan",
+        "nil",
+        "null",
+        "none",
+        "unknown",
+        "unk",
+        "undefined",
+        "missing",
+        "?",
+        "??",
+        "-",
+        "--",
+    ),
+    *("not available", "not applicable", "not reported", "not evaluated", "not determined", "nd", "n.d.", "tbd"),
+}
+_COMMA = r"\s*([+-]?\d*),(\d+)\s*"
+_THOUSANDS = r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*"
 _EXCEL = r"sep=[,;\t|]"  # a line by which Excel says what separates fields
 _NOT_TEXT = {b"PK\x03\x04": "an Excel workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"\x89HDF": "an HDF5 file"}
 
@@ -62,9 +87,29 @@ def read_csv(path: Path, needs: str = "it needs a header and a row a slide") -> 
     return made
 
 
-def decimal(values: pd.Series[str]) -> pd.Series[str]:
-    """Numbers written with a decimal comma, with a point."""
-    return values.str.replace(r"^\s*([+-]?\d*),(\d+)\s*$", r"\1.\2", regex=True)
+def decimal(values: pd.Series[str], where: str) -> pd.Series[str]:
+    """Numbers written with a decimal comma, with a point.
+
+    Raises:
+        InputError: every comma may as well part thousands ("1,021"); the message begins with ``where``.
+    """
+    commas = values.str.fullmatch(_COMMA).fillna(False).astype(bool)
+    if commas.any() and values[commas].str.fullmatch(_THOUSANDS).all():
+        raise InputError(
+            f"{where} {values[commas].iloc[0]!r} may be thousands or a decimal comma; write numbers without commas"
+        )
+    return values.str.replace(f"^{_COMMA}$", r"\1.\2", regex=True)
+
+
+def words_for_unknown(labels: Iterable[str]) -> set[str]:
+    """The labels that are words for what is not known, in any case and within any brackets."""
+    return {text for text in labels if folded(text.strip("[](){}<>#'\"")) in _UNKNOWN}
+
+
+def folded(label: str) -> str:
+    """As it is told from others: in any case, blanks and way to write accents, without signs that have no width."""
+    text = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+    return " ".join(text.casefold().split())
 
 
 def _text(path: Path, content: bytes) -> str:

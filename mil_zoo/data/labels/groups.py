@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mil_zoo.data.labels.columns import COLUMNS, column_of
+from mil_zoo.data.labels.columns import COLUMNS, check_once, column_of
 from mil_zoo.data.labels.dialects import read_csv
 from mil_zoo.data.labels.names import match_names
+from mil_zoo.data.labels.tables import labels_alike
 from mil_zoo.errors import InputError, did_you_mean
 
 _BARCODE = re.compile(r"^TCGA-(\w\w)-\w{4}", re.IGNORECASE)
@@ -40,6 +41,8 @@ def read_groups(
     owner = made["patient_id"].where(made["patient_id"] != "", made["slide_id"])
     read = None if table is None else read_csv(table, "it needs slide_id or patient_id, and a column a group")
     for column in dict.fromkeys(columns):
+        if column in ("slide_id", "patient_id"):
+            raise InputError(f"--by {column}: each would be a group of its own; name a column of groups, as site")
         name = None if read is None else column_of(read, [column])
         if read is not None and name is not None:
             values = _of_table(read, name, made, owner, Path(str(table)))
@@ -55,6 +58,11 @@ def read_groups(
                 if table is not None
                 else f"--by {column}: nothing says the {column} of a slide; pass --groups TABLE.csv with slide_id or "
                 f"patient_id and {column}"
+            )
+        for alike in labels_alike(values[values != ""]):
+            raise InputError(
+                f"--by {column}: {' and '.join(map(repr, alike))} differ in case, blanks or accents only; write them "
+                "alike"
             )
         several = values[values != ""].groupby(owner).unique()
         several = several[several.map(len) > 1]
@@ -78,24 +86,26 @@ def _of_table(read: pd.DataFrame, name: str, made: pd.DataFrame, owner: pd.Serie
     of_slide, of_patient = (column_of(read, COLUMNS[key]) for key in ("slide_id", "patient_id"))
     if of_slide is None and of_patient is None:
         raise InputError(f"{table}: it names neither slides nor patients; add a column slide_id or patient_id")
-    given = read[read[name].notna()]
+    check_once(read, [name, of_slide, of_patient], table)
+    given = read[read[name].notna()]  # "NA" and "ND" are sites of TCGA
     values = pd.Series("", index=made.index, dtype=object)
     if of_slide is not None:
         means = match_names(given[of_slide].dropna().tolist(), made["slide_id"].tolist(), table)
         known = {
             means[slide]: value for slide, value in zip(given[of_slide], given[name], strict=True) if slide in means
         }
-        values = made["slide_id"].map(known.get).fillna("")
+        values = made["slide_id"].map(lambda slide: known.get(slide, ""))
     if of_patient is not None and (values == "").any():
-        several = given.groupby(of_patient)[name].unique()
+        means = match_names(given[of_patient].dropna().tolist(), [who for who in owner.unique() if who], table)
+        several = given.groupby(given[of_patient].map(means.get))[name].unique()
         for patient in several[several.map(len) > 1].index:
-            if patient in set(owner):
-                found = ", ".join(map(repr, several[patient]))
-                raise InputError(
-                    f"--by {name}: patient {patient!r} has {len(several[patient])} values ({found}) in {table}; a "
-                    "group is of patients, so correct the table or name another column"
-                )
-        values = values.where(values != "", owner.map(several.map(lambda found: found[0])).fillna(""))
+            found = ", ".join(map(repr, several[patient]))
+            raise InputError(
+                f"--by {name}: patient {patient!r} has {len(several[patient])} values ({found}) in {table}; a "
+                "group is of patients, so correct the table or name another column"
+            )
+        first = {patient: found[0] for patient, found in several.items()}
+        values = values.where(values != "", owner.map(lambda who: first.get(who, "")))
     if (values == "").all():
         raise InputError(
             f"{table}: no id there is of this run's slides or patients; is it the table of another dataset?"

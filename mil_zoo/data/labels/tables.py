@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from mil_zoo.data.labels import dialects
-from mil_zoo.data.labels.columns import COLUMNS, column_of
+from mil_zoo.data.labels.columns import COLUMNS, check_once, column_of
+from mil_zoo.data.labels.dialects import folded, words_for_unknown
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.errors import InputError, did_you_mean
 
@@ -21,27 +21,6 @@ _CLASS = re.compile(r"class ([0-9]+)")
 _NUMBERED = re.compile(r"(class )?[0-9]")
 _NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0+)?")
 _PADDED = r"\+?0*([0-9]+)"
-# What tables write where nothing is known, in any case and within any brackets.
-_UNKNOWN = {
-    *(
-        "na",
-        "n/a",
-        "n.a.",
-        "nan",
-        "nil",
-        "null",
-        "none",
-        "unknown",
-        "unk",
-        "undefined",
-        "missing",
-        "?",
-        "??",
-        "-",
-        "--",
-    ),
-    *("not available", "not applicable", "not reported", "not evaluated", "not determined", "nd", "n.d.", "tbd"),
-}
 _FULL = (99, 255, 999, 9999, 65535, 99999, 999999)  # numbers that stand for nothing far above the classes
 
 
@@ -97,15 +76,14 @@ def read_labels(
             remedies = [naming] * (bool(naming) and name in target_columns)
             remedies += [needs(target_columns)] * (name == "label" or not remedies)
             raise InputError(f"{path}: the column {wanted!r} is missing{near}; {'; '.join(remedies)}")
-        if f"{column}.1" in table:
-            raise InputError(f"{path}: the column {column!r} occurs twice; rename or drop one of them")
+        check_once(table, [column], path)
         if name in ("slide_id", "label") and table[column].isna().any():
             raise InputError(f"{path}: {column} is empty in row {int(table[column].isna().argmax()) + 2}; fill it in")
     if not len(table):
         raise InputError(f"{path} holds a header and no rows; {needs(target_columns)}")
     labels: pd.DataFrame = pd.DataFrame({name: table[column] for name, column in columns.items() if column is not None})
     for name in target_columns:
-        labels[name] = dialects.decimal(labels[name])
+        labels[name] = dialects.decimal(labels[name], f"{path}: {name}")
     if "label" in target_columns:
         labels["label"] = labels["label"].str.replace(r"^(-?[0-9]+)\.0+$", r"\1", regex=True)
     for name in {"split", "fold"} & set(labels):
@@ -188,11 +166,6 @@ def unknown_among(labels: Iterable[str]) -> list[str]:
     return sorted(marks | words_for_unknown(texts)) if counted else []
 
 
-def words_for_unknown(labels: Iterable[str]) -> set[str]:
-    """The labels that are words for what is not known, in any case and within any brackets."""
-    return {text for text in labels if _folded(text.strip("[](){}<>#'\"")) in _UNKNOWN}
-
-
 def spelled_as(labels: pd.Series[str], classes: Sequence[str]) -> pd.Series[str]:
     """Labels that name one of ``classes`` but for case and blanks, as it is written; the others as they are.
 
@@ -202,23 +175,17 @@ def spelled_as(labels: pd.Series[str], classes: Sequence[str]) -> pd.Series[str]
         labels = labels.str.replace(r"^\u2212(?=[0-9]+$)", "-", regex=True)  # the minus of typesetting
         padded = labels.str.fullmatch(_PADDED).all()
         return labels.str.replace(f"^{_PADDED}$", r"\1", regex=True) if padded else labels
-    written = {_folded(name): name for name in classes}
+    written = {folded(name): name for name in classes}
     known = set(class_indices(classes))
-    return labels.map(lambda label: label if label in known else written.get(_folded(label), label))
+    return labels.map(lambda label: label if label in known else written.get(folded(label), label))
 
 
 def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of labels that differ in case and blanks only."""
     groups = defaultdict(list)
     for label in sorted(set(labels)):
-        groups[_folded(label)].append(label)
+        groups[folded(label)].append(label)
     return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def _folded(label: str) -> str:
-    """As it is told from others: in any case, blanks and way to write accents, without signs that have no width."""
-    text = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
-    return " ".join(text.casefold().split())
 
 
 def patients_of_two_labels(table: pd.DataFrame) -> list[str]:

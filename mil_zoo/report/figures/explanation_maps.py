@@ -112,14 +112,17 @@ def rank_bar(figure: Figure, panels: list[Axes]) -> None:
 def _slide(results: Results, trials: Sequence[Trial]) -> str:
     """The slide whose maps are drawn, see :func:`draw`."""
     with h5py.File(results.run.checked(trials[0].trial, STORE)) as file:
-        sizes = {
-            str(group.attrs["slide_id"]): (int(group.attrs["label"]), len(group["coords"]) if "coords" in group else 0)
-            for group in file.values()
-        }
+        sizes = {str(group.attrs["slide_id"]): (_label(group), len(group.get("coords", ()))) for group in file.values()}
     names = [name for name, (label, _) in sizes.items() if label > 0] or list(sizes)
     right = {name: sum(_predicted(results, trial).get(name) == sizes[name][0] for trial in trials) for name in names}
     best = [name for name in names if right[name] == max(right.values())]
     return sorted(best, key=lambda name: (sizes[name][1], name))[len(best) // 2]
+
+
+def _label(group: h5py.Group) -> int:
+    """The class of a slide; of a task without classes whether it has a positive instance."""
+    label = int(group.attrs["label"])
+    return int((group["instance_labels"][:] > 0).any()) if label < 0 and "instance_labels" in group else label
 
 
 def _predicted(results: Results, trial: Trial) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
+from mil_zoo.data.labels.dialects import folded
 from mil_zoo.metrics import Metric
 from mil_zoo.noted import note_of
 from mil_zoo.report.rescore.parts import Cohort, Part, named
@@ -33,6 +35,7 @@ def judge(
     what = "slides" if predictions.of_slides else "patients"
     for part in parts:
         _judge_rows(part, metric, what, cohort)
+    _groupwise(parts, lambda part: (part.group,), _folds)
     _groupwise(parts, lambda part: (part.group,), lambda own: _labels(own, predictions, cohort, what))
     _groupwise(parts, lambda part: (part.group, part.model), lambda own: _absent(own, cohort, by, what))
     _groupwise(parts, lambda part: (part.group, part.model), _orientation)
@@ -47,10 +50,28 @@ def _groupwise(parts: Sequence[Part], key: Callable[[Part], Hashable], act: Call
         act(own)
 
 
+def _folds(parts: list[Part]) -> None:
+    """Models of which no fold bears the name of another one's fold: nothing of theirs is paired."""
+    of: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for part in parts:
+        of[part.model].add(part.split[:2])
+    for part in parts:
+        others = set().union(*(splits for model, splits in of.items() if model != part.model))
+        if others and not of[part.model] & others:
+            mine, theirs = (named(fold for _, fold in splits) for splits in (of[part.model], others))
+            part.remarks.append(f"folds are called {mine} here and {theirs} of other models: nothing is paired")
+
+
 def _judge_rows(part: Part, metric: Metric, what: str, cohort: Cohort | None) -> None:
     if part.missing:
         where = "the cohort names" if cohort is not None else "other models predict"
         part.remarks.append(f"{len(part.missing)} {what} that {where} are missing ({named(part.missing)})")
+        spelled = _spelled_otherwise(part.missing, part.rows[part.key])
+        if spelled:
+            ours, theirs = next(iter(spelled.items()))
+            part.remarks.append(
+                f"{len(spelled)} of them are there under another spelling ({ours!r} as {theirs!r}); write ids alike"
+            )
     if cohort is not None and cohort.folds:
         there = cohort.rows
         known = set(there.loc[there["fold"] == part.split[1], cohort.key])
@@ -68,6 +89,16 @@ def _judge_rows(part: Part, metric: Metric, what: str, cohort: Cohort | None) ->
         with_all = part.value(metric, filed)
         if not np.isnan(with_all) and abs(with_all - part.value(metric)) > 1e-12:
             part.remarks.append(f"with all rows as they are filed {metric.title} would be {with_all:.6f}")
+
+
+def _spelled_otherwise(missing: Sequence[str], there: Iterable[str]) -> dict[str, str]:
+    """Missing ids by how they are written there: in another case, or as a spreadsheet writes numbers."""
+    known = {_alike(name): name for name in map(str, there)}
+    return {name: known[_alike(name)] for name in missing if _alike(name) in known and name not in known.values()}
+
+
+def _alike(name: str) -> str:
+    return re.sub(r"^0+(?=\d+$)", "", re.sub(r"^(\d+)\.0+$", r"\1", folded(name)))
 
 
 def _labels(parts: list[Part], predictions: Predictions, cohort: Cohort | None, what: str) -> None:
@@ -138,7 +169,7 @@ def _sides(parts: list[Part], predictions: Predictions, cohort: Cohort | None) -
         own = trained[(trained["repeat"] == part.split[0]) & (trained["fold"] == part.split[1])]
         train = set(_owners(own))
         if cohort is not None and (cohort.rows["split"] != "").any():
-            named_there = cohort.rows[cohort.rows["split"].isin(["train", "val"])]
+            named_there = cohort.rows[cohort.rows["split"] == "train"]
             if cohort.folds:
                 named_there = named_there[named_there["fold"] == part.split[1]]
             train |= set(_owners(named_there))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
-from mil_zoo.report.rescore.read import Columns, Predictions, canonical, read_table
+from mil_zoo.report.rescore.read import Columns, Predictions, canonical, plain, read_table, splits_of, targets_of
 from mil_zoo.tasks import Survival, Task
 
 Group = tuple[str, ...]
@@ -48,6 +49,7 @@ class Part:
         filed: its rows as they are.
         rows: those that are scored: written by somebody, with a prediction, each id once.
         task: with what it takes from the training patients, where these are known.
+        key: which of the ids tells rows apart.
         missing: ids that should be there and are not scored.
         n_train: patients or slides that it was trained on, as far as the files tell.
         remarks: what cannot be right, a sentence part each; more are added as it is judged.
@@ -59,6 +61,7 @@ class Part:
     filed: pd.DataFrame
     rows: pd.DataFrame
     task: Task
+    key: str
     missing: list[str]
     n_train: int
     remarks: list[str] = field(default_factory=list)
@@ -102,9 +105,10 @@ def read_cohort(path: Path, columns: Columns, predictions: Predictions) -> Cohor
     if table[keys[0]].isna().any():
         raise InputError(f"{path}: {keys[0]} is empty in row {int(table[keys[0]].isna().argmax()) + 2}; fill it in")
     rows = pd.DataFrame({name: table[name].fillna("") if name in table else "" for name in ("slide_id", "patient_id")})
+    rows = rows.map(lambda name: unicodedata.normalize("NFC", name))
     rows = rows.assign(**{name: table[name].fillna("") for name in columns.by})
     rows["fold"] = table["fold"].fillna("").str.replace(r"\.0+$", "", regex=True) if "fold" in table else ""
-    rows["split"] = table["split"].fillna("").str.lower() if "split" in table else ""
+    rows["split"] = splits_of(table, path)
     known = _stated(table.assign(slide_id=table[keys[0]]), task, path)
     for name, values in known.items():
         rows[name] = values
@@ -119,7 +123,8 @@ def _stated(table: pd.DataFrame, task: Task, path: Path) -> dict[str, np.ndarray
             return {}
     elif "label" not in table:
         return {}
-    return dict(zip(task.target_columns, task.targets(table, str(path)).T, strict=True))
+    table = plain(table, task.columns(task.settings(), list(table.columns)), path)
+    return dict(zip(task.target_columns, targets_of(table, task, path).T, strict=True))
 
 
 def with_groups(predictions: Predictions, cohort: Cohort | None, by: Sequence[str]) -> pd.DataFrame:
@@ -139,6 +144,9 @@ def with_groups(predictions: Predictions, cohort: Cohort | None, by: Sequence[st
         if (several := found.str.contains("\0", na=False)).any():
             who = rows[cohort.key][several].iloc[0]
             raise InputError(f"{who!r} has several values of {name} in the cohort; add the column {name} to the files")
+        if found.eq("").any():
+            who = rows[cohort.key][found.eq("")].iloc[0]
+            raise InputError(f"{who!r} has no {name} in the cohort; fill it in")
         if found.isna().any():
             if (gone := found.isna() & rows["filled"]).any():
                 raise InputError(
@@ -200,9 +208,10 @@ def _parts_of_group(
             train = pd.concat(same).drop_duplicates("slide_id")
             train = train[~train["slide_id"].isin(scored["slide_id"])]
         fitted = task
-        if isinstance(task, Survival) and len(train) and train[task.target_columns[1]].any():
-            fitted = task.fit(train[list(task.target_columns)].to_numpy(dtype=float))
-        part = Part(group, model, split, filed, scored, fitted, missing, max(1, len(train)), remarks)
+        known_train = train[list(task.target_columns)].to_numpy(dtype=float)
+        if isinstance(task, Survival) and task.informative(known_train):
+            fitted = task.fit(known_train)
+        part = Part(group, model, split, filed, scored, fitted, key, missing, max(1, len(train)), remarks)
         parts.append(part)
     return parts
 

@@ -15,7 +15,7 @@ from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.rescore.judge import impossible_share
 from mil_zoo.report.rescore.parts import Part, named
-from mil_zoo.report.rescore.read import Columns, canonical, numbers, read_table
+from mil_zoo.report.rescore.read import Columns, canonical, numbers, plain, read_table
 from mil_zoo.report.tables.table import Table
 from mil_zoo.stats.possible import fits, half_unit, possible_positives, possible_sizes
 
@@ -63,8 +63,14 @@ def read_published(path: Path, columns: Columns, metric: Metric) -> Published:
             raise InputError(f"{path}: there is no column value, nor one of {metric.title}; map one with --columns")
         table = table.rename(columns={own[0]: "value"})
     elif "metric" in table:
+        said = named(set(table["metric"].dropna()))
         table = table[[metric.name in (metric_name(str(text)), text) for text in table["metric"]]]
+        if not len(table):
+            raise InputError(f"{path}: no row is of {metric.title} (metric: {said}); pass --metric for another one")
+    table = plain(table, ["value"], path)
     table = table[table["value"].notna()]
+    if not len(table):
+        raise InputError(f"{path} holds no published number; leave it out")
     rows = table[["model", *columns.by]].copy()
     rows["fold"] = table["fold"].fillna("").str.replace(r"\.0+$", "", regex=True) if "fold" in table else ""
     if metric.bounds == (0, 1):
@@ -101,6 +107,9 @@ def compare(
         found[place] = value
         if metric.name == "accuracy" and (why := impossible_share(value, error, len(part.rows))):
             part.remarks.append(f"the published {metric.title.lower()} cannot be: {why}")
+        if metric.bounds == (0, 1) and not 0 <= value <= 1:
+            part.remarks.append(f"the published {metric.title} cannot be: {value:g} lies outside [0, 1]")
+            continue
         ours = part.value(metric)
         if np.isnan(ours) or abs(ours - value) <= max(error, 1e-9) * (1 + 1e-9):
             continue
@@ -154,6 +163,8 @@ def check_numbers(table: pd.DataFrame, columns: Columns, path: Path) -> Table:
     for name in columns.by:
         if name not in table:
             raise InputError(f"{path}: the grouping column {name!r} is missing{did_you_mean(name, table.columns)}")
+    if not len(table):
+        raise InputError(f"{path} holds no row of numbers; leave it out")
     return _of_rows(table, columns, path) if {"metric", "value"} <= set(table) else _of_columns(table, columns, path)
 
 
@@ -172,7 +183,8 @@ def _of_columns(table: pd.DataFrame, columns: Columns, path: Path) -> Table:
             if not len(shares):
                 continue
             values, errors = _read(shares, names["accuracy"], path)
-            sizes = possible_sizes(values, errors, MOST)
+            outside = any(not 0 <= value <= 1 for value in values)
+            sizes = np.empty(0, dtype=int) if outside else possible_sizes(values, errors, MOST)
             n = int(sizes[0]) if len(sizes) else 0
             positives = "-"
             if n and "auc" in names:
@@ -204,11 +216,17 @@ _NOTE = (
 
 
 def _of_rows(table: pd.DataFrame, columns: Columns, path: Path) -> Table:
+    table = plain(table, ["value", "std", "n_runs", "n"], path)
     values, errors = _read(table, "value", path)
     spreads = numbers(table, "std", path) if "std" in table else np.full(len(table), np.nan)
     runs = numbers(table, "n_runs", path) if "n_runs" in table else np.full(len(table), np.nan)
     slides = numbers(table, "n", path) if "n" in table else np.full(len(table), np.nan)
-    spreads = np.where(numbers(table, "value", path) > 1, spreads / 100, spreads)
+    for name, counts in (("n_runs", runs), ("n", slides)):
+        if (odd := (counts < 1) | (counts % 1 > 0)).any():
+            row = int(odd.argmax())
+            raise InputError(f"{path}: row {row + 2} has {name} {counts[row]:g}; write a whole number of 1 or more")
+    percent = np.array(values) < numbers(table.assign(value=table["value"].str.removesuffix("%")), "value", path)
+    spreads = np.where(percent, spreads / 100, spreads)
     context = [name for name in (*columns.by, "model") if name in table]
     rows = []
     for i in range(len(table)):
@@ -240,6 +258,8 @@ def _cannot_be(kind: str, value: float, error: float, sd: float, runs: float, n:
 
 def _culprits(models: Sequence[str], values: Sequence[float], errors: Sequence[float]) -> str:
     """Which accuracies no number of slides gives, alone or with the others."""
+    if outside := [i for i in range(len(values)) if not 0 <= values[i] <= 1]:
+        return ", ".join(f"{models[i]} {values[i]:.10g}" for i in outside) + ": outside [0, 1]"
     alone = [i for i in range(len(values)) if not len(possible_sizes([values[i]], [errors[i]], MOST))]
     if alone:
         shown = ", ".join(f"{models[i]} {values[i]:.10g}" for i in alone)
@@ -253,8 +273,11 @@ def _culprits(models: Sequence[str], values: Sequence[float], errors: Sequence[f
 
 def _read(table: pd.DataFrame, name: str, path: Path) -> tuple[list[float], list[float]]:
     """Values and half units; of percentages the shares."""
+    table = plain(table, [name], path)
+    signed = table[name].str.endswith("%").fillna(False).to_numpy(dtype=bool)
+    table = table.assign(**{name: table[name].str.removesuffix("%")})
     values, errors = numbers(table, name, path), np.array([half_unit(str(text)) for text in table[name]])
-    percent = (values > 1) & (values <= 100)
+    percent = signed | (values > 1) & (values <= 100)
     return np.where(percent, values / 100, values).tolist(), np.where(percent, errors / 100, errors).tolist()
 
 

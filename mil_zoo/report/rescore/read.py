@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.data.formats.npy import load_arrays
-from mil_zoo.data.labels.columns import COLUMNS, column_of
-from mil_zoo.data.labels.dialects import read_csv
+from mil_zoo.data.labels.columns import COLUMNS, check_once, column_of
+from mil_zoo.data.labels.dialects import decimal, read_csv, words_for_unknown
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.stats.possible import half_unit
 from mil_zoo.tasks import Task, create_task
 
 # What tools and papers call these columns, however they are spelled, see column_of.
@@ -34,7 +36,8 @@ NAMES = {
 }
 _PLACE = ("model", "repeat", "fold", "seed")  # of a row; a table has them or not, and in every row
 _PROBABILITY = re.compile(r"(?:prob|p|probability)_(\d+)")
-_TEST, _TRAINED = ("", "test"), ("train", "training", "val", "valid", "validation")
+_CLASS = {"false": "0", "true": "1"}  # labels of two classes as programs write them
+_TEST, _TRAINED = "test", ("train", "training", "val", "valid", "validation")
 _NEEDS = "it needs patient_id or slide_id, model, fold, and label with score or prob_0 ..., or time, event and risk"
 
 
@@ -125,11 +128,15 @@ def read_table(path: Path) -> pd.DataFrame:
 def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame:
     """The table with our names for the columns that have other ones.
 
-    A column that the options name stands in the place of one that has our name already.
+    A column that the options name stands in the place of one that has our name already. Grouping columns are found
+    however they are spelled.
 
     Raises:
-        InputError: a column that the options name is missing.
+        InputError: a column that the options name is missing, or one that is read occurs twice.
     """
+    header = [str(name) for name in table.columns]
+    spelled = {found: name for name in columns.by if name not in header and (found := column_of(table, [name]))}
+    table = table.rename(columns=spelled)
     header = [str(name) for name in table.columns]
     for name in columns.renamed.values():
         if name not in header:
@@ -146,7 +153,25 @@ def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame
         match = _PROBABILITY.fullmatch(name.lower())
         if match and name not in names and f"prob_{match[1]}" not in (*names.values(), *header):
             names[name] = f"prob_{match[1]}"
+    check_once(table, [*names, *columns.by], path)
     return table.rename(columns=names)
+
+
+def plain(table: pd.DataFrame, names: Iterable[str], path: Path) -> pd.DataFrame:
+    """The table with points for decimal commas in the columns ``names``, and nothing where they say so ("NA", "-").
+
+    Raises:
+        InputError: a column occurs twice, or its commas may part thousands.
+    """
+    own = [name for name in names if name in table]
+    check_once(table, own, path)
+    said: dict[str, Any] = {}
+    for name in own:
+        texts = table[name].astype(object)
+        unknown = words_for_unknown(set(texts.dropna().map(str)))
+        texts = texts.where(~texts.isin(unknown), None)
+        said[name] = decimal(texts, f"{path}: {name}") if texts.notna().any() else texts
+    return table.assign(**said)
 
 
 def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
@@ -180,6 +205,9 @@ def _task_of(tables: Sequence[pd.DataFrame], columns: Columns, path: Path) -> Ta
         settings = {key: value for key, value in (columns.outcome or {}).items() if value}
         return create_task("survival_rank", settings).settled(header)
     classes = sum(bool(re.fullmatch(r"prob_\d+", name)) for name in header)
+    absent = [f"prob_{i}" for i in range(classes) if f"prob_{i}" not in header]
+    if absent and (classes > 1 or "prob_1" not in header):
+        raise InputError(f"{path}: the column {absent[0]!r} is missing; pass the probabilities of all classes, from 0")
     if "label" in header and (classes or "score" in header):
         return create_task("classification", {"num_classes": max(2, classes)})
     raise InputError(f"{path}: nothing is predicted there ({', '.join(header)}); {_NEEDS}; map others with --columns")
@@ -191,18 +219,14 @@ def _rows(table: pd.DataFrame, path: Path, task: Task, columns: Columns) -> pd.D
         rows[name] = table.get(name)
     for name in ("repeat", "fold", "seed"):
         rows[name] = _column(table, name, "0").map(_whole)
-    patients = _column(table, "patient_id", "")
-    rows["slide_id"] = _column(table, "slide_id", "") if "slide_id" in table else patients
+    patients = _column(table, "patient_id", "").map(_composed)
+    rows["slide_id"] = _column(table, "slide_id", "").map(_composed) if "slide_id" in table else patients
     rows["patient_id"] = patients
-    split = _column(table, "split", "").str.lower()
-    odd = ~split.isin([*_TEST, *_TRAINED])
-    if odd.any():
-        raise InputError(
-            f"{path}: row {int(odd.argmax()) + 2} has the split {split[odd.argmax()]!r}; write train, val or test"
-        )
-    rows["split"] = split.isin(_TRAINED).map({True: "train", False: "test"})
+    rows["split"] = splits_of(table, path).replace("", "test")
     table = table.assign(slide_id=rows["slide_id"])
-    targets = task.targets(_with_whole_labels(table), str(path))
+    source = task.columns(task.settings(), [str(name) for name in table.columns])
+    table = plain(table, [*source, *task.prediction_columns, "score"], path)
+    targets = targets_of(table, task, path)
     predictions = _predictions(table, task, path, columns.logits)
     rows[list(task.target_columns)] = targets
     rows[list(task.prediction_columns)] = predictions
@@ -215,6 +239,39 @@ def _rows(table: pd.DataFrame, path: Path, task: Task, columns: Columns) -> pd.D
     return rows
 
 
+def splits_of(table: pd.DataFrame, path: Path) -> pd.Series[str]:
+    """ "train" (validation too), "test", or "" where a row does not say.
+
+    Raises:
+        InputError: a row says something else.
+    """
+    split = _column(table, "split", "").str.lower()
+    odd = ~split.isin(["", _TEST, *_TRAINED])
+    if odd.any():
+        raise InputError(
+            f"{path}: row {int(odd.argmax()) + 2} has the split {split[odd.argmax()]!r}; write train, val or test"
+        )
+    return split.where(~split.isin(_TRAINED), "train")
+
+
+def targets_of(table: pd.DataFrame, task: Task, path: Path) -> np.ndarray[Any, Any]:
+    """The targets ``[n, T]``, of labels that are empty NaN; errors as ``Task.targets``."""
+    if task.family == "survival":
+        return task.targets(table, str(path))
+    table = table.assign(label=[_CLASS.get(str(text).lower(), _whole(text)) for text in table["label"]])
+    known = table["label"].notna()
+    numbers = [str(i) for i in range(len(task.prediction_columns))]
+    if not table["label"][known].isin(numbers).all():
+        row = table[known & ~table["label"].isin(numbers)].iloc[0]
+        raise InputError(
+            f"{path}: {row['slide_id']!r} has the label {row['label']!r}; write the number of its class, "
+            f"0 to {numbers[-1]}, or nothing where it is unknown"
+        )
+    targets = np.full((len(table), 1), np.nan)
+    targets[known] = task.targets(table[known], str(path))
+    return targets
+
+
 def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> np.ndarray[Any, Any]:
     if task.family == "survival":
         return numbers(table, "risk", path)[:, None]
@@ -222,7 +279,10 @@ def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> n
     if "prob_0" in table:
         values = np.stack([numbers(table, name, path) for name in names], axis=1)
         sums = values.sum(1)
-        wrong = (np.abs(sums - 1) > 1e-3) & ~np.isnan(sums) & (values != 0).any(1) | (values < 0).any(1)
+        rounding = [sum(half_unit(text) for text in row if text) for row in table[names].itertuples(index=False)]
+        wrong = (np.abs(sums - 1) > np.maximum(rounding, 1e-3)) & ~np.isnan(sums) & (values != 0).any(1) | (
+            values < 0
+        ).any(1)
         what = f"probabilities that sum to {sums[wrong.argmax()]:.4g}, or negative ones; pass those of all classes"
     else:
         score = numbers(table, "score" if "score" in table else "prob_1", path)
@@ -230,7 +290,10 @@ def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> n
             score = 1 / (1 + np.exp(-score))
         values = np.stack([1 - score, score], axis=1)
         wrong = (score < 0) | (score > 1)
-        what = f"the score {score[wrong.argmax()]:.4g}, which is no probability of class 1; pass --logits for log-odds"
+        what = (
+            f"the score {score[wrong.argmax()]:.4g}, which is no probability of class 1; divide percentages by 100, or "
+            "pass --logits for log-odds"
+        )
     if wrong.any():
         raise InputError(f"{path}: {table['slide_id'].iloc[int(wrong.argmax())]!r} has {what}")
     return values
@@ -262,11 +325,9 @@ def _column(table: pd.DataFrame, name: str, other: str) -> pd.Series[str]:
     return table[name].astype(object).where(table[name].notna(), "")
 
 
-def _with_whole_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """``1.0`` as a label is ``1``."""
-    if "label" not in table:
-        return table
-    return table.assign(label=[_whole(text) for text in table["label"]])
+def _composed(name: str) -> str:
+    """An id whose accents are written in one way."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _whole(text: Any) -> Any:
