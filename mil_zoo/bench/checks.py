@@ -32,6 +32,8 @@ def check_suite(suite: Suite) -> None:
         raise InputError(f"validation_fraction must be above 0 and below 1, not {suite.validation_fraction}")
     if any(k < 1 for k in suite.faithfulness):
         raise InputError(f"--faithfulness takes numbers of instances, 1 or more, not {suite.faithfulness}")
+    if len(set(suite.explain)) < len(suite.explain):
+        raise InputError(f"--explain must name each explainer once, not {','.join(suite.explain)}")
     for name in suite.explain:
         EXPLAINERS.get(name)
     if suite.project is not None and suite.project < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mil_zoo.config import from_mapping, parse_override, read_shipped, read_yaml, shipped_names
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.files import refuse_pipe
 
 
@@ -110,9 +110,14 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
         mapping, where = read_shipped("suites", name), f"suites/{name}.yaml"
     changed = {key: value for key, value in given.items() if value is not None}
     for key in ("overrides", "grid", "search"):
-        if not isinstance(changed.get(key, {}), Mapping):
-            raise InputError(f"{where}: {key} must be a mapping, not {changed[key]!r:.60}")
-    models = changed.get("models", mapping.get("models", []))
+        for told in (mapping, changed):
+            if not isinstance(told.get(key, {}), Mapping):
+                raise InputError(f"{where}: {key} must be a mapping, not {told[key]!r:.60}")
+    own, models = (told.get("models") or mapping.get("models") or [] for told in (mapping, changed))
+    named = {*shipped_names("aggregators"), *map(str, own), *map(str, models)}
+    for key in (str(key) for part in ("overrides", "grid", "search") for key in mapping.get(part, {})):
+        if "." in key and (owner := key.partition(".")[0]) not in named:
+            raise InputError(f"{where}: {key} is of no model{did_you_mean(owner, sorted(named))}")
     shipped, grid, search = (
         {key: value for key, value in mapping.get(part, {}).items() if "." not in key or key.split(".")[0] in models}
         for part in ("overrides", "grid", "search")

@@ -223,6 +223,8 @@ def bench(options: BenchOptions) -> int:
         name = Path(options.suite or "-".join(plan.dataset.card.name for plan in plans)).stem
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folders = [out if len(plans) == 1 else out / plan.dataset.card.name for plan in plans]
+    _check_control(options.control, plans)
+    groups = [groups_of(options, plan) for plan in plans]  # before hours of training
     if options.dry_run:
         failed = []
         for plan, folder in zip(plans, folders, strict=True):
@@ -230,8 +232,6 @@ def bench(options: BenchOptions) -> int:
                 executor_of(options, plan)  # what it refuses is refused here too
             failed.append(show_dry_run(plan, folder, options.jobs or jobs_that_fit(plan), console))
         return 1 if any(failed) else 0
-    _check_control(options.control, plans)
-    groups = [groups_of(options, plan) for plan in plans]  # before hours of training
     failures = 0
     for plan, folder, of_plan in zip(plans, folders, groups, strict=True):
         executor = executor_of(options, plan)

@@ -98,6 +98,8 @@ def predict(
 
         for name in explain or ():
             EXPLAINERS.get(name)
+            if (explain or []).count(name) > 1:
+                raise InputError(f"--explain must name each explainer once, not {','.join(explain or [])}")
         predictor = Predictor(run, model, trial)
     _check_order(features, predictor.members[0].facts.features)
     found = list(_slides(slides, features, layout, allow_pickle))

@@ -128,3 +128,30 @@ def test_a_setting_that_one_of_the_models_heeds_is_taken(bag_table):
     overrides = {"graph": "feature_knn:3", "abmil.select": "last", "tie": "auc"}
     graphs = [model.graph for model in plan_of(bag_table, ["mean", "abmil", "srmil"], overrides=overrides).models]
     assert graphs == [None, None, "feature_knn:3"]
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ("search: [learning_rate]", "search must be a mapping, not \\['learning_rate'\\]"),
+        ("grid: 3", "grid must be a mapping, not 3"),
+        ("overrides: epochs", "overrides must be a mapping, not 'epochs'"),
+        ("search: {meen.embed_dim: [8, 16]}", "meen.embed_dim is of no model; did you mean 'mean'"),
+        ("overrides: {meen.embed_dim: 8}", "meen.embed_dim is of no model; did you mean 'mean'"),
+        ("explain: [random, random]", "--explain must name each explainer once, not random,random"),
+    ],
+)
+def test_suites_that_cannot_be(bag_table, tmp_path, told, sentence):
+    (tmp_path / "suite.yaml").write_text(f"datasets: [demo]\nmodels: [mean]\n{told}\n")
+    with pytest.raises(InputError, match=sentence):
+        make_plan(read_suite(str(tmp_path / "suite.yaml")), str(bag_table))
+
+
+def test_a_dry_run_refuses_what_a_run_does(run_cli, bag_table, tmp_path):
+    """What belongs to the report alone is found before hours of training, and so it is when none is asked for."""
+    told = ("bench", "--dataset", bag_table, "--models", "mean", "--folds", 2, "--dry-run", "--out", tmp_path / "r")
+    assert run_cli(*told)[0] == 0
+    for more, sentence in ((("--by", "ward"), "nothing says the ward"), (("--control", "abmil"), "is not among")):
+        code, _, err = run_cli(*told, *more)
+        assert code == 2
+        assert sentence in err
