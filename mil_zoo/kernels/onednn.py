@@ -53,8 +53,13 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` of ``[M, D]``, ``[D, O]`` and ``[O]``, without a gradient."""
     if not (a.numel() and b.numel()):  # oneDNN does not plan for nothing
         return a @ b if bias is None else torch.addmm(bias, a, b)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), bias, "none", [], "")
     return out
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` without gaps between its rows or columns, for which oneDNN takes a thousand times as long."""
+    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
 def _cpu() -> str:

@@ -20,6 +20,7 @@ class _DenseAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, bias):
         q = q * q.shape[-1] ** -0.5
         out = q.new_empty(*q.shape[:2], v.shape[2])
+        k, v = k.contiguous(), v.contiguous()  # once, and not in every block
         for h, rows in _blocks(q, k):
             out[h, rows] = product(_weights(q[h, rows], k[h], bias, rows), v[h])
         ctx.save_for_backward(q, k, v, bias, out)
@@ -34,10 +35,10 @@ class _DenseAttention(torch.autograd.Function):
         for h, rows in _blocks(q, k):
             queries, flow = q[h, rows], grad[h, rows]
             weights = _weights(queries, k[h], bias, rows)
-            grad_v[h] += product(weights.t(), flow)
+            grad_v[h] += product(flow.t(), weights).t()  # of two orders the faster
             logits = product(flow, v[h].t()).sub_(mean[h, rows]).mul_(weights)
             grad_q[h, rows] = product(logits, k[h])
-            grad_k[h] += product(logits.t(), queries)
+            grad_k[h] += product(queries.t(), logits).t()
         return grad_q.mul_(q.shape[-1] ** -0.5), grad_k, grad_v, None
 
 
