@@ -222,6 +222,8 @@ def make_plan(
         InputError: an unknown aggregator, option, dataset or graph, or folds that the dataset cannot fill.
     """
     check_suite(suite)
+    if len(set(features)) < len(features):
+        raise InputError(f"--features must name each set once, not {','.join(features)}")
     source = _settled(source if isinstance(source, DatasetSource) else DatasetSource(source), suite)
     if features:
         source = source.with_features(features[0])

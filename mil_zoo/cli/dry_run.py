@@ -76,9 +76,14 @@ def detectable(plan: Plan) -> str:
     else:
         se, df = float(sd * np.sqrt(2 * (1 - _AGREE))), np.inf
     least = detectable_difference(se, df, comparisons=models - 1)
+    found = (
+        f"Four times in five this design finds a difference of {least:.2f} in AUC from the best or a control, and "
+        "smaller ones less often"
+        if least <= 1
+        else "No difference in AUC, however large, is found four times in five by this design"
+    )
     sets = f"{len(tests)} test sets" if len(tests) > 1 else "1 test set"
     return (
-        f"Four times in five this design finds a difference of {least:.2f} in AUC from the best or a control, and "
-        f"smaller ones less often ({sets} of {positives:.0f} positive and {negatives:.0f} negative patients, {models} "
+        f"{found} ({sets} of {positives:.0f} positive and {negatives:.0f} negative patients, {models} "
         f"models; AUCs near {_LIKELY} whose errors correlate by {_AGREE} are assumed)."
     )

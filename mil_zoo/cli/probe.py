@@ -63,6 +63,7 @@ def probe(
         read_bundle_labels,
         read_label_table,
         read_probe_splits,
+        splits_named_as,
     )
 
     console = Console()
@@ -73,8 +74,9 @@ def probe(
         table = read_bundle_labels(splits)
     else:
         raise InputError("pass --labels, a csv with the columns ID and label (a bundle .npz of --splits has its own)")
+    table = table.named_as(slide_ids, labels or splits)
     if splits is not None:
-        chosen = read_probe_splits(splits)
+        chosen = splits_named_as(read_probe_splits(splits), slide_ids, splits)
     else:
         known = [slide_id for slide_id in slide_ids if slide_id in table.labels]
         if not known:

@@ -66,6 +66,8 @@ def report(
     """
     from rich.console import Console
 
+    if not 0 <= maps_mib < float("inf"):
+        raise InputError(f"--maps-mib must be 0 or more and finite, not {maps_mib:g}")
     if by:
         write_groups(run, by, groups)
     elif groups is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from mil_zoo.data.labelled import Dataset
+from mil_zoo.data.labels.dialects import folded
 from mil_zoo.data.splits.split import find_leaks, patient_key
 from mil_zoo.errors import InputError
 
@@ -39,6 +40,9 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
     ours, theirs = (dataset.bags.slide_ids for dataset in (train, test))
     patient_of = {slide.slide_id: patient_key(slide) for d in (train, test) for slide in d.bags.slides}
     shared = sorted({*find_leaks(ours, theirs, patient_of), *(set(ours) & set(theirs))})
+    here = {folded(patient_of[slide]): patient_of[slide] for slide in ours}
+    written = {patient_of[slide]: here[alike] for slide in theirs if (alike := folded(patient_of[slide])) in here}
+    shared = shared or [f"{name} ({known} there)" for known, name in sorted(written.items())]
     if shared:
         some = ", ".join(shared[:10]) + (f" and {len(shared) - 10} more" if len(shared) > 10 else "")
         raise InputError(f"patients are in both {a.name!r} and {b.name!r}: {some}; drop them from one")

@@ -99,16 +99,20 @@ def read_embeddings(folder: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
             f"{folder}: embeddings must be float [slides, dimensions] and ids one name a slide, not "
             f"{embeddings.dtype} {embeddings.shape} and {ids.shape}"
         )
-    names = [str(name) for name in ids]
+    if not embeddings.shape[1]:
+        raise InputError(f"{folder}: embeddings have 0 dimensions; embed the slides again")
+    names = [name.decode() if isinstance(name, bytes) else str(name) for name in ids.tolist()]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"{folder}/ids.npy names slide {repeated[0]!r} twice; keep one of them")
+    with np.errstate(over="ignore"):
+        embeddings = embeddings.astype(np.float32)
     if not np.isfinite(embeddings).all():
         raise InputError(
             f"{folder}: the embedding of slide {names[int((~np.isfinite(embeddings)).any(1).argmax())]!r} "
-            "is not finite; embed it again"
+            "is not finite in 32 bits; embed it again"
         )
-    return embeddings.astype(np.float32), names
+    return embeddings, names
 
 
 def _tested(path: Path) -> list[str]:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from mil_zoo.data.bags import Bags, MemorySlide
 from mil_zoo.data.formats.npy import load_arrays
-from mil_zoo.data.labels.tables import read_labels
+from mil_zoo.data.labels.names import match_names
+from mil_zoo.data.labels.tables import labels_alike, read_labels, unknown_among
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.data.splits.draw import kfold
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
@@ -38,14 +39,43 @@ class ProbeTable:
 
     @classmethod
     def of(cls, slides: Sequence[str], labels: Sequence[str], patients: Sequence[str | None]) -> ProbeTable:
-        """From columns of equal length."""
+        """From columns of equal length.
+
+        Raises:
+            InputError: a slide has two labels, or labels that are no classes of their own; the message names them.
+        """
         classes = sorted(set(labels))
+        said: dict[str, str] = {}
+        for slide, label in zip(slides, labels, strict=True):
+            if said.setdefault(slide, label) != label:
+                raise InputError(f"slide {slide!r} has the labels {said[slide]!r} and {label!r}; keep one row")
+        for alike in labels_alike(classes):
+            raise InputError(f"labels {' and '.join(map(repr, alike))} differ in case or blanks only; write them alike")
+        for label in unknown_among(classes):
+            raise InputError(f"label {label!r} marks slides of which nothing is known; drop their rows")
         index = {name: i for i, name in enumerate(classes)}
         return cls(
             classes,
             {slide: index[label] for slide, label in zip(slides, labels, strict=True)},
             dict(zip(slides, patients, strict=True)),
         )
+
+    def named_as(self, slide_ids: Sequence[str], where: object = "the table") -> ProbeTable:
+        """The same with slides called as the embeddings' ``slide_ids`` are, see ``match_names``; others as they are."""
+        means = match_names(self.labels, slide_ids, where)
+        labels = {means.get(name, name): label for name, label in self.labels.items()}
+        return ProbeTable(
+            self.classes, labels, {means.get(name, name): self.patients.get(name) for name in self.labels}
+        )
+
+
+def splits_named_as(
+    splits: Sequence[ProbeSplit], slide_ids: Sequence[str], where: object = "the splits"
+) -> list[ProbeSplit]:
+    """The same with slides called as the embeddings' ``slide_ids`` are, see ``match_names``; others as they are."""
+    means = match_names({name for split in splits for name in (*split.train, *split.test)}, slide_ids, where)
+    sides = [tuple(tuple(means.get(name, name) for name in side) for side in (one.train, one.test)) for one in splits]
+    return [ProbeSplit(one.regime, one.number, *side) for one, side in zip(splits, sides, strict=True)]
 
 
 def read_label_table(path: Path) -> ProbeTable:
@@ -111,6 +141,8 @@ def own_splits(
     Raises:
         InputError: a regime of another form, or folds that the slides cannot fill.
     """
+    if len(set(regimes)) < len(regimes):
+        raise InputError(f"--regimes must name each regime once, not {','.join(regimes)}")
     heads = [_Head(slide, table.labels[slide], table.patients.get(slide)) for slide in slides]
     entries = Bags([MemorySlide(head) for head in heads])  # type: ignore[arg-type]  # no features: none are read
     splits = []

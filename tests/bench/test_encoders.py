@@ -157,6 +157,7 @@ def test_a_slide_without_numbers_is_named_before_axes_are_found(folder):
         ("noise,good", 5, "--project must be from 1 to 4, not 5: good has 4 features a patch"),
         ("good+noise", 11, "--project must be from 1 to 10, not 11: good+noise has 10 features a patch"),
         ("good", 0, "--project must be at least 1, not 0"),
+        ("good,good", 2, "--features must name each set once, not good,good"),
     ],
 )
 def test_widths_that_no_trial_could_have(folder, run_cli, asked, width, sentence):

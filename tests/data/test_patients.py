@@ -166,6 +166,10 @@ def test_train_on_one_and_test_on_the_other(folder):
         ),
         ({"dim": 4}, "'a' has 3 features a patch and 'b' 4"),
         ({"names": ["p03-new", *(f"q{i:02d}" for i in range(9))]}, "patients are in both 'a' and 'b': p03"),
+        (
+            {"names": ["P03-new", *(f"q{i:02d}" for i in range(9))]},
+            r"patients are in both 'a' and 'b': p03 \(P03 there\)",
+        ),
     ],
 )
 def test_datasets_that_do_not_go_together_are_refused(folder, change, message):

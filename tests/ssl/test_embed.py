@@ -63,6 +63,8 @@ def test_the_authors_files(tmp_path):
         (np.zeros(2), ["a", "b"], r"float \[slides, dimensions\]"),
         (np.zeros((2, 3)), ["a", "a"], "names slide 'a' twice"),
         (np.array([[0.0], [np.nan]]), ["a", "b"], "the embedding of slide 'b' is not finite"),
+        (np.array([[0.0], [1e300]]), ["a", "b"], "the embedding of slide 'b' is not finite in 32 bits"),
+        (np.zeros((2, 0)), ["a", "b"], "embeddings have 0 dimensions"),
         (np.zeros((1, 1)), np.array(["a"], dtype=object), r"ids\.npy is not a readable"),
     ],
 )

@@ -11,7 +11,14 @@ from mil_zoo.data.splits.few_labels import choose_labelled
 from mil_zoo.data.splits.split import find_leaks
 from mil_zoo.report.tables.probe_table import probe_table, summary
 from mil_zoo.ssl.probe import LinearProbe, ProbeSplit, knn_accuracy, probe
-from mil_zoo.ssl.probe_splits import ProbeTable, own_splits, read_bundle_labels, read_label_table, read_probe_splits
+from mil_zoo.ssl.probe_splits import (
+    ProbeTable,
+    own_splits,
+    read_bundle_labels,
+    read_label_table,
+    read_probe_splits,
+    splits_named_as,
+)
 
 
 def cohort(number=60, classes=2, seed=0):
@@ -81,6 +88,30 @@ def test_own_splits_keep_patients_together_and_nest():
         own_splits(table, ids, regimes=["half"])
     with pytest.raises(InputError, match="regime '200%' must be"):
         own_splits(table, ids, regimes=["200%"])
+    with pytest.raises(InputError, match="--regimes must name each regime once, not full,full"):
+        own_splits(table, ids, regimes=["full", "full"])
+
+
+def test_names_of_tables_and_splits_meet_those_of_the_embeddings():
+    ids = ["slide A", "17", "b.c"]
+    table = ProbeTable.of(["SLIDE a", "17.0", "b.c"], ["x", "y", "x"], ["p", None, "q"]).named_as(ids)
+    assert table.labels == {"slide A": 0, "17": 1, "b.c": 0}
+    assert table.patients == {"slide A": "p", "17": None, "b.c": "q"}
+    splits = splits_named_as([ProbeSplit("full", 0, ("Slide a", "B.C", "gone"), ("17.0",))], ids)
+    assert splits == [ProbeSplit("full", 0, ("slide A", "b.c", "gone"), ("17",))]
+
+
+@pytest.mark.parametrize(
+    ("slides", "labels", "words"),
+    [
+        (["a", "a"], ["x", "y"], "slide 'a' has the labels 'x' and 'y'; keep one row"),
+        (["a", "b", "c"], ["Yes", "yes", "no"], "labels 'Yes' and 'yes' differ in case"),
+        (["a", "b", "c"], ["0", "1", "NA"], "label 'NA' marks slides of which nothing is known"),
+    ],
+)
+def test_labels_that_are_no_classes(slides, labels, words):
+    with pytest.raises(InputError, match=words):
+        ProbeTable.of(slides, labels, [None] * len(slides))
 
 
 def test_few_labels_are_stratified():
