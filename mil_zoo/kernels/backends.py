@@ -105,8 +105,10 @@ _CPU_ONLY = ("onednn", "dgl", "numba")
 def lazy(module: str) -> Callable[..., Any]:
     """The ``forward`` of an implementation that is imported when it is first called, for what is slow to import."""
 
+    load = functools.cache(functools.partial(importlib.import_module, module))
+
     def forward(*args: Any, **options: Any) -> Any:
-        return importlib.import_module(module).forward(*args, **options)
+        return load().forward(*args, **options)
 
     return forward
 

@@ -53,7 +53,8 @@ def check_tensor(name: str, tensor: Tensor, shape: Sequence[int | None], like: T
     """Checks a floating tensor's shape (None: any size) and, against ``like``, its device and dtype."""
     if not tensor.is_floating_point():
         raise InputError(f"{name} must be floating point, not {tensor.dtype}")
-    if tensor.ndim != len(shape) or any(s is not None and s != t for s, t in zip(shape, tensor.shape, strict=True)):
+    sizes = tensor.shape
+    if len(sizes) != len(shape) or [s for s, t in zip(shape, sizes, strict=True) if s is not None and s != t]:
         expected = ", ".join("*" if size is None else str(size) for size in shape)
         raise InputError(f"{name} must have shape [{expected}], not {list(tensor.shape)}")
     if like is not None and (tensor.device != like.device or tensor.dtype != like.dtype):

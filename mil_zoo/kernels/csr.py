@@ -107,12 +107,12 @@ class CSR:
     @property
     def num_dst(self) -> int:
         """Number of destination nodes ``Nd``."""
-        return len(self.indptr) - 1
+        return self.indptr.shape[0] - 1
 
     @property
     def num_edges(self) -> int:
         """Number of edges ``E``; of a selection with room the most that there may be."""
-        return len(self.indices)
+        return self.indices.shape[0]
 
     @cached_property
     def without_room(self) -> CSR:
@@ -187,14 +187,14 @@ class CSR:
         numbers = torch.arange(len(edges), dtype=torch.int32, device=rows.device)
         # What stands in the room goes to one more place, which no edge has.
         place[torch.where(numbers < self.indptr[-1], edges, whole.num_edges) if room else edges] = numbers
-        place = place[back.edge]
+        place = place.index_select(0, back.edge)
         kept = place >= 0
-        indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))[back.indptr]
+        indptr = F.pad(kept.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, back.indptr)
         row = torch.empty(whole.num_dst, dtype=torch.int32, device=rows.device)
         row[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
         chosen = devices.positions(kept, len(edges))
-        short = whole.transposed.long_rows is None
-        return Transposed(indptr, row[back.indices[chosen]], place[chosen], short=short)
+        indices = row.index_select(0, back.indices.index_select(0, chosen))
+        return Transposed(indptr, indices, place.index_select(0, chosen), short=back.long_rows is None)
 
     @cached_property
     def long_rows(self) -> LongRows | None:
@@ -272,17 +272,18 @@ class CSR:
 
         On a GPU, whose process is not to wait for the number of their edges, there is room after the last one.
         """
-        counts, starts = self.indptr.diff()[rows], self.indptr[rows]
-        indptr = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
-        indptr[1:] = counts.cumsum(0)
+        starts = self.indptr.index_select(0, rows)
+        counts = self.indptr[1:].index_select(0, rows) - starts
+        indptr = F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
         shift = starts - indptr[:-1]  # of the place of a row's edges
         room = devices.runs_ahead(rows.device)
         if room:  # filled by one more row, whose edges stay where they are
             shift, counts = F.pad(shift, (0, 1)), torch.cat([counts, self.num_edges - indptr[-1:]])
         count = self.num_edges if room else int(indptr[-1])
         edges = torch.repeat_interleave(shift, counts, output_size=count)
-        edges += torch.arange(len(edges), dtype=torch.int32, device=rows.device)
-        return CSR(indptr, self.indices[edges], self.num_src, selection=Selection(self, rows, edges, room))
+        edges += torch.arange(count, dtype=torch.int32, device=rows.device)
+        indices = self.indices.index_select(0, edges)
+        return CSR(indptr, indices, self.num_src, selection=Selection(self, rows, edges, room))
 
     def to(self, device: torch.device | str) -> CSR:
         """The same graph on ``device``, with all that was or will be derived from it; itself if it is there already."""

@@ -116,7 +116,7 @@ class SRMIL(Aggregator):
         """See ``Aggregator.forward``: complete classification; attention ``[ΣN]``, head_attention ``[ΣN, H]``."""
         graph, offsets = self._needs_graph(batch).graph.csr, batch.offsets
         h, h_global = self._first_layer(batch.features, Paths(graph, offsets))
-        return self.readout.read(self, h, h_global, graph, offsets)
+        return self.readout.read(self, h, h_global, [graph], offsets)
 
     def losses(self, batch: BagBatch, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Computes the three paths of a training step.
@@ -147,7 +147,7 @@ class SRMIL(Aggregator):
         alone, both = h.split([n, 2 * n])
         reconstruction = self._reconstruction_loss(alone, rows, batch)
         offsets = torch.cat([batch.offsets, n + ends])
-        logits = self.readout.read(self, both, h_global, CSR.concat([graph] * 2), offsets).logits
+        logits = self.readout.read(self, both, h_global, [graph] * 2, offsets).logits
         ce_masked, ce_full = (self.bag_loss(part, batch.targets, batch.weights) for part in logits.split(len(batch)))
         classification = (2 - self.w_ce) * ce_masked + self.w_ce * ce_full
         loss = (2 - self.w_gen) * classification + self.w_gen * reconstruction

@@ -6,6 +6,7 @@ its output the logits and the attention of every bag.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -57,8 +58,10 @@ class Readout(Protocol):
         """Runs the encoder's first layer: patches ``[M, hidden]`` and global nodes ``[B - skip, hidden]``."""
         ...
 
-    def read(self, model: SRMIL, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
-        """Runs second layer, pooling and classifier on the first layer's output."""
+    def read(
+        self, model: SRMIL, h: Tensor, h_global: Tensor | None, graphs: Sequence[CSR], offsets: Tensor
+    ) -> AggregatorOutput:
+        """Runs second layer, pooling and classifier on the first layer's output, over ``graphs`` laid end to end."""
         ...
 
 
@@ -94,7 +97,9 @@ class GlobalNodeReadout:
             packing=paths.packing,
         )
 
-    def read(self, model: SRMIL, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
+    def read(
+        self, model: SRMIL, h: Tensor, h_global: Tensor | None, graphs: Sequence[CSR], offsets: Tensor
+    ) -> AggregatorOutput:
         """Computes the second layer at the global nodes alone: nobody reads its patches."""
         assert h_global is not None
         h_global, head_attention = model.encoder.gat_layers[1].global_only(h, h_global, offsets)
@@ -127,8 +132,11 @@ class AttentionReadout:
         """See ``Readout.first_layer``."""
         return model.encoder.gat_layers[0](h, paths.graph, before=before, packing=paths.packing), None
 
-    def read(self, model: SRMIL, h: Tensor, h_global: Tensor | None, graph: CSR, offsets: Tensor) -> AggregatorOutput:
+    def read(
+        self, model: SRMIL, h: Tensor, h_global: Tensor | None, graphs: Sequence[CSR], offsets: Tensor
+    ) -> AggregatorOutput:
         """Computes patch embeddings and their scores, and pools by these."""
+        graph = CSR.concat(graphs)
         h = model.head_mean(model.encoder.gat_layers[1](h, graph))  # [N, hidden / heads]
         scores = model.attender(h, graph)  # [N, 1]
         pooled, attention = segment_attention_pool(scores, h, offsets)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mil_zoo.kernels._numba.jit import jit
+from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, largest, multiply
 from mil_zoo.kernels.csr import CSR, Transposed
 
@@ -27,8 +27,8 @@ class Edges(NamedTuple):
     @classmethod
     def of(cls, graph: CSR | Transposed) -> Edges:
         """The edges of ``graph`` as contiguous arrays."""
-        positions = graph.edge if isinstance(graph, Transposed) else graph.indices[:0]
-        return cls(*(tensor.contiguous().numpy() for tensor in (graph.indptr, graph.indices, positions)))
+        positions = array(graph.edge) if isinstance(graph, Transposed) else np.empty(0, np.int32)
+        return cls(array(graph.indptr), array(graph.indices), positions)
 
 
 class Numbers(NamedTuple):

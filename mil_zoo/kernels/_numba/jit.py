@@ -120,6 +120,11 @@ def _say_once(sentence: str, level: int = logging.WARNING) -> None:
     logging.getLogger("mil_zoo").log(level, "mil-zoo: %s", sentence)
 
 
-def array(tensor: Tensor | None, like: Tensor, *empty: int) -> np.ndarray:
-    """A tensor's memory, or for None an array without elements of ``like``'s dtype and the shape ``empty``."""
-    return (like.new_empty(empty) if tensor is None else tensor.detach().contiguous()).numpy()
+def array(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory, or a copy of it that is contiguous."""
+    return tensor.contiguous().numpy(force=True)
+
+
+def array_or_empty(tensor: Tensor | None, like: np.ndarray, *shape: int) -> np.ndarray:
+    """A tensor's memory, or for None an array without elements of ``like``'s dtype and the given shape."""
+    return np.empty(shape, like.dtype) if tensor is None else array(tensor)

@@ -26,26 +26,26 @@ class Pieces(NamedTuple):
     Attributes:
         starts: int64 ``[P + 1]``, where each piece starts, and the end.
         first: int64 ``[B + 1]``, the first piece of each segment.
+        segment: int64 ``[P]``, the segment that a piece is of.
+        whole: whether every segment is one piece.
     """
 
     starts: np.ndarray
     first: np.ndarray
-
-    @property
-    def segment(self) -> np.ndarray:
-        """int64 ``[P]``, the segment that a piece is of."""
-        return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
+    segment: np.ndarray
+    whole: bool
 
 
 def cut(offsets: np.ndarray) -> Pieces:
     """Cuts segments into pieces; ``offsets`` is int ``[B + 1]``, and segments may be empty."""
     sizes = np.diff(offsets)
-    if len(sizes) and sizes.max() <= PIECE and sizes.min() > 0:  # every segment is one piece
-        return Pieces(np.asarray(offsets, np.int64), np.arange(len(offsets)))
+    if len(sizes) and sizes.max() <= PIECE and sizes.min() > 0:
+        first = np.arange(len(offsets))
+        return Pieces(np.asarray(offsets, np.int64), first, segment=first[:-1], whole=True)
     first = np.concatenate([[0], np.cumsum(-(-sizes // PIECE))])
     segment = np.repeat(np.arange(len(offsets) - 1), np.diff(first))
     starts = offsets[segment] + PIECE * (np.arange(first[-1]) - first[segment])
-    return Pieces(np.append(starts, offsets[-1]), first)
+    return Pieces(np.append(starts, offsets[-1]), first, segment, whole=False)
 
 
 def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, pieces: Pieces) -> np.ndarray:
@@ -54,12 +54,13 @@ def segment_weighted_sum(weight: np.ndarray, values: np.ndarray, pieces: Pieces)
     ``weight`` is ``[N, H]``, ``values`` ``[N, H or 1, F]`` and the sum ``[B, H, F]``; an empty segment gets zeros.
     Pieces are summed in parallel and then added in order, so that the bits do not depend on the threads.
     """
-    starts, first = pieces
-    heads, width = weight.shape[1], values.shape[2]
+    starts, heads, width = pieces.starts, weight.shape[1], values.shape[2]
     partial = np.empty((len(starts) - 1, heads, width), weight.dtype)
     _sum_pieces(blocks(starts, heads * width), starts, weight, values, partial)
-    out = np.empty((len(first) - 1, heads, width), weight.dtype)
-    _add_pieces(first, partial, out)
+    if pieces.whole:
+        return partial
+    out = np.empty((len(pieces.first) - 1, heads, width), weight.dtype)
+    _add_pieces(pieces.first, partial, out)
     return out
 
 
@@ -107,10 +108,12 @@ def segment_statistics(scores: np.ndarray, pieces: Pieces) -> tuple[np.ndarray, 
     Returns:
         ``[B, K]`` each. Where all scores are -inf, the lowest finite number and 0.
     """
-    starts, first = pieces
+    starts, first = pieces.starts, pieces.first
     top = np.empty((len(starts) - 1, scores.shape[1]), scores.dtype)
     total = np.empty_like(top)
     _statistics(blocks(starts, 16 * scores.shape[1]), starts, scores, top, total)
+    if pieces.whole:
+        return top, total
     bag_top = np.maximum.reduceat(top, first[:-1])
     with np.errstate(invalid="ignore"):  # NaN among the scores
         shrink = np.exp(top - np.repeat(bag_top, np.diff(first), axis=0))

@@ -9,7 +9,6 @@ import threading
 import numba
 import numpy as np
 import torch
-from torch import Tensor
 
 from mil_zoo.errors import InputError
 
@@ -40,7 +39,7 @@ except ValueError:  # the environment names a threading layer that is not instal
     _start_threads()
 
 
-def blocks(starts: Tensor | np.ndarray | int, cost: int) -> np.ndarray:
+def blocks(starts: np.ndarray | int, cost: int) -> np.ndarray:
     """Splits rows into blocks of about equal work and sets how many threads work on them: at most torch's number.
 
     Args:
@@ -50,21 +49,12 @@ def blocks(starts: Tensor | np.ndarray | int, cost: int) -> np.ndarray:
     Returns:
         int64: where each block starts, and the end.
     """
-    if os.getpid() != _process:
-        raise InputError(
-            "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start "
-            "processes with 'spawn', or use backend='reference'"
-        )
     if isinstance(starts, int):
         rows = elements = starts
     else:
-        starts = np.asarray(starts)
         rows, elements = len(starts) - 1, int(starts[-1])
     work = elements + 4 * rows
-    threads = 1 + work * cost // GRAIN
-    if threads > 1:
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, threads)
-    _set_threads(threads)
+    threads = _take_threads(work * cost)
     if threads == 1:
         return np.array([0, rows])
     numbers = np.arange(rows + 1)
@@ -72,22 +62,35 @@ def blocks(starts: Tensor | np.ndarray | int, cost: int) -> np.ndarray:
     return np.searchsorted(until, np.linspace(0, work, 4 * threads + 1))
 
 
-def stripes(width: int) -> np.ndarray:
+def stripes(width: int, cost: int) -> np.ndarray:
     """Splits columns into stripes, whole cache lines wide, that threads may work on; see ``blocks``.
+
+    Args:
+        width: how many columns there are.
+        cost: multiplications that a column takes.
 
     Returns:
         int64: where each stripe starts, and the end.
     """
-    blocks(0, 0)  # of no use but for its check of the process
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    _set_threads(threads)
+    threads = _take_threads(width * cost)
+    if threads == 1:
+        return np.array([0, width])
     bounds = np.linspace(0, width, 4 * threads + 1).astype(np.int64) // 16 * 16
     bounds[-1] = width
     return bounds
 
 
-def _set_threads(number: int) -> None:
-    """``numba.set_num_threads``, whose setting is a thread's own, where it is another one than before."""
-    if getattr(_last, "threads", 0) != number:
-        numba.set_num_threads(number)
-        _last.threads = number
+def _take_threads(multiplications: int) -> int:
+    """Sets how many threads work on so many multiplications, and says how many."""
+    if os.getpid() != _process:
+        raise InputError(
+            "this process was forked from one that had run numba kernels, and OpenMP does not survive that; start "
+            "processes with 'spawn', or use backend='reference'"
+        )
+    threads = 1 + multiplications // GRAIN
+    if threads > 1:
+        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, threads)
+    if getattr(_last, "threads", 0) != threads:  # Numba's setting is a thread's own
+        numba.set_num_threads(threads)
+        _last.threads = threads
+    return threads

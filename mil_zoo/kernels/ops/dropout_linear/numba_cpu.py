@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numba import prange
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels import onednn
@@ -28,51 +27,60 @@ BLOCK = 2048  # rows packed at a time: 8 MB at 1024 features
 
 def forward(x, weight, bias, sizes, index, token, dropout_p, seed, precision):
     """See ``dropout_linear``. Products are taken in ``precision``, sums in float32."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    index = torch.arange(len(x), dtype=torch.int32) if index is None else index.int()
+    dtype, kind = (torch.float64, np.float64) if x.dtype == torch.float64 else (torch.float32, np.float32)
+    index = np.arange(x.shape[0], dtype=np.int32) if index is None else index.int().numpy()
+    dropout = Dropout.of(dropout_p, seed, np.dtype(kind))._replace(kept=kind(1))
     inputs = (None if t is None else t.to(dtype) for t in (x, weight, bias, token))
-    outs = _DropoutLinear.apply(*inputs, _Plan(index, sizes, dropout_p, seed, precision))
+    outs = _DropoutLinear.apply(*inputs, _Plan(index, sizes, dropout_p, dropout, precision))
     return tuple(out.to(x.dtype) for out in outs)
 
 
 @dataclass
 class _Plan:
-    """What both directions share."""
+    """What both directions share.
 
-    index: Tensor
+    Attributes:
+        index: int32 ``[M]``, the row of x that each row is; -1 for the token.
+        sizes: columns of each output.
+        dropout_p: the rate.
+        dropout: the same for the kernels, where what is kept is multiplied by 1.
+        precision: of the products.
+    """
+
+    index: np.ndarray
     sizes: list[int]
     dropout_p: float
-    seed: int
+    dropout: Dropout
     precision: torch.dtype
 
     def __post_init__(self):
         block = BLOCK if self.dropout_p > 0 else 8 * BLOCK  # without dropout rows in order need no packing
-        picked = self.index.numpy()
-        self.row_blocks, self.token_blocks = _split(picked >= 0, block), _split(picked < 0, block)
+        self.row_blocks, self.token_blocks = _split(self.index >= 0, block), _split(self.index < 0, block)
+
+    def scaled(self, weight):
+        """The weight divided by 1 - p, as packed rows are not."""
+        return weight if self.dropout_p == 0 else weight / (1 - self.dropout_p)
 
     def pack(self, rows, x):
         """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p."""
-        picked = self.index.numpy()[rows]
-        if self.dropout_p == 0 and (np.diff(picked) == 1).all():
-            return x[picked[0] : picked[-1] + 1]
+        if self.dropout_p == 0:
+            picked = self.index[rows]
+            if (np.diff(picked) == 1).all():
+                return x[picked[0] : picked[-1] + 1]
         packed = x.new_empty(len(rows), x.shape[1])
-        _pack(_bounds(packed), rows, (self.index.numpy(), array(x, x)), self.dropout(x), packed.numpy())
+        _pack(_bounds(packed), rows, (self.index, array(x)), self.dropout, packed.numpy())
         return packed
 
     def pack_kept(self, rows, x):
         """1 where dropout keeps an entry of the rows, else 0."""
         packed = x.new_empty(len(rows), x.shape[1])
-        _pack_kept(_bounds(packed), rows, self.dropout(x), packed.numpy())
+        _pack_kept(_bounds(packed), rows, self.dropout, packed.numpy())
         return packed
 
     def unpack(self, rows, flow, grad_x):
         """Adds the gradient of ``pack(rows, x)`` to that of x."""
-        bounds = stripes(grad_x.shape[1])
-        _unpack(bounds, rows, (self.index.numpy(), flow.numpy()), self.dropout(flow), grad_x.numpy())
-
-    def dropout(self, like):
-        dropout = Dropout.of(self.dropout_p, self.seed, array(like, like).dtype)
-        return dropout._replace(kept=dropout.kept.dtype.type(1))
+        bounds = stripes(grad_x.shape[1], len(rows))
+        _unpack(bounds, rows, (self.index, flow.numpy()), self.dropout, grad_x.numpy())
 
     def write(self, rows, packed, weight, bias, outs):
         """``outs[i][rows] =`` its columns of ``packed @ weight^T + bias``."""
@@ -95,7 +103,7 @@ class _Plan:
             if grad is None:
                 columns.zero_()
             else:
-                _copy(_bounds(result), rows, array(grad, like), order, columns.numpy())
+                _copy(_bounds(result), rows, array(grad), order, columns.numpy())
         return result
 
     def product(self, a, b, bias=None, out=None):
@@ -122,19 +130,19 @@ def _neighbours(rows):
 
 
 def _bounds(matrix):
-    return blocks(len(matrix), matrix.shape[1])
+    return blocks(*matrix.shape)
 
 
 class _DropoutLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, token, plan):
         outs = tuple(x.new_empty(len(plan.index), size) for size in plan.sizes)
-        scaled = weight / (1 - plan.dropout_p)
+        scaled = plan.scaled(weight)
         for rows in plan.row_blocks:
             plan.write(rows, plan.pack(rows, x), scaled, bias, outs)
         for rows in plan.token_blocks:
             plan.write(rows, plan.pack_kept(rows, x), scaled * token, bias, outs)
-        ctx.save_for_backward(x, weight, token)
+        ctx.save_for_backward(x, scaled, token)
         ctx.plan, ctx.biased = plan, bias is not None
         ctx.set_materialize_grads(False)
         return outs
@@ -142,15 +150,13 @@ class _DropoutLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        x, weight, token = ctx.saved_tensors
-        plan, scaled = ctx.plan, weight / (1 - ctx.plan.dropout_p)
+        (x, scaled, token), plan, grad_weight = ctx.saved_tensors, ctx.plan, None
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = weight.new_zeros(len(weight)) if ctx.biased else None
+        grad_bias = scaled.new_zeros(len(scaled)) if ctx.biased else None
         grad_token = None if token is None else torch.zeros_like(token)
         for rows in plan.row_blocks:
             grad = plan.collect(rows, grads, x)
-            grad_weight += plan.product(grad.T, plan.pack(rows, x))
+            grad_weight = _plus(grad_weight, plan.product(grad.T, plan.pack(rows, x)))
             if ctx.biased:
                 grad_bias += grad.sum(0)
             if grad_x is not None:
@@ -158,11 +164,17 @@ class _DropoutLinear(torch.autograd.Function):
         for rows in plan.token_blocks:
             grad = plan.collect(rows, grads, x)
             kept = plan.product(grad.T, plan.pack_kept(rows, x))  # [O, D]
-            grad_weight += kept * token
+            grad_weight = _plus(grad_weight, kept * token)
             grad_token += (kept * scaled).sum(0)
             if ctx.biased:
                 grad_bias += grad.sum(0)
-        return grad_x, grad_weight.div_(1 - plan.dropout_p), grad_bias, grad_token, None
+        grad_weight = torch.zeros_like(scaled) if grad_weight is None else grad_weight.div_(1 - plan.dropout_p)
+        return grad_x, grad_weight, grad_bias, grad_token, None
+
+
+def _plus(total, part):
+    """``total + part`` in place; None is nothing."""
+    return part if total is None else total.add_(part)
 
 
 @jit(parallel=True)

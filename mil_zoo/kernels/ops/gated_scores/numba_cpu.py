@@ -25,8 +25,9 @@ class _GatedScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, dropout_p, seed):
         out = x.new_empty(len(x), len(weight))
-        dropout = Dropout.of(dropout_p, seed, out.numpy().dtype)
-        _forward(_pieces(x), array(x, x), array(weight, x), dropout, out.numpy())
+        written = out.numpy()
+        dropout = Dropout.of(dropout_p, seed, written.dtype)
+        _forward(_pieces(x), array(x), array(weight), dropout, written)
         ctx.save_for_backward(x, weight)
         ctx.dropout = dropout
         return out
@@ -37,14 +38,14 @@ class _GatedScores(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         starts, grad_x = _pieces(x), torch.empty_like(x, memory_format=torch.contiguous_format)
         sums = weight.new_zeros(len(starts) - 1, *weight.shape)
-        arrays = array(x, x), array(weight, x), array(grad, x)
+        arrays = array(x), array(weight), array(grad)
         _backward(starts, *arrays, ctx.dropout, grad_x.numpy(), sums.numpy())
         return grad_x, sums.sum(0), None, None
 
 
 def _pieces(x):
     blocks(len(x), 16 * x.shape[1])  # sets the number of threads
-    return np.append(np.arange(0, len(x), PIECE), len(x))
+    return np.minimum(np.arange(0, len(x) + PIECE, PIECE), len(x))
 
 
 @jit(parallel=True)

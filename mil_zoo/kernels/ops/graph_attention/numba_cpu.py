@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.errors import InputError
 from mil_zoo.kernels._numba.attention import Edges
 from mil_zoo.kernels._numba.hashing import Dropout
-from mil_zoo.kernels._numba.jit import array
+from mil_zoo.kernels._numba.jit import array, array_or_empty
 from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels.ops.graph_attention import numba_kernels as kernels
@@ -33,14 +33,19 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
 class _GraphAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feat, src_score, dst_score, key_feat, key_score, bag, settings, return_attention):
-        graph, (_, heads, width) = settings[0], feat.shape
-        out, lse = feat.new_empty(graph.num_dst, heads, width), feat.new_empty(graph.num_dst, heads)
+        graph, (_, heads, width), rows = settings[0], feat.shape, settings[0].num_dst
+        out, lse = feat.new_empty(rows, heads, width), feat.new_empty(rows, heads)
         attention = feat.new_empty(graph.num_edges, heads) if return_attention else None
-        key_attention = feat.new_empty(graph.num_dst, heads) if return_attention and bag is not None else None
+        key_attention = feat.new_empty(rows, heads) if return_attention and bag is not None else None
         tensors = feat, src_score, dst_score, key_feat, key_score, bag, lse
         inputs, dropout = _arrays(*tensors, settings)
-        outputs = kernels.Outputs(out.numpy(), array(attention, feat, 0, heads), array(key_attention, feat, 0, heads))
-        kernels.forward(blocks(graph.indptr, heads * width), Edges.of(graph), inputs, dropout, outputs)
+        outputs = kernels.Outputs(
+            out=out.numpy(),
+            attention=array_or_empty(attention, inputs.feat, 0, heads),
+            key_attention=array_or_empty(key_attention, inputs.feat, 0, heads),
+        )
+        edges = Edges.of(graph)
+        kernels.forward(blocks(edges.indptr, heads * width), edges, inputs, dropout, outputs)
         ctx.save_for_backward(*tensors)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -58,15 +63,16 @@ class _GraphAttention(torch.autograd.Function):
         grad_feat, grad_src, grad_dst = (grad.numpy() for grad in grads)
         inputs, dropout = _arrays(*ctx.saved_tensors, ctx.settings)
         by_destination = kernels.ByDestination(
-            grad_out=array(grad_out, feat),
-            grad_attention=array(grad_attention, feat, 0, heads),
-            grad_key_attention=array(grad_key_attention, feat, 0, heads),
+            grad_out=array(grad_out),
+            grad_attention=array_or_empty(grad_attention, inputs.feat, 0, heads),
+            grad_key_attention=array_or_empty(grad_key_attention, inputs.feat, 0, heads),
             grad_dst=grad_dst,
             delta=np.empty_like(inputs.dst),
             key_weight=np.empty((len(inputs.bag), heads), inputs.feat.dtype),
             key_flow=np.empty((len(inputs.bag), heads), inputs.feat.dtype),
         )
-        kernels.backward_dst(blocks(graph.indptr, cost), Edges.of(graph), inputs, dropout, by_destination)
+        edges, back = Edges.of(graph), Edges.of(graph.transposed)
+        kernels.backward_dst(blocks(edges.indptr, cost), edges, inputs, dropout, by_destination)
         by_source = kernels.BySource(
             grad_out=by_destination.grad_out,
             grad_attention=by_destination.grad_attention,
@@ -74,8 +80,7 @@ class _GraphAttention(torch.autograd.Function):
             grad_feat=grad_feat,
             grad_src=grad_src,
         )
-        back = graph.transposed
-        kernels.backward_src(blocks(back.indptr, cost), Edges.of(back), inputs, dropout, by_source)
+        kernels.backward_src(blocks(back.indptr, cost), back, inputs, dropout, by_source)
         grad_key = (None, None) if key_feat is None else _backward_key(inputs.bag, len(key_feat), by_destination)
         return *grads, *grad_key, None, None, None
 
@@ -93,16 +98,16 @@ def _backward_key(bag, num_keys, flows):
 
 
 def _arrays(feat, src_score, dst_score, key_feat, key_score, bag, lse, settings):
-    (graph, negative_slope, dropout_p, seed), (_, heads, width) = settings, feat.shape
-    feat_ = array(feat, feat)
+    (_, negative_slope, dropout_p, seed), (_, heads, width) = settings, feat.shape
+    feat_ = array(feat)
     inputs = kernels.Inputs(
         feat=feat_,
-        src=array(src_score, feat),
-        dst=array(dst_score, feat),
+        src=array(src_score),
+        dst=array(dst_score),
         slope=feat_.dtype.type(negative_slope),
-        key_feat=array(key_feat, feat, 0, heads, width),
-        key_score=array(key_score, feat, 0, heads),
-        bag=array(bag, graph.indices, 0),
-        lse=array(lse, feat),
+        key_feat=array_or_empty(key_feat, feat_, 0, heads, width),
+        key_score=array_or_empty(key_score, feat_, 0, heads),
+        bag=np.empty(0, np.int32) if bag is None else array(bag),
+        lse=array(lse),
     )
     return inputs, Dropout.of(dropout_p, seed, feat_.dtype)

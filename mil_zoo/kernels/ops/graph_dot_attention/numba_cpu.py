@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.attention import Edges, Numbers, finish_row, numbers_of, raise_top, softmax_of, start_row
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
-from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
 from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
@@ -87,8 +87,8 @@ class _GraphDotAttention(torch.autograd.Function):
         out, lse = q.new_empty(len(q), heads, v.shape[2]), q.new_empty(len(q), heads)
         attention = q.new_empty(graph.num_edges, heads) if return_attention else None
         inputs, dropout = _arrays(q, k, v, bias, lse, settings)
-        bounds = blocks(graph.indptr, heads * (q.shape[2] + v.shape[2]))
-        _forward(bounds, Edges.of(graph), inputs, dropout, (out.numpy(), array(attention, q, 0, heads)))
+        edges, outputs = Edges.of(graph), (out.numpy(), array_or_empty(attention, inputs.q, 0, heads))
+        _forward(blocks(edges.indptr, heads * (q.shape[2] + v.shape[2])), edges, inputs, dropout, outputs)
         ctx.save_for_backward(q, k, v, bias, lse, out, attention)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -101,27 +101,28 @@ class _GraphDotAttention(torch.autograd.Function):
         graph, heads = ctx.settings[0], q.shape[1]
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        delta = array((grad_out * out).sum(2), q)
+        delta = array((grad_out * out).sum(2))
         if grad_attention is not None:
-            product = array((attention * grad_attention)[:, :, None], q)
+            product = array((attention * grad_attention)[:, :, None])
             ones, rows = np.ones((graph.num_edges, heads), delta.dtype), graph.indptr.numpy().astype(np.int64)
             delta = delta + segment_weighted_sum(ones, product, cut(rows))[:, :, 0]
         grads = [
             None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, bias)
         ]
-        grad_q, grad_k, grad_v, grad_bias = (array(grad, q, 0, heads) for grad in grads)
+        grad_q, grad_k, grad_v, grad_bias = (array_or_empty(grad, delta, 0, heads) for grad in grads)
         inputs, dropout = _arrays(q, k, v, bias, lse, ctx.settings)
-        cost, back = 2 * heads * (q.shape[2] + v.shape[2]), graph.transposed
-        flows = _Flows(array(grad_out, q), array(grad_attention, q, 0, heads), delta, grad_q, grad_bias)
-        _backward_dst(blocks(graph.indptr, cost), Edges.of(graph), inputs, dropout, flows)
+        cost, edges, back = 2 * heads * (q.shape[2] + v.shape[2]), Edges.of(graph), Edges.of(graph.transposed)
+        flows = _Flows(array(grad_out), array_or_empty(grad_attention, delta, 0, heads), delta, grad_q, grad_bias)
+        _backward_dst(blocks(edges.indptr, cost), edges, inputs, dropout, flows)
         flows = flows._replace(first=grad_k, second=grad_v)
-        _backward_src(blocks(back.indptr, cost), Edges.of(back), inputs, dropout, flows)
+        _backward_src(blocks(back.indptr, cost), back, inputs, dropout, flows)
         return *grads, None, None
 
 
 def _arrays(q, k, v, bias, lse, settings):
     _, scale, dropout_p, seed = settings
-    tensors = array(q, q), array(k, q), array(v, q), array(bias, q, 0, q.shape[1]), array(lse, q)
+    q_ = array(q)
+    tensors = q_, array(k), array(v), array_or_empty(bias, q_, 0, q.shape[1]), array(lse)
     dtype = tensors[0].dtype
     return _Inputs(*tensors, scale=dtype.type(scale)), Dropout.of(dropout_p, seed, dtype)
 

@@ -32,13 +32,8 @@ class _GraphSoftmaxSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, t, graph):
         out, lse = (x.new_empty(graph.num_dst, x.shape[1]) for _ in range(2))
-        _forward(
-            blocks(graph.indptr, COST * x.shape[1]),
-            Edges.of(graph),
-            array(x, x),
-            array(t, x),
-            (out.numpy(), lse.numpy()),
-        )
+        edges = Edges.of(graph)
+        _forward(blocks(edges.indptr, COST * x.shape[1]), edges, array(x), array(t), (out.numpy(), lse.numpy()))
         ctx.save_for_backward(x, t, out, lse)
         ctx.graph = graph
         return out
@@ -47,11 +42,11 @@ class _GraphSoftmaxSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, t, out, lse = ctx.saved_tensors
-        back = ctx.graph.transposed
+        back = Edges.of(ctx.graph.transposed)
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         grad_t = np.empty(len(x), np.float64)  # of each source, for any number of threads the same
-        inputs = array(x, x), array(t, x), array(out, x), array(lse, x), array(grad, x)
-        _backward(blocks(back.indptr, COST * x.shape[1]), Edges.of(back), inputs, grad_x.numpy(), grad_t)
+        inputs = array(x), array(t), array(out), array(lse), array(grad)
+        _backward(blocks(back.indptr, COST * x.shape[1]), back, inputs, grad_x.numpy(), grad_t)
         return grad_x, t.new_tensor([grad_t.sum()]), None
 
 

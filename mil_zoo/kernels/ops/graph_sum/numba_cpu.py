@@ -8,7 +8,7 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.attention import Edges
-from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import CHUNK
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted
@@ -34,9 +34,9 @@ class _GraphSum(torch.autograd.Function):
 
 def _summed(x, graph, weight):
     """Sums over the rows of a CSR or of its transpose."""
-    out, edges = x.new_empty(len(graph.indptr) - 1, x.shape[1]), Edges.of(graph)
-    bounds = blocks(graph.indptr, x.shape[1])
-    _sum(bounds, edges, array(x[:, None], x), array(weight, x, 0), out[:, None].numpy())
+    edges, x_ = Edges.of(graph), array(x)[:, None]
+    out = x.new_empty(len(edges.indptr) - 1, x.shape[1])
+    _sum(blocks(edges.indptr, x.shape[1]), edges, x_, array_or_empty(weight, x_, 0), out.numpy()[:, None])
     return out
 
 

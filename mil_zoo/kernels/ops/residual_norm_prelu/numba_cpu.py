@@ -13,7 +13,7 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.jit import REORDER, array, jit
+from mil_zoo.kernels._numba.jit import REORDER, array, array_or_empty, jit
 from mil_zoo.kernels._numba.segments import PIECE
 from mil_zoo.kernels._numba.threads import blocks
 
@@ -52,18 +52,19 @@ class _ResidualNormPReLU(torch.autograd.Function):
         x, residual = inputs[:2]
         starts, grad_x = _pieces(x), torch.empty_like(x, memory_format=torch.contiguous_format)
         sums = x.new_zeros(len(starts) - 1, 4, x.shape[1])  # of each piece: bias, weight, bias of the norm, slope
-        _backward(starts, _arrays(*inputs), statistics.numpy(), (array(grad, x), grad_x.numpy()), sums.numpy())
-        bias, weight, norm_bias, slope = sums.sum(0)
+        _backward(starts, _arrays(*inputs), statistics.numpy(), (array(grad), grad_x.numpy()), sums.numpy())
+        bias, weight, norm_bias, slope = sums.sum(0).unbind()
         return grad_x, None if residual is None else grad_x, bias, weight, norm_bias, slope.sum()[None], None
 
 
 def _arrays(x, residual, *vectors):
-    return _Inputs(array(x, x), array(residual, x, 0, x.shape[1]), *(array(vector, x) for vector in vectors))
+    x_ = array(x)
+    return _Inputs(x_, array_or_empty(residual, x_, 0, x.shape[1]), *map(array, vectors))
 
 
 def _pieces(x):
     blocks(len(x), 8 * x.shape[1])  # sets the number of threads
-    return np.append(np.arange(0, len(x), PIECE), len(x))
+    return np.minimum(np.arange(0, len(x) + PIECE, PIECE), len(x))
 
 
 @jit(parallel=True)

@@ -31,8 +31,8 @@ class _SeededDropout(torch.autograd.Function):
 
 def _drop(x, dropout_p, seed):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    bounds = blocks(len(x), 4 * x.shape[1])
-    _drop_rows(bounds, array(x, x), Dropout.of(dropout_p, seed, out.numpy().dtype), out.numpy())
+    written = out.numpy()
+    _drop_rows(blocks(x.shape[0], 4 * x.shape[1]), array(x), Dropout.of(dropout_p, seed, written.dtype), written)
     return out
 
 

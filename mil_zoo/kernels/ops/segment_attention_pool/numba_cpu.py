@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
-from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
@@ -53,7 +53,7 @@ def forward(scores, values, offsets, dropout_p, seed):
 class _SegmentAttentionPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, values, offsets, dropout_p, seed):
-        scores_, pieces = array(scores, scores), cut(offsets.numpy().astype(np.int64))
+        scores_, pieces = array(scores), cut(offsets.numpy().astype(np.int64))
         dropout = Dropout.of(dropout_p, seed, scores_.dtype)
         top, total = segment_statistics(scores_, pieces)
         lse = top + np.log(total, out=np.full_like(total, np.inf), where=total != 0)
@@ -73,7 +73,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_pooled, grad_attention):
         values, attention = ctx.saved_tensors
-        attention_, heads = array(attention, attention), attention.shape[1]
+        attention_, heads = array(attention), attention.shape[1]
         if grad_pooled is None:
             grad_pooled = values.new_zeros(len(ctx.pieces.first) - 1, heads, values.shape[-1])
         starts, bag = ctx.pieces.starts, ctx.pieces.segment
@@ -85,8 +85,8 @@ class _SegmentAttentionPool(torch.autograd.Function):
         flows = _Flows(
             attention=attention_,
             values=values_,
-            grad_pooled=array(grad_pooled, attention),
-            grad_attention=array(grad_attention, attention, 0, heads),
+            grad_pooled=array(grad_pooled),
+            grad_attention=array_or_empty(grad_attention, attention_, 0, heads),
             grad_weights=grad_weights,
             grad_values=_by_head(grad_values) if wanted else np.empty_like(values_, shape=(0, *values_.shape[1:])),
             sums=np.zeros((2, len(bag), heads)),
@@ -99,7 +99,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
 
 def _by_head(values: Tensor) -> np.ndarray:
     """``[N, K or 1, F]``."""
-    numbers = array(values, values)
+    numbers = array(values)
     return numbers[:, None] if numbers.ndim == 2 else numbers
 
 

@@ -18,7 +18,7 @@ def forward(values, offsets, reduce):
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     offsets_ = offsets.numpy().astype(np.int64)
     if reduce == "max":
-        argmax = torch.from_numpy(_argmax(array(values.to(dtype), values), offsets_))
+        argmax = torch.from_numpy(_argmax(array(values.to(dtype)), offsets_))
         return values.gather(0, argmax), argmax
     function = _LogSumExp if reduce == "logsumexp" else _Sum
     reduced = function.apply(values.to(dtype), offsets_)
@@ -31,8 +31,9 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets):
         ctx.sizes = torch.from_numpy(np.diff(offsets))
-        ones = np.ones((len(values), 1), array(values, values).dtype)
-        return torch.from_numpy(segment_weighted_sum(ones, array(values[:, None], values), cut(offsets))[:, 0])
+        numbers = array(values)[:, None]
+        ones = np.ones((len(numbers), 1), numbers.dtype)
+        return torch.from_numpy(segment_weighted_sum(ones, numbers, cut(offsets))[:, 0])
 
     @staticmethod
     @once_differentiable
@@ -44,7 +45,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets):
         pieces = cut(offsets)
-        top, total = segment_statistics(array(values, values), pieces)
+        top, total = segment_statistics(array(values), pieces)
         with np.errstate(divide="ignore"):
             reduced = torch.from_numpy(top + np.log(total))
         ctx.save_for_backward(values, reduced)
@@ -57,18 +58,21 @@ class _LogSumExp(torch.autograd.Function):
         values, reduced = ctx.saved_tensors
         starts, segment = ctx.pieces.starts, ctx.pieces.segment
         grad_values = torch.empty_like(values, memory_format=torch.contiguous_format)
-        flows = array(values, values), array(reduced, values), array(grad, values), grad_values.numpy()
+        flows = array(values), array(reduced), array(grad), grad_values.numpy()
         _spread(blocks(starts, 16 * values.shape[1]), starts, segment, flows)
         return grad_values, None
 
 
 def _argmax(values, offsets):
     """The first row of each segment that holds its maximum, or NaN: int64 ``[B, F]``."""
-    starts, first = cut(offsets)
+    pieces = cut(offsets)
+    starts = pieces.starts
     rows = np.empty((len(starts) - 1, values.shape[1]), np.int64)
     _piece_argmax(blocks(starts, 2 * values.shape[1]), starts, values, rows)
+    if pieces.whole:
+        return rows
     argmax = np.empty((len(offsets) - 1, values.shape[1]), np.int64)
-    _best(first, values, rows, argmax)
+    _best(pieces.first, values, rows, argmax)
     return argmax
 
 

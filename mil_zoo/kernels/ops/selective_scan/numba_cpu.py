@@ -17,7 +17,7 @@ from numba import prange, types
 from numba.extending import overload
 from torch.autograd.function import once_differentiable
 
-from mil_zoo.kernels._numba.jit import REORDER, array, jit
+from mil_zoo.kernels._numba.jit import REORDER, array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import exp
 from mil_zoo.kernels._numba.threads import blocks
 
@@ -103,7 +103,7 @@ class _SelectiveScan(torch.autograd.Function):
             z=np.empty_like(inputs.z),
             delta_bias=np.empty((bags, channels), like),
         )
-        _backward(_bounds(tasks, 3 * count), tasks, inputs, softplus, (states.numpy(), array(grad, grad)), gradients)
+        _backward(_bounds(tasks, 3 * count), tasks, inputs, softplus, (states.numpy(), array(grad)), gradients)
         found = {name: torch.from_numpy(value) for name, value in gradients._asdict().items()}
         for name in ("A", "B", "C", "D", "delta_bias"):
             found[name] = found[name].sum(0)
@@ -114,16 +114,17 @@ class _SelectiveScan(torch.autograd.Function):
 
 def _arrays(tensors):
     u, delta, A, B, C, D, z, delta_bias = tensors
-    zeros = np.zeros(u.shape[1], array(u, u).dtype)
+    u_ = array(u)
+    zeros = np.zeros(u.shape[1], u_.dtype)
     return _Arrays(
-        u=array(u, u),
-        delta=array(delta, u),
-        A=array(A.T, u),
-        B=array(B, u),
-        C=array(C, u),
-        D=zeros if D is None else array(D, u),
-        z=array(z, u, 0, u.shape[1]),
-        delta_bias=zeros if delta_bias is None else array(delta_bias, u),
+        u=u_,
+        delta=array(delta),
+        A=array(A.T),
+        B=array(B),
+        C=array(C),
+        D=zeros if D is None else array(D),
+        z=array_or_empty(z, u_, 0, u.shape[1]),
+        delta_bias=zeros if delta_bias is None else array(delta_bias),
     )
 
 
