@@ -31,6 +31,12 @@ def is_faster() -> bool:
     return wide and "GenuineIntel" not in _cpu() and why_not() is None
 
 
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Says whether this CPU has instructions that multiply bfloat16: AMX or AVX512_BF16."""
+    return why_not() is None and any(flag in _cpu().split() for flag in ("amx_bf16", "avx512_bf16"))
+
+
 def pays(multiplications: int, *tensors: Tensor) -> bool:
     """Says whether products of so many multiplications are taken here: of float32 on such a CPU, without autocast."""
     return (

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import inside
 from mil_zoo.tasks import Task
+from mil_zoo.train.device import fast_precision
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class TrainingConfig:
         class_weights: "balanced" weighs the loss of a slide by the inverse frequency of its class among the training
             slides (mean weight 1).
         precision: "bfloat16" takes matrix products in bfloat16, in training and prediction; sums, softmax, norms,
-            losses and weights stay float32. It pays on a GPU or a CPU with AMX; other CPUs are slower for it.
+            losses and weights stay float32. "auto" takes it where the GPU or the CPU multiplies it faster than float32,
+            and becomes "float32" or "bfloat16" at once: a run keeps which.
         labelled: share (at most 1) or number (above 1) of the training slides whose labels are used, see
             ``mil_zoo.data.splits.few_labels``; of the validation slides the same share.
         max_instances: random instances of each bag seen in a training step; None for all. Evaluation always sees all.
@@ -67,12 +69,14 @@ class TrainingConfig:
     patience_after: int = 0
     select_after: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     max_instances: int | None = None
     labelled: float = 1.0
     record: int | Literal["end", "off"] = 5
 
     def __post_init__(self) -> None:
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", fast_precision())
         for name in ("epochs", "bags_per_step", "learning_rate", "clip_norm", "max_instances", "labelled", "patience"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

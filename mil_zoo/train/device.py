@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.prefetch import map_ahead
 from mil_zoo.errors import InputError
+from mil_zoo.kernels.onednn import multiplies_bfloat16
 
 FREE = 0.5  # of a GPU's memory that bags which stay there leave free
 OTHERS = 0.05  # of it that other processes may use; where they use more, no further bag stays
@@ -17,6 +19,15 @@ OTHERS = 0.05  # of it that other processes may use; where they use more, no fur
 def default_device() -> str:
     """A GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast_precision() -> Literal["float32", "bfloat16"]:
+    """The precision of matrix products that the default device takes less time for: bfloat16 where it can multiply it.
+
+    Steps on an AMD Zen 5 (AVX512_BF16) took .58 to .75 of float32's time, on a Xeon without it longer than float32's.
+    """
+    on_gpu = default_device() == "cuda"
+    return "bfloat16" if (torch.cuda.is_bf16_supported() if on_gpu else multiplies_bfloat16()) else "float32"
 
 
 def usable_device(device: str | None) -> str:

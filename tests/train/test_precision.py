@@ -8,7 +8,7 @@ from helpers import make_bag, make_batch, relative_error
 
 from mil_zoo import create_aggregator, list_aggregators
 from mil_zoo.aggregators.base import AGGREGATORS
-from mil_zoo.kernels import dropout_linear, segment_attention_pool
+from mil_zoo.kernels import dropout_linear, onednn, segment_attention_pool
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit
 from mil_zoo.train.predict import mixed, predict
@@ -67,3 +67,15 @@ def test_fit_follows_the_configuration():
         fit(aggregator, bags, bags, TrainingConfig(epochs=1, precision=precision))
         weights[precision] = aggregator.attention.V.weight.detach()
     assert 0 < relative_error(weights["bfloat16"], weights["float32"]) < 0.1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, it decides")
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx512f", "float32")]
+)
+def test_auto_becomes_what_the_cpu_multiplies_faster(flags, expected, monkeypatch):
+    monkeypatch.setattr(onednn, "_cpu", lambda: f"vendor_id : any\nflags : fma {flags} sse\n")
+    onednn.multiplies_bfloat16.cache_clear()
+    config = TrainingConfig(precision="auto")
+    onednn.multiplies_bfloat16.cache_clear()
+    assert config.precision == config.settings()["precision"] == expected
