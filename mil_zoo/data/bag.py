@@ -6,6 +6,7 @@ import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -228,17 +229,17 @@ class BagBatch:
                 )
         device = bags[0].features.device
         labels = _column([bag.label for bag in bags], torch.int64, device)
-        sizes = torch.tensor([0] + [len(bag) for bag in bags], device=device)
+        lengths = tuple(len(bag) for bag in bags)
         return cls(
             features=_cat([bag.features for bag in bags]),
-            offsets=sizes.cumsum(0),
+            offsets=torch.tensor([0, *accumulate(lengths)], device=device),
             labels=labels,
             targets=_targets(bags, labels),
             coords=_cat([bag.coords for bag in bags]),
             patch_sizes=_column([bag.patch_size for bag in bags], torch.float32, device),
             graph=None if graph is None else BagGraph.batch([bag.graph(graph) for bag in bags]).to(device),
             slide_ids=tuple(bag.slide_id for bag in bags),
-            lengths=tuple(map(len, bags)),
+            lengths=lengths,
         )
 
     def __len__(self) -> int:
@@ -261,8 +262,16 @@ class BagBatch:
         return torch.repeat_interleave(bags, self.sizes, output_size=self.num_instances)
 
     def to(self, device: torch.device | str) -> BagBatch:
-        """The batch with every tensor on ``device`` (the DGLGraph, where one is made, stays on the CPU)."""
+        """The batch with every tensor on ``device``; itself if it is there already.
+
+        The DGLGraph, where one is made, stays on the CPU.
+        """
         device = torch.device(device)
+        tensors = self.features, self.offsets, self.labels, self.targets, self.weights, self.coords, self.patch_sizes
+        if all(tensor is None or tensor.device == device for tensor in tensors) and (
+            self.graph is None or self.graph.csr.indptr.device == device
+        ):
+            return self
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else to_device(tensor, device)

@@ -62,14 +62,17 @@ def predict(
 
 def _packs(bags: Iterable[Bag]) -> Iterator[list[Bag]]:
     pack: list[Bag] = []
+    together = 0  # instances of the pack
     for bag in bags:
-        if pack and (len(bag) >= ALONE or sum(map(len, pack)) + len(bag) > PACK):
+        size = len(bag)
+        if pack and (size >= ALONE or together + size > PACK):
             yield pack
-            pack = []
+            pack, together = [], 0
         pack.append(bag)
-        if len(bag) >= ALONE:
+        together += size
+        if size >= ALONE:
             yield pack
-            pack = []
+            pack, together = [], 0
     if pack:
         yield pack
 

@@ -116,6 +116,7 @@ def test_to_moves_every_tensor():
     assert {
         t.device.type for t in (batch.features, batch.offsets, batch.labels, batch.coords, batch.graph.csr.indptr)
     } == {"meta"}
+    assert batch.to("meta") is batch
 
 
 @pytest.mark.parametrize(

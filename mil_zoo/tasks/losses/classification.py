@@ -51,7 +51,9 @@ def check_labels(labels: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         InputError: a label of the CPU is not a whole number from 0 to ``count - 1``.
     """
     whole = labels.long()
-    wrong = (whole < 0) | (whole >= count) | (whole != labels)
+    wrong = (whole < 0) | (whole >= count)
+    if whole is not labels:
+        wrong |= whole != labels
     if devices.runs_ahead(labels.device):
         return whole, wrong
     if wrong.any():
