@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -113,62 +113,26 @@ class Processes:
         self, jobs: Sequence[Job], on_trial: Callable[[TrialPlan], None], on_epoch: Callable[[TrialPlan, Row], None]
     ) -> Generator[Trial]:
         """See :class:`Executor`."""
-        waiting = deque((job, 1) for job in jobs)
-        deadly: dict[Path, str] = {}  # plugins whose import ends a process, or takes longer than a trial may
+        queue = _Queue(jobs)
         gpus = torch.cuda.device_count()
         members = [_Member(i % gpus if gpus else None) for i in range(min(self._number, len(jobs)))]
         try:
             while True:
                 for member in members:
-                    while member.job is None and waiting:
-                        job, attempt = waiting.popleft()
-                        if reasons := [deadly[plugin] for plugin in job.plugins if plugin in {*deadly} - {*job.spared}]:
-                            yield job.failed(reasons[0])
-                            continue
-                        others = tuple(plugin for plugin in job.plugins if plugin not in deadly)
-                        member.give(dataclasses.replace(job, plugins=others), attempt)
-                        on_trial(job.trial)
+                    yield from queue.give(member, on_trial)
                 busy = {member.connection: member for member in members if member.job is not None}
                 if not busy:
                     return
                 ready = wait(list(busy), self._seconds_left(busy.values()))
                 for connection, member in busy.items():
-                    if connection not in ready:
-                        if self._seconds_left([member]) == 0:
-                            reason = f"it took longer than --time-limit, {(self._limit or 0) / 60:g} minutes"
-                            if member.importing is None:
-                                yield member.give_up(reason)
-                                continue
-                            assert member.job is not None
-                            waiting.appendleft((member.job, member.attempt))
-                            deadly[member.importing] = f"plugin {member.importing} cannot be imported: {reason}"
-                            member.give_up(reason)
-                        continue
-                    assert member.job is not None
-                    job, attempt, importing = member.job, member.attempt, member.importing
-                    try:
-                        kind, content = member.connection.recv()
-                    except (EOFError, OSError):  # killed: its end of the pipe is closed
-                        reason = member.replace()
-                        if importing is not None:
-                            deadly[importing] = f"plugin {importing} cannot be imported there: {reason}"
-                            waiting.appendleft((job, attempt))
-                        elif attempt < ATTEMPTS:
-                            waiting.append((job, attempt + 1))
-                        else:
-                            yield job.failed(f"{reason}, in {attempt} attempts")
-                        continue
-                    if kind == "epoch":
-                        on_epoch(job.trial, content)
-                    elif kind == "importing":
-                        member.importing = content
-                    elif kind == "said":
-                        _LOG.info("%s", content)
-                    elif kind == "trial":
-                        member.job = None
-                        yield content
-                    else:
-                        raise content
+                    outcome = None
+                    if connection in ready:
+                        outcome = _heard(member, queue, on_epoch)
+                    elif self._seconds_left([member]) == 0:
+                        late = f"it took longer than --time-limit, {(self._limit or 0) / 60:g} minutes"
+                        outcome = queue.ended(member, late, again=False)
+                    if outcome is not None:
+                        yield outcome
         finally:
             for member in members:
                 member.stop()
@@ -178,6 +142,74 @@ class Processes:
         if self._limit is None:
             return None
         return max(0.0, min(member.started for member in members) + self._limit - time.monotonic())
+
+
+class _Queue:
+    """The jobs that wait, each with the number of its attempt, and the plugins that cost a process its life."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._waiting = deque((job, 1) for job in jobs)
+        self._deadly: dict[Path, str] = {}  # whose import ends a process, or takes longer than a trial may; and why
+
+    def give(self, member: _Member, on_trial: Callable[[TrialPlan], None]) -> Iterator[Trial]:
+        """Gives an idle member the next job; yields those before it that fail for want of a plugin."""
+        while member.job is None and self._waiting:
+            job, attempt = self._waiting.popleft()
+            left = without_deadly(job, self._deadly)
+            if isinstance(left, Trial):
+                yield left
+            else:
+                member.give(left, attempt)
+                on_trial(job.trial)
+
+    def ended(self, member: _Member, reason: str = "", again: bool = True) -> Trial | None:
+        """Puts a new process in the place of one that was killed, or is to be; what came of its job, if it is lost.
+
+        Args:
+            member: the process.
+            reason: why it is ended; "" for what its end says.
+            again: whether the job may be tried again.
+        """
+        assert member.job is not None
+        job, attempt, importing = member.job, member.attempt, member.importing
+        reason = member.replace(reason)
+        if importing is not None:
+            self._deadly[importing] = f"plugin {importing} cannot be imported there: {reason}"
+            self._waiting.appendleft((job, attempt))
+        elif again and attempt < ATTEMPTS:
+            self._waiting.append((job, attempt + 1))
+        else:
+            return job.failed(f"{reason}, in {attempt} attempts" if again else reason)
+        return None
+
+
+def without_deadly(job: Job, deadly: Mapping[Path, str]) -> Job | Trial:
+    """The job without plugins whose import ends a process; what came of it where it needs one of them."""
+    if reasons := [deadly[plugin] for plugin in job.plugins if plugin in {*deadly} - {*job.spared}]:
+        return job.failed(reasons[0])
+    return dataclasses.replace(job, plugins=tuple(plugin for plugin in job.plugins if plugin not in deadly))
+
+
+def _heard(member: _Member, queue: _Queue, on_epoch: Callable[[TrialPlan, Row], None]) -> Trial | None:
+    """Takes what a member said, which may be what came of its job, or nothing: it was killed."""
+    assert member.job is not None
+    try:
+        kind, content = member.connection.recv()
+    except (EOFError, OSError):  # its end of the pipe is closed
+        return queue.ended(member)
+    if kind == "trial":
+        member.job = None
+        outcome: Trial = content
+        return outcome
+    if kind == "epoch":
+        on_epoch(member.job.trial, content)
+    elif kind == "importing":
+        member.importing = content
+    elif kind == "said":
+        _LOG.info("%s", content)
+    else:
+        raise content
+    return None
 
 
 class _Member:
@@ -203,12 +235,21 @@ class _Member:
         with suppress(OSError):  # a process that is dead already is noticed where its answer is awaited
             self.connection.send(job)
 
-    def replace(self) -> str:
-        """Starts a new process in place of a dead one and says how that died."""
+    def replace(self, reason: str = "") -> str:
+        """Starts a new process in place of one that died, or that ends for a ``reason``; says how that died, or this.
+
+        What it has begun to write is removed.
+        """
+        if reason:
+            self.process.kill()
         self.process.join()
         code = self.process.exitcode or 0
         self.connection.close()
+        if self.job is not None:
+            shutil.rmtree(self.job.folder, ignore_errors=True)
         self._start()
+        if reason:
+            return reason
         if code == -signal.SIGKILL:
             return (
                 "the process was killed (signal 9; where nobody did, the machine ran out of memory: try fewer --jobs)"
@@ -216,15 +257,6 @@ class _Member:
         return (
             f"the process was killed (signal {-code})" if code < 0 else f"the process ended (exit code {code}{_GUARD})"
         )
-
-    def give_up(self, reason: str) -> Trial:
-        """Ends the process, starts a new one, and says what came of the job."""
-        assert self.job is not None
-        job = self.job
-        self.process.kill()
-        self.replace()
-        shutil.rmtree(job.folder, ignore_errors=True)  # it may have begun to write
-        return job.failed(reason)
 
     def stop(self) -> None:
         self.process.kill()

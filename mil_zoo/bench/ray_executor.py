@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mil_zoo.bench.executors import ATTEMPTS
+from mil_zoo.bench.executors import ATTEMPTS, without_deadly
 from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.run_directory import empty_folder
 from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
+from mil_zoo.registry import load_plugin
 
 
 class OnRay:
@@ -63,20 +64,38 @@ class OnRay:
         ray = self._ray
         self._connect()
         run = ray.remote(**self._resources(jobs[0].suite.threads), max_retries=ATTEMPTS - 1)(_run)
+        deadly = self._deadly(jobs)
         waiting = deque(jobs)
         running: dict[Any, Job] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < (self._jobs or len(jobs)):
-                    job = waiting.popleft()
+                    job = without_deadly(waiting.popleft(), deadly)
+                    if isinstance(job, Trial):
+                        yield job
+                        continue
                     running[run.remote(job)] = job
                     on_trial(job.trial)
-                done, _ = ray.wait(list(running))
+                done, _ = ray.wait(list(running)) if running else ([], [])
                 for task in done:
                     yield self._collect(task, running.pop(task))
         finally:
             for task in running:
                 ray.cancel(task, force=True)
+
+    def _deadly(self, jobs: Sequence[Job]) -> dict[Path, str]:
+        """The plugins whose import ends a process, and in which words: each is tried in a task of its own."""
+        found: dict[Path, str] = {}
+        plugins = list(dict.fromkeys(plugin for job in jobs for plugin in job.plugins))
+        for i, plugin in enumerate(plugins):
+            before = [other for other in plugins[:i] if other not in found]
+            try:
+                self._ray.get(self._ray.remote(num_cpus=0, max_retries=0)(_import).remote([*before, plugin]))
+            except self._ray.exceptions.RayTaskError:  # it says itself what it lacks, and so does each trial
+                continue
+            except self._ray.exceptions.RayError as error:
+                found[plugin] = f"plugin {plugin} cannot be imported there: {_first_line(error)}"
+        return found
 
     def _connect(self) -> None:
         """Joins or starts a cluster, for the rest of this process; one that was joined already is used."""
@@ -116,8 +135,7 @@ class OnRay:
                 raise OSError(error.cause.errno, f"on a node of Ray: {error.cause.strerror or error.cause}") from error
             return job.failed(f"{type(error.cause).__name__}: {error.cause}")
         except self._ray.exceptions.RayError as error:  # the process or node was lost, again and again
-            first = str(error).strip().splitlines()[0]
-            return job.failed(f"lost in {ATTEMPTS} attempts ({type(error).__name__}: {first})")
+            return job.failed(f"lost in {ATTEMPTS} attempts ({_first_line(error)})")
         if files:
             folder = empty_folder(job.folder)
             for name, content in files.items():
@@ -130,6 +148,17 @@ class OnRay:
 def _worker() -> Worker:
     """The worker of a process of Ray: its open dataset serves the trials that come there one after the other."""
     return Worker()
+
+
+def _import(plugins: Sequence[Path]) -> None:
+    """The task that imports plugins and does nothing else."""
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+def _first_line(error: Exception) -> str:
+    """Kind and first line of an error of Ray, which tells many more."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def _run(job: Job) -> tuple[Trial, dict[str, bytes]]:

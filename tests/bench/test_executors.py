@@ -22,7 +22,7 @@ from mil_zoo.bench.ray_executor import OnRay
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Worker
-from mil_zoo.registry import load_plugin
+from mil_zoo.registry import PLUGINS, load_plugin
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 
@@ -231,6 +231,16 @@ def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp
     assert (tmp_path / "marker").exists()
     assert [row["status"] for row in killed.trials()] == ["ok"]
     assert_same_results(run_plan(small_plan(bag_table), tmp_path / "run", executor=on_ray), in_process)
+    ends = tmp_path / "ends_on_ray.py"
+    text = PLUGIN.format(marker=str(tmp_path / "marker")).replace("dies_", "ends_on_ray_")
+    ends.write_text(f"import os\nif os.getpid() != {os.getpid()}: os.kill(os.getpid(), 9)\n{text}")
+    load_plugin(ends)
+    plan = small_plan(bag_table, models=["ends_on_ray_once", "mean"], overrides={})
+    plan = dataclasses.replace(plan, drawn=dataclasses.replace(plan.drawn, splits=plan.splits[:1]))
+    rows = {row["aggregator"]: row for row in run_plan(plan, tmp_path / "ends", executor=on_ray).trials()}
+    assert {name: row["status"] for name, row in rows.items()} == {"ends_on_ray_once": "failed", "mean": "ok"}
+    assert rows["ends_on_ray_once"]["reason"].startswith(f"plugin {ends} cannot be imported there: WorkerCrashedError")
+    PLUGINS.files.remove(ends)  # the workers of other tests must not load it
     plans = {task: task_plan(make_cohort(tmp_path), task) for task in TASKS}
     here, there = (jobs_of(plans, tmp_path / place) for place in ("here", "there"))
     assert all(trial.ok for trial in on_ray.run(list(there.values()), lambda trial: None, lambda trial, row: None))
