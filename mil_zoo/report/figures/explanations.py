@@ -42,7 +42,9 @@ def draw(results: Results) -> dict[str, Figure]:
         panels[0].plot(row["area_mean"], place, "o", markersize=3, color=colour)
         if "auroc" in columns:
             panels[1].plot(row["auroc"], place, "o", markersize=3, color=colour)
-    for axes, name, level in zip(panels, ("area of flipping", "AUROC against instance labels"), (0, 0.5), strict=False):
+    for axes, name, level in zip(
+        panels, (f"area of flipping, {results.task.explains}", "AUROC against instance labels"), (0, 0.5), strict=False
+    ):
         axes.axvline(level, color="0.5", linewidth=0.6, zorder=0)
         for band in range(0, len(labels), 2):
             axes.axhspan(band - 0.5, band + 0.5, color="0.95", linewidth=0, zorder=-1)

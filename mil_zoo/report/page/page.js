@@ -170,6 +170,7 @@ function drawLayer(context, k, width, height) {
     context.globalAlpha = $("v-alpha").value / 100;
   }
   const side = dotSide(slide), shift = slide.facts.patch_size ? 0 : side / 2, drawn = Math.max(side, 1);
+  const whole = slide.facts.patch_size && side >= 2;  // neighbours share an edge on whole pixels: no seam between them
   const groups = new Map();  // by colour: changing it is what costs
   for (let i = 0; i < slide.n; i++) {
     const x = view.x + view.scale * slide.x[i] - shift, y = view.y + view.scale * slide.y[i] - shift;
@@ -181,7 +182,12 @@ function drawLayer(context, k, width, height) {
   for (const value of [...groups.keys()].sort((a, b) => a - b)) {
     context.fillStyle = colours[value];
     const group = groups.get(value);
-    for (let j = 0; j < group.length; j += 2) context.fillRect(group[j], group[j + 1], drawn + 0.3, drawn + 0.3);
+    for (let j = 0; j < group.length; j += 2) {
+      const x = group[j], y = group[j + 1];
+      if (!whole) { context.fillRect(x, y, drawn, drawn); continue; }
+      const left = Math.round(x), top = Math.round(y);
+      context.fillRect(left, top, Math.round(x + drawn) - left, Math.round(y + drawn) - top);
+    }
   }
   context.globalAlpha = 1;
 }
