@@ -105,9 +105,12 @@ class DSMIL(Aggregator):
         _, critical = segment_reduce(instance_logits.detach(), batch.offsets, "max", return_argmax=True)  # [B, C]
         query = self.query(batch.features)  # [ΣN, Q]
         critical_query = query.index_select(0, critical.flatten()).view(*critical.shape, -1)  # [B, C, Q]
-        # A product a bag: an index would copy a query for every instance.
-        parts = zip(query.split(batch.lengths), critical_query, strict=True)
-        scores = torch.cat([instances @ of_bag.T for instances, of_bag in parts]) / QUERY_DIM**0.5  # [ΣN, C]
+        if len(batch) == 1:
+            products = query @ critical_query[0].T
+        else:  # a product a bag: an index would copy a query for every instance
+            parts = zip(query.split(batch.lengths), critical_query, strict=True)
+            products = torch.cat([instances @ of_bag.T for instances, of_bag in parts])
+        scores = products / QUERY_DIM**0.5  # [ΣN, C]
         pooled, attention = segment_attention_pool(scores, self.value(batch.features), batch.offsets)  # [B, C, D]
         logits = self.bag_classifier(pooled)[:, :, 0]
         output = AggregatorOutput(logits, pooled.flatten(1), attention, scores, instance_logits=instance_logits)
