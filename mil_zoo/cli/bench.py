@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from mil_zoo.cli.bench_options import BenchOptions, executor_of, groups_of, source_of, suite_of
 from mil_zoo.cli.dry_run import show_dry_run
-from mil_zoo.cli.options import as_one_value, comma_list, comma_paths, outcome_options, plugin_option
+from mil_zoo.cli.options import as_one_value, comma_list, comma_paths, outcome_options, plugin_option, with_underscores
 from mil_zoo.cli.progress import run_with_progress
 from mil_zoo.errors import InputError, did_you_mean
 
@@ -143,7 +143,7 @@ Start the same command with the same --out again to continue an interrupted run.
 )
 @click.option(
     "--explain",
-    callback=comma_list(),
+    callback=comma_list(with_underscores),
     metavar="NAME,...",
     help="Score the instances of test slides by these explainers, and judge them: attention, gradient, "
     "integrated_gradients, integrated_gradients_mean, occlusion, random. Takes some hundred predictions a slide.",

@@ -28,6 +28,11 @@ def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., Any]:
     return parse
 
 
+def with_underscores(name: str) -> str:
+    """A name as it is registered: ``integrated-gradients``, as papers write it, is ``integrated_gradients``."""
+    return name.replace("-", "_")
+
+
 def comma_paths(_: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     """A click callback that splits ``a,b`` of names and paths; a comma within a path that is there belongs to it."""
     if value is None:

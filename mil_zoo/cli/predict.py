@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from mil_zoo.cli.options import comma_list, plugin_option
+from mil_zoo.cli.options import comma_list, plugin_option, with_underscores
 from mil_zoo.cli.progress import telling
 from mil_zoo.errors import InputError
 from mil_zoo.files import refuse_link, writing
@@ -57,7 +57,7 @@ Examples:
 )
 @click.option(
     "--explain",
-    callback=comma_list(),
+    callback=comma_list(with_underscores),
     metavar="NAME,...",
     help="Score the instances by these explainers: attention, gradient, integrated_gradients, "
     "integrated_gradients_mean, occlusion, random.",
