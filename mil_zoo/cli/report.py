@@ -104,6 +104,8 @@ def write_groups(run: Path, by: Sequence[str], groups: Path | None) -> None:
     made = read_groups(by, names, groups, known)
     with writing(run):
         write_text(run / FILE, made.to_csv(index=False, lineterminator="\n"))
+        for figure in (run / "figures").glob("subgroups-*"):  # of other groups, which the report no longer has
+            figure.unlink()
 
 
 def show(

@@ -132,6 +132,23 @@ def test_the_worst_group_and_the_spread(run):
     assert set(draw(results)) == {"subgroups-site"}
 
 
+def test_a_plot_of_groups_has_room_whatever_they_are_called(run):
+    table = predictions()
+    long = {"a": "a" * 300 + "1", "b": "a" * 300 + "2", "c": "c"}
+    groups = members(
+        table,
+        **{"gr\u00f6\u00dfe": table["site"], "gr\u00fc\u00dfe": table["site"], "w" * 200: table["site"].map(long)},
+    )
+    found = draw(run(table, groups))
+    assert len(found) == 3  # and none in the place of another
+    *_, figure = found.values()
+    shown = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert len(set(shown)) == 3
+    assert max(map(len, shown)) < 50
+    figure.canvas.draw()
+    assert figure.axes[0].get_position().width > 0.4
+
+
 def test_a_column_of_300_values_is_said_so(run):
     table = predictions()
     many = members(table, batch=[f"b{i}" for i in range(N)])
@@ -206,5 +223,8 @@ def test_a_bench_by_groups(run_cli, bag_table, tmp_path):
     assert "By ward" in (tmp_path / "run" / "report.html").read_text()
     assert run_cli("report", tmp_path / "run", "--groups", groups)[0] == 2
     groups.write_text("patient_id,ward\n" + rows.replace("B", "C"))
+    (tmp_path / "run" / "figures").mkdir(exist_ok=True)
+    (tmp_path / "run" / "figures" / "subgroups-earlier.png").touch()
     assert run_cli("report", tmp_path / "run", "--by", "ward", "--groups", groups)[0] == 0
+    assert not list((tmp_path / "run" / "figures").glob("subgroups-earlier*"))
     assert set(pd.read_csv(tmp_path / "run" / "subgroups.csv")["group"]) == {"A", "C"}

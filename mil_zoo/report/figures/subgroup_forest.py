@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from mil_zoo.report.figures.look import WIDTH, colours_of, legend, plain, title
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.load import Results
+from mil_zoo.report.names import file_stem
 from mil_zoo.report.subgroups import columns_of, group_scores, reason_of
 
 MOST = 25  # groups of a plot
@@ -48,11 +47,16 @@ def draw(results: Results) -> dict[str, Figure]:
                     axes.hlines(row, one.drawn.low, one.drawn.high, color=colours[label], linewidth=1.2)
                     axes.plot(one.drawn.value, row, marker="s", markersize=3.5, color=colours[label])
         sizes = {one.group: one.patients for one in own}
-        axes.set_yticks(range(len(groups)), [plain(f"{group} (n = {sizes[group]})") for group in groups])
+        axes.set_yticks(range(len(groups)), [plain(f"{_short(group)} (n = {sizes[group]})") for group in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.set_xlabel(results.lead.title)
         axes.grid(axis="x", color="0.92")
-        figure.suptitle(title(results, f"By {column}"))
+        figure.suptitle(title(results, f"By {_short(column)}"))
         legend(figure, colours, "Square: the group's score, line: its 95 % interval, dotted: all.")
-        figures[f"subgroups-{re.sub(r'[^A-Za-z0-9_-]', '_', column)}"] = figure
+        figures[f"subgroups-{file_stem(column)}"] = figure
     return figures
+
+
+def _short(name: str) -> str:
+    """The beginning and the end of a name that would leave no room for the plot."""
+    return name if len(name) <= 36 else f"{name[:24]} ... {name[-8:]}"
