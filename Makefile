@@ -12,7 +12,7 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 
 STRICT_SITE := -m sphinx -W --keep-going -q -b html
 
-.PHONY: bench test oracles check docs dist benchmark benchmark-gpu parity clean
+.PHONY: bench test lowest oracles check docs dist benchmark benchmark-gpu parity clean
 
 # Each stamp says what is installed in .venv; installing is done again only when the package's metadata change.
 # An unfit Python, or an installation that fails, leaves no half-made .venv behind.
@@ -41,6 +41,14 @@ bench: $(VENV)/.installed-run
 # Every file of tests goes to one process, so that what its tests share is made once; the longest start first.
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The same with the lowest version of every dependency that setup.cfg allows, in an environment of its own.
+lowest:
+	$(PYTHON) -m venv build/lowest
+	$(PYTHON) tests/lowest_versions.py > build/lowest/constraints.txt
+	build/lowest/bin/python -m pip install --quiet --upgrade pip
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable ".[test]"
+	$(ONE_THREAD) build/lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Survival statistics beside lifelines and scikit-survival, in an environment of their own: they hold back pandas and
 # scikit-learn.

@@ -1,6 +1,7 @@
 """What the Makefile and the interpreter see of the package before anything of it runs."""
 
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,17 @@ def test_help_loads_nothing_heavy():
     assert done.returncode == 0
     for name in ("torch", "numpy", "pandas", "dgl", "numba", "matplotlib", "pydantic"):
         assert f"'{name}'" not in done.stdout, name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_pages_name_the_versions_that_the_package_takes(page):
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    (torch,) = (line for line in parser["options"]["install_requires"].split("\n") if line.startswith("torch>"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, bounds in (("Python", parser["options"]["python_requires"]), ("PyTorch", torch)):
+        lowest, above = (tuple(map(int, number.split("."))) for number in re.findall(r"[\d.]+", bounds))
+        assert f"{name} {lowest[0]}.{lowest[1]} to {above[0]}.{above[1] - 1}" in text
 
 
 def test_the_version_stands_in_one_place():

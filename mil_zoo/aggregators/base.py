@@ -281,7 +281,8 @@ def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def converted(self: Aggregator, batch: BagBatch, *args: Any, **kwargs: Any) -> Any:
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), batch.features.dtype)
+        floating = [p.dtype for p in self.parameters() if p.is_floating_point()]
+        dtype = floating[0] if floating else batch.features.dtype
         if batch.features.dtype != dtype:
             batch = replace(batch, features=batch.features.to(dtype))
         return method(self, batch, *args, **kwargs)

@@ -248,7 +248,14 @@ class IBMIL(Aggregator):
         """See ``Aggregator.forward``; attention ``[ΣN]``, for dsmil ``[ΣN, C]``."""
         found = self.body(batch)
         read = self._merged(found.bags)
-        return AggregatorOutput(self._classify(read), read.flatten(1), *found[1:])
+        return AggregatorOutput(
+            logits=self._classify(read),
+            embedding=read.flatten(1),
+            attention=found.attention,
+            attention_logits=found.attention_logits,
+            head_attention=found.head_attention,
+            instance_logits=found.instance_logits,
+        )
 
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes "loss"; for dsmil the mean of "bag" and "instance"."""

@@ -11,9 +11,9 @@ NVIDIA = Path("/dev/nvidia0")
 
 @click.command()
 def doctor() -> int:
-    """Say what works on this machine, what is missing, and the one command that mends it.
+    """Say what works on this machine, which package is missing, too old or too new, and what mends it.
 
-    Exit code 1: something that mil-zoo needs is missing.
+    Exit code 1: mil-zoo needs one of these packages.
     """
     from mil_zoo.cli.requirements import OPTIONAL, command, missing
 
@@ -22,12 +22,12 @@ def doctor() -> int:
     if not lacks & {"torch", "numpy", "rich"}:  # without these there is nothing to look at the machine with
         _show_machine()
     if needed:
-        click.echo("\nMissing, and needed:")
+        click.echo("\nNeeded, and missing, too old or too new:")
         for one in needed:
             click.echo(f"  {one}")
         click.echo(f"Mend it with:\n  {command(needed)}")
     else:
-        click.echo("\nNothing that mil-zoo needs is missing.")
+        click.echo("\nNothing that mil-zoo needs is missing, too old or too new.")
     _say_what_else()
     return 1 if needed else 0
 

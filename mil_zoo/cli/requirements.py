@@ -1,4 +1,4 @@
-"""What the installed package requires, and which of it is missing here. Imports nothing of what it looks for."""
+"""What the installed package requires, and what of it is not met here. Imports nothing of what it looks for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from packaging.requirements import Requirement
 
 PACKAGE = "mil-zoo"
 OPTIONAL = {"dgl": "only layers of dgl.nn need it"}  # required where it has wheels, and not needed for anything else
@@ -29,21 +31,19 @@ class Missing:
     Attributes:
         name: of the package.
         requirement: as pip takes it.
-        found: the version that is installed and does not fit; None where none is.
+        reason: "not installed", or the version that is installed and which way it misses.
     """
 
     name: str
     requirement: str
-    found: str | None
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.requirement} ({f'{self.found} is installed' if self.found else 'not installed'})"
+        return f"{self.requirement} ({self.reason})"
 
 
 def missing(extra: str = "") -> list[Missing]:
     """The requirements of the package itself, or those that ``extra`` adds, that are not met here."""
-    from packaging.requirements import Requirement
-
     found = []
     for text in importlib.metadata.requires(PACKAGE) or []:
         requirement = Requirement(text)
@@ -51,9 +51,8 @@ def missing(extra: str = "") -> list[Missing]:
         own = marker is None or marker.evaluate({"extra": ""})
         if (own if not extra else not own and marker is not None and marker.evaluate({"extra": extra})) is False:
             continue
-        version = _version(requirement.name)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            found.append(Missing(requirement.name, f"{requirement.name}{requirement.specifier}", version))
+        if reason := _unmet(requirement):
+            found.append(Missing(requirement.name, f"{requirement.name}{requirement.specifier}", reason))
     return found
 
 
@@ -62,8 +61,13 @@ def command(packages: Sequence[Missing]) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *(one.requirement for one in packages)])
 
 
-def _version(name: str) -> str | None:
+def _unmet(requirement: Requirement) -> str:
+    """Why what is installed does not meet it; "" where it does."""
     try:
-        return importlib.metadata.version(name)
+        version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return "not installed"
+    for bound in requirement.specifier:
+        if not bound.contains(version, prereleases=True):
+            return f"{version} is installed, which is too {'old' if bound.operator == '>=' else 'new'}"
+    return ""

@@ -33,7 +33,7 @@ def _numba() -> str | None:
         if numba.config.DISABLE_JIT:
             return "NUMBA_DISABLE_JIT is set, and what it compiles cannot run otherwise; unset it"
     except ImportError as error:
-        return f"numba cannot be imported ({error}); install it with: pip install 'numba>=0.59'"
+        return f"numba cannot be imported ({error}); `mil-zoo doctor` tells what to install"
     except Exception as error:  # NUMBA_NUM_THREADS=0 for instance
         return f"numba cannot be imported ({error}); look at the variables NUMBA_... of the environment"
     return None

@@ -24,7 +24,9 @@ def in_float32(op: Op) -> Op:
 
     @functools.wraps(op)
     def wrapped(*args: Any, **options: Any) -> Any:
-        first = next((value for value in (*args, *options.values()) if isinstance(value, Tensor)), None)
+        # A list, and not the next of a generator, which torch 2.8 cannot trace.
+        tensors = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
+        first = tensors[0] if tensors else None
         if first is None or autocast_dtype(first) is None:
             return op(*args, **options)
         with torch.autocast(first.device.type, enabled=False):
@@ -35,6 +37,8 @@ def in_float32(op: Op) -> Op:
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The precision of matrix products under the autocast that is on for the tensor's device, or None."""
+    if torch.compiler.is_exporting():  # nothing is exported under autocast, and not every torch can trace the question
+        return None
     device = tensor.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return None

@@ -37,20 +37,23 @@ def installed(monkeypatch):
 def test_nothing_is_missing(installed, run_cli):
     code, out, _ = run_cli("doctor")
     assert code == 0
-    assert "Nothing that mil-zoo needs is missing." in out
+    assert "Nothing that mil-zoo needs is missing, too old or too new." in out
     assert "Optional" not in out
 
 
-def test_what_is_missing_or_too_old_is_mended_by_one_command(installed, run_cli):
+def test_what_is_missing_too_old_or_too_new_is_mended_by_one_command(installed, run_cli):
     del installed["numba"]
-    installed["torch"] = "2.1"
+    installed |= {"torch": "2.1", "ray": "2.8.1", "dgl": "3.0"}
     code, out, _ = run_cli("doctor")
     assert code == 1
     assert "numba>=0.59 (not installed)" in out
-    assert "(2.1 is installed)" in out
-    (line,) = [line for line in out.splitlines() if "-m pip install" in line]
-    assert shlex.split(line)[:4] == [sys.executable, "-m", "pip", "install"]
-    assert sorted(shlex.split(line)[4:]) == ["numba>=0.59", "torch<2.14,>=2.4"]
+    assert "torch<2.14,>=2.4 (2.1 is installed, which is too old)" in out
+    assert "ray>=2.9 (2.8.1 is installed, which is too old)" in out
+    assert "dgl<3,>=2.1 (3.0 is installed, which is too new)" in out
+    commands = [shlex.split(line) for line in out.splitlines() if "-m pip install" in line]
+    assert all(line[:4] == [sys.executable, "-m", "pip", "install"] for line in commands)
+    assert sorted(commands[0][4:]) == ["numba>=0.59", "torch<2.14,>=2.4"]
+    assert [line[4:] for line in commands[1:]] == [["dgl<3,>=2.1"], ["ray>=2.9"]]
 
 
 def test_what_is_optional_is_told_and_fails_nothing(installed, run_cli):

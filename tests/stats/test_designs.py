@@ -193,7 +193,8 @@ def test_the_best_is_left_out_in_one_of_twenty_at_most():
 
 
 def test_what_can_be_seen():
-    for n in (2, 5, 30):
+    assert detectable_difference(1 / np.sqrt(2), 1) == pytest.approx(11.549890, rel=1e-5)  # TTestPower's by SciPy 1.17
+    for n in (5, 30):  # with one degree of freedom SciPy below 1.16 is off by 3 %
         expected = TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8, alternative="two-sided")
         assert detectable_difference(1 / np.sqrt(n), n - 1) == pytest.approx(expected, rel=1e-5)
     assert detectable_difference(0.02) == pytest.approx(0.02 * (1.959964 + 0.841621), rel=1e-4)

@@ -102,8 +102,8 @@ class StoredSlide(SlideFile):
     def rows(self, places: Sequence[int]) -> npt.NDArray[np.float32]:
         """See :class:`mil_zoo.data.bags.Slide`."""
         shape = (int(self.entry["n"]), self.dim)
-        stored = _map(self.path / "features.bin", NUMPY[self.dtype], self.entry["row"], shape)[list(places)]
-        rows: npt.NDArray[np.float32] = stored.view(DTYPES[self.dtype]).float().numpy()
+        stored = _map(self.path / "features.bin", NUMPY[self.dtype], self.entry["row"], shape)
+        rows: npt.NDArray[np.float32] = stored.view(DTYPES[self.dtype])[list(places)].float().numpy()
         return rows
 
     def _graph(self, spec: str, place: Mapping[str, int]) -> CSR:
