@@ -136,6 +136,21 @@ def test_the_fast_has_every_loss_and_gradient_of_the_literal(pair):
             assert_close(parameter.grad, expected[name].grad, name)
 
 
+def test_many_masked_patches_of_wide_features_lose_what_they_do_in_the_literal():
+    models = []
+    for kind in (SRMIL, LiteralSRMIL):
+        torch.manual_seed(0)
+        models.append(kind(24, 3, **OPTIONS | {"hidden": 8}).train())
+    mask, losses = torch.tensor([*range(20), *range(42, 55)]), []
+    for model in models:
+        losses.append(model.losses(batch_of_three(), mask=mask)["reconstruction"])
+        losses[-1].backward()
+    assert_close(losses[0].detach(), losses[1].detach(), "reconstruction")
+    ours, theirs = (model.decoder.gat_layers[1] for model in models)
+    assert_close(ours.fc.weight.grad, theirs.fc.weight.grad, "its last weight")
+    assert_close(ours.bias.grad, theirs.bias.grad, "its last bias")
+
+
 def test_a_seed_masks_the_same_patches_in_both(pair):
     drawn = []
     for model in pair:

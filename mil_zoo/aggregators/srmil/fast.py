@@ -204,9 +204,10 @@ class SRMIL(Aggregator):
 
 
 def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """Computes ``cos(W h + b, x)`` of every row without the wide ``W h + b``.
+    """Computes ``cos(W h + b, x)`` of every row, of many rows without ``W h + b`` where that is wide.
 
-    ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``.
+    ``<W h + b, x> = <h, W^T x> + <b, x>`` and ``|W h + b|^2 = <h, W^T W h + 2 W^T b> + |b|^2``. The product of W with
+    itself is made up for by more than D rows.
 
     Args:
         h: ``[M, hidden]``.
@@ -217,9 +218,13 @@ def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor
     Returns:
         ``[M]``.
     """
-    projected = linear(x, torch.cat([weight, bias[:, None]], dim=1).t())  # [M, hidden + 1]
-    dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
-    square = (h * (linear(h, linear(weight.t(), weight.t())) + 2 * (bias @ weight))).sum(1) + bias @ bias
+    if len(h) > x.shape[1] > 2 * h.shape[1]:
+        projected = linear(x, torch.cat([weight, bias[:, None]], dim=1).t())  # [M, hidden + 1]
+        dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
+        square = (h * (linear(h, linear(weight.t(), weight.t())) + 2 * (bias @ weight))).sum(1) + bias @ bias
+    else:
+        mapped = linear(h, weight, bias).to(x.dtype)  # [M, D]
+        dot, square = (mapped * x).sum(1), mapped.square().sum(1)
     cosine = dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
     return cosine.clamp(max=1)  # rounding must not make 1 - cos negative, which has no powers
 
