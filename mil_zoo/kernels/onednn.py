@@ -59,6 +59,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` of ``[M, D]``, ``[D, O]`` and ``[O]``, without a gradient."""
     if not (a.numel() and b.numel()):  # oneDNN does not plan for nothing
         return a @ b if bias is None else torch.addmm(bias, a, b)
+    bias = None if bias is None else bias.contiguous()  # whose strides oneDNN does not ask for
     out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), bias, "none", [], "")
     return out
 
