@@ -14,8 +14,10 @@ FEW = 2**22  # multiplications of a head, below which the loops over heads and b
 
 
 def _pytorch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    wider = max(0, q.shape[2] - v.shape[2])  # PyTorch's fused attention wants values as wide as keys
-    return F.scaled_dot_product_attention(q[None], k[None], F.pad(v, (0, wider))[None], bias)[0, :, :, : v.shape[2]]
+    width = v.shape[2]
+    if width < q.shape[2]:  # PyTorch's fused attention wants values as wide as keys
+        v = F.pad(v, (0, q.shape[2] - width))
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], bias)[0, :, :, :width]
 
 
 IMPLEMENTATIONS = {"reference": _pytorch, "onednn": onednn_cpu.forward}
