@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import patient_predictions
-from mil_zoo.tasks.base import Floats, Task, one_hot, within
+from mil_zoo.tasks.base import Floats, Task
 from mil_zoo.tasks.registry import register_task
+from mil_zoo.tasks.strata import one_hot, within
 
 if TYPE_CHECKING:
     from torch import Tensor

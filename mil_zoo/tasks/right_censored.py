@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from mil_zoo.errors import InputError
 from mil_zoo.survival import concordance_pairs, follow_up, logrank
 from mil_zoo.tasks import outcome_columns
-from mil_zoo.tasks.base import Floats, Task, one_hot, quantile_strata, within
+from mil_zoo.tasks.base import Floats, Task
 from mil_zoo.tasks.outcome_columns import MONTHS
+from mil_zoo.tasks.strata import one_hot, quantile_strata, within
 
 HORIZONS = (12.0, 24.0, 36.0, 60.0)  # months
 FOLLOWED = 10  # patients must be followed beyond a horizon
