@@ -7,7 +7,7 @@ from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 from mil_zoo import BagBatch, InputError, create_aggregator
 from mil_zoo.aggregators.blocks.gat import Packing
 from mil_zoo.aggregators.blocks.masking import draw_rows
-from mil_zoo.aggregators.srmil.fast import SRMIL
+from mil_zoo.aggregators.srmil.fast import SRMIL, _cosine_to_map
 from mil_zoo.aggregators.srmil.literal import LiteralSRMIL
 from mil_zoo.aggregators.srmil.readouts import Paths
 from mil_zoo.kernels import CSR
@@ -149,6 +149,19 @@ def test_many_masked_patches_of_wide_features_lose_what_they_do_in_the_literal()
     ours, theirs = (model.decoder.gat_layers[1] for model in models)
     assert_close(ours.fc.weight.grad, theirs.fc.weight.grad, "its last weight")
     assert_close(ours.bias.grad, theirs.bias.grad, "its last bias")
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+def test_the_error_of_what_is_nearly_reconstructed_survives_bfloat16(rows):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(128, 32, generator=generator) / 5, torch.randn(128, generator=generator)
+    h = torch.randn(rows, 32, generator=generator) * 0.3
+    x = h @ weight.T + bias + 0.1 * torch.randn(rows, 128, generator=generator)
+    exact = 1 - torch.nn.functional.cosine_similarity(h.double() @ weight.double().T + bias, x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        error = 1 - _cosine_to_map(h, weight, bias, x)
+    assert abs(error.mean() / exact.mean() - 1) < 0.01
+    assert 0 <= error.min() <= error.max() <= 2
 
 
 def test_a_seed_masks_the_same_patches_in_both(pair):

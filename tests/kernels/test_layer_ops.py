@@ -89,15 +89,14 @@ def test_bmm(shape):
 
 
 @needs_onednn
-@pytest.mark.parametrize("biased", [None, "keys", "pairs"])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 8, 8), (3, 70, 1500, 8, 1), (2, 1500, 900, 4, 4)])
 def test_dense_attention(shape, biased):
     heads, queries, keys, width, value = shape
 
     def run(backend, dtype):
         sizes = [(heads, queries, width), (heads, keys, width), (heads, keys, value)]
-        rows = {None: None, "keys": 1, "pairs": queries}[biased]
-        bias = None if rows is None else draw(rows, keys, seed=9, dtype=dtype).detach()
+        bias = draw(1, keys, seed=9, dtype=dtype).detach() if biased else None
         inputs = [draw(*size, seed=i, dtype=dtype) for i, size in enumerate(sizes)]
         return outputs_and_gradients(lambda *v: dense_attention(*v, bias, backend=backend), inputs)
 
@@ -297,3 +296,36 @@ def test_bad_arguments_are_named():
         residual_norm_prelu(x, torch.ones(3, 3), token, token, token, torch.ones(1))
     with pytest.raises(InputError, match="first argument"):
         residual_norm_prelu(x, x.double(), token, token, token, torch.ones(1))
+
+
+@needs_onednn
+def test_what_onednn_does_not_take_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    x, weight = torch.randn(128, 256), torch.randn(64, 256)
+    for bias in (torch.tensor(1.0), torch.ones(1), torch.ones(1, 64)):
+        assert torch.equal(linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+    for shape, with_bias in [((), {}), ((), {"bias": torch.ones(64, dtype=torch.float64)}), ((3,), {})]:
+        with pytest.raises(RuntimeError):
+            linear(x, torch.randn(64, 255 if not with_bias else 256, *shape), **with_bias)
+    with pytest.raises(RuntimeError):
+        bmm(torch.randn(2, 256, 256), torch.randn(3, 256, 256))
+    q, k = torch.randn(2, 300, 64), torch.randn(2, 300, 64)
+    with pytest.raises(RuntimeError):
+        dense_attention(q, torch.randn(3, 300, 64), torch.randn(3, 300, 64))
+    logits = q @ k.transpose(1, 2) / 8
+    seen = torch.rand(1, 300) > 0.5
+    plain = logits.masked_fill(~seen, -torch.inf).softmax(-1) @ k
+    assert torch.allclose(dense_attention(q, k, k, seen), plain, atol=1e-5)
+    masked = torch.zeros(300, 300)
+    masked[5] = -torch.inf
+    assert dense_attention(q, k, k, masked)[:, 5].equal(torch.zeros(2, 64))
+    free = torch.zeros(1, 300, requires_grad=True)
+    dense_attention(q, k, k, free).sum().backward()
+    assert free.grad is not None
+
+
+@needs_onednn
+def test_nothing_is_a_product_too():
+    assert linear(torch.ones(0, 3, 16), torch.ones(64, 16), backend="onednn").shape == (0, 3, 64)
+    none = torch.ones(1, 0, 4)
+    assert dense_attention(torch.ones(1, 2, 4), none, none, backend="onednn").equal(torch.zeros(1, 2, 4))

@@ -219,14 +219,22 @@ def _cosine_to_map(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor
         ``[M]``.
     """
     if len(h) > x.shape[1] > 2 * h.shape[1]:
-        projected = linear(x, torch.cat([weight, bias[:, None]], dim=1).t())  # [M, hidden + 1]
-        dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
-        square = (h * (linear(h, linear(weight.t(), weight.t())) + 2 * (bias @ weight))).sum(1) + bias @ bias
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        with torch.autocast(h.device.type, enabled=False):
+            dot, square = _folded_products(*(part.to(dtype) for part in (h, weight, bias, x)))
     else:
         mapped = linear(h, weight, bias).to(x.dtype)  # [M, D]
         dot, square = (mapped * x).sum(1), mapped.square().sum(1)
     cosine = dot / (square.clamp(min=1e-16).sqrt() * x.norm(dim=1).clamp(min=1e-8))
-    return cosine.clamp(max=1)  # rounding must not make 1 - cos negative, which has no powers
+    return cosine.clamp(-1, 1)  # rounding must not make 1 - cos negative, which has no powers
+
+
+def _folded_products(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``<W h + b, x>`` and ``|W h + b|^2``, ``[M]`` each; sums whose terms cancel, so not for bfloat16."""
+    projected = linear(x, torch.cat([weight, bias[:, None]], dim=1).t())  # [M, hidden + 1]
+    dot = (h * projected[:, :-1]).sum(1) + projected[:, -1]
+    square = (h * (linear(h, linear(weight.t(), weight.t())) + 2 * (bias @ weight))).sum(1) + bias @ bias
+    return dot, square
 
 
 def _check_options(hidden: int, heads: int, mask_rate: float, w_gen: float, w_ce: float, readout: str) -> None:

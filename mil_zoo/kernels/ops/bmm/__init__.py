@@ -35,6 +35,7 @@ def bmm(a: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
         each = a.shape[1] * a.shape[2] * b.shape[2]
         # MKL deals the pairs out to threads, which wake once; oneDNN takes them one after another.
         is_faster = onednn.pays(each, a, b) and (torch.get_num_threads() == 1 or each >= LARGE)
+        is_faster = is_faster and len(a) == len(b) and a.shape[2] == b.shape[1]  # PyTorch refuses what does not fit
         return (onednn_cpu.forward if is_faster else torch.bmm)(a, b)
     name = choose_backend("bmm", IMPLEMENTATIONS, backend, a.device, a.dtype)
     if name == "onednn":

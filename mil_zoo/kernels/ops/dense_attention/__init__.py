@@ -33,7 +33,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None,
         q: ``[H, Q, d]`` float.
         k: ``[H, K, d]``.
         v: ``[H, K, e]``.
-        bias: ``[1, K]`` or ``[Q, K]``, added to the logits of every head; a constant.
+        bias: ``[1, K]``, finite, added to the logits of every query and head; a constant. PyTorch takes others too.
         backend: "auto", "reference" (PyTorch's own), or "onednn" (float32 on a CPU).
 
     Returns:
@@ -44,11 +44,20 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None,
     """
     if backend == "auto":
         each = q.shape[1] * k.shape[1] * q.shape[2]
-        is_faster = onednn.pays(each, q, k, v) and each >= FEW
+        is_faster = onednn.pays(each, q, k, v) and each >= FEW and _fits(q, k, v, bias)
         return (onednn_cpu.forward if is_faster else _pytorch)(q, k, v, bias)
     name = choose_backend("dense_attention", IMPLEMENTATIONS, backend, q.device, q.dtype)
     if name == "onednn":
         onednn.check(q)
         check_tensor("k", k, (len(q), None, q.shape[2]), like=q)
         check_tensor("v", v, (len(q), k.shape[1], None), like=q)
+        if bias is not None:
+            check_tensor("bias", bias, (1, k.shape[1]), like=q)
     return IMPLEMENTATIONS[name](q, k, v, bias)
+
+
+def _fits(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    """Says whether the tensors are those of the docstring: what else PyTorch takes or refuses is left to it."""
+    if bias is not None and (bias.dtype != q.dtype or bias.shape != (1, k.shape[1]) or bias.requires_grad):
+        return False
+    return k.shape == (len(q), v.shape[1], q.shape[2]) and len(v) == len(q)

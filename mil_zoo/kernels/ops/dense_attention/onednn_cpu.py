@@ -22,7 +22,7 @@ class _DenseAttention(torch.autograd.Function):
         out = q.new_empty(*q.shape[:2], v.shape[2])
         k, v = k.contiguous(), v.contiguous()  # once, and not in every block
         for h, rows in _blocks(q, k):
-            out[h, rows] = product(_weights(q[h, rows], k[h], bias, rows), v[h])
+            out[h, rows] = product(_weights(q[h, rows], k[h], bias), v[h])
         ctx.save_for_backward(q, k, v, bias, out)
         return out
 
@@ -34,7 +34,7 @@ class _DenseAttention(torch.autograd.Function):
         mean = (grad * out).sum(-1, keepdim=True)  # of the weights' gradients, by the weights
         for h, rows in _blocks(q, k):
             queries, flow = q[h, rows], grad[h, rows]
-            weights = _weights(queries, k[h], bias, rows)
+            weights = _weights(queries, k[h], bias)
             grad_v[h] += product(flow.t(), weights).t()  # of two orders the faster
             logits = product(flow, v[h].t()).sub_(mean[h, rows]).mul_(weights)
             grad_q[h, rows] = product(logits, k[h])
@@ -44,12 +44,12 @@ class _DenseAttention(torch.autograd.Function):
 
 def _blocks(q, k):
     """Each head, and slices of its queries."""
-    rows = max(1, PAIRS // k.shape[1])
+    rows = max(1, PAIRS // max(1, k.shape[1]))
     return [(h, slice(i, i + rows)) for h in range(len(q)) for i in range(0, q.shape[1], rows)]
 
 
-def _weights(q, k, bias, rows):
+def _weights(q, k, bias):
     logits = product(q, k.t())
     if bias is not None:
-        logits += bias if len(bias) == 1 else bias[rows]
+        logits += bias
     return torch.softmax(logits, -1)

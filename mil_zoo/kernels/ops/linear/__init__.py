@@ -33,10 +33,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         InputError: a backend that cannot run, or tensors that it does not take.
     """
     if backend == "auto":
-        is_faster = onednn.pays(x.numel() * len(weight), x, weight)
+        tensors = (x, weight) if bias is None else (x, weight, bias)
+        is_faster = onednn.pays(x.numel() * len(weight), *tensors) and _fits(x, weight, bias)
         return (onednn_cpu.forward if is_faster else F.linear)(x, weight, bias)
     name = choose_backend("linear", IMPLEMENTATIONS, backend, x.device, x.dtype)
     if name == "onednn":
         onednn.check(x)
         check_tensor("weight", weight, (None, x.shape[-1]), like=x)
+        if bias is not None:
+            check_tensor("bias", bias, (len(weight),), like=x)
     return IMPLEMENTATIONS[name](x, weight, bias)
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Says whether the shapes are those of the docstring: what else PyTorch takes or refuses is left to it."""
+    return weight.ndim == 2 and x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])

@@ -10,7 +10,7 @@ from mil_zoo.kernels.onednn import product
 def forward(x, weight, bias=None):
     """See ``linear``."""
     out = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-    return out if x.ndim == 2 else out.view(*x.shape[:-1], -1)
+    return out if x.ndim == 2 else out.view(*x.shape[:-1], len(weight))
 
 
 class _Linear(torch.autograd.Function):
