@@ -40,6 +40,7 @@ def cross_validate(
     classes: Sequence[str] = (),
     title: str | None = None,
     standardise: bool = False,
+    simulated: bool = False,
     out: Path | str | None = None,
     jobs: int | Literal["auto"] = 1,
     progress: bool = True,
@@ -57,6 +58,7 @@ def cross_validate(
         classes: names of the classes, of bags in memory.
         title: of the data, in tables and figures.
         standardise: scale features by those of the training slides, of bags in memory.
+        simulated: whether a program made them, of bags in memory: every table and figure then says so.
         out: run directory, which ``mil-zoo report`` and ``predict`` read and the same call continues; None for one that
             is deleted with the results.
         jobs: trials at a time, in processes of their own; "auto" for what cores and memory allow. Bags in memory are
@@ -92,7 +94,12 @@ def cross_validate(
             f"bags in memory are trained in this process, not in {jobs} others; leave jobs out, or pass the name or "
             "the folder of a dataset"
         )
-    plan = _of_memory(bags, given, task, classes, standardise) if in_memory else _of_source(bags, given, task)  # type: ignore[arg-type]
+    if in_memory:
+        plan = _of_memory(bags, given, task, classes, standardise, simulated)  # type: ignore[arg-type]
+    else:
+        if simulated:
+            raise InputError("simulated= is of bags in memory; write kind: simulated into a card.yaml beside the files")
+        plan = _of_source(bags, given, task)  # type: ignore[arg-type]
     folder, made = (as_path(out, "out", "the run directory"), None) if out is not None else _temporary()
     number = jobs_that_fit(plan) if jobs == "auto" else jobs
     failed = _run(plan, folder, number, progress)
@@ -126,7 +133,12 @@ def _settings(task: TaskLike) -> dict[str, Any]:
 
 
 def _of_memory(
-    bags: Sequence[Bag], given: dict[str, Any], task: TaskLike, classes: Sequence[str], standardise: bool
+    bags: Sequence[Bag],
+    given: dict[str, Any],
+    task: TaskLike,
+    classes: Sequence[str],
+    standardise: bool,
+    simulated: bool,
 ) -> Plan:
     """The plan of bags in memory."""
     bags = as_bags(bags)
@@ -144,7 +156,7 @@ def _of_memory(
     card = DataCard(
         name="bags",
         title=suite.title or "Bags in memory",
-        kind="table",
+        kind="simulated" if simulated else "own",
         form="table",
         classes=labels if of_classes else [],
         task=dict(task_settings(wanted).get("task", {})),

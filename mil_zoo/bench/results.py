@@ -24,7 +24,7 @@ class DatasetFacts:
     Attributes:
         name: the data card, or the name of a table or folder.
         title: for headings.
-        kind: "real", "simulated" or "table".
+        kind: "real", "simulated", "table" or "own", as the data card states; "predictions" of others.
         simulated: whether the slides were made by a program.
         classes: names, by class index.
         bags: their number.

@@ -25,7 +25,8 @@ class DataCard:
     Attributes:
         name: registry key.
         title: one line for tables and figures.
-        kind: "simulated" slides, "real" tissue, or a "table" of bags from elsewhere.
+        kind: "simulated" slides, "real" tissue, a "table" of bags from elsewhere, or the user's "own" features, of
+            which nobody stated what they are.
         form: what it is as files: a "table" of bags, "slides" (a folder of feature files in any layout, and
             ``labels.csv``), or "simulated" for slides that are made on the fly.
         classes: class names by label; empty for a task without classes.
@@ -71,7 +72,7 @@ class DataCard:
 
     name: str
     title: str
-    kind: Literal["simulated", "real", "table"]
+    kind: Literal["simulated", "real", "table", "own"]
     form: Literal["simulated", "table", "slides"]
     classes: list[str]
     task: dict[str, Any] = field(default_factory=dict)

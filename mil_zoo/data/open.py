@@ -232,7 +232,7 @@ def labelled(
 
 
 def _bare_card(name: str, title: str, form: Literal["table", "slides"]) -> DataCard:
-    return DataCard(name=name, title=title, kind="table" if form == "table" else "real", form=form, classes=[])
+    return DataCard(name=name, title=title, kind="own", form=form, classes=[])
 
 
 def _suffixes() -> set[str]:
@@ -240,17 +240,18 @@ def _suffixes() -> set[str]:
 
 
 def _table(card: DataCard, path: Path) -> Contents:
+    beside = card.beside(path.parent)
     with boundary(path, "a readable bag table"):
-        classes = card.classes or named_classes(path)
-        bags = read_table(path, card.positive_instance_class, card.single_label, classes)
-    if not card.classes:  # nothing but the table says what it is
+        classes = beside.classes or named_classes(path)
+        bags = read_table(path, beside.positive_instance_class, beside.single_label, classes)
+    if not card.classes:  # nothing but the table, and perhaps a card.yaml, says what it is
         card = replace(
             card,
             classes=classes,
             standardise=True,
             graph="feature_knn:8" if bags[0].coords is None else "knn:8",
             instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
-        )
+        ).beside(path.parent)
     folds = None if card.single_label else read_published_folds(path)
     return Contents(card, path, "arrays", as_bags(bags), splits=() if folds is None else from_masks(folds, bags))
 

@@ -51,7 +51,7 @@ def joined(train: Dataset, test: Dataset) -> Dataset:
         a,
         name=f"{a.name}-to-{b.name}",
         title=f"{a.title}, tested on {b.title}",
-        kind="simulated" if "simulated" in kinds else a.kind,
+        kind=next((kind for kind in ("simulated", "own") if kind in kinds), a.kind),
         bags=None,
         bags_per_class=None,
         instance_labels=_both(a.instance_labels, b.instance_labels),

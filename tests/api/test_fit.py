@@ -16,6 +16,7 @@ import mil_zoo
 from mil_zoo.data.dataset import open_dataset
 from mil_zoo.errors import InputError
 from mil_zoo.markdown import escape_markdown
+from mil_zoo.report.tables.sentences import notes
 
 
 def shifted_bags(count=24, dim=6, **more):
@@ -195,6 +196,17 @@ def test_results_without_a_folder_take_their_files_along(bags):
     assert path.is_dir()
     del results
     assert not path.exists()
+
+
+def test_bags_that_a_program_made_are_called_so(bags, bag_table):
+    told = {
+        simulated: notes(mil_zoo.cross_validate("mean", bags, folds=2, epochs=1, simulated=simulated))[0]
+        for simulated in (False, True)
+    }
+    assert told[False].startswith("Data: Bags in memory: the user's own features")
+    assert told[True].startswith("Data: Bags in memory: SIMULATED slides")
+    with pytest.raises(InputError, match=r"write kind: simulated into a card\.yaml"):
+        mil_zoo.cross_validate("mean", bag_table, simulated=True)
 
 
 def test_cross_validation_says_what_is_wrong(bags):

@@ -1,5 +1,6 @@
 """Folders of feature files: found, labelled, read one at a time, and one sentence for every fault."""
 
+import shutil
 from dataclasses import replace
 
 import h5py
@@ -161,6 +162,16 @@ def test_a_folder_may_bring_its_own_card(folder):
     (folder / "card.yaml").write_text("titel: Mine\n")
     with pytest.raises(InputError, match=r"card.yaml: unknown key 'titel'; did you mean 'title'"):
         open_dataset("mine", root=folder)
+
+
+@pytest.mark.parametrize("form", ["folder", "table"])
+def test_features_are_the_user_s_own_unless_a_card_says_what_they_are(folder, bag_table, tmp_path, form):
+    place = folder if form == "folder" else shutil.copy(bag_table, tmp_path)
+    without = open_dataset(str(place)).card
+    assert without.kind == "own"
+    (tmp_path / "card.yaml").write_text("kind: real\ntitle: Hospital A\n")
+    card = open_dataset(str(place)).card
+    assert card == replace(without, kind="real", title="Hospital A")
 
 
 def test_instances_of_a_slide_need_not_touch():

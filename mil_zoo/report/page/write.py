@@ -22,7 +22,7 @@ from mil_zoo.report.page.summary import findings
 from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.table import as_cell
-from mil_zoo.report.tables.text import one_line, short
+from mil_zoo.report.tables.text import KINDS, one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
 PROSE = 60  # letters of a cell, from which on a column holds sentences
@@ -181,7 +181,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     dataset, split = results.config.dataset, results.config.split
     ok = sum(trial.ok for trial in results.trials)
     return [
-        ("Data", dataset.kind),
+        ("Data", KINDS[dataset.kind]),
         ("Patients" if dataset.patient_rule == "packed" else "Slides", _number(dataset.bags)),
         ("Instances", _number(dataset.instances)),
         ("Features", "-" if dataset.in_dim is None else str(dataset.in_dim)),

@@ -16,12 +16,11 @@ from mil_zoo.report.tables.external import is_external
 from mil_zoo.report.tables.pairs import ENOUGH, tested
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.table import Document, Table
-from mil_zoo.report.tables.text import count, detectable, sentence
+from mil_zoo.report.tables.text import KINDS, count, detectable, sentence
 from mil_zoo.report.tables.tuning_table import configuration_table
 from mil_zoo.report.test_parts import mean_sizes
 
 NOT_STATED = "not stated"
-_KINDS = {"real": "real slides", "simulated": "simulated slides", "table": "bags from a feature table"}
 
 
 def reporting_sheet(results: Results) -> Document:
@@ -84,7 +83,7 @@ def _data(results: Results) -> list[tuple[str, str]]:
     if dataset.several_encoders:
         features = f"{', '.join(dataset.features)}, compared; {dataset.in_dim} numbers an instance in the first of them"
     return [
-        ("Source of the data", f"{dataset.name}: {_KINDS.get(dataset.kind, dataset.kind)}"),
+        ("Source of the data", f"{dataset.name}: {KINDS[dataset.kind]}"),
         ("Where and when patients were included", ""),
         ("Size", ", ".join(filter(None, sizes))),
         ("Outcome", _outcome(results, splits)),

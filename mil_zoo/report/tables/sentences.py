@@ -12,15 +12,10 @@ from numpy.typing import NDArray
 from mil_zoo.config import read_shipped, shipped_names
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
-from mil_zoo.report.tables.text import count, sentence
+from mil_zoo.report.tables.text import KINDS, count, sentence
 from mil_zoo.stats import ALL_EQUAL
 
-_KINDS = {
-    "real": "real slides",
-    "simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients",
-    "table": "bags from a feature table, not slides",
-    "predictions": "predictions from files, scored again; nothing was trained here",
-}
+_KINDS = KINDS | {"simulated": "SIMULATED slides, made by a program: the numbers say nothing about patients"}
 _PATIENTS = {
     "mean": "Rows (patients): a patient's prediction is the mean of its slides' {what} ({patients} patients, "
     "{bags} slides).",

@@ -8,6 +8,14 @@ import numpy as np
 
 from mil_zoo.markdown import escape_markdown
 
+KINDS = {  # of data, as the card states it
+    "real": "real slides",
+    "simulated": "simulated slides",
+    "table": "bags from a feature table, not slides",
+    "own": "the user's own features (no card says whether they are of real slides)",
+    "predictions": "predictions from files, scored again; nothing was trained here",
+}
+
 
 def short(value: float) -> str:
     """Three significant digits, thousands with a comma, "-" for NaN."""
