@@ -42,6 +42,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "; known: " + (", ".join(known) if known else "none")
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that nothing is registered under, with the near names; a file of the user's may have it."""
+    near = did_you_mean(name, known)
+    own = "{} a file of yours registers it, pass --plugin FILE.py (in Python, import it)"
+    return InputError(f"unknown {kind} {name!r}{near}" + own.format(" If" if near.endswith("?") else "; if"))
+
+
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, unknown
 
 T = TypeVar("T")
 Registered = TypeVar("Registered")
@@ -65,7 +65,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise InputError(f"the name of a registered {self.kind} is text, not {name!r:.60}")
         if name not in self._entries:
-            raise InputError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+            raise unknown(self.kind, name, self._entries)
         return self._entries[name]
 
     def names(self) -> list[str]:

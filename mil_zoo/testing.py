@@ -30,7 +30,7 @@ Options = Mapping[str, Any]
 
 
 def check_aggregator(cls: type[Aggregator], **options: Any) -> None:
-    """Runs every check of the contract on an aggregator class.
+    """Runs every check of the contract on an aggregator class, and prints a sentence of what it passed.
 
     Args:
         cls: the class; it need not be registered.
@@ -39,11 +39,16 @@ def check_aggregator(cls: type[Aggregator], **options: Any) -> None:
     Raises:
         AssertionError: the first check that fails, named and explained.
     """
+    why_not: dict[str, str | None] = {}
     for check in CHECKS:
         try:
-            check(cls, options)
+            why_not[check.__name__.replace("_", " ")] = check(cls, options)
         except AssertionError as error:
             raise AssertionError(f"{cls.__name__} fails {check.__name__}: {error}") from error
+    passed = [what for what, why in why_not.items() if why is None]
+    others = ", ".join(f"{what} ({why})" for what, why in why_not.items() if why is not None)
+    left_out = f"; not checked: {others}" if others else ""
+    print(f"{cls.__name__} passes {len(passed)} checks of an aggregator: {', '.join(passed)}{left_out}.")
 
 
 def gives_one_row_of_finite_logits_a_bag(cls: type[Aggregator], options: Options) -> None:
@@ -76,7 +81,7 @@ def a_bag_gives_the_same_answer_alone_as_in_a_batch(cls: type[Aggregator], optio
                 _same(value, other[rows], f"{name} of a bag of {len(bag)}")
 
 
-def losses_of_a_batch_are_the_mean_over_its_bags(cls: type[Aggregator], options: Options) -> None:
+def losses_of_a_batch_are_the_mean_over_its_bags(cls: type[Aggregator], options: Options) -> str | None:
     """Every loss term, and every gradient of their total, is the mean of those of the bags alone, without dropout.
 
     An aggregator whose loss draws at random in eval mode too (masked patches, say) is not checked.
@@ -93,18 +98,19 @@ def losses_of_a_batch_are_the_mean_over_its_bags(cls: type[Aggregator], options:
 
     together = losses_and_gradients(bags)
     if not torch.equal(together["loss"], losses_and_gradients(bags)["loss"]):
-        return
+        return "its loss draws at random"
     alone = [losses_and_gradients([bag]) for bag in bags]
     for name, value in together.items():
         mean = torch.stack([one.get(name, torch.zeros_like(value)) for one in alone]).sum(0) / 3
         if mean.abs().max() > 1e-7:  # else it vanishes (the bias before a softmax), up to rounding
             _same(value, mean, name)
+    return None
 
 
-def the_order_of_instances_is_without_effect(cls: type[Aggregator], options: Options) -> None:
+def the_order_of_instances_is_without_effect(cls: type[Aggregator], options: Options) -> str | None:
     """A permuted bag gives the same logits and permuted attention, unless ``permutation_invariant`` is False."""
     if not cls.permutation_invariant:
-        return
+        return "permutation_invariant is False"
     aggregator, bag = _create(cls, options), _bags((60,))[0]
     order = torch.from_numpy(np.random.default_rng(1).permutation(60))
     assert bag.coords is not None
@@ -114,6 +120,7 @@ def the_order_of_instances_is_without_effect(cls: type[Aggregator], options: Opt
     for name in ("attention", "attention_logits", "head_attention", "instance_logits"):
         if getattr(one, name) is not None:
             _same(getattr(other, name), getattr(one, name)[order], name)
+    return None
 
 
 def a_bag_of_one_instance_works(cls: type[Aggregator], options: Options) -> None:
@@ -205,11 +212,11 @@ def features_of_any_precision_are_read(cls: type[Aggregator], options: Options) 
         _finite_gradients(aggregator)
 
 
-def dropout_can_be_switched_off(cls: type[Aggregator], options: Options) -> None:
+def dropout_can_be_switched_off(cls: type[Aggregator], options: Options) -> str | None:
     """Options ``*_drop`` and ``dropout`` of 0, ``nn.Dropout.p`` or an attribute of that name set to 0: all the same."""
     names = [name for name in inspect.signature(cls).parameters if name.endswith("_drop") or name == "dropout"]
     if not names:
-        return
+        return "it has no option *_drop or dropout"
     without = _create(cls, {**options, **dict.fromkeys(names, 0.0)})
     switched = _create(cls, {**options, **dict.fromkeys(names, 0.5)})
     switched.load_state_dict(without.state_dict())
@@ -225,20 +232,21 @@ def dropout_can_be_switched_off(cls: type[Aggregator], options: Options) -> None
         torch.manual_seed(7)
         results.append(aggregator.losses(_batch(cls, (40, 30)))["loss"].detach())
     assert torch.equal(*results), "something is still dropped"
+    return None
 
 
-def attention_sums_to_one_in_each_bag(cls: type[Aggregator], options: Options) -> None:
+def attention_sums_to_one_in_each_bag(cls: type[Aggregator], options: Options) -> str | None:
     """Attention is non-negative and sums to 1 over the instances of each bag (of each class, of each head)."""
     sizes = (30, 1, 77)
     output = _run(_create(cls, options), _batch(cls, sizes))
-    for name in ("attention", "head_attention"):
-        attention = getattr(output, name)
-        if attention is not None:
-            assert attention.shape[0] == sum(sizes), f"{name} has {attention.shape[0]} rows for {sum(sizes)} instances"
-            assert (attention >= 0).all(), f"{name} is negative"
-            for part in attention.split(sizes):
-                total = part.sum(0)
-                assert torch.allclose(total, torch.ones_like(total), atol=1e-5), f"{name} sums to {total.tolist()}"
+    there = {name: value for name in ("attention", "head_attention") if (value := getattr(output, name)) is not None}
+    for name, attention in there.items():
+        assert attention.shape[0] == sum(sizes), f"{name} has {attention.shape[0]} rows for {sum(sizes)} instances"
+        assert (attention >= 0).all(), f"{name} is negative"
+        for part in attention.split(sizes):
+            total = part.sum(0)
+            assert torch.allclose(total, torch.ones_like(total), atol=1e-5), f"{name} sums to {total.tolist()}"
+    return None if there else "it gives no attention"
 
 
 def evaluation_changes_no_state(cls: type[Aggregator], options: Options) -> None:
@@ -277,7 +285,8 @@ def training_is_repeatable(cls: type[Aggregator], options: Options) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "two runs with one seed differ"
 
 
-CHECKS: tuple[Callable[[type[Aggregator], Options], None], ...] = (
+# Each raises an AssertionError, or says why it does not apply.
+CHECKS: tuple[Callable[[type[Aggregator], Options], str | None], ...] = (
     gives_one_row_of_finite_logits_a_bag,
     a_bag_gives_the_same_answer_alone_as_in_a_batch,
     losses_of_a_batch_are_the_mean_over_its_bags,

@@ -18,7 +18,7 @@ from mil_zoo.metrics import registry as metrics
 from mil_zoo.registry import PLUGINS
 from mil_zoo.report.figures.registry import FIGURES
 from mil_zoo.report.load import Results
-from mil_zoo.testing import check_aggregator
+from mil_zoo.testing import CHECKS, check_aggregator
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -223,3 +223,14 @@ def test_a_check_that_fails_says_which_and_why():
         AssertionError, match="Forgetful fails a_bag_gives_the_same_answer_alone_as_in_a_batch: logits of a bag"
     ):
         check_aggregator(Forgetful)
+
+
+def test_checks_that_pass_say_what_was_checked(capsys):
+    check_aggregator(MeanPooling)
+    said = capsys.readouterr().out
+    assert said.startswith(f"MeanPooling passes {len(CHECKS) - 2} checks of an aggregator: gives one row of finite ")
+    assert ", the order of instances is without effect, " in said
+    assert said.endswith(
+        "; not checked: dropout can be switched off (it has no option *_drop or dropout), attention sums to one in "
+        "each bag (it gives no attention).\n"
+    )

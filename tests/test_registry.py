@@ -72,15 +72,15 @@ class Mine(MeanPooling):
 
 
 def test_a_plugin_file(tmp_path):
-    path = tmp_path / "my_mil.py"
+    path = tmp_path / "from_a_file.py"
     path.write_text(PLUGIN.format(name="from_a_file"))
     load_plugin(path)
     load_plugin(path)  # loading it again changes nothing
     assert "from_a_file" in mil_zoo.list_aggregators()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "my_mil.py").write_text("")
-    with pytest.raises(InputError, match=r"two plugin files are called my_mil.py"):
-        load_plugin(tmp_path / "other" / "my_mil.py")
+    (tmp_path / "other" / "from_a_file.py").write_text("")
+    with pytest.raises(InputError, match=r"two plugin files are called from_a_file.py"):
+        load_plugin(tmp_path / "other" / "from_a_file.py")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import unknown
 from mil_zoo.registry import ENTRY_POINT_GROUP
 from mil_zoo.source_index import NotLiteral, Registered, registered_in
 
@@ -84,7 +84,7 @@ def describe_classes() -> dict[str, Description]:
 def find_description(name: str, descriptions: Mapping[str, Description]) -> Description:
     """Returns one of ``descriptions``; an ``InputError`` offers the near names on a miss."""
     if name not in descriptions:
-        raise InputError(f"unknown aggregator {name!r}{did_you_mean(name, descriptions)}")
+        raise unknown("aggregator", name, descriptions)
     return descriptions[name]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, unknown
 from mil_zoo.noted import Noted, note_of, undefined, with_unit_of_time
 from mil_zoo.registry import PLUGINS
 
@@ -213,7 +213,7 @@ def find_metric(name: str, task: str = "classification", context: Mapping[str, A
     """A registered metric; an ``InputError`` offers the near names on a miss. Arguments as :func:`metrics_of`."""
     known = {metric.name: metric for metric in metrics_of(task, context)}
     if name not in known:
-        raise InputError(f"unknown metric {name!r} of {task}{did_you_mean(name, known)}")
+        raise unknown(f"{task} metric", name, known)
     return known[name]
 
 

@@ -18,7 +18,7 @@ from mil_zoo.data.bags import as_bags
 from mil_zoo.diagnostics.explanations import Explanations, Question
 from mil_zoo.diagnostics.faithfulness import faithfulness
 from mil_zoo.diagnostics.recorder import AttentionRecorder, attention_of
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, unknown
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Task
 from mil_zoo.train.checkpoint import Checkpoint, CheckpointPlace
@@ -151,8 +151,7 @@ def model_options(name: str) -> dict[str, Any]:
         except InputError:
             if name in AGGREGATORS:
                 raise
-            near = did_you_mean(name, [*AGGREGATORS, *PROTOCOLS])
-            raise InputError(f"unknown aggregator {name!r}{near}") from None
+            raise unknown("aggregator", name, [*AGGREGATORS, *PROTOCOLS]) from None
     parameters = list(inspect.signature(PROTOCOLS.get(name)).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
 

@@ -57,7 +57,10 @@ def test_lists(run_cli):
     _, out, _ = run_cli("models", "srmil")
     for word in ("mask_rate", "0.7", "masked patch-feature reconstruction", "2602.19487"):
         assert word in out, word
-    assert "did you mean 'srmil'" in run_cli("models", "srml")[2]
+    hint = (
+        "did you mean 'srmil' or 's4mil'? If a file of yours registers it, pass --plugin FILE.py (in Python, import it)"
+    )
+    assert hint in run_cli("models", "srml")[2]
     assert "did you mean 'linear_probe'" in run_cli("models", "linear_prob")[2]
     assert "linear_probe" in run_cli("models")[1]
     _, out, _ = run_cli("models", "linear_probe")
@@ -192,6 +195,7 @@ def test_options_for_all_aggregators(run_cli, bag_table, tmp_path):
         (["bnch"], "unknown command 'bnch'; did you mean 'bench'"),
         (["bench", "--model", "abmil"], "--models"),
         (["bench", "--models", "abmill"], "unknown aggregator 'abmill'; did you mean 'abmil'"),
+        (["bench", "--models", "qqq"], "; if a file of yours registers it, pass --plugin FILE.py"),
         (["bench", "--dataset", "crchistoo"], "unknown dataset 'crchistoo'; did you mean 'crchisto'"),
         (["bench", "--suite", "dem"], "unknown suite 'dem'; did you mean 'demo'"),
         (["bench", "--dataset", "none.npz"], "none.npz: no such file"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_zoo.errors import InputError, as_path, did_you_mean
+from mil_zoo.errors import InputError, as_path, unknown
 from mil_zoo.files import write_text
 from mil_zoo.metrics import Metric
 from mil_zoo.report.page import write_documents
@@ -114,7 +114,7 @@ def _metric(parts: Sequence[Part], name: str | None) -> Metric:
     if name is None:
         name = next((first for first in ("c_index", "auc") if first in known), next(iter(known)))
     if name not in known:
-        raise InputError(f"unknown metric {name!r} of {parts[0].task.family}{did_you_mean(name, known)}")
+        raise unknown(f"{parts[0].task.family} metric", name, known)
     return known[name]
 
 
