@@ -10,12 +10,13 @@ NVIDIA = Path("/dev/nvidia0")
 
 
 @click.command()
-def doctor() -> int:
+@click.option("--all", "developers", is_flag=True, help="Tell of the extras of developers too: tests, site, speed.")
+def doctor(developers: bool) -> int:
     """Say what works on this machine, which package is missing, too old or too new, and what mends it.
 
     Exit code 1: mil-zoo needs one of these packages.
     """
-    from mil_zoo.cli.requirements import OPTIONAL, command, missing
+    from mil_zoo.cli.requirements import DEVELOPERS, EXTRAS, OPTIONAL, PACKAGE, command, missing
 
     needed = [one for one in missing() if one.name not in OPTIONAL]
     lacks = {one.name for one in needed}
@@ -25,23 +26,17 @@ def doctor() -> int:
         click.echo("\nNeeded, and missing, too old or too new:")
         for one in needed:
             click.echo(f"  {one}")
-        click.echo(f"Mend it with:\n  {command(needed)}")
+        click.echo(f"Mend it with:\n  {command([one.requirement for one in needed])}")
     else:
         click.echo("\nNothing that mil-zoo needs is missing, too old or too new.")
-    _say_what_else()
-    return 1 if needed else 0
-
-
-def _say_what_else() -> None:
-    """Prints what is optional and missing, each with the command that adds it."""
-    from mil_zoo.cli.requirements import EXTRAS, OPTIONAL, command, missing
-
     for one in missing():
         if one.name in OPTIONAL:
-            click.echo(f"\nOptional: {one}; {OPTIONAL[one.name]}. Add it with:\n  {command([one])}")
-    for extra, purpose in EXTRAS.items():
+            click.echo(f"\nOptional: {one}; {OPTIONAL[one.name]}. Add it with:\n  {command([one.requirement])}")
+    for extra, purpose in (EXTRAS | DEVELOPERS if developers else EXTRAS).items():
         if lacking := missing(extra):
-            click.echo(f"\nOptional, for {purpose}: {', '.join(map(str, lacking))}. Add it with:\n  {command(lacking)}")
+            what = ", ".join(map(str, lacking))
+            click.echo(f"\nOptional, for {purpose}: {what}. Add it with:\n  {command([f'{PACKAGE}[{extra}]'])}")
+    return 1 if needed else 0
 
 
 def _show_machine() -> None:

@@ -18,6 +18,8 @@ EXTRAS = {
     "ray": "trials on a Ray cluster",
     "onnx": "exporting trained aggregators as ONNX",
     "tune": "tuning",
+}
+DEVELOPERS = {  # extras that nobody needs who uses it
     "docs": "building the site",
     "test": "the tests",
     "benchmark": "the speed measurements",
@@ -56,9 +58,9 @@ def missing(extra: str = "") -> list[Missing]:
     return found
 
 
-def command(packages: Sequence[Missing]) -> str:
+def command(requirements: Sequence[str]) -> str:
     """The one command that installs them into the Python that runs this."""
-    return shlex.join([sys.executable, "-m", "pip", "install", *(one.requirement for one in packages)])
+    return shlex.join([sys.executable, "-m", "pip", "install", *requirements])
 
 
 def _unmet(requirement: Requirement) -> str:
