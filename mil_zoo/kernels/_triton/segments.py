@@ -16,7 +16,7 @@ from torch import Tensor
 from mil_zoo.kernels import devices
 from mil_zoo.kernels._triton.tools import INTERPRETED, LOWEST, block, tuned
 
-PIECE = 2**14 if INTERPRETED else 1024  # rows; fixed, so that the order of additions is
+PIECE = 2**14 if INTERPRETED else 256  # rows; fixed, so that the order of additions is
 WIDEST = 128  # columns of one program
 
 BLOCKS = [{"BLOCK_N": n, "num_warps": warps} for n, warps in ((16, 2), (32, 4), (64, 4), (64, 8), (256, 8))]

@@ -14,11 +14,15 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.kernels._triton.segments import (
     BLOCKS,
     INTERPRETED_BLOCKS,
+    PIECE,
     WIDEST,
     Pieces,
     logsumexp_of_columns,
+    range_sum,
 )
 from mil_zoo.kernels._triton.tools import LOWEST, Dropout, block, float32, kept_scale, tuned
+
+PARTS = 4  # of a piece, one program each backward, which reads all columns of its rows
 
 
 def forward(scores, values, offsets, dropout_p, seed):
@@ -72,11 +76,11 @@ class _SegmentAttentionPool(torch.autograd.Function):
         pieces, dropout, heads = ctx.pieces, ctx.dropout, scores.shape[1]
         if grad_pooled is None:
             grad_pooled = values.new_zeros(len(lse), heads, values.shape[2])
-        flow, sums = float32(values, *scores.shape), float32(values, len(pieces.segment), 2, heads)
+        flow, sums = float32(values, *scores.shape), float32(values, len(pieces.segment), PARTS, 2 * heads)
         grad_scores = torch.empty_like(scores)
         grad_values = torch.empty_like(values) if ctx.needs_input_grad[1] else None
         shared = {"starts": pieces.starts, "segment": pieces.segment, "scores": scores, "lse": lse}
-        _backward[len(pieces.segment),](
+        _backward[len(pieces.segment), PARTS](
             **shared,
             values=values,
             **dropout._asdict(),
@@ -91,10 +95,16 @@ class _SegmentAttentionPool(torch.autograd.Function):
             F=values.shape[2],
             BLOCK_K=block(heads),
             BLOCK_F=block(values.shape[2], WIDEST),
+            ROWS=PIECE // PARTS,
         )
         columns = block(heads, WIDEST)
         _backward_scores[len(pieces.segment), triton.cdiv(heads, columns)](
-            **shared, first_piece=pieces.first, flow=flow, sums=sums, grad_scores=grad_scores, K=heads, BLOCK_F=columns
+            **shared,
+            flow=flow,
+            sums=range_sum(sums.flatten(0, 1)[:, None], pieces.first * PARTS),
+            grad_scores=grad_scores,
+            K=heads,
+            BLOCK_F=columns,
         )
         return grad_scores, grad_values, None, None
 
@@ -237,13 +247,17 @@ def _backward(
     F: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients of the weights before dropout, their sum over the piece under the weights, that of the weights, and the
-    gradients of the values where they are wanted."""
+    """Gradients of the weights before dropout, their sum over a part of a piece under the weights, that of the weights,
+    and the gradients of the values where they are wanted."""
     p = tl.program_id(0).to(tl.int64)
-    start, end = tl.load(starts + p), tl.load(starts + p + 1)
+    part = tl.program_id(1)
+    start = tl.load(starts + p) + part * ROWS
+    end = tl.minimum(start + ROWS, tl.load(starts + p + 1))
     b = tl.load(segment + p)
+    row = (p * tl.num_programs(1) + part) * 2 * K
     grad = grad_pooled + b * K * F
     branch = tl.arange(0, BLOCK_K)
     mean = tl.zeros([BLOCK_K], tl.float32)
@@ -285,8 +299,8 @@ def _backward(
                     place = ((n * KV + head) * F)[:, None] + column[None, :]
                     tl.store(grad_values + place, tile.to(grad_values.dtype.element_ty), mask)
         start += BLOCK_N
-    tl.store(sums + p * 2 * K + branch, mean, branch < K)
-    tl.store(sums + (p * 2 + 1) * K + branch, weights, branch < K)
+    tl.store(sums + row + branch, mean, branch < K)
+    tl.store(sums + row + K + branch, weights, branch < K)
 
 
 @tuned(("BLOCK_F",), BLOCKS, INTERPRETED_BLOCKS)
@@ -295,7 +309,6 @@ def _backward_scores(
     segment,
     scores,
     lse,
-    first_piece,
     flow,
     sums,
     grad_scores,
@@ -303,7 +316,7 @@ def _backward_scores(
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients of the scores.
+    """Gradients of the scores; ``sums`` are those of the bags.
 
     The mean over a bag is that of the very gradients it is taken from: where these hardly differ within a bag, as its
     attention goes flat, one computed by another way would leave its rounding in every score.
@@ -312,18 +325,8 @@ def _backward_scores(
     column = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = column < K
     b = tl.load(segment + p)
-    piece, last = tl.load(first_piece + b), tl.load(first_piece + b + 1)
-    mean = tl.zeros([BLOCK_N, BLOCK_F], tl.float32)
-    weights = tl.zeros([BLOCK_N, BLOCK_F], tl.float32)
-    while piece < last:
-        q = piece + tl.arange(0, BLOCK_N)
-        mask = (q < last)[:, None] & inside[None, :]
-        place = (q * 2 * K)[:, None] + column[None, :]
-        mean += tl.load(sums + place, mask, 0.0)
-        weights += tl.load(sums + place + K, mask, 0.0)
-        piece += BLOCK_N
-    whole = tl.sum(weights, 0)
-    centre = tl.sum(mean, 0) / tl.where(whole == 0, 1.0, whole)
+    whole = tl.load(sums + (b * 2 + 1) * K + column, inside, 1.0)
+    centre = tl.load(sums + b * 2 * K + column, inside, 0.0) / tl.where(whole == 0, 1.0, whole)
     shift = tl.load(lse + b * K + column, inside, 0.0)
     start, end = tl.load(starts + p), tl.load(starts + p + 1)
     while start < end:
