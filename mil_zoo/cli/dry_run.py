@@ -31,7 +31,7 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> bool:
         estimates = forecast(plan, done)
     for trial in left:
         click.echo(trial)
-    header = ("model", "trials to run", "epochs", "a trial", "of it figure 3", "together")
+    header = ("model", "trials to run", "epochs", "a trial", "figure 3 of it", "together")
     table = Table(*header, title=escape(plan.dataset.card.title))
     for found in estimates:
         a_trial, together = (duration(found.seconds * number) for number in (1, found.trials))

@@ -32,6 +32,7 @@ from mil_zoo.data.source import DatasetSource, as_source
 from mil_zoo.errors import InputError
 
 OnSlide = Callable[[int, int], None]  # slides done, slides in all
+NO_FEATURES = "no features"  # the problem of a slide that only the labels name
 
 
 @dataclass
@@ -68,14 +69,15 @@ class Report:
     def summary(self) -> dict[str, str]:
         """The facts of the report as text, by name."""
         table = self.slides
-        good = table[table["problem"] == ""]
+        good, lacking = table[table["problem"] == ""], int((table["problem"] == NO_FEATURES).sum())
         placed = table.dropna(subset=["patch_size"])
         steps = Counter(zip(placed["patch_size"].round(3), placed["unit"], strict=True))
         facts = {
             "where": str(self.where),
             "layout": self.layout,
             "features": self.features,
-            "slides": f"{len(table)}, {len(good)} without a problem",
+            "slides": f"{len(table) - lacking}, {len(good)} without a problem"
+            + f"; {lacking} more in the labels, without features" * bool(lacking),
         }
         if "label" in table:
             labels = Counter(table["label"].dropna().astype(str))
@@ -220,7 +222,7 @@ def _judge_labels(
     bare = table[table["label"].map(classes) == free] if "label" in table else table
     report.add(judge_annotations(looked, bare["slide_id"]))
     report.slides = report.slides.drop(columns=["label", "patient_id"]).merge(table, on="slide_id", how="outer")
-    report.slides["problem"] = report.slides["problem"].fillna("no features")
+    report.slides["problem"] = report.slides["problem"].fillna(NO_FEATURES)
 
 
 def _judge_targets(table: pd.DataFrame, card: DataCard, where: Path | str) -> tuple[str, list[Finding]]:

@@ -80,6 +80,8 @@ def test_every_fault_is_found_in_one_pass(folder, run_cli):
         "warning: 1 patches lie at the place of another one [s6]",
     ):
         assert expected in text, (expected, text)
+    sound = int((report.slides["problem"] == "").sum())
+    assert report.summary()["slides"] == f"9, {sound} without a problem; 1 more in the labels, without features"
     code, out, _ = run_cli("data", "check", folder)
     assert code == 1
     assert "mend the errors" in out
