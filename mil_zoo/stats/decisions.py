@@ -47,11 +47,13 @@ def holm(p_values: npt.ArrayLike) -> Floats:
 def could_be_best(p_worse: npt.ArrayLike, level: float = LEVEL) -> Best:
     """Which of k aggregators can be the best: a set that holds the best one with probability ``1 - level``.
 
-    Each is taken as the control in turn and compared with the k - 1 others, one-sided; it is out where another one is
-    better, ``p_i = (k - 1) min_j p_ij < level``. Choosing the largest of k means and testing against it would be a
-    choice by the same numbers; here the best one is wrongly left out only if one of *its own* k - 1 comparisons errs,
-    whichever it is, so that nothing has to be paid for not knowing it. Hsu's multiple comparisons with the best rest on
-    the same argument; Bonferroni's bound stands for Dunnett's table, as the correlations differ from pair to pair.
+    Each is taken as the control in turn and compared with the k - 1 others; it is out where another one is better,
+    ``p_i = 2 (k - 1) min_j p_ij < level``. Twice the one-sided p is the pair's two-sided one, so that one of two
+    aggregators is out exactly where their test finds a difference, and the set errs half as often as it may. Choosing
+    the largest of k means and testing against it would be a choice by the same numbers; here the best one is wrongly
+    left out only if one of *its own* k - 1 comparisons errs, whichever it is, so that nothing has to be paid for not
+    knowing it. Hsu's multiple comparisons with the best rest on the same argument; Bonferroni's bound stands for
+    Dunnett's table, as the correlations differ from pair to pair.
 
     Args:
         p_worse: ``[k, k]``, at i, j one-sided p of "i is not worse than j", small where i is worse; the diagonal is not
@@ -70,7 +72,7 @@ def could_be_best(p_worse: npt.ArrayLike, level: float = LEVEL) -> Best:
     k = len(table)
     np.fill_diagonal(table, np.nan)
     smallest = np.where(np.isnan(table), 1.0, table).min(axis=1, initial=1.0)
-    p = np.minimum(1.0, (k - 1) * smallest) if k > 1 else np.ones(k)
+    p = np.minimum(1.0, 2 * (k - 1) * smallest) if k > 1 else np.ones(k)
     return Best(p, [i for i in range(k) if p[i] >= level])
 
 

@@ -9,8 +9,8 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables import comparisons, score_table, skew_table, write_tables
 from mil_zoo.report.tables.comparison_tables import shown_comparisons, why_none_is_bold
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
-from mil_zoo.report.tables.pairs import best
-from mil_zoo.report.tables.text import p_value
+from mil_zoo.report.tables.pairs import best, chances
+from mil_zoo.report.tables.text import fixed, interval, p_value
 from mil_zoo.stats import corrected_t_test, delong_test, detectable_difference, holm
 
 
@@ -187,3 +187,30 @@ def test_a_control_needs_few_comparisons(write):
     pairs = comparisons(Results.load(run)).query("metric == 'auc'")
     p = pairs[(pairs["a"] == "mean") | (pairs["b"] == "mean")]["p"]
     assert p_value(holm(p)[0]) in text
+
+
+def test_of_two_aggregators_one_is_bold_where_their_test_finds_a_difference(write):
+    """One-sided p is below .05 here and two-sided p above: all pairs say that none differs, so none is bold."""
+    values = {"abmil": [0.90, 0.88, 0.93, 0.91, 0.92], "mean": [0.82, 0.83, 0.77, 0.85, 0.88]}
+    rows = [row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)]
+    results = Results.load(write.run(rows, list(values)))
+    (pair,) = comparisons(results).query("metric == 'auc'").to_dict("records")
+    assert 0.05 < pair["p"] < 0.1
+    assert chances(results, results.lead)[1] == pytest.approx([1, pair["p"]])
+    assert best(results) == {}
+
+
+def test_differences_stay_within_what_the_metric_can_differ_by(write):
+    values = {"abmil": [0.9, 0.1, 0.9, 0.1, 0.9], "mean": [0.1, 0.9, 0.1, 0.9, 0.1]}
+    rows = [row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)]
+    results = Results.load(write.run(rows, list(values)))
+    (pair,) = comparisons(results).query("metric == 'auc'").to_dict("records")
+    assert (pair["low"], pair["high"]) < (-1, 1) < (pair["high"], np.inf)
+    text = shown_comparisons(results).markdown()
+    assert "| AUC | abmil | mean | 0.160 [-1.000, 1.000] |" in text
+    assert "No difference in accuracy or AUC, however large, is found four times in five with so few patients." in text
+
+
+def test_nothing_is_below_0_that_is_shown_as_0():
+    assert [fixed(value) for value in (-0.0004, -0.0, 0.0004, -0.0006)] == ["0.000", "0.000", "0.000", "-0.001"]
+    assert interval(-0.0004, 0.1, "+.3f") == "[+0.000, +0.100]"

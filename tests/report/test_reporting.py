@@ -140,7 +140,7 @@ def test_attention_is_checked_where_there_is_some(write):
 
 
 def test_no_difference_is_larger_than_a_metric_has_room_for():
-    assert [detectable(value, (0.0, 1.0)) for value in (0.1234, 1.2, float("nan"))] == ["0.123", "over 1", "-"]
+    assert [detectable(value, (0.0, 1.0)) for value in (0.1234, 1.2, float("nan"))] == ["0.123", "none", "-"]
     assert detectable(1.2, (-1.0, 1.0)) == "1.200"
 
 

@@ -172,10 +172,11 @@ def test_the_band_counts_patients_not_slides():
 def test_the_best_is_told_without_a_choice_by_the_same_numbers():
     p = np.array([[np.nan, 0.9, 0.5], [0.004, np.nan, 0.02], [0.5, 0.98, np.nan]])
     found = could_be_best(p)
-    assert found.p == pytest.approx([1.0, 0.008, 1.0])
+    assert found.p == pytest.approx([1.0, 0.016, 1.0])
     assert found.members == [0, 2]
     assert could_be_best(np.full((4, 4), np.nan)).members == [0, 1, 2, 3]
     assert could_be_best([[0.5]]).members == [0]
+    assert could_be_best([[0.5, 0.03], [0.97, 0.5]]).p == pytest.approx([0.06, 1]), "of two: their two-sided p"
     with pytest.raises(InputError, match="table"):
         could_be_best([0.1, 0.2])
 
@@ -189,7 +190,7 @@ def test_the_best_is_left_out_in_one_of_twenty_at_most():
         se = np.sqrt(np.var(values[:, :, None] - values[:, None, :], axis=0, ddof=1) / n)
         p = scipy_stats.t.cdf(t / np.where(se > 0, se, 1), n - 1)
         out += 0 not in could_be_best(p).members
-    assert 0.01 < out / runs < 0.06
+    assert 0.005 < out / runs < 0.05
 
 
 def test_what_can_be_seen():

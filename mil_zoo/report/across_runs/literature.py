@@ -14,7 +14,7 @@ from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.files import write_text, writing
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import interval, one_line
+from mil_zoo.report.tables.text import fixed, interval, one_line
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _of_dataset(runs: Sequence[Results], dataset: str, numbers: pd.DataFrame) ->
             else [row["aggregator"], "not run", "-"]
         )
         name = f"{row['published_as']}" + (f" ({row['options']})" if row["options"] else "")
-        difference = f"{row['difference']:+.3f}" if known else "-"
+        difference = fixed(row["difference"], "+.3f") if known else "-"
         rows.append([name, metric, Cell(f"{row['value']:.3f}", spread), row["protocol"], *ours, difference])
         sources[f"Source: {row['source']}."] = None
         if row["differs"]:

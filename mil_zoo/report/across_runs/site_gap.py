@@ -15,7 +15,7 @@ from mil_zoo.report.across_runs.ranking import dataset_names
 from mil_zoo.report.load import Results
 from mil_zoo.report.scored import scored
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import interval, one_line, p_value
+from mil_zoo.report.tables.text import fixed, interval, one_line, p_value
 from mil_zoo.stats import Scored, design_difference, holm
 
 _NOTES = [
@@ -72,7 +72,7 @@ def write_site_gap(patients: Results, sites: Results, out: Path) -> list[Path]:
     rows = []
     for row in table.to_dict("records"):
         scores = (f"{row['patient_level']:.3f}", f"{row['site_preserving']:.3f}")
-        gap = Cell(f"{row['gap']:+.3f}", below=(interval(row["low"], row["high"], "+.3f"),))
+        gap = Cell(fixed(row["gap"], "+.3f"), below=(interval(row["low"], row["high"], "+.3f"),))
         rows.append([patients.metric(row["metric"]).title, row["aggregator"], *scores, gap, p_value(row["p_holm"])])
     header = ["Metric", "Aggregator", "Patient-level", "Site-preserving", "Gap [95 %]", "p (Holm)"]
     warnings = dict.fromkeys(one_line(text) for run in (patients, sites) for text in run.config.dataset.warnings)

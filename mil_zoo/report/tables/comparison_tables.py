@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mil_zoo.metrics import Metric
+from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.pairs import ENOUGH, LEVEL, best, chances, comparisons, decides, turned
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import count, detectable, interval, p_value
+from mil_zoo.report.tables.text import can_be_found, count, difference_interval, fixed, p_value
 from mil_zoo.stats import holm
 
 
@@ -25,10 +25,18 @@ def bold_note(results: Results) -> list[str]:
         return []
     if best(results):
         return [
-            f"Bold: can be the best, as nothing is better than it (a set that holds the best one with {1 - LEVEL:.0%}; "
-            "comparisons.md)."
+            f"Bold: can be the best by {_listed(results)}, while another aggregator cannot (its p in comparisons.md "
+            f"is below {LEVEL})." + _NOT_BOLD * (len(results.shown) > len(results.headline))
         ]
     return [f"Nothing is bold: {why_none_is_bold(results)}"]
+
+
+_NOT_BOLD = " Of the other metrics nothing is bold, since they are not compared there."
+
+
+def _listed(results: Results) -> str:
+    """The metrics of which means can be bold."""
+    return " or ".join(inside(metric.title) for metric in results.headline)
 
 
 def why_none_is_bold(results: Results) -> str:
@@ -52,10 +60,11 @@ def shown_comparisons(results: Results, control: str | None = None) -> Document:
     if control is not None:
         tables.append(_control_table(results, control))
     rows = []
-    titles = {metric.name: metric.title for metric in results.headline}
+    headline = {metric.name: metric for metric in results.headline}
     for row in comparisons(results).to_dict("records"):
-        if row["metric"] in titles:
-            rows.append([titles[row["metric"]], row["a"], row["b"], _difference(row), *_decision(row, row["p_holm"])])
+        if row["metric"] in headline:
+            metric = headline[row["metric"]]
+            rows.append([metric.title, row["a"], row["b"], _difference(row, metric), *_decision(row, row["p_holm"])])
     header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
     tables.append(Table(header, rows, [*_NOTES, *_reasons(results), _least(results)], "All pairs"))
     return Document("comparisons", "Paired comparisons", [table for table in tables if table.rows])
@@ -70,9 +79,9 @@ def _best_table(results: Results) -> Table:
                 cells.setdefault(label, {})[metric.name] = p_value(p)
     rows = [[label, *(known.get(metric.name, "-") for metric in results.headline)] for label, known in cells.items()]
     note = (
-        "p of being the best one: small where another one is better. Each is compared one-sided with the k - 1 others, "
-        "and the smallest p counts k - 1 times; those of 0.05 or more hold the best one with a probability of 95 %, "
-        "without a choice of the winner by the same numbers (Hsu 1981)."
+        "p of being the best one: the smallest p of all pairs (below) in which another one is better, times the k - 1 "
+        "comparisons. Those of 0.05 or more hold the best one with a probability of 95 % or more, without a choice of "
+        "the winner by the same numbers (Hsu 1981), and are bold in the comparison table where others are out."
     )
     return Table(header, rows, [note], "Which can be the best")
 
@@ -86,7 +95,7 @@ def _control_table(results: Results, control: str) -> Table:
                 found.append(row if row["b"] == of else turned(row))
         adjusted = holm([row["p"] for row in found]).tolist()
         for row, p in zip(found, adjusted, strict=True):
-            rows.append([metric.title, row["a"], _difference(row), *_decision(row, p)])
+            rows.append([metric.title, row["a"], _difference(row, metric), *_decision(row, p)])
         if found:
             words.append(_in_words(metric, of, found, adjusted))
     note = f"Two-sided p of the difference from {control}, adjusted by Holm over these comparisons of a metric alone."
@@ -121,16 +130,18 @@ _NOTES = [
 
 def _least(results: Results) -> str:
     """The detectable differences of the headline metrics, as a sentence."""
-    pairs, parts = comparisons(results), []
+    pairs, parts, none = comparisons(results), [], []
     for metric in results.headline:
         found = pairs[pairs["metric"] == metric.name]["detectable"].dropna()
-        if len(found):
-            parts.append(f"{metric.title} {detectable(found.median(), metric.bounds)}")
-    if not parts:
-        return "What difference could have been seen is unknown."
-    return (
+        if len(found) and can_be_found(found.median(), metric.bounds):
+            parts.append(f"{metric.title} {fixed(found.median())}")
+        elif len(found):
+            none.append(inside(metric.title))
+    said = (
         f"A difference from the best that this design finds four times in five (median of pairs): {', '.join(parts)}."
     )
+    missed = f"No difference in {' or '.join(none)}, however large, is found four times in five with so few patients."
+    return " ".join([said] * bool(parts) + [missed] * bool(none)) or "What difference could have been seen is unknown."
 
 
 def _reasons(results: Results) -> list[str]:
@@ -142,10 +153,10 @@ def _reasons(results: Results) -> list[str]:
     return [f"No p, or no interval, in {count(number, 'row')}: {reason}" for reason, number in found.items()]
 
 
-def _difference(row: Mapping[Any, Any]) -> Cell:
+def _difference(row: Mapping[Any, Any], metric: Metric) -> Cell:
     if np.isnan(row["difference"]):
         return Cell("-")
-    return Cell(f"{row['difference']:.3f}", below=(interval(row["low"], row["high"], ".3f"),))
+    return Cell(fixed(row["difference"]), below=(difference_interval(row["low"], row["high"], metric.bounds),))
 
 
 def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:

@@ -13,7 +13,7 @@ from scipy import stats
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Cell, Document, Table, as_cell
-from mil_zoo.report.tables.text import interval, short
+from mil_zoo.report.tables.text import fixed, interval, short
 from mil_zoo.tasks import Classification
 
 FILE, STORE = "explanations.csv", "explanations.h5"
@@ -67,7 +67,7 @@ def shown_explanations(results: Results) -> Document:
     tables = [Table(*areas, title="Area of flipping")]
     if table["auroc"].notna().any():
         slides = "AUROC against instance labels"
-        cells = ["-" if np.isnan(value) else f"{value:.3f}" for value in table["auroc"]]
+        cells = [fixed(value) for value in table["auroc"]]
         tables.append(Table(*_wide(table, "auroc", cells, [_LABELS]), title=slides))
     whole = table[table["completeness_error"].notna()]
     if len(whole):
@@ -78,7 +78,7 @@ def shown_explanations(results: Results) -> Document:
 
 def _area(mean: float, low: float, high: float) -> Cell:
     ends = (round(low, 3) + 0.0, round(high, 3) + 0.0)  # and no -0.000
-    return Cell(f"{round(mean, 3) + 0.0:.3f}", below=() if np.isnan(low) else (interval(*ends, ".3f"),))
+    return Cell(fixed(mean), below=() if np.isnan(low) else (interval(*ends, ".3f"),))
 
 
 def _wide(

@@ -13,6 +13,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.scored import scored
 from mil_zoo.report.tables.external_survival import carried_survival, defined_mean, shown_carried
 from mil_zoo.report.tables.table import Cell, Document, Table
+from mil_zoo.report.tables.text import fixed, interval
 from mil_zoo.stats import Drawn, Scored, bootstrap_patients, calibration, external_difference
 from mil_zoo.stats.shift import (
     at_temperature,
@@ -67,13 +68,13 @@ def shown_external(results: Results) -> Document:
     rows: list[list[Any]] = []
     more: list[list[Any]] = []
     for row in table.to_dict("records"):
-        interval = () if np.isnan(row["low"]) else (f"[{row['low']:+.3f}, {row['high']:+.3f}]",)
-        lost = Cell(_number(row["difference"], "+.3f"), below=interval)
+        below = () if np.isnan(row["low"]) else (interval(row["low"], row["high"], "+.3f"),)
+        lost = Cell(fixed(row["difference"], "+.3f"), below=below)
         named = [results.metric(row["metric"]).title] if several else []
-        rows.append([row["aggregator"], *named, _number(row["internal"]), _number(row["external"]), lost])
+        rows.append([row["aggregator"], *named, fixed(row["internal"]), fixed(row["external"]), lost])
         if "temperature" in row:
-            pairs = [f"{_number(row[name])} / {_number(row[f'{name}_scaled'])}" for name in _BEFORE_AFTER]
-            more.append([row["aggregator"], *(_number(row[name]) for name in _NUMBERS), *pairs])
+            pairs = [f"{fixed(row[name])} / {fixed(row[f'{name}_scaled'])}" for name in _BEFORE_AFTER]
+            more.append([row["aggregator"], *(fixed(row[name]) for name in _NUMBERS), *pairs])
     if several:
         header = ["Aggregator", "Metric", "Internal", "External", "Lost [95 %]"]
     else:
@@ -104,10 +105,6 @@ _CALIBRATION = [
     "Temperature: fitted on validation slides alone; negative log-likelihood and expected calibration error of the "
     "other dataset before and after scaling. It does not mend a shift, which no internal slide tells of.",
 ]
-
-
-def _number(value: float, how: str = ".3f") -> str:
-    return "-" if np.isnan(value) else format(value, how)
 
 
 def _table(results: Results) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.pairs import corrected_t
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import interval
+from mil_zoo.report.tables.text import fixed, interval
 
 BASELINE = "abmil"
 _LABELLED = re.compile(r"(^|,)labelled=([^,]+)")
@@ -32,13 +32,15 @@ def label_budget_table(results: Results) -> pd.DataFrame:
 
 def shown_label_budgets(results: Results) -> Document:
     """The same as it is read."""
+    bounds = results.lead.bounds
+    span = bounds[1] - bounds[0]
     rows = [
         [
             row["aggregator"],
             _share(row["labelled"]),
             f"{row['slides']:.0f}",
-            _cell(row, "", ""),
-            _cell(row, "gain_", "+") if row.get("gain_n", 0) > 0 else "-",
+            _cell(row, "", "", bounds),
+            _cell(row, "gain_", "+", (-span, span)) if row.get("gain_n", 0) > 0 else "-",
         ]
         for row in label_budget_table(results).to_dict("records")
     ]
@@ -90,8 +92,9 @@ def _share(labelled: str) -> str:
     return f"{value:.0%}" if value <= 1 else f"{value:.0f}"
 
 
-def _cell(row: dict[Any, Any], prefix: str, sign: str) -> Cell:
+def _cell(row: dict[Any, Any], prefix: str, sign: str, bounds: tuple[float, float]) -> Cell:
     mean, sd, low, high = (row[prefix + name] for name in ("mean", "sd", "low", "high"))
     if np.isnan(sd):
-        return Cell(f"{mean:{sign}.3f}")
-    return Cell(f"{mean:{sign}.3f}", f"{sd:.3f}", (interval(low, high, f"{sign}.2f"),))
+        return Cell(fixed(mean, f"{sign}.3f"))
+    low, high = np.clip([low, high], *bounds)
+    return Cell(fixed(mean, f"{sign}.3f"), f"{sd:.3f}", (interval(low, high, f"{sign}.2f"),))

@@ -10,6 +10,7 @@ import pandas as pd
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Document, Table
+from mil_zoo.report.tables.text import fixed
 
 
 def last_epoch_table(results: Results) -> pd.DataFrame:
@@ -29,7 +30,7 @@ def shown_last_epochs(results: Results) -> Document:
     for row in last_epoch_table(results).to_dict("records"):
         chosen = f"{row['chosen']:.0f} ({row['earliest']:.0f} to {row['latest']:.0f})"
         scores = [row[f"{metric.name}_{which}"] for metric in results.headline for which in ("chosen", "last")]
-        rows.append([row["aggregator"], f"{row['epochs']:.0f}", chosen, *(_number(score) for score in scores)])
+        rows.append([row["aggregator"], f"{row['epochs']:.0f}", chosen, *(fixed(score) for score in scores)])
     return Document("last_epoch", "Chosen and last epoch", [Table(header, rows, [_NOTE])])
 
 
@@ -65,7 +66,3 @@ def _last(trial: Trial) -> dict[str, float | None]:
 def _mean(values: list[float | None]) -> float:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else np.nan
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"

@@ -60,13 +60,15 @@ def tested(results: Results) -> pd.DataFrame:
 
 
 def best(results: Results) -> dict[str, set[str]]:
-    """For each metric the aggregators that can be the best one; none where all can.
+    """For each headline metric, as ``comparisons.md`` compares them, the aggregators that can be the best one.
+
+    A metric by which all can is left out.
 
     See :func:`mil_zoo.stats.could_be_best`. Pairs with several test sets in common but fewer than ``ENOUGH`` decide
     nothing.
     """
     marked: dict[str, set[str]] = {}
-    for metric in _compared(results):
+    for metric in results.headline:
         for patients in (False, True):
             labels, p = chances(results, metric, patients)
             members = {label for label, value in zip(labels, p, strict=True) if value >= LEVEL}

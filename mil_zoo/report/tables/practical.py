@@ -12,7 +12,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.pairs import decides, tested, turned
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import detectable, interval
+from mil_zoo.report.tables.text import detectable, difference_interval, fixed
 from mil_zoo.stats import ROPE, posterior_of_difference
 
 SIMPLE = ("mean", "max", "mlp", "linear_probe", "knn_probe")  # pool, then classify: nothing learns where to look
@@ -44,7 +44,7 @@ def shown_equivalences(results: Results) -> Table | None:
     for row in equivalence_table(results).to_dict("records"):
         if row["metric"] in metrics and not np.isnan(row["difference"]):
             metric = metrics[row["metric"]]
-            chances = [_number(row[name]) for name in ("p_a_better", "p_equal", "p_b_better")]
+            chances = [fixed(row[name]) for name in ("p_a_better", "p_equal", "p_b_better")]
             rows.append([metric.title, row["a"], row["b"], *chances, detectable(row["detectable"], metric.bounds)])
     header = ["Metric", "A", "B", "P(A better)", "P(equal)", "P(B better)", "Detectable"]
     notes = [*_EQUIVALENCE, *[_NO_SPREAD] * any(row[4] == "-" for row in rows)]
@@ -73,8 +73,8 @@ def shown_baselines(results: Results) -> Table | None:
         by, ends = row["difference"], (row["low"], row["high"])
         if not metric.higher_is_better:
             by, ends = 0 - by, (0 - row["high"], 0 - row["low"])
-        below = (interval(*ends, "+.3f"),)
-        rows.append([metric.title, row["aggregator"], Cell(f"{by:+.3f}", below=below), row["baseline"]])
+        below = (difference_interval(*ends, metric.bounds, "+.3f"),)
+        rows.append([metric.title, row["aggregator"], Cell(fixed(by, "+.3f"), below=below), row["baseline"]])
         words.append((metric, row))
     if not rows:
         return None
@@ -146,7 +146,3 @@ def _baselines(results: Results) -> pd.DataFrame:
 
 def _simple(label: str) -> bool:
     return label.removesuffix(PATIENTS).partition("@")[0] in SIMPLE
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"

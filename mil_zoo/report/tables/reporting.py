@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import DatasetFacts, Trial
+from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results
 from mil_zoo.report.subgroups import columns_of, sites_of
 from mil_zoo.report.tables.explanations_table import explanations_table
@@ -16,7 +17,7 @@ from mil_zoo.report.tables.external import is_external
 from mil_zoo.report.tables.pairs import ENOUGH, tested
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.table import Document, Table
-from mil_zoo.report.tables.text import KINDS, count, detectable, sentence
+from mil_zoo.report.tables.text import KINDS, can_be_found, count, fixed, sentence
 from mil_zoo.report.tables.tuning_table import configuration_table
 from mil_zoo.report.test_parts import mean_sizes
 
@@ -236,15 +237,21 @@ def _performance(results: Results) -> list[tuple[str, str]]:
         ("Comparisons", f"{', '.join(tests)}, adjusted by Holm over all pairs{few}" if tests else ""),
         (
             "Size of a difference that the study can see",
-            f"{detectable(of_lead.median(), results.lead.bounds)} in {results.lead.title}, four times in five"
-            if len(of_lead)
-            else "",
+            _seen(float(of_lead.median()), results.lead),
         ),
         ("Calibration", "reliability, Brier score, calibration error" if "calibration" in results.task.figures else ""),
         ("Failed trainings", f"{failed} of {len(results.trials)}, each with its reason" if failed else "none"),
         ("What is undefined", f"{undefined} numbers, with reasons in undefined.csv" if undefined else "none"),
         ("Use in practice (net benefit, workflow)", ""),
     ]
+
+
+def _seen(least: float, metric: Metric) -> str:
+    if np.isnan(least):
+        return ""
+    if not can_be_found(least, metric.bounds):
+        return f"none in {metric.title} four times in five, with so few patients"
+    return f"{fixed(least)} in {metric.title}, four times in five"
 
 
 def _groups(results: Results) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS, without_encoder
 from mil_zoo.report.tables.sentences import notes
 from mil_zoo.report.tables.table import Cell, Table
-from mil_zoo.report.tables.text import interval, short
+from mil_zoo.report.tables.text import fixed, interval, short
 from mil_zoo.stats import TestSet, bootstrap, calibration
 
 COSTS = {"parameters": "Parameters", "seconds_per_epoch": "s / epoch", "peak_mem_mib": "Peak memory (MiB)"}
@@ -182,7 +182,7 @@ def _metric_cell(row: dict[Any, Any], metric: Metric, fullest: int, bold: Mappin
     if 0 < n < fullest:
         below.append(f"(n = {n})")
     marked = row["aggregator"] in bold.get(metric.name, ())
-    return Cell("-" if n == 0 else f"{round(mean, 3) + 0.0:.3f}", f"{sd:.3f}" if n > 1 else "", tuple(below), marked)
+    return Cell("-" if n == 0 else fixed(mean), f"{sd:.3f}" if n > 1 else "", tuple(below), marked)
 
 
 def further_scores(results: Results) -> Table | None:

@@ -12,7 +12,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.site_leaks import site_leaks
 from mil_zoo.report.subgroups import FEWEST, GroupScore, columns_of, group_scores, reason_of
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import interval
+from mil_zoo.report.tables.text import fixed, interval
 
 MOST = 40  # groups that a table lists
 _TOLD = (
@@ -150,7 +150,7 @@ def _leaks(results: Results) -> Table:
         beyond = Cell("")
         if told.beyond is not None:
             ends = (interval(told.beyond.low, told.beyond.high, "+.3f"),)
-            beyond = Cell("-") if np.isnan(told.beyond.value) else Cell(f"{told.beyond.value:+.3f}", below=ends)
+            beyond = Cell("-") if np.isnan(told.beyond.value) else Cell(fixed(told.beyond.value, "+.3f"), below=ends)
         rows.append([told.column, told.label, told.source, *sizes, value, beyond])
     header = ["Column", "Aggregator", "Told from", "Patients", "Sites", "Chance", "Balanced accuracy"]
     notes = [_TOLD, *([_OF_TASK[family]] if (family := results.task.family) in _OF_TASK else [])]

@@ -13,7 +13,7 @@ from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import ClinicalFolds, Fold, clinical_folds, folds_of, groups_of
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import interval, p_value
+from mil_zoo.report.tables.text import fixed, interval, p_value
 from mil_zoo.report.test_parts import mean_sizes
 from mil_zoo.stats import (
     Covariates,
@@ -164,8 +164,8 @@ def _shown(row: Mapping[Any, Any], folds: int) -> list[Cell | str]:
     low, high = row["c_pooled_low"], row["c_pooled_high"]
     ratio_low, ratio_high = row["hazard_ratio_low"], row["hazard_ratio_high"]
     return [
-        Cell(_three(row["c_pooled"]), below=(interval(low, high, ".3f"),) * (row["folds"] > 0)),
-        Cell(_three(row["c_mean"]), below=(f"(n = {row['folds']})",) * (0 < row["folds"] < folds)),
+        Cell(fixed(row["c_pooled"]), below=(interval(low, high, ".3f"),) * (row["folds"] > 0)),
+        Cell(fixed(row["c_mean"]), below=(f"(n = {row['folds']})",) * (0 < row["folds"] < folds)),
         "-"
         if np.isnan(row["hazard_ratio"])
         else Cell(f"{row['hazard_ratio']:.2f}", below=(interval(ratio_low, ratio_high),)),
@@ -178,12 +178,8 @@ def _shown_beside(row: Mapping[Any, Any]) -> list[Cell | str]:
     if np.isnan(value):
         return [_OTHERS if row["test"] == _OTHERS else "-", "-", "-", "-"]
     return [
-        Cell(f"{value:+.3f}", below=(interval(*ends, ".3f"),)),
+        Cell(fixed(value, "+.3f"), below=(interval(*ends, ".3f"),)),
         Cell(p_value(row["p_beats_clinical"]), below=(f"({row['test']})",)),
         p_value(row["p_beats_clinical_holm"]),
         p_value(row["p_adds_to_clinical"]),
     ]
-
-
-def _three(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"

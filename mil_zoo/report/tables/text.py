@@ -22,15 +22,31 @@ def short(value: float) -> str:
     return "-" if np.isnan(value) else f"{float(f'{value:.3g}'):,.10g}"
 
 
+def fixed(value: float, form: str = ".3f") -> str:
+    """``value`` in a format of fixed decimals, "-" for NaN; what rounds to 0 has no minus."""
+    return "-" if np.isnan(value) else f"{round(float(value), int(form[-2])) + 0.0:{form}}"
+
+
 def interval(low: float, high: float, form: str = ".2f") -> str:
-    """The ends of an interval, each written in ``form``; where they are NaN that there is none."""
-    return "(no interval)" if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+    """The ends of an interval, each as :func:`fixed` writes it; where they are NaN that there is none."""
+    return "(no interval)" if np.isnan(low) else f"[{fixed(low, form)}, {fixed(high, form)}]"
+
+
+def difference_interval(low: float, high: float, bounds: tuple[float, float], form: str = ".3f") -> str:
+    """As :func:`interval`, cut where no two values of a metric within ``bounds`` differ by more."""
+    span = bounds[1] - bounds[0]
+    low, high = np.clip([low, high], -span, span)
+    return interval(low, high, form)
+
+
+def can_be_found(value: float, bounds: tuple[float, float]) -> bool:
+    """Whether two values of a metric within ``bounds`` can differ by a detectable difference."""
+    return bool(value <= bounds[1] - bounds[0])
 
 
 def detectable(value: float, bounds: tuple[float, float]) -> str:
-    """A difference of a metric to three decimals; "-" for NaN, "over 1" where no two of its values differ so much."""
-    span = bounds[1] - bounds[0]
-    return "-" if np.isnan(value) else f"{value:.3f}" if value <= span else f"over {span:g}"
+    """A detectable difference of a metric to three decimals; "-" for NaN, "none" where it is larger than any."""
+    return fixed(value) if np.isnan(value) or can_be_found(value, bounds) else "none"
 
 
 def p_value(value: float) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Document, Table
+from mil_zoo.report.tables.text import fixed
 
 _MOST = 12  # pairs whose order changes that are said one by one
 _DIGITS = 9  # to which expected scores are compared: what differs less is rounding
@@ -86,8 +87,8 @@ def shown_tuning(results: Results) -> Document:
             [
                 label,
                 f"tuned, N = {part['configuration'].nunique()}",
-                *(_number(value) for value in means),
-                _number(means[3] - means[2], "+"),
+                *map(fixed, means),
+                fixed(means[3] - means[2], "+.3f"),
                 f"{kept} of {part['trial'].nunique()}",
                 f"{part['epochs'].sum():,.0f}",
             ]
@@ -187,7 +188,3 @@ def _budgets(results: Results) -> pd.DataFrame:
             for n, (value, test) in enumerate(means.T, start=1)
         ]
     return pd.DataFrame(rows)
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "-" if np.isnan(value) else f"{value:{sign}.3f}"
