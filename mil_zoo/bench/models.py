@@ -38,6 +38,7 @@ class ModelPlan:
         features: which set of features it reads; None for the dataset's only one.
         space: what it is tuned over; empty where it is not.
         lacks: what it needs and the dataset has not, as a sentence; its trials then fail before any is trained.
+        replaced: what the recipe has of the options, graph and training settings that the suite or ``--set`` changed.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelPlan:
     features: str | None = None
     space: tuple[Dimension, ...] = ()
     lacks: str = ""
+    replaced: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -98,6 +100,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
     graph = own_graph and (graph or own_graph)
     if task.risk_sets and training.get("bags_per_step", 1) == 1:
         training["bags_per_step"] = BAGS_AT_RISK
+    recipe = _settings(name, options, graph, training)
     if suite.epochs is not None:
         training["epochs"] = suite.epochs
     settings = [("--set", *item) for item in suite.overrides.items()]
@@ -117,13 +120,22 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
     config = from_mapping(TrainingConfig, training, f"training of {name}")
     config.check_criteria(task)
     check_risk_sets(task, config.bags_per_step, config.risk_set)
-    model = ModelPlan(name, options, graph, config, grid)
+    now = _settings(name, options, graph, training)
+    told = {key for key in recipe if recipe[key] != now.get(key)} - {"record", *point}
+    replaced = {key: value for key, value in recipe.items() if key in told}
+    model = ModelPlan(name, options, graph, config, grid, replaced=replaced)
     if suite.tune is None:
         return model
     model = dataclasses.replace(model, space=declared_space(name, suite.search, settable(name) - {"graph"}))
     check_budget(suite.tune, model.space, name, model.recipe)
     _check_space(model, task)
     return model
+
+
+def _settings(name: str, options: Mapping[str, Any], graph: str | None, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, graph and training settings, defaults included, by their names."""
+    config = from_mapping(TrainingConfig, dict(training), f"training of {name}")
+    return {**options, "graph": graph, **dataclasses.asdict(config), "betas": list(config.betas)}
 
 
 def _check_space(model: ModelPlan, task: Task) -> None:

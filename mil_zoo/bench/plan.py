@@ -161,6 +161,7 @@ class Plan:
                     graph=model.graph,
                     training=model.training.settings(),
                     search={dimension.name: dimension.settings() for dimension in model.space},
+                    replaced=dict(model.replaced),
                 )
                 for model in self.models
             },

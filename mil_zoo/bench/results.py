@@ -100,12 +100,14 @@ class ModelSettings:
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection; the fields of ``mil_zoo.train.config.TrainingConfig``.
         search: what it was tuned over, a range or values of every setting; {} where it was not.
+        replaced: what its recipe has of the settings that the suite or ``--set`` changed; None in runs of before.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     graph: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    replaced: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +199,8 @@ class RunConfig:
         settings["dataset"] = _without(settings["dataset"], absent)
         settings["split"] = _without(settings["split"], ["file"])
         settings["model_settings"] = {
-            label: _without(model, ["search"]) for label, model in settings["model_settings"].items()
+            label: _without(model, ["search", *["replaced"] * (model["replaced"] is None)])
+            for label, model in settings["model_settings"].items()
         }
         return _without(settings, ["task", "faithfulness", "explain", "grid", "tuning", "plugins", "versions"])
 

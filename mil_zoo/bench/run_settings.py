@@ -32,10 +32,16 @@ def refuse_other_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, 
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with plugins by file name and content; digests of the data are compared before."""
+    """The settings with plugins by file name and content; digests of the data are compared before, and what recipes
+    had says nothing of the run."""
     plugins = settings.get("plugins") or {}
     dataset = {name: value for name, value in (settings.get("dataset") or {}).items() if name != "digests"}
-    return {**settings, "dataset": dataset, "plugins": {Path(file).name: digest for file, digest in plugins.items()}}
+    models = {
+        label: {name: value for name, value in model.items() if name != "replaced"}
+        for label, model in (settings.get("model_settings") or {}).items()
+    }
+    plugins = {Path(file).name: digest for file, digest in plugins.items()}
+    return {**settings, "dataset": dataset, "plugins": plugins, "model_settings": models}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -49,6 +49,10 @@ def test_overrides_reach_options_training_and_graph(bag_table):
     assert srmil.training.epochs == abmil.training.epochs == 7
     assert (srmil.graph, abmil.graph) == ("knn:3", None)
     assert made.settings()["model_settings"]["srmil"]["options"]["mask_rate"] == 0.5
+    changed = {"mask_rate": 0.7, "learning_rate": 5e-4, "weight_decay": 1e-5, "epochs": 100, "graph": "knn:8"}
+    assert srmil.replaced == changed, "what the recipe has, the dataset's graph with it"
+    assert abmil.replaced == {"weight_decay": 5e-4, "epochs": 100}
+    assert all(model.replaced == {} for model in plan(bag_table, models=["srmil"], overrides={}, epochs=None).models)
     assert yaml.safe_load(yaml.safe_dump(made.settings())) == made.settings(), "or a run could not be resumed"
 
 
@@ -109,8 +113,11 @@ def test_suites_by_name_path_and_dataset(tmp_path):
     # A suite's own overrides of a model that is not run are no mistake of the user's.
     assert all(key.startswith("mean.") for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
     rates = {"srmil.learning_rate": 2e-3, "srmil.schedule": "constant", "abmil.learning_rate": 4e-4}
-    assert read_suite("demo").overrides == {"srmil.epochs": 5, "abmil.epochs": 10, **rates}
-    assert read_suite("demo", epochs=2).overrides == rates
+    assert read_suite("demo").overrides == rates, "and one budget for all"
+    (tmp_path / "own.yaml").write_text(
+        "datasets: [demo]\nmodels: [srmil]\noverrides: {srmil.epochs: 5, srmil.mask_rate: 0.5}\n"
+    )
+    assert read_suite(str(tmp_path / "own.yaml"), epochs=2).overrides == {"srmil.mask_rate": 0.5}
     (tmp_path / "mine.yaml").write_text("datasets: [demo]\nfolds: 4\n")
     assert read_suite(str(tmp_path / "mine.yaml")).folds == 4
     (tmp_path / "list.yaml").write_text("- demo\n")

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from mil_zoo import InputError
@@ -22,6 +23,7 @@ from mil_zoo.report.page.summary import findings
 from mil_zoo.report.page.write import SMALL
 from mil_zoo.report.tables import score_table
 from mil_zoo.report.tables.pairs import best
+from mil_zoo.report.tables.sentences import notes
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -294,3 +296,22 @@ def test_rows_of_patients_stand_beside_their_model(write):
     page = Page(write_page(Results.load(run)).read_text(encoding="utf-8"))
     names = [row[0] for row in page.table("Aggregator", "AUC", "Parameters")[1:]]
     assert names == ["abmil", "abmil (patients)", "mean", "mean (patients)"]
+
+
+def test_the_summary_says_that_budgets_and_recipes_differ(write):
+    rows = [write.row(model, fold) for model in ("abmil", "srmil") for fold in range(5)]
+    run = write.run(rows, ["abmil", "srmil"])
+    config = run.config
+
+    def said(epochs, replaced):
+        config["model_settings"] = {
+            model: {"training": {"epochs": number}, "replaced": replaced}
+            for model, number in zip(("abmil", "srmil"), epochs, strict=True)
+        }
+        run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        results = Results.load(run)
+        return " ".join(findings(results, [])), " ".join(notes(results))
+
+    budgets, recipes = "The models were given different numbers of epochs", "changed the authors' recipes in epochs"
+    assert [text in found for found in said((5, 10), {"epochs": 100}) for text in (budgets, recipes)] == [1, 1, 1, 0]
+    assert [text in found for found in said((7, 7), {}) for text in (budgets, recipes)] == [0, 0, 0, 0]

@@ -12,6 +12,7 @@ from mil_zoo.report.page.slides import Slide
 from mil_zoo.report.tables.comparison_tables import why_none_is_bold
 from mil_zoo.report.tables.pairs import best
 from mil_zoo.report.tables.scores import score_table
+from mil_zoo.report.tables.sentences import changed_recipes, unequal_budgets
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.text import count, short
 from mil_zoo.report.test_parts import why_undefined
@@ -21,7 +22,7 @@ def findings(results: Results, slides: Sequence[Slide]) -> list[str]:
     """What the run found, the most important first; [] for a run without a finished trial."""
     found: list[str] = []
     if results.metrics and any(results.finished.values()):
-        found += _score(results, results.lead)
+        found += [*_score(results, results.lead), *unequal_budgets(results), *_other_settings(results)]
     return [*found, *_attention(results), *_alignment(results), *_worst(slides)]
 
 
@@ -45,6 +46,17 @@ def _score(results: Results, metric: Metric) -> list[str]:
     last = order.iloc[-1]
     said = f"{said}; {last['aggregator']} has the {_OTHER[which]}, {last[f'{metric.name}_mean']:.3f}."
     return [said, *_difference(results, metric)]
+
+
+def _other_settings(results: Results) -> list[str]:
+    """That models were not trained by the recipes of their papers, where that is known."""
+    changed = changed_recipes(results)
+    if not changed:
+        return []
+    return [
+        f"The suite or --set changed the authors' recipes in {_list(changed)} (how, the notes of the comparison say): "
+        "scores are of these settings, not of what the models can do."
+    ]
 
 
 _OTHER = {"highest": "lowest", "lowest": "highest"}

@@ -68,6 +68,7 @@ def _protocol(results: Results) -> list[str]:
     training = {label: model.training for label, model in config.model_settings.items()}
     budgets = _by_model({label: of["epochs"] for label, of in training.items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
+    lines += unequal_budgets(results)
     if short := [f"{model} {epochs} of {whole}" for model, epochs, whole in _short_budgets(budgets)]:
         lines.append(
             f"Short budget, in epochs of the model's own recipe: {', '.join(short)}. Scores are of this budget, not of "
@@ -95,23 +96,54 @@ def _protocol(results: Results) -> list[str]:
     return lines
 
 
+def unequal_budgets(results: Results) -> list[str]:
+    """A sentence where models of the run were given other numbers of epochs than others."""
+    given = {model.training.get("epochs") for model in results.config.model_settings.values()}
+    if len(given) < 2:
+        return []
+    return [
+        "The models were given different numbers of epochs: a difference between them may be that of their budgets."
+    ]
+
+
+def changed_recipes(results: Results) -> list[str]:
+    """The names of the settings in which models were not trained by their recipes, but for those that a grid varies."""
+    models = results.config.model_settings.values()
+    return list(dict.fromkeys(name for model in models for name in model.replaced or ()))
+
+
+def _changes(results: Results) -> str:
+    """What the suite or ``--set`` changed of the recipes, in words."""
+    models = results.config.model_settings
+    if any(model.replaced is None for model in models.values()):  # a run of before
+        return "with what the suite or --set changes"
+    changes: dict[str, list[str]] = defaultdict(list)
+    for label, model in models.items():
+        now = {"graph": model.graph, **model.training, **model.options}
+        for name, before in (model.replaced or {}).items():
+            changes[f"{name} {_value(now.get(name))} instead of {_value(before)}"].append(label)
+    found = [f"{change} ({', '.join(labels)})" for change, labels in changes.items()]
+    return f"but for what the suite or --set changes: {', '.join(found)}" if found else "unchanged"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _settings(results: Results) -> str:
-    """Whether settings were searched for."""
+    """Whether settings were searched for, and what was changed of the recipes."""
     tuning = results.config.tuning
     if tuning is None:
         models = dict.fromkeys(label.partition("@")[0] for label in results.config.model_settings)
         own = [model for model in models if model not in shipped_names("aggregators")]
         others = f"; {', '.join(own)} without a recipe, by the trainer's defaults" if own else ""
-        if len(own) == len(models):
-            return "Settings: the trainer's defaults, with what the suite or --set changes; none was tuned."
-        return (
-            f"Settings: authors' recipe (configs/aggregators){others}, with what the suite or --set changes; none was "
-            "tuned."
-        )
+        start = f"authors' recipe (configs/aggregators){others}" if len(own) < len(models) else "the trainer's defaults"
+        return f"Settings: {start}, {_changes(results)}; none was tuned."
     judged = f"{tuning.inner_folds} inner folds" if tuning.inner_folds else "its validation slides"
     return (
         f"Settings: every aggregator tuned, N = {tuning.configurations} configurations, its recipe first, inside the "
-        f"training part of each trial on {judged} ({tuning.sampler}, Optuna {tuning.optuna})."
+        f"training part of each trial on {judged} ({tuning.sampler}, Optuna {tuning.optuna}). The recipe is the "
+        f"authors', {_changes(results)}."
     )
 
 
