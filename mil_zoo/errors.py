@@ -17,6 +17,10 @@ class InputError(ValueError):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was told to end (SIGTERM), as schedulers tell it before they kill; it ends as by Ctrl-C."""
+
+
 def as_path(value: Any, argument: str, takes: str) -> Path:
     """``value`` as a path.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -106,8 +108,11 @@ class OnRay:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
             quiet["include_dashboard"] = False
+        terminates = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address=self._address or "local", **quiet)
+            if terminates is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, terminates)  # Ray's own ends the process without a word
         except Exception as error:  # Ray has many errors for this, none in common
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             what = f"--address {self._address}: Ray cannot be joined" if self._address else "Ray cannot be started here"

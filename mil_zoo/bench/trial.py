@@ -42,7 +42,7 @@ from mil_zoo.data.dataset import open_dataset
 from mil_zoo.data.labelled import Dataset, Standardiser
 from mil_zoo.data.source import DatasetSource
 from mil_zoo.data.splits.split import Split
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, Terminated
 from mil_zoo.kernels.backends import set_threads
 from mil_zoo.registry import load_plugin, no_silent_exit
 from mil_zoo.train.checkpoint import CheckpointPlace
@@ -174,7 +174,8 @@ class Worker:
             outcome = dataclasses.replace(outcome, energy_j=used.joules)
             weights = weights_file(result.weights)
         except BaseException as error:  # whatever an aggregator does wrong, the other trials go on
-            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            keyboard = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+            if keyboard or isinstance(error, Terminated):
                 raise  # where the keyboard is ignored the aggregator raised it
             (empty_folder(job.folder) / TRACEBACK).write_text(
                 "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
 from mil_zoo import __version__
 from mil_zoo.cli.encoding import show_anywhere
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, Terminated, did_you_mean
 
 _COMMANDS = {
     "bench": ("bench", "Compare aggregators by cross-validation: tables, figures, attention diagnostics."),
@@ -74,13 +77,32 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise InputError(f"what follows {before} is empty, as an unset variable of the shell is; give a value")
 
 
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Lets SIGTERM raise :class:`Terminated` meanwhile, where nobody else listens to it."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Terminated
+
+    here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if here:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def console() -> None:
     """``mil-zoo`` and ``python -m mil_zoo``: :func:`main`, where a bench fills the cores unless told."""
     main(jobs="auto")
 
 
 def main(jobs: str = "1") -> None:
-    """Runs the command in ``sys.argv``. Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted.
+    """Runs the command in ``sys.argv``.
+
+    Exit codes: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted, 143 ended by SIGTERM.
 
     Args:
         jobs: default of ``bench --jobs``. A script of one's own that calls this gets one trial at a time, since worker
@@ -89,7 +111,8 @@ def main(jobs: str = "1") -> None:
     show_anywhere()
     try:
         _refuse_empty(sys.argv[1:])
-        code = cli(standalone_mode=False, default_map={"bench": {"jobs": jobs}})
+        with _told_to_end():
+            code = cli(standalone_mode=False, default_map={"bench": {"jobs": jobs}})
         sys.exit(code if isinstance(code, int) else 0)
     except InputError as error:
         click.echo(f"mil-zoo: {error}", err=True)
@@ -97,6 +120,7 @@ def main(jobs: str = "1") -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("\nmil-zoo: interrupted", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        terminated = isinstance(error.__cause__ or error, Terminated)  # click makes an Abort of it
+        click.echo(f"\nmil-zoo: {'ended by SIGTERM' if terminated else 'interrupted'}", err=True)
+        sys.exit(143 if terminated else 130)

@@ -120,7 +120,7 @@ class Slow(MeanPooling):
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_the_run_and_what_is_done_is_kept(bag_table, tmp_path, sent):
     plugin, out = tmp_path / "slow.py", tmp_path / "run"
     plugin.write_text(SLOW)
@@ -149,12 +149,12 @@ def test_processes_end_with_the_run_and_what_is_done_is_kept(bag_table, tmp_path
         if sent == signal.SIGINT:
             os.killpg(process.pid, sent)  # as a terminal does: to the workers too
         else:
-            process.kill()
+            process.send_signal(sent)
         output = process.communicate(timeout=60)[0]
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     assert json.loads(rows.read_text().splitlines()[0])["status"] == "ok"
-    if sent == signal.SIGINT:
-        assert process.returncode == 130
+    if sent != signal.SIGKILL:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
         assert f"--out {out} continues" in " ".join(output.split())
         assert "Traceback" not in output
         assert "leaked" not in output  # as Python says of semaphores that nobody closed

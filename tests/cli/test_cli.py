@@ -1,5 +1,7 @@
 """The command line as its users meet it: help, lists, a whole run, and one sentence for every mistake."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 from helpers import needs_dgl
 
 from mil_zoo import cli
+from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.bench import run_directory as store
 
 
@@ -319,6 +322,22 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(run_cli, bag_tabl
     assert code == 130
     assert f"--out {tmp_path} continues" in out
     assert len(store.RunDirectory(tmp_path).trials()) == 1
+
+
+def test_a_scheduler_that_ends_a_run_leaves_the_same_word(run_cli, bag_table, tmp_path, monkeypatch):
+    """Also where the shell ignores Ctrl-C, as it does for jobs in the background: no failure of the aggregator's."""
+    monkeypatch.setattr(MeanPooling, "losses", lambda self, batch: os.kill(os.getpid(), signal.SIGTERM))
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code, out, err = run_cli(
+            "bench", "--dataset", bag_table, "--models", "mean", "--folds", 2, "--epochs", 1, "--out", tmp_path
+        )
+    finally:
+        signal.signal(signal.SIGINT, kept)
+    assert (code, err.strip()) == (143, "mil-zoo: ended by SIGTERM")
+    assert f"Interrupted after 0 of 2 trials; they are kept. The same command with --out {tmp_path} continues." in out
+    assert store.RunDirectory(tmp_path).trials() == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_comma_in_a_path(tmp_path, monkeypatch, run_cli):
