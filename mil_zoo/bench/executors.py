@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,6 +32,7 @@ from mil_zoo.registry import PLUGINS, load_plugin
 _LOG = logging.getLogger("mil_zoo")
 PROCESS_MIB = 1024  # that a trial's process takes beside the bags: interpreter, libraries, a model
 _GUARD = "; a script of your own must be a file and keep its work under if __name__ == '__main__':"
+IMPORT_SECONDS = 300.0  # that the import of a plugin may take where trials run
 ATTEMPTS = 3  # of a trial whose process is killed; one that fails by itself would fail again
 
 
@@ -123,25 +124,26 @@ class Processes:
                 busy = {member.connection: member for member in members if member.job is not None}
                 if not busy:
                     return
-                ready = wait(list(busy), self._seconds_left(busy.values()))
+                ends = [end for member in busy.values() for end, _ in self._ends(member)]
+                ready = wait(list(busy), max(0.0, min(ends) - time.monotonic()) if ends else None)
                 for connection, member in busy.items():
                     outcome = None
                     if connection in ready:
                         outcome = _heard(member, queue, on_epoch)
-                    elif self._seconds_left([member]) == 0:
-                        late = f"it took longer than --time-limit, {(self._limit or 0) / 60:g} minutes"
-                        outcome = queue.ended(member, late, again=False)
+                    elif late := [why for end, why in sorted(self._ends(member)) if end <= time.monotonic()]:
+                        outcome = queue.ended(member, late[0], again=False)
                     if outcome is not None:
                         yield outcome
         finally:
             for member in members:
                 member.stop()
 
-    def _seconds_left(self, members: Iterable[_Member]) -> float | None:
-        """Until the first of these has used up its time; None without a limit."""
-        if self._limit is None:
-            return None
-        return max(0.0, min(member.started for member in members) + self._limit - time.monotonic())
+    def _ends(self, member: _Member) -> Iterator[tuple[float, str]]:
+        """When the process is to be ended, by the clock ``time.monotonic``, and why."""
+        if self._limit is not None:
+            yield member.started + self._limit, f"it took longer than --time-limit, {self._limit / 60:g} minutes"
+        if member.importing is not None:
+            yield member.import_started + IMPORT_SECONDS, f"its import took longer than {IMPORT_SECONDS / 60:g} minutes"
 
 
 class _Queue:
@@ -204,7 +206,7 @@ def _heard(member: _Member, queue: _Queue, on_epoch: Callable[[TrialPlan, Row], 
     if kind == "epoch":
         on_epoch(member.job.trial, content)
     elif kind == "importing":
-        member.importing = content
+        member.importing, member.import_started = content, time.monotonic()
     elif kind == "said":
         _LOG.info("%s", content)
     else:
@@ -227,7 +229,7 @@ class _Member:
         self.process.start()
         theirs.close()
         self.job: Job | None = None
-        self.attempt, self.started = 0, 0.0
+        self.attempt, self.started, self.import_started = 0, 0.0, 0.0
         self.importing: Path | None = None
 
     def give(self, job: Job, attempt: int) -> None:

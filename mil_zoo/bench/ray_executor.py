@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mil_zoo.bench import executors
 from mil_zoo.bench.executors import ATTEMPTS, without_deadly
 from mil_zoo.bench.plan import TrialPlan
 from mil_zoo.bench.results import Row, Trial
@@ -86,13 +87,18 @@ class OnRay:
                 ray.cancel(task, force=True)
 
     def _deadly(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        """The plugins whose import ends a process, and in which words: each is tried in a task of its own."""
+        """The plugins whose import ends a process, or hangs, and in which words: each is tried in a task of its own."""
         found: dict[Path, str] = {}
         plugins = list(dict.fromkeys(plugin for job in jobs for plugin in job.plugins))
         for i, plugin in enumerate(plugins):
             before = [other for other in plugins[:i] if other not in found]
+            task = self._ray.remote(num_cpus=0, max_retries=0)(_import).remote([*before, plugin])
             try:
-                self._ray.get(self._ray.remote(num_cpus=0, max_retries=0)(_import).remote([*before, plugin]))
+                self._ray.get(task, timeout=executors.IMPORT_SECONDS)
+            except self._ray.exceptions.GetTimeoutError:
+                self._ray.cancel(task, force=True)
+                long = f"its import took longer than {executors.IMPORT_SECONDS / 60:g} minutes"
+                found[plugin] = f"plugin {plugin} cannot be imported there: {long}"
             except self._ray.exceptions.RayTaskError:  # it says itself what it lacks, and so does each trial
                 continue
             except self._ray.exceptions.RayError as error:

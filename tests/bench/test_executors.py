@@ -221,7 +221,7 @@ def on_ray(monkeypatch):
     ray.shutdown()
 
 
-def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp_path, on_ray):
+def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp_path, on_ray, monkeypatch):
     plugin = tmp_path / "deadly_on_ray.py"
     plugin.write_text(PLUGIN.format(marker=str(tmp_path / "marker")).replace("dies_", "dies_on_ray_"))
     load_plugin(plugin)
@@ -244,6 +244,12 @@ def test_ray_gives_the_same_bytes_and_survives_a_kill(bag_table, in_process, tmp
     plans = {task: task_plan(make_cohort(tmp_path), task) for task in TASKS}
     here, there = (jobs_of(plans, tmp_path / place) for place in ("here", "there"))
     assert all(trial.ok for trial in on_ray.run(list(there.values()), lambda trial: None, lambda trial, row: None))
+    hangs = tmp_path / "hangs_on_ray.py"
+    hangs.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(executors, "IMPORT_SECONDS", 2.0)
+    late = dataclasses.replace(there["survival"], plugins=(hangs,))
+    (trial,) = on_ray.run([late], lambda trial: None, lambda trial, row: None)
+    assert trial.reason == f"plugin {hangs} cannot be imported there: its import took longer than 0.0333333 minutes"
     for task, job in here.items():
         assert Worker().run(job).ok
         for name in ("predictions.csv", "skew.csv", "weights.safetensors"):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from mil_zoo.bench import executors
 from mil_zoo.registry import PLUGINS
 
 HEAD = """
@@ -81,6 +82,7 @@ def test_a_model_that_fails_or_leaves_costs_its_own_trials(run_cli, bag_table, t
 def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli, bag_table, tmp_path, monkeypatch):
     """The same plugins import and run in the main process."""
     monkeypatch.setattr(PLUGINS, "files", [])  # the workers of other tests must not load these
+    monkeypatch.setattr(executors, "IMPORT_SECONDS", 3.0)
     worker = "import multiprocessing\nWORKER = multiprocessing.parent_process() is not None\n"
     faults = {
         "imports_not": ("if WORKER: raise ValueError('no licence here')", "pass", "line 4.*no licence here"),
@@ -89,6 +91,11 @@ def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli,
             "import os\nif WORKER: os.kill(os.getpid(), 9)",
             "pass",
             r"dies.py cannot be imported there.*signal 9",
+        ),
+        "hangs": (
+            "import time\nif WORKER: time.sleep(600)",
+            "pass",
+            r"hangs.py cannot be imported there: its import took longer than 0.05 minutes",
         ),
         "interrupts": ("", "if WORKER: raise KeyboardInterrupt('mine')", r"KeyboardInterrupt: mine \(interrupts.py"),
     }
@@ -109,7 +116,7 @@ def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli,
     for row in rows:
         if row["status"] == "failed":
             assert re.search(faults[row["aggregator"]][2], row["reason"])
-        if row["status"] == "failed" and row["aggregator"] != "dies":
+        if row["status"] == "failed" and row["aggregator"] not in ("dies", "hangs"):
             trace = tmp_path / "run" / "trials" / row["trial"] / "traceback.txt"
             assert f"{row['aggregator']}.py" in trace.read_text()
 
