@@ -324,7 +324,7 @@ def test_published_numbers_of_nobody_are_named(again):
         (lambda t: t.drop(columns="risk"), {}, "nothing is predicted there"),
         (lambda t: t.rename(columns={"time_months": "time"}), {}, "the unit of the times in 'time' is unknown"),
         (lambda t: t.assign(risk="high"), {}, "row 2 has risk 'high', which is no number"),
-        (lambda t: t.assign(risk=np.inf), {}, "a prediction is finite"),
+        (lambda t: t.assign(risk=np.inf), {}, "row 2 has risk 'inf'; write a finite number"),
         (lambda t: t.assign(event=2), {}, "takes 0 and 1"),
         (lambda t: t.assign(time_months=-1.0), {}, "before 0"),
         (lambda t: t.assign(split="holdout"), {}, "write train, val or test"),

@@ -152,7 +152,8 @@ def published_of(**changed):
 
 def test_published_numbers_as_tables_write_them(again):
     right = again(risks(["a"]), published=published_of())[0]
-    for values in (["73%", "86 %"], ["73", "86"], ["0,73", "0,86"]):
+    spreads = [["0.73 ± 0.02", "0.86±0.1"], ["73 +/- 2%", "86% +- 10%"], ["$0.73 \\pm 0.02$", "0,86 ± 0,10"]]
+    for values in (["73%", "86 %"], ["73", "86"], ["0,73", "0,86"], *spreads):
         pd.testing.assert_frame_equal(again(risks(["a"]), published=published_of(value=values))[0], right)
     found, _ = again(risks(["a"]), published=published_of(value=["-", "0.86"]))
     assert found["published"].isna().tolist() == [True, False]
@@ -166,7 +167,10 @@ def test_published_numbers_as_tables_write_them(again):
     [
         (published_of(metric="c of our own"), r"no row is of C \(metric: c of our own\); pass --metric"),
         (published_of(value=np.nan), "holds no published number"),
-        (published_of(value="0.73 ± 0.02"), "which is no number"),
+        (
+            published_of(value=["0.73", "0.86 (0.02)"]),
+            r"row 3 has value '0.86 \(0.02\)', .*; write the mean, or mean ± spread",
+        ),
     ],
 )
 def test_published_numbers_of_which_none_is_meant(again, published, words):
@@ -181,12 +185,26 @@ def test_published_numbers_of_which_none_is_meant(again, published, words):
         ("model,metric,value,n\na,accuracy,0.87,10.5\n", r"row 2 has n 10\.5"),
         ("model,metric,value,std,n_runs\na,accuracy,0.87,0.1,0\n", "row 2 has n_runs 0"),
         ("model,metric,value\n", "holds no row of numbers"),
+        ("model,metric,value,std\na,acc,0.8,0.1\nb,acc,0.8 ± 0.2,0.1\n", "row 3 has a spread in value and one in std"),
+        ("model,metric,value\na,acc,0.8 ±\n", "row 2 has std '', which is no number"),
+        ("model,acc\na,0.8\nb,0.87 ± 0.02\n", "acc is '0.87 ± 0.02', a mean over runs, .*metric, value, n and n_runs"),
     ],
 )
 def test_numbers_alone_that_are_no_numbers_of_slides(tmp_path, text, words):
     (tmp_path / "n.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         rescore([tmp_path / "n.csv"], tmp_path / "out", Columns({}))
+
+
+def test_a_mean_with_its_spread_is_judged_as_the_two(tmp_path):
+    def judged(row):
+        (tmp_path / "n.csv").write_text(f"model,metric,value,n,n_runs\na,acc,{row}\n", encoding="utf-8")
+        return rescore([tmp_path / "n.csv"], tmp_path / "out", Columns({})).document.markdown()
+
+    assert "a spread of 0.6 is larger than values in [0, 1] of this mean can have (0.4472)" in judged("80 ± 60%,20,5")
+    assert "no share of 100 is 0.873" in judged("0.873 ± 0.02,20,5")
+    assert "None of 1 is impossible" in judged("0.87 ± 0.02,20,5")
+    assert "None of 1 is impossible" in judged("0.873 ± 0.02,20,")  # of how many runs it is the mean nobody says
 
 
 def test_shares_above_one_hundred_percent_are_none(tmp_path):

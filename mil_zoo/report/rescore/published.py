@@ -25,6 +25,8 @@ _METRICS = {
     "balanced_acc": "balanced_accuracy", "bacc": "balanced_accuracy", "f1": "f1", "c": "c_index", "c_index": "c_index",
     "cindex": "c_index", "concordance": "c_index",
 }  # fmt: skip
+_PLUS_MINUS = re.compile(r"\s*(?:±|\+/-|\+-|\\pm)\s*")
+_WRITE = "; write the mean, or mean ± spread"
 
 
 def metric_name(text: str) -> str:
@@ -67,7 +69,7 @@ def read_published(path: Path, columns: Columns, metric: Metric) -> Published:
         table = table[[metric.name in (metric_name(str(text)), text) for text in table["metric"]]]
         if not len(table):
             raise InputError(f"{path}: no row is of {metric.title} (metric: {said}); pass --metric for another one")
-    table = plain(table, ["value"], path)
+    table = plain(_apart(table, path), ["value"], path)
     table = table[table["value"].notna()]
     if not len(table):
         raise InputError(f"{path} holds no published number; leave it out")
@@ -76,7 +78,8 @@ def read_published(path: Path, columns: Columns, metric: Metric) -> Published:
     if metric.bounds == (0, 1):
         rows["value"], rows["error"] = _read(table, "value", path)
     else:
-        rows["value"], rows["error"] = numbers(table, "value", path), [half_unit(str(text)) for text in table["value"]]
+        rows["value"] = numbers(table, "value", path, _WRITE)
+        rows["error"] = [half_unit(str(text)) for text in table["value"]]
     if (twice := rows.duplicated(["model", *columns.by, "fold"])).any():
         row = rows[twice].iloc[0]
         raise InputError(f"{path}: {row['model']!r}, fold {row['fold'] or '-'}, has two values; keep one, or pass --by")
@@ -182,6 +185,12 @@ def _of_columns(table: pd.DataFrame, columns: Columns, path: Path) -> Table:
             shares = own[own[names["accuracy"]].notna()]
             if not len(shares):
                 continue
+            texts = shares[names["accuracy"]]
+            if (means := texts.str.contains(_PLUS_MINUS)).any():
+                raise InputError(
+                    f"{path}: {names['accuracy']} is {texts[means].iloc[0]!r}, a mean over runs, of which no number of "
+                    "slides follows; write it in columns metric, value, n and n_runs"
+                )
             values, errors = _read(shares, names["accuracy"], path)
             outside = any(not 0 <= value <= 1 for value in values)
             sizes = np.empty(0, dtype=int) if outside else possible_sizes(values, errors, MOST)
@@ -216,7 +225,7 @@ _NOTE = (
 
 
 def _of_rows(table: pd.DataFrame, columns: Columns, path: Path) -> Table:
-    table = plain(table, ["value", "std", "n_runs", "n"], path)
+    table = plain(_apart(table, path), ["value", "std", "n_runs", "n"], path)
     values, errors = _read(table, "value", path)
     spreads = numbers(table, "std", path) if "std" in table else np.full(len(table), np.nan)
     runs = numbers(table, "n_runs", path) if "n_runs" in table else np.full(len(table), np.nan)
@@ -251,7 +260,8 @@ def _cannot_be(kind: str, value: float, error: float, sd: float, runs: float, n:
     most = np.sqrt(value * (1 - value) * (times / (times - 1) if times > 1 else 1)) if runs == runs else np.inf
     if sd > most + 1e-4:
         return f"a spread of {sd:g} is larger than values in [0, 1] of this mean can have ({most:.4f})"
-    if kind == "accuracy" and n == n and not fits(value, error, round(n * times)):
+    of_runs = runs == runs or not sd > 0  # else the mean of nobody knows how many runs
+    if kind == "accuracy" and n == n and of_runs and not fits(value, error, round(n * times)):
         return impossible_share(value, error, round(n * times))
     return ""
 
@@ -271,12 +281,31 @@ def _culprits(models: Sequence[str], values: Sequence[float], errors: Sequence[f
     return f"no n up to {MOST} gives all of them: they are of different slides"
 
 
+def _apart(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table with means in ``value`` and spreads in ``std``, where a text holds both: "73.1 ± 2.0 %".
+
+    Raises:
+        InputError: a row has another spread in ``std``.
+    """
+    parts = table["value"].str.strip("$ ").str.split(_PLUS_MINUS, n=1, expand=True, regex=True)
+    if 1 not in parts:
+        return table
+    means, spreads = parts[0], parts[1].str.removesuffix("%").str.strip()
+    percent = parts[1].str.endswith("%").fillna(False).to_numpy(dtype=bool)
+    means = means.where(~percent, means.str.removesuffix("%").str.strip() + "%")
+    own = table["std"] if "std" in table else pd.Series(None, index=table.index, dtype=object)
+    if (twice := own.notna() & spreads.notna()).any():
+        row = int(twice.to_numpy().argmax()) + 2
+        raise InputError(f"{path}: row {row} has a spread in value and one in std; write it once")
+    return table.assign(value=means, std=own.where(own.notna(), spreads))
+
+
 def _read(table: pd.DataFrame, name: str, path: Path) -> tuple[list[float], list[float]]:
     """Values and half units; of percentages the shares."""
     table = plain(table, [name], path)
     signed = table[name].str.endswith("%").fillna(False).to_numpy(dtype=bool)
     table = table.assign(**{name: table[name].str.removesuffix("%")})
-    values, errors = numbers(table, name, path), np.array([half_unit(str(text)) for text in table[name]])
+    values, errors = numbers(table, name, path, _WRITE), np.array([half_unit(str(text)) for text in table[name]])
     percent = signed | (values > 1) & (values <= 100)
     return np.where(percent, values / 100, values).tolist(), np.where(percent, errors / 100, errors).tolist()
 

@@ -299,8 +299,8 @@ def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> n
     return values
 
 
-def numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray[Any, Any]:
-    """A column of text as float64 ``[n]``, exactly; NaN where it is empty.
+def numbers(table: pd.DataFrame, name: str, path: Path, remedy: str = "") -> np.ndarray[Any, Any]:
+    """A column of text as float64 ``[n]``, exactly; NaN where it is empty. Of an error ``remedy`` says what to do.
 
     Raises:
         InputError: the column is missing, or a value is no number.
@@ -308,13 +308,13 @@ def numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray[Any, Any]:
     if name not in table:
         raise InputError(f"{path}: the column {name!r} is missing{did_you_mean(name, map(str, table.columns))}")
     values = np.empty(len(table))
-    for i, text in enumerate(table[name]):
+    for i, (row, text) in enumerate(zip(table.index.tolist(), table[name], strict=True)):  # rows that were kept
         try:
             values[i] = np.nan if text is None else float(text)
         except ValueError:
-            raise InputError(f"{path}: row {i + 2} has {name} {text!r}, which is no number") from None
+            raise InputError(f"{path}: row {row + 2} has {name} {text!r}, which is no number{remedy}") from None
         if np.isinf(values[i]):
-            raise InputError(f"{path}: row {i + 2} has {name} {text!r}; a prediction is finite")
+            raise InputError(f"{path}: row {row + 2} has {name} {text!r}; write a finite number")
     return values
 
 
