@@ -247,6 +247,7 @@ class Trial:
         energy_j: joules that the trial took, of all configurations, by the counters of the processors; None where they
             cannot be read, or several trials ran at a time.
         peak_mem_mib: memory that the trial took at most, above what the process held; None where that is not known.
+        machine: processor, cores and GPU that it ran on; None in runs of before.
         files: SHA-256 of each file of its folder, by name; {} of a failed trial.
     """
 
@@ -273,6 +274,7 @@ class Trial:
     parameters: int | None = None
     seconds_per_epoch: float | None = None
     peak_mem_mib: float | None = None
+    machine: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     training_seconds: float | None = None
     inference_ms: float | None = None

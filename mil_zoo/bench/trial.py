@@ -19,6 +19,7 @@ import torch
 
 from mil_zoo.bench import memory
 from mil_zoo.bench.energy import Energy, energy
+from mil_zoo.bench.machine import machine_name
 from mil_zoo.bench.outcome import (
     metrics_of,
     notes_of,
@@ -169,6 +170,7 @@ class Worker:
                 peak_mem_mib=None if np.isnan(peak.mib) else peak.mib,
                 settings={} if tuned is None else tuned.settings,
                 training_seconds=sum(spent) if tuned is None else tuned.seconds,
+                machine=machine_name(default_device()),
                 inference_ms=None if result.inference_seconds is None else 1000 * result.inference_seconds / tested,
             )
             outcome = dataclasses.replace(outcome, energy_j=used.joules)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mil_zoo import create_aggregator
 from mil_zoo.aggregators.mean_max import MeanPooling
+from mil_zoo.bench.machine import machine_name
 from mil_zoo.bench.parts import shuffled_order, split_bags
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.runner import run_plan
@@ -28,6 +29,7 @@ from mil_zoo.registry import Registry
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import write_tables
 from mil_zoo.ssl.embed import read_embeddings
+from mil_zoo.train.device import default_device
 from mil_zoo.train.predict import predict
 
 SMALL = {
@@ -76,6 +78,7 @@ def test_every_trial_leaves_its_row_and_files(finished):
         assert epochs["selected"].sum() == 1
         assert row["selected_epoch"] == epochs["epoch"][epochs["selected"] == 1].item()
         assert 0 <= row["peak_mem_mib"] < 500  # above what the process held
+        assert row["machine"] == machine_name(default_device())
 
 
 def test_the_saved_weights_give_the_saved_predictions(finished):

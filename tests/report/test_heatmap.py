@@ -1,3 +1,5 @@
+import re
+
 import h5py
 import matplotlib as mpl
 import numpy as np
@@ -51,8 +53,8 @@ def test_one_positive_and_one_negative_slide(make_run, draw):
     for figure in figures.values():
         truth, abmil, srmil, bar = figure.axes
         assert "(simulated slides)" in figure.get_suptitle()
-        assert abmil.get_title().startswith("abmil: max 0.")
-        assert srmil.get_title().startswith("srmil: max 0.0")
+        assert abmil.get_title().startswith("abmil\nmax 0.")
+        assert srmil.get_title().startswith("srmil\nmax 0.0")
         assert "N x attention" in bar.get_ylabel()
         assert "Without attention or coordinates on this slide: mean." in figure.get_supxlabel().replace("\n", " ")
         for axes in (truth, abmil, srmil):
@@ -69,7 +71,7 @@ def test_figure_4_sets_a_negative_slide_above_a_positive_one(make_run, draw):
     assert "(simulated slides)" in figure.get_suptitle()
     truths = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.get_title().startswith("truth")]
     assert truths == ["truth: normal", "truth: tumour"]
-    assert sum(axes.get_title().startswith("srmil: max") for axes in figure.axes) == 2
+    assert sum(axes.get_title().startswith("srmil\nmax") for axes in figure.axes) == 2
     assert "on these slides: mean." in figure.get_supxlabel().replace("\n", " ")
 
 
@@ -81,7 +83,7 @@ def test_slides_without_coordinates_in_one_trial_have_the_maps_of_the_others(mak
     figures = draw(run, slides)
     assert len(figures) == (1 if slides else 2)
     for figure in figures.values():
-        assert [axes.get_title().split(":")[0] for axes in figure.axes[:-1]] == ["truth", "srmil"]
+        assert [re.split("[:\\n]", axes.get_title())[0] for axes in figure.axes[:-1]] == ["truth", "srmil"]
         assert "Without attention or coordinates on this slide: abmil." in figure.get_supxlabel()
 
 
@@ -138,7 +140,7 @@ def test_nuclei_are_dots(make_run, draw):
 
 def test_without_instance_labels_there_is_no_truth_panel(make_run, draw):
     for figure in draw(make_run(folds=1, labels=False)).values():
-        assert [axes.get_title().split(":")[0] for axes in figure.axes[:-1]] == ["abmil", "srmil"]
+        assert [axes.get_title().split("\n")[0] for axes in figure.axes[:-1]] == ["abmil", "srmil"]
         (block,) = figure.subfigs
         assert ", truth: " in block.get_suptitle()
 
@@ -211,3 +213,29 @@ def test_equal_scores_have_one_colour():
     draw_ranks(axes, np.random.default_rng(0).random((50, 2)), np.nan, np.r_[np.zeros(49), 1.0], 2)
     (dots,) = axes.collections
     assert len(np.unique(dots.get_facecolors(), axis=0)) == 2, "max pooling's gradients are 0 but for a few"
+
+
+def test_a_map_of_nearly_uniform_attention_says_so(make_run, draw):
+    """Such a map is grey all over."""
+    run = make_run(models=("abmil", "srmil"), folds=1)
+
+    def flatten(file):
+        for group in file.values():
+            weights = np.linspace(1, 1.3, len(group["attention"]))
+            group["attention"][:] = weights / weights.sum()
+
+    edit(run, "srmil-r0-f0-s0", flatten)
+    for figure in draw(run).values():
+        abmil, srmil = (axes.get_title().split("\n") for axes in figure.axes[1:3])
+        assert abmil[0] == "abmil"
+        assert (srmil[0], srmil[1].split(", ")[1]) == ("srmil: nearly uniform", "1.13 x uniform")
+
+
+def test_each_figure_has_a_caption_and_maps_stand_on_the_page_once(make_run):
+    drawings = draw_figures(Results.load(make_run()), ["figure3", "attention"])
+    assert all(drawing.caption for drawing in drawings)
+    assert {drawing.name for drawing in drawings if not drawing.on_page} == {"figure4"}
+    captions = {drawing.name: drawing.caption for drawing in drawings}
+    assert captions["figure3-srmil"] == "As figure3, of srmil alone."
+    (positive,) = (name for name in captions if name.startswith("attention-") and name.endswith("103"))
+    assert captions[positive].startswith("Where the models look on slide slide/103. ")

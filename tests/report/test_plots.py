@@ -397,3 +397,20 @@ def test_a_figure_of_few_points_is_an_svg_too_the_same_each_time(tmp_path):
     assert first == drawn(5) == (tmp_path / "figure.svg").read_bytes()
     assert drawn(50_000) is None
     assert not (tmp_path / "figure.svg").exists()
+
+
+def test_curves_that_coincide_are_all_seen(make_run, draw):
+    """The first is wider than those that cover it, and the epochs that were recorded are marked."""
+    figures = draw(make_run(), "figure3")
+    accuracy, high, _, counted, _ = figures["figure3"].axes
+    for axes in (accuracy, high, counted):
+        first, second = (line for line in axes.lines if line.get_marker() == "o")
+        assert first.get_linewidth() > second.get_linewidth() + 0.5
+        assert first.get_markersize() > second.get_markersize() + 1
+
+
+def test_names_of_levels_stand_above_the_curves(make_run, draw):
+    maxima = draw(make_run(), "figure3")["figure3"].axes[-1]
+    places = {text.get_text(): text.get_position()[1] for text in maxima.texts}
+    assert places == {"0.1": 1.01, "0.5": 1.01}
+    assert all(text.get_transform() == maxima.get_xaxis_transform() for text in maxima.texts)

@@ -112,6 +112,16 @@ def test_costs_and_sizes_are_those_of_all_configurations(write):
     answers = {question: answer for _, question, answer in table.rows}
     assert answers["Trained numbers"] == "abmil 1,000 to 3,000"
     assert answers["Cost"].startswith("1 hours of training")
+    assert answers["Machine"] == NOT_STATED
+
+
+def test_the_machines_of_a_run_are_named_once_each(write):
+    rows = [
+        write.row("abmil", fold, machine=name)
+        for fold, name in enumerate(("A, 2 cores", "B, 1 core; GPU", "A, 2 cores"))
+    ]
+    (table,) = reporting_sheet(Results.load(write.run(rows, ["abmil"]))).tables
+    assert [answer for _, question, answer in table.rows if question == "Machine"] == ["A, 2 cores and B, 1 core; GPU"]
 
 
 def test_what_balances_classes_is_said(sheet):

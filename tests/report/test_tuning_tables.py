@@ -11,6 +11,7 @@ import yaml
 
 from mil_zoo.metrics import find_metric
 from mil_zoo.report.figures.embeddings import colours_of, components, draw
+from mil_zoo.report.figures.pareto import draw as draw_pareto
 from mil_zoo.report.figures.pareto import frontier
 from mil_zoo.report.figures.registry import draw_figures
 from mil_zoo.report.load import Results
@@ -138,6 +139,8 @@ def test_the_figures_of_a_tuned_run(tuned):
     drawn = draw_figures(Results.load(tuned), ["budget", "pareto", "embeddings"])
     assert [drawing.name for drawing in drawn] == ["budget", "embeddings", "embeddings-site", "pareto"]
     assert all(drawing.png.startswith(b"\x89PNG") for drawing in drawn)
+    (legend,) = draw_pareto(Results.load(tuned))["pareto"].legends
+    assert {(line.get_marker(), line.get_linestyle()) for line in legend.get_lines()} == {("o", "None")}, "dots"
 
 
 def test_many_sites_are_a_few_colours_and_grey(tuned):

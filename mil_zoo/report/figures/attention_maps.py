@@ -17,32 +17,29 @@ from matplotlib.figure import Figure, SubFigure
 
 from mil_zoo.errors import InputError
 from mil_zoo.report.figures.look import WIDTH, grid_shape, plain, title, wrapped
-from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.figures.registry import Captioned, register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.names import file_stem
+from mil_zoo.report.tables.text import short
 
 COLUMNS = 4
 SPAN = 100.0  # colours end at a hundredth and a hundred times uniform attention: one scale for all slides and runs
+FLAT = 1.5  # attention within this factor of uniform cannot be told from it by eye
 TRUTH = np.array([[0.82, 0.82, 0.82, 1.0], [0.84, 0.37, 0.0, 1.0]])  # negative, positive
 
 
-@register_figure(
-    "attention",
-    place=90,
-    page=80,
-    caption="Where the models look: N times the attention of each patch, on one scale for all slides and runs; blue is "
-    "less and red more than uniform attention. A ring marks the most attended patch.",
-)
-def draw(results: Results) -> dict[str, Figure]:
+@register_figure("attention", place=90, page=80)
+def draw(results: Results) -> dict[str, Captioned]:
     """``figure4`` and ``attention-<slide>``: truth and a map an aggregator, on the patch grid.
 
     Figure 4 of the SRMIL paper is the map of a negative slide; here a positive one stands below it.
 
     The trials are those of one fold, the first that most aggregators with attention finished, so that all maps are of
     one test slide. Colour is N x attention, on one logarithmic scale centred on 1, which is uniform attention; a ring
-    marks the most attended patch and the title gives its attention. Patches without a size (nuclei) are dots. The
-    slides are those of ``results.slides``; by default one negative slide of median size, and one positive slide,
-    predicted rightly by as many aggregators as any is and of median positive share.
+    marks the most attended patch, and the title gives its attention, and says where all are nearly alike. Patches
+    without a size (nuclei) are dots. The slides are those of ``results.slides``; by default one negative slide of
+    median size, and one positive slide, predicted rightly by as many aggregators as any is and of median positive
+    share.
 
     Raises:
         InputError: a slide that is in no test set, or has coordinates in no trial.
@@ -55,8 +52,21 @@ def draw(results: Results) -> dict[str, Figure]:
     else:
         figures = [(slide, _fold_of(results, slide, folds)) for slide in results.slides]
     maps = {slide: _read(results, slide, trials) for slide, trials in figures}
-    drawn = {"figure4": _figure(results, maps)} if maps else {}
-    return drawn | {f"attention-{file_stem(slide)}": _figure(results, {slide: part}) for slide, part in maps.items()}
+    drawn = {
+        f"attention-{file_stem(slide)}": Captioned(
+            _figure(results, {slide: part}), f"Where the models look on slide {slide}. {_CAPTION}"
+        )
+        for slide, part in maps.items()
+    }
+    if not maps:
+        return {}
+    return {"figure4": Captioned(_figure(results, maps), f"Where the models look. {_CAPTION}", on_page=False)} | drawn
+
+
+_CAPTION = (
+    "N times the attention of each patch, on one scale for all slides and runs: blue is less and red more than uniform "
+    "attention, grey about as much. A ring marks the most attended patch."
+)
 
 
 def _folds(results: Results) -> list[dict[str, str]]:
@@ -107,6 +117,11 @@ def _typical_slides(results: Results, trials: dict[str, str]) -> list[str]:
 def _placed(facts: dict[str, Any]) -> bool:
     """Whether a trial stored where the instances of a slide lie; embeddings of slides lie nowhere."""
     return "coords" in facts["arrays"]
+
+
+def nearly_uniform(relative: np.ndarray) -> bool:
+    """Whether N times the attention of all patches lies within a factor of ``FLAT`` of 1, where maps are grey."""
+    return bool(relative.max() < FLAT and relative.min() > 1 / FLAT)
 
 
 def _read(results: Results, slide: str, trials: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -173,7 +188,7 @@ def _height(maps: dict[str, dict[str, Any]]) -> float:
     side = float(first["patch_size"])
     width, height = np.ptp(first["coords"], axis=0) + (0 if np.isnan(side) else side)
     panel = min((WIDTH - 0.6) / columns, 2.4)
-    return rows * (panel * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.4 + 0.14 * lines) + 0.3
+    return rows * (panel * float(np.clip(height / max(width, 1), 0.4, 1.8)) + 0.54 + 0.14 * lines) + 0.3
 
 
 def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[str]) -> None:
@@ -191,7 +206,9 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
         top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
         axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
         predicted = plain(textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24))
-        axes.set_title(f"{wrapped(label, 24)}: max {part['attention'].max():.2g}\n{predicted}")
+        highest = f"max {part['attention'].max():.2g}, {short(relative.max())} x uniform"
+        flat = ": nearly uniform" * nearly_uniform(relative)
+        axes.set_title(f"{wrapped(label, 24)}{flat}\n{highest}\n{predicted}")
     for axes in panels[labelled + len(maps) :]:
         axes.set_axis_off()
     block.colorbar(

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mil_zoo.metrics import Metric, inside
-from mil_zoo.report.figures.look import WIDTH, band, carried, colours_of, legend, level, line, title
-from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.figures.look import MARKED, WIDTH, band, carried, colours_of, legend, level, line, title, widths
+from mil_zoo.report.figures.registry import Captioned, register_figure
 from mil_zoo.report.figures.series import Series, attended, band_note, majority, without_attention
 from mil_zoo.report.load import Results
 from mil_zoo.report.names import file_stem
@@ -35,19 +35,21 @@ POSITIVES: dict[str, tuple[str, Any]] = {
     "instance labels, how many of the most attended instances are positive; and on the test slides, how large the "
     "largest attention is.",
 )
-def draw(results: Results) -> dict[str, Figure]:
+def draw(results: Results) -> dict[str, Figure | Captioned]:
     """``figure3`` of all aggregators with attention, and ``figure3-<aggregator>`` of each."""
     shown = attended(results)
     if not shown:
         return {}
-    figures = {"figure3": _figure(results, shown, without_attention(results))}
+    figures: dict[str, Figure | Captioned] = {"figure3": _figure(results, shown, without_attention(results))}
     for label, series in shown.items():
-        figures[f"figure3-{file_stem(label, '@=,')}"] = _figure(results, {label: series}, "")
+        alone = Captioned(_figure(results, {label: series}, ""), f"As figure3, of {label} alone.", len(shown) > 1)
+        figures[f"figure3-{file_stem(label, '@=,')}"] = alone
     return figures
 
 
 def _figure(results: Results, shown: dict[str, Series], note: str) -> Figure:
     colours, labelled = colours_of(results), any(_labelled(part) for part in shown.values())
+    width = widths(list(shown))
     figure = Figure(figsize=(WIDTH, 6.4 if labelled else 3.4), layout="constrained")
     if labelled:
         halves = figure.add_gridspec(2, 1)
@@ -64,13 +66,13 @@ def _figure(results: Results, shown: dict[str, Series], note: str) -> Figure:
         accuracy, high, maxima = figure.subplots(1, 3)
     for label, part in shown.items():
         colour = colours[label]
-        band(accuracy, part.epochs, f"train_{results.metrics[0].name}", colour)
+        band(accuracy, part.epochs, f"train_{results.metrics[0].name}", colour, width[label])
         shares = part.attention[part.attention["name"] == "high_count"]
         if len(shares):
-            band(high, shares.assign(share=shares["sum"] / shares["count"]), "share", colour)
+            band(high, shares.assign(share=shares["sum"] / shares["count"]), "share", colour, width[label])
         if labelled:
-            _positives(positives, counted, part.attention, colour)
-        _shares(maxima, part.large["max_attention"], colour)
+            _positives(positives, counted, part.attention, colour, width[label])
+        _shares(maxima, part.large["max_attention"], colour, width[label])
     _dress(accuracy, high, maxima, results.metrics[0], labelled)
     share = majority(results)
     if share is not None and results.metrics[0].name == "accuracy":
@@ -102,7 +104,7 @@ def _tiny_note(shown: dict[str, Series], labelled: bool) -> str:
     )
 
 
-def _positives(positives: Axes, counted: Axes, rows: pd.DataFrame, colour: Any) -> None:
+def _positives(positives: Axes, counted: Axes, rows: pd.DataFrame, colour: Any, width: float) -> None:
     """Panel (c) of one aggregator: means over the positive slides of all trials, and how many slides the third has."""
     table = carried(rows).pivot_table(index="epoch", columns="name", values=["sum", "count"], aggfunc="sum")
     sums, counts = table["sum"], table["count"]
@@ -113,18 +115,18 @@ def _positives(positives: Axes, counted: Axes, rows: pd.DataFrame, colour: Any) 
     for name, (_, style) in POSITIVES.items():
         if name in sums:
             # The third may exist at scattered epochs only, where a line alone would not be seen.
-            dotted = name == "high_positive" or len(table) == 1
+            marked = name == "high_positive" or len(table) <= MARKED
             positives.plot(
-                sums[name] / counts[name], color=colour, linestyle=style, marker="." if dotted else None, markersize=4
+                sums[name] / counts[name], color=colour, linestyle=style, marker="." if marked else None, markersize=4
             )
-    line(counted, counts["high_positive"].fillna(0) / counts["top1_positive"], color=colour, linewidth=0.9)
+    line(counted, counts["high_positive"].fillna(0) / counts["top1_positive"], colour, width)
 
 
-def _shares(axes: Axes, values: pd.Series, colour: Any) -> None:
+def _shares(axes: Axes, values: pd.Series, colour: Any, width: float) -> None:
     """The share of values at or below each."""
     x = np.sort(values.to_numpy())
     axes.plot(
-        np.append(-np.inf, x), np.arange(len(x) + 1) / len(x), color=colour, linewidth=1.4, drawstyle="steps-post"
+        np.append(-np.inf, x), np.arange(len(x) + 1) / len(x), color=colour, linewidth=width, drawstyle="steps-post"
     )
 
 
@@ -145,7 +147,9 @@ def _dress(accuracy: Axes, high: Axes, maxima: Axes, metric: Metric, labelled: b
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for value in (0.1, 0.5):
         maxima.axvline(value, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-        maxima.text(value, 1.03, f"{value:g} ", ha="right", va="top", fontsize=6.5, color="0.35")
+        above = maxima.get_xaxis_transform()  # of the panel: within it the curves run
+        maxima.text(value, 1.01, f"{value:g}", transform=above, ha="center", va="bottom", fontsize=6.5, color="0.35")
+    maxima.set_title(maxima.get_title(), pad=13)
     maxima.set_xlim(min(maxima.get_xlim()[0], 1e-3), 1.15)
 
 

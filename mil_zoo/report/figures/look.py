@@ -50,6 +50,7 @@ _COLOURS = (
 )  # fmt: skip
 
 
+MARKED = 25  # values of a curve; more marks would be a band
 FEW = 5  # trials: fewer are drawn one by one, since a band would look like knowledge of many
 
 
@@ -117,19 +118,35 @@ def below(figure: Figure, handles: Sequence[Line2D], note: str, columns: int) ->
         figure.supxlabel(note, fontsize=7)
 
 
-def legend(figure: Figure, colours: dict[str, Any], note: str) -> None:
-    """The legend of several aggregators under the panels, with the note; of one the note alone."""
-    lines = [Line2D([], [], color=colour, label=plain(label)) for label, colour in colours.items()]
+def legend(figure: Figure, colours: dict[str, Any], note: str, points: bool = False) -> None:
+    """The legend of several aggregators under the panels, with the note; of one the note alone.
+
+    Args:
+        figure: with its panels.
+        colours: of the aggregators.
+        note: below the panels.
+        points: whether the panels show points and no lines.
+    """
+    style: dict[str, Any] = {"marker": "o", "markersize": 5, "linestyle": "none"} if points else {}
+    lines = [Line2D([], [], color=colour, label=plain(label), **style) for label, colour in colours.items()]
     lines = lines if len(lines) > 1 else []
     below(figure, lines, note, min(len(lines), 4 if len(lines) in (7, 8) else 5))
 
 
-def line(axes: Axes, curve: Any, **style: Any) -> None:
-    """A curve over its index; one of a single epoch has no length and needs a point to be seen."""
-    axes.plot(curve, marker="o" if len(curve) == 1 else None, markersize=4, **style)
+def widths(labels: Sequence[str]) -> dict[str, float]:
+    """A width of line for every aggregator, the first one's the largest: each is seen around those that cover it."""
+    narrow = STYLE["lines.linewidth"]
+    return dict(zip(labels, np.linspace(narrow + 0.8 * min(len(labels) - 1, 3), narrow, len(labels)), strict=True))
 
 
-def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
+def line(axes: Axes, curve: Any, colour: Any, width: float) -> None:
+    """A curve over its index, with a mark at each value where these are few: between them nothing was measured."""
+    axes.plot(
+        curve, color=colour, linewidth=width, marker="o" if len(curve) <= MARKED else None, markersize=2.4 * width
+    )
+
+
+def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any, width: float) -> None:
     """A column of ``table`` over its epochs: the mean of the trials, with a band from the smallest to the largest.
 
     Fewer than ``FEW`` trials are thin lines of their own instead of the band. See :func:`carried` for trials that
@@ -144,7 +161,7 @@ def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any) -> None:
             axes.plot(part.groupby("epoch")[column].mean(), color=colour, linewidth=0.6, alpha=0.5)
     elif trials > 1:
         axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
-    line(axes, mean, color=colour)
+    line(axes, mean, colour, width)
 
 
 def carried(table: pd.DataFrame) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def draw(results: Results) -> dict[str, Figure]:
     timed = set(known.get("inference_ms", table)["aggregator"])
     if unmeasured := [label for label in table["aggregator"] if label not in timed]:
         note += f" Without the time of a prediction: {', '.join(unmeasured)}."
-    legend(figure, {label: colours[label] for label in table["aggregator"]}, note)
+    legend(figure, {label: colours[label] for label in table["aggregator"]}, note, points=True)
     figure.suptitle(title(results, f"{inside(lead.title)} against cost"))
     return {"pareto": figure}
 

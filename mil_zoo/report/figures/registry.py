@@ -25,10 +25,27 @@ from mil_zoo.report.names import file_stem
 
 _LOG = logging.getLogger("mil_zoo")
 
-Draw = Callable[[Results], Mapping[str, Figure]]
 
 MOST_POINTS = 20_000  # of a figure that is written as SVG too
 QUOTED = "@=,%"  # stay in the names of files: a kind of figure may have quoted its parts already
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A figure with a caption of its own.
+
+    Attributes:
+        figure: what was drawn.
+        caption: what its numbers are.
+        on_page: whether the page shows it; not where its panels stand there one by one.
+    """
+
+    figure: Figure
+    caption: str
+    on_page: bool = True
+
+
+Draw = Callable[[Results], Mapping[str, Figure | Captioned]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,8 @@ class FigureKind:
 
     Attributes:
         name: its key, and what a task names it by.
-        draw: makes the figures of a run by file name, without the ending; {} where the results do not allow it.
+        draw: makes the figures of a run by file name, without the ending, those that need another caption than the
+            kind's as :class:`Captioned`; {} where the results do not allow it.
         task: whether only tasks that name it have it (a ROC curve needs class probabilities).
         place: where it stands in the list of files, smallest first.
         page: where it stands on the page.
@@ -62,6 +80,7 @@ class Drawing:
         svg: those of the SVG file beside it; None of a figure of many points.
         page: where it stands on the page, smallest first.
         caption: what its numbers are; "" where nobody said.
+        on_page: whether the page shows it.
     """
 
     path: Path
@@ -69,6 +88,7 @@ class Drawing:
     svg: bytes | None
     page: float
     caption: str = ""
+    on_page: bool = True
 
     @property
     def name(self) -> str:
@@ -129,19 +149,22 @@ def draw_figures(results: Results, names: list[str] | None = None) -> list[Drawi
         if kind.task and kind.name not in results.task.figures:
             continue
         with drawing():
-            for stem, figure in _drawn(kind, results).items():
+            for stem, drawn in _drawn(kind, results).items():
                 path = results.path / "figures" / f"{file_stem(stem, QUOTED)}.png"
-                png, svg = save(figure, path)
-                drawings.append(Drawing(path, png, svg, kind.page, kind.caption))
+                png, svg = save(drawn.figure, path)
+                drawings.append(Drawing(path, png, svg, kind.page, drawn.caption, drawn.on_page))
     return drawings
 
 
-def _drawn(kind: FigureKind, results: Results) -> Mapping[str, Figure]:
+def _drawn(kind: FigureKind, results: Results) -> dict[str, Captioned]:
     """The figures of a kind; none where drawing them fails, which the log says."""
     try:
-        figures = dict(kind.draw(results))
-        if odd := next((what for what in figures.items() if not isinstance(what[1], Figure)), None):
-            raise TypeError(f"{odd[0]!r} is of the type {type(odd[1]).__name__} and no matplotlib Figure")
+        figures = {
+            name: what if isinstance(what, Captioned) else Captioned(what, kind.caption)
+            for name, what in dict(kind.draw(results)).items()
+        }
+        if odd := next((what for what in figures.items() if not isinstance(what[1].figure, Figure)), None):
+            raise TypeError(f"{odd[0]!r} is of the type {type(odd[1].figure).__name__} and no matplotlib Figure")
     except InputError:  # what the user asked for cannot be drawn
         raise
     except Exception as error:  # whatever the code of a plugin raises

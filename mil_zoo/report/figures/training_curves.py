@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mil_zoo.metrics import inside
-from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, title
+from mil_zoo.report.figures.look import WIDTH, band, colours_of, legend, level, title, widths
 from mil_zoo.report.figures.registry import register_figure
 from mil_zoo.report.figures.series import band_note, majority, trained
 from mil_zoo.report.load import Results
@@ -22,6 +22,7 @@ from mil_zoo.report.load import Results
 def draw(results: Results) -> dict[str, Figure]:
     """``training``: the training loss, and of each headline metric its course on the validation slides."""
     shown, colours = trained(results), colours_of(results)
+    width = widths(list(shown))
     if not shown:
         return {}
     names = {f"val_{metric.name}": f"validation {inside(metric.title)}" for metric in reversed(results.headline)}
@@ -37,7 +38,7 @@ def draw(results: Results) -> dict[str, Figure]:
     for axes, (name, ylabel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, part in shown.items():
             if name in part.epochs:  # a pretraining without labels is not validated
-                band(axes, part.epochs, name, colours[label])
+                band(axes, part.epochs, name, colours[label], width[label])
         axes.set(title=ylabel, xlabel="epoch")
         if name in chance and axes.lines:
             level(axes, *chance[name])

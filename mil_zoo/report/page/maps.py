@@ -15,6 +15,7 @@ import numpy as np
 
 from mil_zoo.errors import InputError
 from mil_zoo.files import refuse_pipe
+from mil_zoo.report.figures.attention_maps import nearly_uniform
 from mil_zoo.report.load import Results
 
 MAPS_MIB = 24.0  # of attention maps in a page: what a browser opens at once
@@ -99,7 +100,8 @@ def _pack(results: Results, slide: str, trials: Mapping[str, str]) -> tuple[dict
         coords, side, truth = coords.astype(np.float64), facts["patch_size"], facts["label"]
         labels = results.attention.read(trial, slide, "instance_labels")
         relative = len(coords) * np.asarray(results.attention.read(trial, slide, "attention"), dtype=np.float64)
-        layers.append({"name": f"{label} ({trial})", "colours": "attention"})
+        flat = ", nearly uniform" * nearly_uniform(relative)
+        layers.append({"name": f"{label}{flat} ({trial})", "colours": "attention"})
         # 1/100 to 100 times uniform in 255 logarithmic steps
         values.append(np.rint(255 * (np.log10(np.clip(relative, 1e-2, 1e2)) + 2) / 4).astype(np.uint8))
     if coords is None:

@@ -26,6 +26,7 @@ from mil_zoo.report.tables.text import KINDS, one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
 PROSE = 60  # letters of a cell, from which on a column holds sentences
+WIDE = 1.5  # width over height of a figure, from which on it has a row of the page for itself
 SMALL = 150 * 1024  # bytes of an SVG that the page takes instead of the PNG
 ATTENTION, REST = 70, 100  # places of figures: those from the first to the second are about attention
 _PART = {"skew": "attention", "explanations": "attention", "cost": "costs", "reporting": "costs"}  # of documents
@@ -130,7 +131,7 @@ def _environment() -> jinja2.Environment:
 def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, dict[str, Any]]:
     """Tables and figures of the page's parts: scores first, then attention, then what is beside the point.
 
-    A sentence that belongs under several tables stands under the first of them only, a caption likewise.
+    A sentence that belongs under several tables stands under the first of them only.
     """
     said: set[str] = set()
     parts: dict[str, dict[str, Any]] = {
@@ -151,10 +152,10 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
             said.update(below)
         of["documents"].append({"title": document.title, "tables": tables})
     for drawing in sorted(drawings, key=lambda each: (each.page, each.name)):
-        of = parts["attention" if ATTENTION <= drawing.page < REST else "scores"]
-        caption = "" if drawing.caption in said else drawing.caption
-        said.add(drawing.caption)
-        of["figures"].append({"name": drawing.name, "caption": caption, "data": _image(drawing)})
+        if drawing.on_page:
+            of = parts["attention" if ATTENTION <= drawing.page < REST else "scores"]
+            shown = {"name": drawing.name, "caption": drawing.caption, "data": _image(drawing), "wide": _wide(drawing)}
+            of["figures"].append(shown)
     return parts
 
 
@@ -166,6 +167,12 @@ def _grid(table: Table) -> dict[str, Any]:
         kinds = ["text"] * (i > 0 and not number) + ["prose"] * (length > PROSE and not number)
         looks.append(Markup(f' class="{" ".join(kinds)}"' if kinds else ""))
     return {"header": table.header, "rows": table.html(), "looks": looks}
+
+
+def _wide(drawing: Drawing) -> bool:
+    """Whether a figure is so wide that it takes the whole width of the page."""
+    width, height = (int.from_bytes(drawing.png[at : at + 4], "big") for at in (16, 20))  # the header of a PNG
+    return width > WIDE * height
 
 
 def _image(drawing: Drawing) -> str:

@@ -285,7 +285,7 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
         ("Digests of the data", digests),
         ("Plugins", ", ".join(config.plugins) if config.plugins else "none"),
         ("Cost", cost if hours > 0 and np.isfinite(hours) else ""),
-        ("Machine", ""),
+        ("Machine", " and ".join(dict.fromkeys(trial.machine for trial in results.trials if trial.machine))),
         ("Every setting", "config.yaml of the run"),
         ("Where code and data can be had", ""),
     ]
