@@ -13,7 +13,7 @@ import pandas as pd
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import Slide
 from mil_zoo.data.card import DataCard
-from mil_zoo.data.dataset import targets_of_patients
+from mil_zoo.data.dataset import of_cohort, targets_of_patients
 from mil_zoo.data.judge import Finding, judge_counts, judge_labels, judge_rows, judge_splits
 from mil_zoo.data.judge_annotations import (
     Looked,
@@ -234,7 +234,7 @@ def _judge_targets(table: pd.DataFrame, card: DataCard, where: Path | str) -> tu
         if not stated.any():
             return "", [Finding("error", f"{where}: no slide states a target; fill the columns in")]
         of_patients = targets_of_patients(table[stated].reset_index(drop=True), targets[stated], task, where)
-        facts = " ".join(task.of_cohort(of_patients).facts(of_patients))
+        facts = " ".join(of_cohort(task, of_patients, where).facts(of_patients))
     except InputError as error:
         return "", [Finding("error", str(error))]
     slides = tuple(table["slide_id"][~stated])

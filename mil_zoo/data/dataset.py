@@ -153,7 +153,7 @@ def _open(source: DatasetSource, tested: bool = False) -> Dataset:
         raise InputError(f"{where}: no slide has all of {', '.join(card.columns_of(header))}; fill them in")
     table, targets = table[stated].reset_index(drop=True), targets[stated]
     of_patients = targets_of_patients(table, targets, task, where)
-    task = task.of_cohort(of_patients)
+    task = of_cohort(task, of_patients, where)
     events = int(of_patients[:, -1].sum()) if task.target_columns[-1] == "event" else None
     counts = judge_counts(table, card, events)
     raise_errors(counts)
@@ -217,6 +217,14 @@ def targets_of_patients(
             f"slide {table['slide_id'][row]!r} (patients of several: {patients[torn].nunique()}); a patient has one"
         )
     return np.asarray(targets[first.to_numpy()])
+
+
+def of_cohort(task: Task, of_patients: npt.NDArray[np.float64], where: Path | str) -> Task:
+    """The task as the targets of its patients settle it; an ``InputError`` names where they stand."""
+    try:
+        return task.of_cohort(of_patients)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _left_out(table: pd.DataFrame, task: Task) -> list[tuple[str, str, str]]:

@@ -79,8 +79,16 @@ BAD = {
         "they look like times",
         "with --time",
     ),
-    "nobody had the event": (changed("event", "0", slice(None)), "no patient had the event (event)", "what 1 means"),
-    "all had the event": (changed("event", "1", slice(None)), "every patient had the event (event)", "what 1 means"),
+    "nobody had the event": (
+        changed("event", "0", slice(None)),
+        "table.csv: no patient had the event (event)",
+        "what 1 means",
+    ),
+    "all had the event": (
+        changed("event", "1", slice(None)),
+        "table.csv: every patient had the event (event)",
+        "what 1 means",
+    ),
     "one event": (
         lambda table: changed("event", "1")(table.assign(event="0")),
         "has 0 events and no comparable pair of patients",

@@ -226,9 +226,11 @@ def test_labels_of_another_cohort_that_do_not_fit_say_what_to_do(cohort, elsewhe
     pd.read_csv(elsewhere / "labels.csv").rename(columns={"os_months": "time_months"}).to_csv(tmp_path / "found.csv")
     where = ("--dataset", cohort / "bags.npz", "--labels", cohort / "labels.csv")
     other = ("--models", "mean", "--test-on", elsewhere / "bags.npz", "--out", tmp_path / "run")
+    pd.read_csv(elsewhere / "labels.csv").assign(censorship=1).to_csv(tmp_path / "alive.csv")
     elsewise = "rename this table's, since --test-on reads columns of the same names from both label tables"
     for arguments, messages in {
         (*where, *other, *OUTCOME): ("no labels.csv; pass --test-labels", "slide_id, os_months and censorship"),
+        (*where, *other, *OUTCOME, "--test-labels", tmp_path / "alive.csv"): ("alive.csv: no patient had the event",),
         (*where, *other, *OUTCOME, "--test-labels", tmp_path / "dfs.csv"): ("dfs.csv: ", "'os_months'", elsewise),
         (*where, *other, "--time", "dfs_months", *OUTCOME[2:], "--test-labels", tmp_path / "dfs.csv"): (
             f"{cohort / 'labels.csv'}: ",
