@@ -65,20 +65,20 @@ def _data(fitted: Fitted) -> list[str]:
 
 
 def _scores(fitted: Fitted) -> str:
-    val, test = fitted.facts.val_scores, fitted.facts.test_scores
-    titles = {metric.name: metric.title for metric in fitted.task.metrics}
-    names = list(dict.fromkeys([*test, *val]))
-    if not names:
+    facts = fitted.facts
+    scored = {"validation slides": facts.val_scores, "test slides": facts.test_scores}
+    known = {part: scores for part, scores in scored.items() if scores}
+    if not known:
         return "No score was recorded."
-    rows = [
-        f"| {escape_markdown(titles.get(name, name))} | {_number(val.get(name))} | {_number(test.get(name))} |"
-        for name in names
-    ]
-    table = "\n".join(["| metric | validation slides | test slides |", "|---|---:|---:|", *rows])
-    below = "The checkpoint was chosen by the validation slides, so their scores are too good."
-    if not test:
-        below += " No test slides were scored."
-    return f"{table}\n\n{below}"
+    titles = {metric.name: metric.title for metric in fitted.task.metrics}
+    rows = [["metric", *known], ["---", *["---:"] * len(known)]]
+    for name in dict.fromkeys([*facts.test_scores, *facts.val_scores]):
+        rows.append([escape_markdown(titles.get(name, name)), *(_number(part.get(name)) for part in known.values())])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    chosen = "The checkpoint was chosen by the validation slides, so their scores are too good."
+    below = [chosen] * bool(facts.val_scores)
+    below += ["No test slides were scored."] * (not facts.test_scores)
+    return f"{table}\n\n{' '.join(below)}"
 
 
 def _number(value: float | None) -> str:

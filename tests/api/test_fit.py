@@ -273,6 +273,9 @@ def test_a_saved_aggregator_predicts_the_same(tmp_path, fitted, bags):
     assert "# abmil on Shifted" in card
     assert "Trained on 12 slides; the checkpoint was chosen on 6 others" in card
     assert "no medical device" in card
+    assert "| metric | validation slides |\n| --- | ---: |\n" in card, "no test slide was scored: said once"
+    assert card.count("No test slides were scored.") == 1
+    assert "undefined" not in card
     loaded.save(tmp_path / "model")  # over itself, and again the same
     assert (tmp_path / "model" / "config.json").read_bytes() == json.dumps(
         json.loads((tmp_path / "model" / "config.json").read_text()), indent=1
@@ -347,7 +350,9 @@ def test_a_trial_of_a_run_is_exported(tmp_path, bag_table, run_cli):
     np.testing.assert_array_equal(loaded.predict([bag])[0].probabilities, expected.probabilities)
     assert loaded.standardiser is not None
     assert loaded.facts.test_scores
-    assert "| AUC |" in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| AUC |" in card
+    assert "| metric | validation slides | test slides |" in card
     again = ("export", tmp_path / "run", "--model", "mean")
     assert run_cli(*again, "--out", tmp_path / "model")[0] == 0  # the same once more
     other = next(name for name in ("mean-r0-f0-s0", "mean-r0-f1-s0") if name != trial)
