@@ -281,10 +281,11 @@ def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def converted(self: Aggregator, batch: BagBatch, *args: Any, **kwargs: Any) -> Any:
-        floating = [p.dtype for p in self.parameters() if p.is_floating_point()]
-        dtype = floating[0] if floating else batch.features.dtype
-        if batch.features.dtype != dtype:
-            batch = replace(batch, features=batch.features.to(dtype))
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                if batch.features.dtype != parameter.dtype:
+                    batch = replace(batch, features=batch.features.to(parameter.dtype))
+                break  # the rest are of one type with the first
         return method(self, batch, *args, **kwargs)
 
     return converted

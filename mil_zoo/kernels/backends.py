@@ -97,6 +97,8 @@ _CHECKS: dict[str, Callable[[], str | None]] = {
     "triton": _triton,
 }
 
+FEW = 2**19  # multiplications, some 50 us: what the kernels of an op over bags take to be called, forward and backward
+
 # What "auto" prefers on each kind of device, best first. DGL's own wheels hold no CUDA code.
 _PREFERENCE = {"cpu": ("numba", "dgl", "reference"), "cuda": ("triton", "reference")}
 _CPU_ONLY = ("onednn", "dgl", "numba")
@@ -171,6 +173,14 @@ def choose_backend(
     if unfit := _unfit(requested, op, device, dtype):
         raise InputError(unfit)
     return requested
+
+
+def is_small_bag(values: torch.Tensor, offsets: torch.Tensor, multiplications: int) -> bool:
+    """Says whether a batch is one bag of so few numbers that PyTorch's operations end before a kernel was called.
+
+    Of half precision it is not: the kernels compute in float32.
+    """
+    return len(offsets) == 2 and multiplications < FEW and values.dtype.itemsize >= 4
 
 
 def _unfit(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:

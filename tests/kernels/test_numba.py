@@ -278,3 +278,6 @@ def test_gradients_of_nearly_flat_attention_keep_their_digits():
 
     expected = gradient(torch.float64, "reference")
     assert (gradient(torch.float32, "numba") - expected).abs().max() < 1e-4 * expected.abs().max()
+    offsets = torch.tensor([0, 40])  # one bag, and so PyTorch's operations
+    expected = gradient(torch.float64, "reference")
+    assert (gradient(torch.float32, "auto") - expected).abs().max() < 1e-4 * expected.abs().max()

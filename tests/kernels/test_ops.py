@@ -17,6 +17,8 @@ from mil_zoo.kernels import (
     segment_reduce,
 )
 from mil_zoo.kernels.dropout import dropout_scale
+from mil_zoo.kernels.ops.segment_attention_pool import one_bag as pool_one_bag
+from mil_zoo.kernels.ops.segment_reduce import one_bag as reduce_one_bag
 
 BACKENDS = ["reference", pytest.param("dgl", marks=needs_dgl), "numba"]
 REDUCE_BACKENDS = ["reference", "numba"]
@@ -189,6 +191,40 @@ def test_segment_attention_pool_equals_a_loop_over_bags():
         weights = scores[start:end].softmax(0)
         torch.testing.assert_close(attention[start:end], weights)
         torch.testing.assert_close(pooled[bag], weights.T @ values[start:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_bag_of_few_numbers_takes_pytorchs_operations(dtype, monkeypatch):
+    taken = []
+    for module in (pool_one_bag, reduce_one_bag):
+        forward = module.forward
+        monkeypatch.setattr(module, "forward", lambda *a, f=forward: (taken.append(f), f(*a))[1])
+
+    def run(backend, dtype, shared, n=100, width=5):
+        values = draw(*((n, width) if shared else (n, 3, width)), seed=1, dtype=dtype)
+        scores, offsets = draw(n, 3, seed=0, dtype=dtype), torch.tensor([0, n])
+
+        def outputs(scores, values):
+            dropped = scores.index_fill(1, torch.tensor([2]), -torch.inf)  # no instance of the last branch is left
+            yield from segment_attention_pool(dropped, values, offsets, backend=backend)
+            for reduce in ("sum", "mean", "max", "logsumexp"):
+                yield segment_reduce(scores, offsets, reduce, backend=backend)
+
+        return outputs_and_gradients(outputs, [scores, values])
+
+    for shared in (True, False):
+        expected = run("reference", torch.float64, shared)
+        assert_close(run("numba", dtype, shared), expected, dtype)
+        assert not taken
+        assert_close(run("auto", dtype, shared), expected, dtype)
+        assert len(taken) == 5
+        taken.clear()
+    nan = torch.tensor([[1.0], [torch.nan], [2.0]], dtype=dtype)
+    assert segment_reduce(nan, torch.tensor([0, 3]), "max", return_argmax=True)[1].item() == 1
+    assert segment_attention_pool(nan, nan, torch.tensor([0, 3]))[1].isnan().all()
+    taken.clear()
+    run("auto", dtype, True, n=50_000)
+    assert not taken
 
 
 @pytest.mark.parametrize("backend", REDUCE_BACKENDS)

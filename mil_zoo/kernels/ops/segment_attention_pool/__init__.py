@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mil_zoo.kernels.backends import choose_backend, lazy
+from mil_zoo.kernels.backends import choose_backend, is_small_bag, lazy
 from mil_zoo.kernels.checks import check_dropout, check_offsets, check_tensor, in_float32
 from mil_zoo.kernels.draws import draw_seed
-from mil_zoo.kernels.ops.segment_attention_pool import reference
+from mil_zoo.kernels.ops.segment_attention_pool import one_bag, reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
@@ -37,7 +37,8 @@ def segment_attention_pool(
         offsets: integer ``[B + 1]``; bag b is rows ``offsets[b]:offsets[b + 1]``. No bag may be empty.
         dropout_p: rate at which attention weights are dropped.
         seed: of the dropout; None draws one. Row n and column k are keyed by ``n * K + k``.
-        backend: "auto", or one of ``available_backends()``.
+        backend: "auto", or one of ``available_backends()``. On a CPU "auto" takes PyTorch's own operations for one bag
+            of few numbers.
 
     Returns:
         pooled ``[B, K, F]`` and attention ``[N, K]`` before dropout.
@@ -54,6 +55,9 @@ def segment_attention_pool(
     if dropout_p > 0 and seed is None:
         seed = draw_seed()
     name = choose_backend("segment_attention_pool", IMPLEMENTATIONS, backend, scores.device, scores.dtype)
+    multiplications = scores.numel() * values.shape[-1]
+    if backend == "auto" and name == "numba" and dropout_p == 0 and is_small_bag(scores, offsets, multiplications):
+        return one_bag.forward(scores, values)
     pooled, attention = IMPLEMENTATIONS[name](
         scores, values, offsets, dropout_p=dropout_p, seed=0 if seed is None else seed
     )

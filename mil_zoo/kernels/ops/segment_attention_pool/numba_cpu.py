@@ -93,7 +93,8 @@ class _SegmentAttentionPool(torch.autograd.Function):
         )
         _backward(blocks(starts, heads * values.shape[-1]), starts, bag, ctx.dropout, flows)
         product, total = np.add.reduceat(flows.sums, ctx.pieces.first[:-1], axis=1)
-        _centre(blocks(starts, heads), starts, attention_, (product / total)[bag], grad_weights)
+        mean = product / (total + (total == 0))  # no attention where all scores are -inf, and no gradient
+        _centre(blocks(starts, heads), starts, attention_, mean[bag], grad_weights)
         return torch.from_numpy(grad_weights), grad_values, None, None, None
 
 

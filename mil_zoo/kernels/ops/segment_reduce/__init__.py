@@ -7,9 +7,9 @@ from typing import Literal, overload
 from torch import Tensor
 
 from mil_zoo.errors import InputError
-from mil_zoo.kernels.backends import choose_backend, lazy
+from mil_zoo.kernels.backends import choose_backend, is_small_bag, lazy
 from mil_zoo.kernels.checks import check_offsets, check_tensor, in_float32
-from mil_zoo.kernels.ops.segment_reduce import reference
+from mil_zoo.kernels.ops.segment_reduce import one_bag, reference
 
 IMPLEMENTATIONS = {
     "reference": reference.forward,
@@ -49,7 +49,8 @@ def segment_reduce(
         offsets: integer ``[B + 1]``; no bag may be empty.
         reduce: the reduction. The gradient of "max" goes to the first instance that attains it (or is NaN).
         return_argmax: with "max", also return which instance attains it.
-        backend: "auto", or one of ``available_backends()``.
+        backend: "auto", or one of ``available_backends()``. On a CPU "auto" takes PyTorch's own operations for one bag
+            of few numbers.
 
     Returns:
         ``[B, F]``; with ``return_argmax`` also int64 ``[B, F]`` (rows of ``values``).
@@ -64,5 +65,8 @@ def segment_reduce(
     if return_argmax and reduce != "max":
         raise InputError(f"return_argmax needs reduce='max', not {reduce!r}")
     name = choose_backend("segment_reduce", IMPLEMENTATIONS, backend, values.device, values.dtype)
-    reduced, argmax = IMPLEMENTATIONS[name](values, offsets, reduce)
+    if backend == "auto" and name == "numba" and is_small_bag(values, offsets, 4 * values.numel()):
+        reduced, argmax = one_bag.forward(values, reduce)
+    else:
+        reduced, argmax = IMPLEMENTATIONS[name](values, offsets, reduce)
     return (reduced, argmax) if return_argmax else reduced
