@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
-def forward(scores, values):
+def forward(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """See ``segment_attention_pool``, without dropout."""
     attention = torch._safe_softmax(scores, 0)  # 0, and not NaN, where all scores are -inf
     if not scores.requires_grad:
@@ -17,6 +18,6 @@ def forward(scores, values):
     return pooled[None], attention
 
 
-def _sums(attention, values):
+def _sums(attention: Tensor, values: Tensor) -> Tensor:
     """``[K, F]``: sums of values ``[N, F]`` or ``[N, K, F]`` by the weights ``[N, K]``."""
     return attention.T @ values if values.ndim == 2 else torch.einsum("nk,nkf->kf", attention, values)

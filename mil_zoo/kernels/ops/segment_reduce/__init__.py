@@ -65,8 +65,8 @@ def segment_reduce(
     if return_argmax and reduce != "max":
         raise InputError(f"return_argmax needs reduce='max', not {reduce!r}")
     name = choose_backend("segment_reduce", IMPLEMENTATIONS, backend, values.device, values.dtype)
+    implementation = IMPLEMENTATIONS[name]
     if backend == "auto" and name == "numba" and is_small_bag(values, offsets, 4 * values.numel()):
-        reduced, argmax = one_bag.forward(values, reduce)
-    else:
-        reduced, argmax = IMPLEMENTATIONS[name](values, offsets, reduce)
+        implementation = one_bag.forward
+    reduced, argmax = implementation(values, offsets, reduce)
     return (reduced, argmax) if return_argmax else reduced

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
-def forward(values, reduce):
+def forward(values: Tensor, offsets: Tensor, reduce: str) -> tuple[Tensor, Tensor | None]:
     """See ``segment_reduce``. Returns reduced ``[1, F]`` and, for "max", argmax ``[1, F]`` (else None)."""
     if reduce == "max":
         argmax = values.detach().max(0, keepdim=True).indices
