@@ -12,7 +12,7 @@ line, to ``rows.jsonl`` of the folder (``benchmarks/results/gpu-<name>``), and a
 - replays: trainings whose steps are replayed as CUDA graphs against the same ones handed over kernel by kernel
 - ops, steps: times beside floors, PyTorch Geometric and plain PyTorch
 - scale: SRMIL on 2 x 10^5 (training) and 10^6 patches (evaluation)
-- epoch, profile, waits: an epoch of ``fit``; where the host spends a step; which steps wait for the device
+- epoch, kernels, profile, waits: an epoch of ``fit``; where the device and the host spend a step; which steps wait
 
 ``--quick`` rehearses every line with tiny sizes, also on a CPU under Triton's interpreter; its numbers mean nothing.
 """
@@ -53,7 +53,8 @@ STAGES: list[dict[str, Step]] = [
     {"replays": Step(120, 8, "replays.run")},
     {"steps": Step(120, 1, "speed.steps")},
     {"epoch": Step(70, 1, "speed.epoch")},
-    {"ops": Step(60, 1, "speed.ops")},
+    {"ops": Step(60, 1, "ops.run")},
+    {"kernels": Step(40, 1, "speed.kernels")},
     {"waits": Step(50, 1, "speed.waits"), "profile": Step(50, 1, "speed.profile")},
     {"scale": Step(45, 1, "scale.run")},
 ]

@@ -57,14 +57,14 @@ def _compile(function, kernel, values, config, capability):
             types[name], aligned[(i,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32"
-    key = f"{arguments.case} {kernel} {types} {constants} {config.num_warps} {capability}"
+    key = f"{arguments.case} {kernel} {types} {constants} {config.num_warps} {config.num_stages} {capability}"
     if key in seen:
         return
     seen.add(key)
     result = triton.compile(
         ASTSource(function, types, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": config.num_warps},
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
     )
     blocks = {name: value for name, value in constants.items() if name.startswith("BLOCK_")}
     row = {
@@ -135,6 +135,7 @@ def run_layer_ops(dtype, everything):
     index[::3] = -1
     for p in (0.3, 0.0) if everything else (0.0,):
         step(lambda *t: backend("dropout_linear")(*t, None, [16, 8], index, token, p, 1, dtype), x, weight)  # noqa: B023
+    step(backend("linear"), *(t.detach().float().requires_grad_() for t in (x, weight)))
 
 
 def run_scan(dtype, everything):

@@ -202,3 +202,20 @@ def serving(replayed: bool) -> Iterator[None]:
 
 def random_inputs(device: torch.device, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
+
+
+def measure(
+    check: Check, what: str, by: str, step: Callable, bytes_: float = 0, operations: float = 0, **more: Any
+) -> None:
+    """Reports a timed step beside its floor: bytes to move and operations to do, at the rates that were measured."""
+    if check.untimed:
+        step()
+        return
+    facts, precision = check.facts(), "bfloat16" if more.get("precision") == "bfloat16" else "float32"
+    spent = timed(step, check.device)
+    seconds = max(
+        bytes_ / facts.get("bytes_per_second", float("inf")),
+        operations / facts.get(f"{precision}_operations_per_second", float("inf")),
+    )
+    floor = {"floor_ms": 1e3 * seconds, "times_the_floor": spent["milliseconds"] / (1e3 * seconds)} if seconds else {}
+    check.report(what, by=by, **spent, **floor, peak_mib=peak_mib(step, check.device), **more)

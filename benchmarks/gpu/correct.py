@@ -13,11 +13,13 @@ from gpu.common import Check
 from mil_zoo.kernels import (
     CSR,
     GlobalKey,
+    dense_attention,
     dropout_linear,
     graph_attention,
     graph_dot_attention,
     graph_softmax_sum,
     graph_sum,
+    linear,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
@@ -35,6 +37,7 @@ class Case(NamedTuple):
     name: str
     shapes: list[tuple[int, ...]]
     function: Callable[..., object]
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
 
 def run(check: Check) -> None:
@@ -42,7 +45,7 @@ def run(check: Check) -> None:
     from kernel_cases import one_config
 
     device = check.device
-    todo = [(case, dtype) for dtype in DTYPES for case in cases(device, check.quick)]
+    todo = [(case, dtype) for dtype in DTYPES for case in cases(device, check.quick) if dtype in case.dtypes]
     for i, (case, dtype) in check.mine(todo):
         precision = str(dtype).removeprefix("torch.")
         with one_config(i):  # a different one from case to case: compiling takes longer than anything else
@@ -208,6 +211,12 @@ def _layer_cases(device: torch.device, quick: bool) -> list[Case]:
             shapes = [(n, dim), (out, dim), (out,)] + [(dim,)] * packed
             name = f"dropout_linear {n} x {dim} to {out}" + ", picked rows and token" * packed
             found.append(Case(name, shapes, partial(_map, options)))
+    for n, dim, out in [(1, 21, 12), (63, 64, 20), *([] if quick else [(1000, 1024, 520), (70_000, 1024, 256)])]:
+        shapes = [(n, dim), (out, dim), (out,)]
+        found.append(Case(f"linear {n} x {dim} to {out}", shapes, _linear, (torch.float32,)))
+    for queries, keys in [(63, 5), *([] if quick else [(10_000, 256), (256, 10_000)])]:
+        shapes = [(8, queries, 64), (8, keys, 64), (8, keys, 64)]
+        found.append(Case(f"dense_attention 8 x {queries} x {keys} x 64", shapes, _attend_all, (torch.float32,)))
     for n, width in [(1, 37), (63, 1), (1000, 37), *([] if quick else [(1000, 256), (70_000, 37)])]:
         for with_residual in (True, False):
             shapes = [(n, width), (width,), (width,), (width,), (1,)] + [(n, width)] * with_residual
@@ -220,6 +229,15 @@ def _layer_cases(device: torch.device, quick: bool) -> list[Case]:
 
 def _map(options: dict, backend: str, x, weight, bias, token=None) -> object:
     return dropout_linear(x, weight, bias, token=token, backend=backend, **options)
+
+
+def _linear(backend: str, x, weight, bias) -> object:
+    return linear(x, weight, bias, backend=backend)
+
+
+def _attend_all(backend: str, q, k, v) -> object:
+    """Of few queries or keys, which "auto" takes from products on a GPU."""
+    return dense_attention(q, k, v, backend="auto" if backend == "triton" else backend)
 
 
 def _norm(backend: str, x, bias, weight, shift, slope, residual=None) -> object:

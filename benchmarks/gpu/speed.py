@@ -1,4 +1,4 @@
-"""Time and memory: ops beside their floors and the best public forms, steps and epochs beside plain PyTorch."""
+"""Time and memory of steps and epochs beside plain PyTorch, and where both the host and the device spend them."""
 
 from __future__ import annotations
 
@@ -15,281 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpu import plain
-from gpu.common import (
-    Check,
-    peak_mib,
-    random_bag,
-    random_batch,
-    random_inputs,
-    serving,
-    synchronise,
-    timed,
-    window_graph,
-)
+from gpu import ops, plain
+from gpu.common import Check, measure, random_bag, random_batch, serving, synchronise
 from mil_zoo import Aggregator, Bag, BagBatch, create_aggregator, list_aggregators
-from mil_zoo.kernels import (
-    dropout_linear,
-    graph_attention,
-    graph_dot_attention,
-    graph_softmax_sum,
-    graph_sum,
-    residual_norm_prelu,
-    seeded_dropout,
-    segment_attention_pool,
-    segment_reduce,
-    selective_scan,
-)
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit
 from mil_zoo.train.replay import Replays
 
-FP32, BF16 = torch.float32, torch.bfloat16
-
-
-def _measure(
-    check: Check, what: str, by: str, step: Callable, bytes_: float = 0, operations: float = 0, **more: Any
-) -> None:
-    """Reports a timed step beside its floor: bytes to move and operations to do, at the rates that were measured."""
-    if check.untimed:
-        step()
-        return
-    facts, precision = check.facts(), "bfloat16" if more.get("precision") == "bfloat16" else "float32"
-    spent = timed(step, check.device)
-    seconds = max(
-        bytes_ / facts.get("bytes_per_second", float("inf")),
-        operations / facts.get(f"{precision}_operations_per_second", float("inf")),
-    )
-    floor = {"floor_ms": 1e3 * seconds, "times_the_floor": spent["milliseconds"] / (1e3 * seconds)} if seconds else {}
-    check.report(what, by=by, **spent, **floor, peak_mib=peak_mib(step, check.device), **more)
-
-
-def _with_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
-    with torch.no_grad():
-        grad = torch.randn_like(function(*inputs))
-    return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
-
-
-def _bytes(function: Callable[..., Tensor], inputs: list[Tensor], *constants: Tensor) -> int:
-    """Read inputs and write outputs once; for backward read the gradient, write those of the inputs."""
-    with torch.no_grad():
-        out = function(*inputs)
-    return 2 * sum(x.nbytes for x in [*inputs, out]) + sum(x.nbytes for x in constants)
+BF16 = torch.bfloat16
 
 
 def compile_all(check: Check) -> None:
     """What ``ops`` and ``steps`` are made of is compiled, so that they need not wait for it."""
     check = replace(check, untimed=True)
-    todo = [(what, function) for what, function in _ops(check) if "pyg" not in what]
+    todo = [(what, function) for what, function in ops.cases(check) if "pyg" not in what]
     todo += [(name, partial(_step, check, name, 100)) for name in STEPS]
     for _, (what, function) in check.mine(todo):
         check.attempt(what, function)
-
-
-def ops(check: Check) -> None:
-    """The ops, forward and backward."""
-    for what, function in _ops(check):
-        check.attempt(what, function)
-
-
-def _ops(check: Check) -> list[tuple[str, Callable[[], None]]]:
-    todo: list[tuple[str, Callable[[], None]]] = []
-    for n in (100,) if check.small else (10_000, 1_000_000):
-        for case in ("triton", "triton, dropout", "triton, bfloat16", "pyg", "reference"):
-            if n > 10_000 and case in ("pyg", "reference"):
-                continue  # tensors of all edges: 25 GB each
-            todo.append((f"graph_attention N={n}", partial(_graph_attention, check, n, case)))
-    for case in ("triton", "reference"):
-        todo.append(("graph_dot_attention", partial(_graph_dot_attention, check, case)))
-    for case in ("triton", "triton, bfloat16", "padded"):
-        todo.append(("segment_attention_pool", partial(_pool, check, case)))
-    for case in ("triton", "torch"):
-        todo.append(("dropout_linear", partial(_dropout_linear, check, case)))
-        todo.append(("seeded_dropout", partial(_seeded_dropout, check, case)))
-        todo.append(("residual_norm_prelu", partial(_residual_norm_prelu, check, case)))
-    for reduce in ("sum", "max", "logsumexp"):
-        for case in ("triton", "reference"):
-            todo.append((f"segment_reduce {reduce}", partial(_segment_reduce, check, reduce, case)))
-    for case in ("triton", "triton, bfloat16", "doubling"):
-        todo.append(("selective_scan", partial(_selective_scan, check, case)))
-    for case in ("triton", "sparse"):
-        todo.append(("graph_sum", partial(_graph_sum, check, case)))
-    for case in ("triton", "reference"):
-        todo.append(("graph_softmax_sum", partial(_graph_softmax_sum, check, case)))
-    return todo
-
-
-def _graph_attention(check: Check, n: int, case: str) -> None:
-    device, graph = check.device, window_graph(n, check.device)
-    graph.transposed  # noqa: B018  made once for a graph, not at each step
-    p, dtype = 0.15 if "dropout" in case else 0.0, BF16 if "bfloat16" in case else FP32
-    function = _pyg(graph, device) if case == "pyg" else partial(_attend, graph, p, case.partition(",")[0])
-    inputs = random_inputs(device, dtype, (n, 4, 64), (n, 4), (n, 4))
-    bytes_ = _bytes(function, inputs, graph.indptr, graph.indices)
-    _measure(check, f"graph_attention, N = {n}, window:2, 4 x 64", case, _with_gradients(function, inputs), bytes_)
-    if case == "triton":
-        with torch.no_grad():
-            forward = sum(x.nbytes for x in [*inputs, inputs[0], graph.indptr, graph.indices])
-            _measure(check, f"graph_attention forward, N = {n}", case, lambda: function(*inputs), forward)
-
-
-def _attend(graph, p: float, backend: str, *inputs: Tensor) -> Tensor:
-    return graph_attention(*inputs, graph, dropout_p=p, seed=1, backend=backend)
-
-
-def _pyg(graph, device: torch.device) -> Callable[..., Tensor]:
-    from torch_geometric.nn import GATConv
-
-    gat = GATConv(1, 64, 4, add_self_loops=False, bias=False).to(device)
-    edges = torch.stack([graph.indices.long(), graph.destinations])
-
-    def function(feat: Tensor, src_score: Tensor, dst_score: Tensor) -> Tensor:
-        alpha = gat.edge_updater(edges, alpha=(src_score, dst_score), edge_attr=None, size=None)
-        return gat.propagate(edges, x=(feat, feat), alpha=alpha, size=None)
-
-    return function
-
-
-def _graph_dot_attention(check: Check, case: str) -> None:
-    n = 100 if check.small else 10_000
-    graph = window_graph(n, check.device)
-    graph.transposed  # noqa: B018
-    inputs = random_inputs(check.device, FP32, *[(n, 4, 64)] * 3)
-
-    def function(*x: Tensor) -> Tensor:
-        return graph_dot_attention(*x, graph, backend=case)
-
-    bytes_ = _bytes(function, inputs, graph.indptr, graph.indices)
-    _measure(check, f"graph_dot_attention, N = {n}, window:2, 4 x 64", case, _with_gradients(function, inputs), bytes_)
-
-
-def _bags(check: Check) -> Tensor:
-    """64 sizes, 100 to 30 000 instances, evenly on a logarithmic scale."""
-    ends = (10, 20) if check.small else (100, 30_000)
-    return torch.from_numpy(np.geomspace(*ends, 64).astype(np.int64))
-
-
-def _pool(check: Check, case: str) -> None:
-    sizes, width, device = _bags(check), 512, check.device
-    size, longest = int(sizes.sum()), int(sizes.max())
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
-    packed = 2 * 4 * (size * (1 + width) + 64 * width) + offsets.nbytes
-    if case == "padded":
-        mask = (torch.arange(longest) < sizes[:, None])[:, :, None].to(device)
-        inputs = random_inputs(device, FP32, (64, longest, 1), (64, longest, width))
-
-        def function(scores: Tensor, values: Tensor) -> Tensor:
-            return torch.bmm(values.transpose(1, 2), scores.masked_fill(~mask, -torch.inf).softmax(1))
-    else:
-        dtype = BF16 if "bfloat16" in case else FP32
-        inputs = random_inputs(device, dtype, (size, 1), (size, width))
-        packed = packed // (2 if dtype == BF16 else 1)
-
-        def function(scores: Tensor, values: Tensor) -> Tensor:
-            return segment_attention_pool(scores, values, offsets, backend="triton")[0]
-
-    what = f"segment_attention_pool, 64 bags, {size} instances, 512 features"
-    _measure(check, what, case, _with_gradients(function, inputs), packed)
-
-
-def _segment_reduce(check: Check, reduce: str, case: str) -> None:
-    sizes = _bags(check)[::4]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(check.device)
-    inputs = random_inputs(check.device, FP32, (int(sizes.sum()), 512))
-
-    def function(values: Tensor) -> Tensor:
-        return segment_reduce(values, offsets, reduce, backend=case)
-
-    what = f"segment_reduce {reduce}, 16 bags, {int(sizes.sum())} instances, 512 features"
-    _measure(check, what, case, _with_gradients(function, inputs), _bytes(function, inputs, offsets))
-
-
-def _selective_scan(check: Check, case: str) -> None:
-    """MambaMIL's recurrence on one bag: gate, direct path, bias and softplus."""
-    n, channels, states = (20, 32, 16) if check.quick else (200 if check.small else 10_000, 512, 16)
-    dtype = BF16 if "bfloat16" in case else FP32
-    shapes = [(n, channels)] * 2 + [(channels, states)] + [(n, states)] * 2 + [(channels,), (n, channels), (channels,)]
-    u, delta, A, *rest = random_inputs(check.device, dtype, *shapes)
-    inputs = [u, delta, (-A.detach().abs() - 0.1).requires_grad_(), *rest]
-
-    def function(*x: Tensor) -> Tensor:
-        return plain.scan_by_doubling(*x) if case == "doubling" else selective_scan(*x, softplus=True, backend="triton")
-
-    bytes_ = _bytes(function, inputs)
-    what = f"selective_scan, {n} instances, {channels} channels, {states} states"
-    _measure(check, what, case, _with_gradients(function, inputs), bytes_)
-
-
-def _graph_sum(check: Check, case: str) -> None:
-    n, width = 100 if check.small else 100_000, 256
-    graph = window_graph(n, check.device)
-    graph.transposed  # noqa: B018
-    inputs = random_inputs(check.device, FP32, (n, width))
-    ones = torch.ones(graph.num_edges, device=check.device)
-    matrix = torch.sparse_csr_tensor(graph.indptr, graph.indices, ones, (n, n))
-
-    def function(x: Tensor) -> Tensor:
-        return matrix @ x if case == "sparse" else graph_sum(x, graph, backend="triton")
-
-    bytes_ = _bytes(function, inputs, graph.indptr, graph.indices, graph.indptr, graph.indices)
-    _measure(check, f"graph_sum, N = {n}, window:2, {width}", case, _with_gradients(function, inputs), bytes_)
-
-
-def _graph_softmax_sum(check: Check, case: str) -> None:
-    n, width = 100 if check.small else 10_000, 256
-    graph = window_graph(n, check.device)
-    graph.transposed  # noqa: B018
-    inputs = random_inputs(check.device, FP32, (n, width), (1,))
-
-    def function(x: Tensor, t: Tensor) -> Tensor:
-        return graph_softmax_sum(x, t, graph, backend=case)
-
-    bytes_ = _bytes(function, inputs, graph.indptr, graph.indices, graph.indptr, graph.indices)
-    _measure(check, f"graph_softmax_sum, N = {n}, window:2, {width}", case, _with_gradients(function, inputs), bytes_)
-
-
-def _dropout_linear(check: Check, case: str) -> None:
-    """SRMIL's first layer: three copies of the rows, two thirds of two of them the token."""
-    n = 100 if check.small else 10_000
-    index = torch.arange(n).repeat(3)
-    index[: 2 * n][torch.rand(2 * n) < 0.7] = -1
-    index = index.to(check.device)
-    x, weight, token = random_inputs(check.device, FP32, (n, check.dim), (520, check.dim), (check.dim,))
-    drop = nn.Dropout(0.11)
-
-    def function(x: Tensor, weight: Tensor, token: Tensor) -> Tensor:
-        if case == "torch":
-            rows = torch.where((index < 0)[:, None], token, x.index_select(0, index.clamp(min=0)))
-            return drop(rows) @ weight.T
-        return dropout_linear(x, weight, index=index, token=token, dropout_p=0.11, seed=1, backend="triton")[0]
-
-    operations = 3 * 2 * 3 * n * check.dim * 520
-    step = _with_gradients(function, [x, weight, token])
-    _measure(check, f"dropout_linear, 3 x {n} rows, 1024 to 520", case, step, operations=operations)
-
-
-def _seeded_dropout(check: Check, case: str) -> None:
-    n = 100 if check.small else 100_000
-    (x,) = random_inputs(check.device, FP32, (n, 512))
-    drop = nn.Dropout(0.25)
-
-    def function(x: Tensor) -> Tensor:
-        return drop(x) if case == "torch" else seeded_dropout(x, 0.25, seed=1, backend="triton")
-
-    _measure(check, f"seeded_dropout, {n} x 512", case, _with_gradients(function, [x]), 4 * x.nbytes)
-
-
-def _residual_norm_prelu(check: Check, case: str) -> None:
-    n = 100 if check.small else 100_000
-    shapes = [(n, 256), (n, 256), (256,), (256,), (256,), (1,)]
-    inputs = random_inputs(check.device, FP32, *shapes)
-
-    def function(x: Tensor, residual: Tensor, *vectors: Tensor) -> Tensor:
-        backend = "reference" if case == "torch" else "triton"
-        return residual_norm_prelu(x, residual, *vectors, backend=backend)
-
-    step = _with_gradients(function, inputs)
-    _measure(check, f"residual_norm_prelu, {n} x 256", case, step, 7 * inputs[0].nbytes)
 
 
 STEPS = ("abmil", "clam_sb", "srmil", "dsmil", "transmil", "clam_mb", "acmil", "ilra", "rrt", "wikg")
@@ -325,13 +67,13 @@ def _step(check: Check, name: str, n: int) -> None:
         for precision in ("float32", "bfloat16"):
             cast = partial(torch.autocast, device.type, BF16, enabled=precision == "bfloat16")
             what = f"{name} training step, N = {n}, D = {check.dim}"
-            run = partial(_measure, check, what, by, _training_step(module.train(), loss, cast), precision=precision)
+            run = partial(measure, check, what, by, _training_step(module.train(), loss, cast), precision=precision)
             check.attempt(what, run)
             what = f"{name} evaluation, N = {n}, D = {check.dim}"
             check.attempt(what, partial(_evaluation, check, what, by, module, logits, cast, precision))
             if by == "mil_zoo" and Replays.serve(model, str(device)):
                 what = f"{name} training step, N = {n}, D = {check.dim}"
-                run = partial(_measure, check, what, "mil_zoo, replayed", _replayed(model.train(), batch, cast))
+                run = partial(measure, check, what, "mil_zoo, replayed", _replayed(model.train(), batch, cast))
                 check.attempt(what, partial(run, precision=precision))
 
 
@@ -363,7 +105,7 @@ def _evaluation(
             logits()
 
     module.eval()
-    _measure(check, what, by, step, precision=precision)
+    measure(check, what, by, step, precision=precision)
 
 
 def _training_step(module: nn.Module, loss: Callable[[], Tensor], cast: Callable) -> Callable[[], None]:
@@ -377,6 +119,42 @@ def _training_step(module: nn.Module, loss: Callable[[], Tensor], cast: Callable
         optimizer.step()
 
     return step
+
+
+def kernels(check: Check) -> None:
+    """Which kernels the device runs in a replayed training step, longest first."""
+    if check.device.type != "cuda":
+        check.report("kernels", skipped="no CUDA device")
+        return
+    for name, precision in (
+        ("abmil", "float32"), ("clam_sb", "float32"), ("dsmil", "float32"), ("transmil", "float32"),
+        ("srmil", "float32"), ("srmil", "bfloat16"), ("mambamil", "float32"),
+    ):  # fmt: skip
+        check.attempt(f"kernels of {name}", partial(_kernels, check, name, precision))
+
+
+def _kernels(check: Check, name: str, precision: str, calls: int = 5) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as recorded
+
+    model = create_aggregator(name, in_dim=check.dim, **OPTIONS.get(name, {})).to(check.device).train()
+    batch = random_batch(60 if check.quick else 10_000, check.dim, check.device, graph=type(model).graph is not None)
+    step = _replayed(model, batch, partial(torch.autocast, "cuda", BF16, enabled=precision == "bfloat16"))
+    for _ in range(4):
+        step()
+    synchronise(check.device)
+    with recorded(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(calls):
+            step()
+        synchronise(check.device)
+    events = [event for event in found.key_averages() if event.device_time_total]
+    events.sort(key=lambda event: -event.device_time_total)
+    check.report(
+        f"{name} training step, {precision}, replayed",
+        device_ms=sum(event.device_time_total for event in events) / calls / 1e3,
+        launches=sum(event.count for event in events) / calls,
+        longest={event.key[:100]: round(event.device_time_total / calls / 1e3, 4) for event in events[:12]},
+    )
 
 
 def waits(check: Check) -> None:

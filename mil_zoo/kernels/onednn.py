@@ -48,11 +48,11 @@ def pays(multiplications: int, *tensors: Tensor) -> bool:
     )
 
 
-def check(x: Tensor) -> None:
-    """Checks that products of ``x`` are in float32, where oneDNN was asked for by name."""
+def check(x: Tensor, backend: str = "onednn") -> None:
+    """Checks that products of ``x`` are in float32, where a backend that takes no others was asked for by name."""
     precision = autocast_dtype(x) or x.dtype
     if precision != torch.float32:
-        raise InputError(f"backend 'onednn' takes float32 products, not {precision}")
+        raise InputError(f"backend {backend!r} takes float32 products, not {precision}")
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

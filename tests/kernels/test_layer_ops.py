@@ -1,6 +1,7 @@
 """The ops that make up a layer against the float64 reference."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mil_zoo.kernels import (
     seeded_dropout,
 )
 from mil_zoo.kernels.dropout import dropout_scale
+from mil_zoo.kernels.ops.dense_attention import by_products
 
 BACKENDS = ["reference", "numba"]
 DTYPES = [torch.float32, torch.float64]
@@ -88,19 +90,21 @@ def test_bmm(shape):
     )
 
 
-@needs_onednn
+@pytest.mark.parametrize("by", [pytest.param("onednn", marks=needs_onednn), "products of a GPU"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 8, 8), (3, 70, 1500, 8, 1), (2, 1500, 900, 4, 4)])
-def test_dense_attention(shape, biased):
+def test_dense_attention(shape, biased, by, monkeypatch):
     heads, queries, keys, width, value = shape
 
-    def run(backend, dtype):
+    def run(function, dtype):
         sizes = [(heads, queries, width), (heads, keys, width), (heads, keys, value)]
         bias = draw(1, keys, seed=9, dtype=dtype).detach() if biased else None
         inputs = [draw(*size, seed=i, dtype=dtype) for i, size in enumerate(sizes)]
-        return outputs_and_gradients(lambda *v: dense_attention(*v, bias, backend=backend), inputs)
+        return outputs_and_gradients(lambda *v: function(*v, bias), inputs)
 
-    got, expected = run("onednn", torch.float32), run("reference", torch.float64)
+    monkeypatch.setattr(by_products, "_GPU", by_products._GPU._replace(pairs=2**17))  # so that there are several blocks
+    function = partial(dense_attention, backend="onednn") if by == "onednn" else by_products.on_a_gpu
+    got, expected = run(function, torch.float32), run(partial(dense_attention, backend="reference"), torch.float64)
     assert_close(got, expected, torch.float32)
     q, k, v = (draw(1, 5, 3, seed=i, dtype=torch.float64).detach() for i in range(3))
     plain = (q @ k.transpose(1, 2) / 3**0.5).softmax(-1) @ v

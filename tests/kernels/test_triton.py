@@ -26,6 +26,7 @@ from mil_zoo.kernels import (
     graph_dot_attention,
     graph_softmax_sum,
     graph_sum,
+    linear,
     residual_norm_prelu,
     seeded_dropout,
     segment_attention_pool,
@@ -107,6 +108,22 @@ def test_it_is_triton_that_runs(launches):
     assert len(launches) == 3
     attend(graph)("auto", *x)
     assert len(launches) == 3 + (DEVICE.type == "cuda")  # on a CPU "auto" is numba
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5), (63, 37), (2, 700, 64), (64,)])
+def test_linear(shape, biased):
+    def make_inputs(dtype):
+        shapes = [shape, (19, shape[-1])] + [(19,)] * biased
+        return [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+
+    compare(lambda backend, *x: [linear(*x, backend=backend)], make_inputs)
+
+
+def test_linear_of_values_that_are_not_finite():
+    x = torch.tensor([[1.0, math.inf], [-math.inf, 1.0], [math.nan, 0.0]], device=DEVICE)
+    got, expected = (linear(x, torch.eye(2, device=DEVICE) + 1, backend=b) for b in ("triton", "reference"))
+    assert torch.equal(got.nan_to_num(5.0), expected.nan_to_num(5.0))
 
 
 @pytest.mark.parametrize(("n", "heads", "width"), [(1, 3, 5), (63, 1, 1), (MANY, 3, 5)])
@@ -389,7 +406,7 @@ def test_every_kernel_compiles_for_sm_90():
         if file.stem in ("triton_gpu", "triton_kernels") or file.parent.name == "_triton"
         for name in re.findall(r"^@tuned\(.*\)\ndef (\w+)", file.read_text(), re.MULTILINE)
     }
-    assert len(defined) == 31
+    assert len(defined) == 32
     for case in ("bf16, all options", "fp32, no option"):
         assert {row["kernel"] for row in compiled if row["case"] == case} == defined
 

@@ -53,6 +53,7 @@ def leaky_relu(x, slope):
 
 # Integer arguments that are counts, first rows or words of a seed.
 CHANGING = ("count", "edges", "first", "num_rows", "num_bags", "num_pieces", "size", "span", "threshold", "low", "high")
+CHANGING += ("columns", "width")
 
 INTERPRETED = not isinstance(kept_scale, triton.JITFunction)  # TRITON_INTERPRET=1 was set before triton was imported
 
@@ -170,12 +171,14 @@ def _few_milliseconds(call: Callable[[], object], quantiles: tuple[float, ...]) 
         return [math.inf] * len(quantiles)
 
 
-def _config(num_warps: int = 4, **blocks: int) -> triton.Config:
-    return triton.Config(blocks, num_warps=num_warps)
+def _config(num_warps: int = 4, num_stages: int = 3, **blocks: int) -> triton.Config:
+    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
 
 
 def _prune(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """Those whose tile fits the registers, or the one that needs the fewest."""
+    """Those whose tile fits the registers, or the one that needs the fewest; of products, kept elsewhere, all."""
+    if "BLOCK_K" in configs[0].kwargs:
+        return configs
     width = constants.get("BLOCK_F", 1)
 
     def elements(config: triton.Config) -> float:

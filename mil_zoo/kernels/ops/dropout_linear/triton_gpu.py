@@ -1,4 +1,4 @@
-"""Picked rows, dropout and linear maps on a GPU: a Triton kernel packs rows, torch's matrix product maps them.
+"""Picked rows, dropout and linear maps on a GPU: a Triton kernel packs rows, a matrix product maps them.
 
 Packed rows live for one block of rows and are packed again in backward. The gradients of copies of a row are added in
 the order of the copies, without atomics.
@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels import matrix_units
+from mil_zoo.kernels._triton.products import product
 from mil_zoo.kernels._triton.tools import Dropout, block, float32, kept_scale, tuned
 
 BLOCK = 2**17  # rows packed at a time: 512 MB at 1024 features in float32
@@ -102,11 +104,11 @@ class _DropoutLinear(torch.autograd.Function):
         x, token = x.contiguous(), None if token is None else token.contiguous()
         out, columns = x.new_empty(plan.count, len(weight)), weight.to(plan.precision).T
         for first, end in plan.blocks():
-            product = torch.mm(plan.pack(first, end, x, token), columns)
+            mapped = _product(plan.pack(first, end, x, token), columns)
             if bias is None:
-                out[first:end] = product
+                out[first:end] = mapped
             else:
-                torch.add(product, bias, out=out[first:end])
+                torch.add(mapped, bias, out=out[first:end])
         ctx.save_for_backward(x, weight, token)
         ctx.plan, ctx.biased = plan, bias is not None
         ctx.set_materialize_grads(False)
@@ -133,9 +135,13 @@ class _DropoutLinear(torch.autograd.Function):
             grad = grad.to(plan.precision)
             grad_weight += torch.mm(grad.T, plan.pack(first, end, x, token))
             if grad_x is not None or grad_token is not None:
-                plan.unpack(first, end, torch.mm(grad, matrix), grad_x, grad_token)
+                plan.unpack(first, end, _product(grad, matrix), grad_x, grad_token)
         found = grad_x, grad_weight, grad_bias, grad_token
         return *(None if g is None else g.to(x.dtype) for g in found), None
+
+
+def _product(a, b):
+    return (product if matrix_units.pays(a, b.shape[1]) else torch.mm)(a, b)
 
 
 @tuned(("BLOCK_F",), BLOCKS, INTERPRETED_BLOCKS)
