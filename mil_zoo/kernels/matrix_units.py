@@ -24,9 +24,18 @@ def pays(x: Tensor, columns: int) -> bool:
         and x.shape[-1] % 4 == columns % 4 == 0  # rows that begin at a multiple of 16 bytes
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cuda")
-        and torch.get_float32_matmul_precision() == "highest"
+        and not allows_tensorfloat32()
         and _has_units(x.device)
     )
+
+
+def allows_tensorfloat32() -> bool:
+    """Says whether the user has asked PyTorch for products in TensorFloat-32 on GPUs, in one of its ways."""
+    try:
+        precision: str = torch.backends.cuda.matmul.fp32_precision
+    except AttributeError:  # before torch 2.9; later ones refuse the old question once the new setting was used
+        return torch.get_float32_matmul_precision() != "highest"
+    return precision not in ("none", "ieee")
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from mil_zoo.kernels import (
     dropout_linear,
     gated_scores,
     linear,
+    matrix_units,
     onednn,
     residual_norm_prelu,
     seeded_dropout,
@@ -139,6 +140,15 @@ def test_linear_takes_onednn_where_it_pays(monkeypatch):
             assert is_taken == (fits and faster)
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16
+
+
+def test_matrix_units_are_left_to_those_who_ask_for_tensorfloat32():
+    found = []
+    for precision in ("highest", "high", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        found.append(matrix_units.allows_tensorfloat32())
+    assert found == [False, True, False]
+    assert not matrix_units.pays(torch.ones(2**14, 1024), 512)  # not on a GPU
 
 
 @needs_onednn
