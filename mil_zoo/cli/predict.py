@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import click
 
 from mil_zoo.cli.options import comma_list, plugin_option, with_underscores
+from mil_zoo.cli.predicted_files import FILES, files_of, stem_of, write_attention, write_classes, write_explanations
 from mil_zoo.cli.progress import telling
 from mil_zoo.errors import InputError
 from mil_zoo.files import refuse_link, writing
-from mil_zoo.report.names import file_stem, short_hash
+from mil_zoo.report.names import file_stem
 
-FILES = ("csv", "png", "geojson")
 SHOWN = 3  # reasons why slides failed; all of them are in the table
 
 
@@ -81,7 +81,8 @@ def predict(
 
     Writes OUT/probabilities.csv and, for each slide, its attention as csv, as a png map, and as GeoJSON that QuPath
     opens on the slide; with --explain what every explainer says of each patch as csv, and their maps beside each other
-    as png. A slide that cannot be read is a row with its reason. Slides pass one at a time.
+    as png. OUT/classes.csv says of which class prob_0, prob_1 ... are. A slide that cannot be read is a row with its
+    reason. Slides pass one at a time.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -104,8 +105,8 @@ def predict(
     _check_order(features, predictor.members[0].facts.features)
     found = list(_slides(slides, features, layout, allow_pickle))
     table, unfinished = out / "probabilities.csv", out / "probabilities.unfinished.csv"
-    refuse_link(table)
-    refuse_link(unfinished)
+    for path in (table, unfinished, out / "classes.csv"):
+        refuse_link(path)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     failures, trained_on = Counter[str](), 0
@@ -129,9 +130,10 @@ def predict(
             progress.advance(task)
     with writing(out):
         os.replace(unfinished, table)  # an earlier table stays until this one is whole
+        classes = write_classes(out / "classes.csv", predictor.task)
     console.print(
         f"{len(found) - failures.total()} of {count(len(found), 'slide')} predicted by "
-        f"{count(len(predictor.trials), 'trial')} of {model}: {table}",
+        f"{count(len(predictor.trials), 'trial')} of {model}: {table}{classes}",
         markup=False,
         highlight=False,
     )
@@ -139,7 +141,7 @@ def predict(
         console.print(f"Failed, {count(number, 'slide')}: {reason}", style="red", markup=False, highlight=False)
     if len(failures) > SHOWN:
         console.print(f"[red]{len(failures) - SHOWN} further reasons are in the column reason[/]")
-    if earlier := [path for path in _files(out) if path.stem.casefold() not in taken]:
+    if earlier := [path for path in files_of(out) if path.stem.casefold() not in taken]:
         console.print(
             f"{count(len(earlier), 'file')} in {out}: of slides of an earlier prediction, which are not in the table",
             style="yellow",
@@ -253,21 +255,21 @@ def _row(
         name: repr(float(mean)) for name, mean in zip(predictor.task.prediction_columns, prediction.values, strict=True)
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
-    stem = _stem(bag.slide_id, slide.source, taken)
+    stem = stem_of(bag.slide_id, slide.source, taken)
     caption = f"{bag.slide_id}, {predictor.model}: {predictor.task.caption(prediction.values)}"
-    for earlier in _files(out, stem):  # of another model, perhaps
+    for earlier in files_of(out, stem):  # of another model, perhaps
         earlier.unlink()
     said = _unpredicted(prediction, predictor)
     if (wanted or explain) and stem != file_stem(bag.slide_id):
         said.append(f"files are called {stem}.*, since another slide has the same name")
     if prediction.attention is not None:
-        said += _write(prediction, caption, wanted, out / "attention" / stem)
+        said += write_attention(prediction, caption, wanted, out / "attention" / stem)
     elif wanted:
         said.append("the model has no attention")
     if absent := [each for each in explain if each not in scores]:
         said.append(f"no explanation by {', '.join(absent)}: the model has none")
     if scores:
-        said += _write_explanations(scores, bag, caption, "png" in wanted, out / "explanations" / stem)
+        said += write_explanations(scores, bag, caption, "png" in wanted, out / "explanations" / stem)
     row["reason"] = "; ".join(said)
     return row
 
@@ -282,59 +284,3 @@ def _unpredicted(prediction: Any, predictor: Any) -> list[str]:
         f"no {', '.join(columns)}: {number} of {members} trials predict none" + (f" ({why})" if why else "")
         for (number, why), columns in reasons.items()
     ]
-
-
-def _files(out: Path, stem: str | None = None) -> list[Path]:
-    """The files of attention and explanations in ``out``, of one slide or of all."""
-    kinds = [("attention", kind) for kind in FILES] + [("explanations", kind) for kind in ("csv", "png")]
-    if stem is not None:
-        return [path for folder, kind in kinds if (path := out / folder / f"{stem}.{kind}").exists()]
-    return [path for folder, kind in kinds for path in (out / folder).glob(f"*.{kind}")]
-
-
-def _stem(slide: str, source: str, taken: dict[str, str]) -> str:
-    """The name of a slide's files: its own, and a hash of where it lies where another slide has it already."""
-    stem = file_stem(slide)
-    if taken.setdefault(stem.casefold(), source) != source:
-        stem = f"{stem}-{short_hash(source)}"
-        taken[stem.casefold()] = source
-    return stem
-
-
-def _write_explanations(scores: dict[str, Any], bag: Any, caption: str, maps: bool, stem: Path) -> list[str]:
-    """Writes the explanations of a slide; says what cannot be, and why."""
-    from mil_zoo.report.attention_files import write_explanations_csv, write_explanations_png
-
-    coords = None if bag.coords is None else bag.coords.double().numpy()
-    stem.parent.mkdir(exist_ok=True)
-    write_explanations_csv(stem.with_name(f"{stem.name}.csv"), scores, coords)
-    if not maps:
-        return []
-    if coords is None:
-        return ["no maps of explanations: the slide has no coordinates"]
-    path = stem.with_name(f"{stem.name}.png")
-    write_explanations_png(path, scores, coords, bag.patch_size, caption)
-    return []
-
-
-def _write(prediction: Any, caption: str, wanted: list[str], stem: Path) -> list[str]:
-    """Writes the attention files of a slide; says which cannot be, and why."""
-    from mil_zoo.report.attention_files import write_csv, write_geojson, write_png
-
-    bag, attention = prediction.bag, prediction.attention
-    coords = None if bag.coords is None else bag.coords.double().numpy()
-    skipped = []
-    for kind in wanted:
-        path = stem.with_name(f"{stem.name}.{kind}")
-        path.parent.mkdir(exist_ok=True)
-        if kind == "csv":
-            write_csv(path, attention, coords)
-        elif coords is None:
-            skipped.append(f"no {kind}: the slide has no coordinates")
-        elif kind == "png":
-            write_png(path, attention, coords, bag.patch_size, caption)
-        elif bag.unit != "px":
-            skipped.append(f"no geojson: coordinates are in {bag.unit}, QuPath needs level-0 pixels")
-        else:
-            write_geojson(path, attention, coords, bag.patch_size, bag.slide_id)
-    return skipped

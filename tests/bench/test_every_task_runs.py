@@ -103,8 +103,11 @@ def slides(folder, tmp_path_factory):
 @pytest.mark.parametrize("task", TASKS)
 def test_slides_are_predicted_as_in_the_run_with_maps(runs, slides, tmp_path, run_cli, task):
     (first, _), of = [row["trial"] for row in runs[task].trials()], ("predict", "--run", runs[task].path)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "classes.csv").write_text("of an earlier prediction")
     code, _, err = run_cli(*of, "--model", "abmil", "--trial", first, slides, "--out", tmp_path / "p")
     assert code == 0, err
+    assert (tmp_path / "p" / "classes.csv").exists() == (task == "ordinal")
     table = pd.read_csv(tmp_path / "p" / "probabilities.csv", keep_default_na=False).set_index("slide_id")
     file = runs[task].path / "trials" / first / "task.json"
     fitted = task_of_config(json.loads(file.read_text() if file.exists() else json.dumps({"task": TASKS[task]})))

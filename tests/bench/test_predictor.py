@@ -162,6 +162,9 @@ def test_the_command_writes_what_others_open_and_a_bad_slide_costs_itself(run, r
     for reason in ("Failed, 1 slide:", "5 features a patch", "not a readable", "no such file"):
         assert reason in said, reason
     table = pd.read_csv(out / "probabilities.csv", dtype={"reason": str}).set_index("slide_id")
+    classes = pd.read_csv(out / "classes.csv").set_index("column")["class"]
+    assert classes.to_dict() == {"prob_0": "class 0", "prob_1": "class 1"}
+    assert "(prob_0: class 0, prob_1: class 1)" in said
     assert list(table.index[:5]) == ["new", "broken", "a<b>&'c", "other", "gone"]
     assert table["status"].tolist() == ["ok", "failed", "ok", "failed", "failed"] + ["ok"] * 16
     for slide, reason in {"broken": "not a readable", "other": "5 features a patch", "gone": "no such file"}.items():

@@ -76,7 +76,7 @@ def test_predictions_and_probes(run_cli, bag_table, bench, tmp_path):
     assert not (tmp_path / "p" / "probabilities.csv").exists()
     assert run_cli(*predict)[0] == 0
     whole = (tmp_path / "p" / "probabilities.csv").read_bytes()
-    assert [path.name for path in (tmp_path / "p").iterdir()] == ["probabilities.csv"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["classes.csv", "probabilities.csv"]
     for size in (0, 100, 1000):
         with files_of_at_most(size):
             sentence(run_cli, *predict)
