@@ -17,10 +17,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from mil_zoo.files import replacing, write_text
-from mil_zoo.report.figures.attention_maps import SPAN, draw_patches
+from mil_zoo.report.figures.attention_maps import SPAN, draw_patches, nearly_uniform
 from mil_zoo.report.figures.explanation_maps import draw_ranks, rank_bar
 from mil_zoo.report.figures.look import drawing, grid_shape
 from mil_zoo.report.tables.explanations_table import TITLES
+from mil_zoo.report.tables.text import short
 
 # Upper ends of the classes of N x attention, which is 1 for uniform attention.
 _STEPS = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
@@ -62,7 +63,10 @@ def write_png(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size:
             axes, coords, np.nan if patch_size is None else float(patch_size), colours, relative, figure.get_figwidth()
         )
         axes.set_title(_broken(title, 5), fontsize=9, parse_math=False)
-        figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label="N x attention (1 = uniform)")
+        label = "N x attention (1 = uniform)"
+        if nearly_uniform(relative):  # grey all over
+            label = f"N x attention: nearly uniform, at most {short(relative.max())} x uniform"
+        figure.colorbar(ScalarMappable(norm, cmap), ax=axes, extend="both", label=label)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format="png")
 

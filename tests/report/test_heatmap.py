@@ -239,3 +239,17 @@ def test_each_figure_has_a_caption_and_maps_stand_on_the_page_once(make_run):
     assert captions["figure3-srmil"] == "As figure3, of srmil alone."
     (positive,) = (name for name in captions if name.startswith("attention-") and name.endswith("103"))
     assert captions[positive].startswith("Where the models look on slide slide/103. ")
+
+
+def test_the_colour_bar_of_a_predicted_slide_says_so_too(tmp_path, monkeypatch):
+    seen, save = [], mpl.figure.Figure.savefig
+    coords = np.stack([np.arange(12) % 4, np.arange(12) // 4], 1) * 512.0
+
+    def keep(figure, *arguments, **options):
+        seen.append(figure.axes[-1].get_ylabel())
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(mpl.figure.Figure, "savefig", keep)
+    for attention in (np.full(12, 1 / 12), np.arange(12) / 66):
+        write_png(tmp_path / "one.png", attention, coords, 512, "s1")
+    assert seen == ["N x attention: nearly uniform, at most 1 x uniform", "N x attention (1 = uniform)"]

@@ -136,14 +136,13 @@ def legend(figure: Figure, colours: dict[str, Any], note: str, points: bool = Fa
 def widths(labels: Sequence[str]) -> dict[str, float]:
     """A width of line for every aggregator, the first one's the largest: each is seen around those that cover it."""
     narrow = STYLE["lines.linewidth"]
-    return dict(zip(labels, np.linspace(narrow + 0.8 * min(len(labels) - 1, 3), narrow, len(labels)), strict=True))
+    return dict(zip(labels, np.linspace(narrow + 0.7 * min(len(labels) - 1, 2), narrow, len(labels)), strict=True))
 
 
 def line(axes: Axes, curve: Any, colour: Any, width: float) -> None:
     """A curve over its index, with a mark at each value where these are few: between them nothing was measured."""
-    axes.plot(
-        curve, color=colour, linewidth=width, marker="o" if len(curve) <= MARKED else None, markersize=2.4 * width
-    )
+    mark = "o" if len(curve) <= MARKED else None
+    axes.plot(curve, color=colour, linewidth=width, marker=mark, markersize=2 * width, clip_on=False)
 
 
 def band(axes: Axes, table: pd.DataFrame, column: str, colour: Any, width: float) -> None:
