@@ -9,6 +9,7 @@ from mil_zoo.kernels.backends import available_backends, backend_status
 from mil_zoo.kernels.csr import CSR
 from mil_zoo.kernels.ops.bmm import bmm
 from mil_zoo.kernels.ops.dense_attention import dense_attention
+from mil_zoo.kernels.ops.depthwise_conv import depthwise_conv
 from mil_zoo.kernels.ops.dropout_linear import dropout_linear
 from mil_zoo.kernels.ops.gated_scores import gated_scores
 from mil_zoo.kernels.ops.graph_attention import GlobalKey, graph_attention
@@ -31,6 +32,7 @@ __all__ = [
     "backend_status",
     "bmm",
     "dense_attention",
+    "depthwise_conv",
     "dropout_linear",
     "gated_scores",
     "graph_attention",

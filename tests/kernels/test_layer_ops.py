@@ -11,6 +11,7 @@ from mil_zoo.kernels import (
     backend_status,
     bmm,
     dense_attention,
+    depthwise_conv,
     dropout_linear,
     gated_scores,
     linear,
@@ -110,6 +111,45 @@ def test_dense_attention(shape, biased, by, monkeypatch):
     q, k, v = (draw(1, 5, 3, seed=i, dtype=torch.float64).detach() for i in range(3))
     plain = (q @ k.transpose(1, 2) / 3**0.5).softmax(-1) @ v
     assert_close([dense_attention(q, k, v)], [plain], torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel"), [((1, 1), (3, 3)), ((7, 5), (7, 3)), ((40, 1), (33, 1)), ((30, 41), (5, 7))]
+)
+def test_depthwise_conv(shape, kernel, dtype, backend):
+    def inputs(dtype):
+        return [
+            draw(shape[0] * shape[1], 19, seed=0, dtype=dtype),
+            draw(19, 1, *kernel, seed=1, dtype=dtype),
+            draw(19, seed=2, dtype=dtype),
+        ]
+
+    def plain(x, weight, bias):  # every tap sees the image moved by its place
+        image = torch.nn.functional.pad(x.view(*shape, -1), (0, 0, *2 * [kernel[1] // 2], *2 * [kernel[0] // 2]))
+        windows = image.unfold(0, kernel[0], 1).unfold(1, kernel[1], 1)  # [height, width, C, a, b]
+        return ((windows * weight[:, 0]).sum((3, 4)) + bias).view(len(x), -1)
+
+    got = outputs_and_gradients(lambda *v: depthwise_conv(*v, shape=shape, backend=backend), inputs(dtype))
+    assert_close(got, outputs_and_gradients(plain, inputs(torch.float64)), dtype)
+    x, weight, _ = (v.detach() for v in inputs(dtype))
+    gaps = torch.cat([x, x], 1)[:, : x.shape[1]]  # a part of wider rows
+    assert_close([depthwise_conv(gaps, weight, shape=shape, backend=backend)], [plain(x, weight, 0)], dtype)
+
+
+def test_depthwise_conv_takes_its_own_gradients_but_under_autocast():
+    x, weight = draw(6, 4, seed=0, dtype=torch.float32), draw(4, 1, 3, 3, seed=1, dtype=torch.float32)
+    assert "DepthwiseConv" in type(depthwise_conv(x, weight, shape=(2, 3)).grad_fn).__name__
+    with torch.autocast("cpu", torch.bfloat16):
+        assert depthwise_conv(x, weight, shape=(2, 3)).dtype == torch.bfloat16
+    for options, message in [
+        ({"weight": torch.ones(4, 1, 2, 3)}, "kernels must be odd, not 2 x 3"),
+        ({"shape": (2, 2)}, r"x must have shape \[4, \*\]"),
+        ({"bias": torch.ones(3)}, r"bias must have shape \[4\]"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            depthwise_conv(x, **{"weight": weight, "shape": (2, 3)} | options)
 
 
 @needs_onednn
@@ -283,6 +323,9 @@ def test_the_number_of_threads_does_not_change_a_bit(threads, monkeypatch):
         dropped = outputs_and_gradients(lambda x: seeded_dropout(x, 0.2, seed=1, backend="numba"), [x])
         gates = [draw(1500, 32, seed=5, dtype=torch.float32), draw(2, 16, seed=6, dtype=torch.float32)]
         dropped += outputs_and_gradients(lambda *v: gated_scores(*v, dropout_p=0.2, seed=1, backend="numba"), gates)
+        image = [draw(1500, 32, seed=7, dtype=torch.float32), draw(32, 1, 7, 7, seed=8, dtype=torch.float32)]
+        convolved = outputs_and_gradients(lambda *v: depthwise_conv(*v, shape=(50, 30), backend="numba"), image)
+        dropped.append(convolved[-1])  # of the kernels: the rest is PyTorch's
         return normed + dropped + outputs_and_gradients(lambda x: dropout_linear(x, torch.eye(33), **options), [x])
 
     expected = run()

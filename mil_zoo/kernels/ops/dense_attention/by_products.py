@@ -53,9 +53,10 @@ def on_a_gpu(q, k, v, bias):
 class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, bias, blocks):
-        q = q * q.shape[-1] ** -0.5
+        # Without gaps between rows: a product would copy what it is given, once in every block.
+        q = torch.mul(q, q.shape[-1] ** -0.5, out=q.new_empty(q.shape))
+        k, v = k.contiguous(), v.contiguous()
         out = q.new_empty(*q.shape[:2], v.shape[2])
-        k, v = k.contiguous(), v.contiguous()  # once, and not in every block
         for h, rows in blocks.of(q, k):
             out[h, rows] = blocks.multiply(_weights(q[h, rows], k[h], bias, blocks), v[h])
         ctx.save_for_backward(q, k, v, bias, out)
@@ -66,6 +67,7 @@ class _DenseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, bias, out = ctx.saved_tensors
+        grad = grad.contiguous()
         blocks, multiply = ctx.blocks, ctx.blocks.multiply
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         mean = (grad * out).sum(-1, keepdim=True)  # of the weights' gradients, by the weights
