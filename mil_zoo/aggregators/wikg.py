@@ -114,9 +114,9 @@ class WiKG(Aggregator):
     def _messages(self, head: Tensor, tail: Tensor, neighbours: Tensor, absent: Tensor) -> Tensor:
         """Computes ``n_i`` ``[N, E]`` by slices; the backward pass computes a slice again instead of keeping it."""
         count = AT_ONCE // (self.topk * head.shape[1])
+        if torch.compiler.is_exporting() or len(head) <= count:  # few enough to keep
+            return _message(tail, head, neighbours, absent)
         slices = zip(*(_slices(x, count) for x in (head, neighbours, absent)), strict=True)
-        if torch.compiler.is_exporting():
-            return torch.cat([_message(tail, *parts) for parts in slices])
         return torch.cat(
             [checkpoint(_message, tail, *parts, use_reentrant=False, preserve_rng_state=False) for parts in slices]
         )
