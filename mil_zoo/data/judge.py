@@ -17,12 +17,11 @@ import pandas as pd
 from mil_zoo.data.bags import Bags
 from mil_zoo.data.card import DataCard, count_differences, per_class
 from mil_zoo.data.digests import identical
-from mil_zoo.data.labels.dialects import words_for_unknown
+from mil_zoo.data.labels.dialects import labels_alike, words_for_unknown
 from mil_zoo.data.labels.names import alike, both_sides
 from mil_zoo.data.labels.tables import (
     class_indices,
     class_names,
-    labels_alike,
     patients_of_two_labels,
     unknown_among,
 )

@@ -19,6 +19,7 @@ from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
+from mil_zoo.report.table_file import summaries_in
 from mil_zoo.report.test_parts import SplitKey, estimate_of, scored_sets_of, test_set_numbers, test_sets_of
 from mil_zoo.report.trial_tables import alone, group_of, skew_of, tables_of, test_predictions, test_rows
 from mil_zoo.stats import Estimate, Scored, Summary, TestSet
@@ -224,15 +225,9 @@ class Results:
         From the trials, or where a folder holds a run's tables only (as ``benchmarks/results`` does), from
         ``table.csv``.
         """
-        if not self.trials and self._table is not None:
-            names = [f"{metric}_{part}" for part in ("mean", "sd", "low", "high", "n")]
-            if not set(names) <= set(self._table):
-                return {}
-            rows = self._table[names].dropna(subset=f"{metric}_mean")
-            return {
-                str(label): Summary(mean, sd, low, high, int(n))
-                for label, (mean, sd, low, high, n) in zip(rows.index, rows.to_numpy(dtype=float), strict=True)
-            }
+        kept = self.path / "table.csv"
+        if not self.trials and kept.exists():
+            return summaries_in(kept, metric)
         found = {}
         for label in self.finished:
             one = self.estimate(label, metric)
@@ -253,11 +248,6 @@ class Results:
     def test_set_of(self, split: SplitKey, patient_rule: str | None = None) -> Any:
         """What stands for the test set of a split: equal for splits that are tested on the same patients."""
         return self.once(test_set_numbers, patient_rule).get(split, split)
-
-    @cached_property
-    def _table(self) -> pd.DataFrame | None:
-        path = self.path / "table.csv"
-        return pd.read_csv(path).set_index("aggregator") if path.exists() else None
 
     # Files of trials ------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ import pandas as pd
 
 from mil_zoo.data.bags import Bags, MemorySlide
 from mil_zoo.data.formats.npy import load_arrays
+from mil_zoo.data.labels.dialects import labels_alike
 from mil_zoo.data.labels.names import match_names
-from mil_zoo.data.labels.tables import labels_alike, read_labels, unknown_among
+from mil_zoo.data.labels.tables import read_labels, unknown_among
 from mil_zoo.data.layouts.base import slide_name
 from mil_zoo.data.splits.draw import kfold
 from mil_zoo.data.splits.few_labels import choose_labelled, parse_labelled
@@ -154,6 +155,11 @@ def own_splits(
             if share <= len(train):
                 chosen = choose_labelled(labels, share, [seed, number])
                 splits.append(ProbeSplit(regime, number, tuple(train[i] for i in chosen), split.test))
+    if not splits:
+        largest = max(len(split.train) + len(split.val) for split in kfold(entries, folds, repeats, seed=seed))
+        raise InputError(
+            f"--regimes {','.join(regimes)} asks for more than the {largest} training slides of a split; ask for fewer"
+        )
     return sorted(splits, key=lambda split: (list(regimes).index(split.regime), split.number))
 
 

@@ -87,6 +87,8 @@ def test_what_cannot_be_ranked(runs, tmp_path):
         write_ranking(runs[:1], tmp_path)
     with pytest.raises(InputError, match="max has no score on one, two, three"):
         write_ranking(runs, tmp_path, models=["abmil", "max"])
+    with pytest.raises(InputError, match="--models must name each aggregator once, not abmil,abmil"):
+        write_ranking(runs, tmp_path, models=["abmil", "abmil"])
     two = write_ranking(runs, tmp_path, models=["abmil", "mean"])
     assert "critical_difference.png" not in [path.name for path in two]
 
@@ -123,4 +125,15 @@ def test_the_tables_of_a_run_will_do(runs, tmp_path):
         folders.append(Results.load(folder))
     pd.testing.assert_frame_equal(scores_by_dataset(folders, "auc"), expected)
     text = write_ranking(folders, tmp_path / "out")[1].read_text()
+    table = (folder / "table.csv").read_text(encoding="utf-8")
+    for changed, words in {
+        b"": "is empty; bring back the table.csv that the run wrote",
+        b"hello": "is no table of a run",
+        table.replace("abmil", "abm\xe9l").encode("latin-1"): "is not UTF-8 text",
+        (table + table.splitlines()[1]).encode(): "names '.*' twice",
+        pd.read_csv(folder / "table.csv").assign(auc_mean="high").to_csv(index=False).encode(): "that is no number",
+    }.items():
+        (folder / "table.csv").write_bytes(changed)
+        with pytest.raises(InputError, match=f"table.csv.*{words}"):
+            scores_by_dataset([Results.load(folder)], "auc")
     assert "finished; the scores are means over these" not in text  # a table alone does not say how many were planned

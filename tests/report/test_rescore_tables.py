@@ -101,11 +101,59 @@ def twice(table, name):
         (lambda: probabilities().assign(label="tumour"), {}, "has the label 'tumour'; write the number of its class"),
         (lambda: probabilities().assign(label=2), {}, "has the label '2'; write the number of its class, 0 to 1"),
         (lambda: probabilities().assign(prob_1=0.5, prob_2=0.5), {}, "the column 'prob_0' is missing"),
+        (lambda: probabilities().assign(score="0_1"), {}, "row 2 has score '0_1', which is no number"),
+        (lambda: probabilities().assign(prob_0="1", prob_1="1"), {}, "probabilities that sum to 2"),
+        (
+            lambda: probabilities().assign(site=lambda t: ["Mayo", "mayo"] * (len(t) // 2)),
+            {"by": ["site"]},
+            "--by site: 'Mayo' and 'mayo' differ in case, blanks or accents only; write them alike",
+        ),
     ],
 )
 def test_tables_that_may_mean_two_things(again, table, options, words):
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
         again(table(), **options)
+
+
+def of_three_classes():
+    return probabilities(["c"]).drop(columns="score").assign(prob_0=0.5, prob_1=0.25, prob_2=0.25)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ([probabilities(), risks(["c"])], "predictions of 2 classes and .*file_1.csv of survival; rescore them apart"),
+        ([risks(), probabilities(["c"])], "predictions of survival and .*file_1.csv of 2 classes"),
+        ([of_three_classes(), probabilities()], "predictions of 3 classes and .*file_1.csv of 2 classes"),
+    ],
+)
+def test_files_of_different_tasks_are_not_joined(again, tables, words):
+    with pytest.raises(InputError, match=words):
+        again(tables)
+
+
+def test_inputs_are_not_written_over(tmp_path):
+    probabilities().to_csv(tmp_path / "rescore.csv", index=False)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path, tmp_path / "link", tmp_path / "x" / ".."):
+        with pytest.raises(InputError, match=r"rescore.csv lies in --out .*; choose another --out"):
+            rescore([tmp_path / "rescore.csv"], out, Columns({}))
+
+
+def test_log_odds_of_any_size_are_probabilities(run_cli, tmp_path, recwarn):
+    probabilities(["a"]).assign(score=lambda t: 1e4 * (2 * t["label"] - 1)).to_csv(tmp_path / "t.csv", index=False)
+    assert run_cli("rescore", tmp_path / "t.csv", "--logits", "--out", tmp_path / "o")[0] == 0
+    assert pd.read_csv(tmp_path / "o" / "rescore.csv")["auc"].tolist() == [1, 1]
+    assert not [each for each in recwarn if "overflow" in str(each.message)]
+    of_three_classes().to_csv(tmp_path / "t.csv", index=False)
+    _, _, err = run_cli("rescore", tmp_path / "t.csv", "--logits", "--out", tmp_path / "o")
+    assert "--logits is of a column score, and prob_0 ... are probabilities; leave it out" in err
+
+
+def test_times_that_nobody_knows_are_counted(again):
+    found, _ = again(risks(["a"]).assign(time_months=np.nan))
+    assert found["patients"].tolist() == [0, 0]
+    assert "20 rows are without prediction or label" in found["remark"][0]
 
 
 def test_probabilities_sum_to_one_but_for_their_rounding(again):
@@ -138,6 +186,15 @@ def test_a_cohort_that_says_too_little(again, change, words):
     cohort = risks(["a"])[["patient_id", "fold"]].assign(**{"site": "x"} | change)
     with pytest.raises(InputError, match=words):
         again(risks(), cohort=cohort, by=["site"])
+    with pytest.raises(InputError, match=r"cohort.csv holds no row; leave --cohort out"):
+        again(risks(), cohort=cohort[:0])
+
+
+def test_a_cohort_that_says_two_things(again):
+    cohort = probabilities(["a"])[["slide_id", "label"]]
+    twofold = pd.concat([cohort, cohort[:1].assign(label=1)])
+    with pytest.raises(InputError, match=r"cohort.csv: 's0-00' has two values of label; keep one"):
+        again(probabilities(), cohort=twofold)
 
 
 def test_training_patients_of_the_cohort_are_those_of_any_word_for_it(again):
@@ -181,9 +238,10 @@ def test_published_numbers_of_which_none_is_meant(again, published, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model,metric,value,n\na,accuracy,0.87,0\n", "row 2 has n 0; write a whole number of 1 or more"),
+        ("model,metric,value,n\na,accuracy,0.87,0\n", "row 2 has n 0; write a whole number from 1 to 1e9"),
         ("model,metric,value,n\na,accuracy,0.87,10.5\n", r"row 2 has n 10\.5"),
         ("model,metric,value,std,n_runs\na,accuracy,0.87,0.1,0\n", "row 2 has n_runs 0"),
+        ("model,metric,value,n,n_runs\na,accuracy,0.87,1e300,1e300\n", "row 2 has n_runs 1e"),
         ("model,metric,value\n", "holds no row of numbers"),
         ("model,metric,value,std\na,acc,0.8,0.1\nb,acc,0.8 ± 0.2,0.1\n", "row 3 has a spread in value and one in std"),
         ("model,metric,value\na,acc,0.8 ±\n", "row 2 has std '', which is no number"),

@@ -114,6 +114,14 @@ def test_labels_that_are_no_classes(slides, labels, words):
         ProbeTable.of(slides, labels, [None] * len(slides))
 
 
+def test_more_training_slides_than_there_are():
+    names = [f"s{i}" for i in range(20)]
+    table = ProbeTable.of(names, ["x", "y"] * 10, [None] * 20)
+    assert {split.regime for split in own_splits(table, names, folds=2, regimes=["full", "99"])} == {"full"}
+    with pytest.raises(InputError, match="--regimes 99 asks for more than the 10 training slides of a split"):
+        own_splits(table, names, folds=2, regimes=["99"])
+
+
 def test_few_labels_are_stratified():
     labels = [0] * 90 + [1] * 10
     for labelled, number in ((0.1, 10), (0.105, 11), (20, 20), (1, 100), (0.001, 2), (100, 100)):

@@ -27,6 +27,8 @@ def load_npy(path: Path) -> npt.NDArray[Any]:
             raise ValueError("no bytes")
         with path.open("rb") as file:
             shape, _, dtype = _header(file)
+        if math.prod(shape) * dtype.itemsize > path.stat().st_size:
+            raise ValueError(f"it declares {list(shape)} of {dtype} and holds {path.stat().st_size} bytes")
         if 0 in shape:  # an array of no rows cannot be mapped
             if dtype.hasobject:
                 raise ValueError("it holds Python objects")

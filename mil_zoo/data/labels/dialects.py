@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -110,6 +111,14 @@ def folded(label: str) -> str:
     """As it is told from others: in any case, blanks and way to write accents, without signs that have no width."""
     text = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
     return " ".join(text.casefold().split())
+
+
+def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of labels that differ in case and blanks only."""
+    groups = defaultdict(list)
+    for label in sorted(set(labels)):
+        groups[folded(label)].append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def _text(path: Path, content: bytes) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from mil_zoo.data.labels.columns import COLUMNS, check_once, column_of
-from mil_zoo.data.labels.dialects import read_csv
+from mil_zoo.data.labels.dialects import labels_alike, read_csv
 from mil_zoo.data.labels.names import match_names
-from mil_zoo.data.labels.tables import labels_alike
 from mil_zoo.errors import InputError, did_you_mean
 
 _BARCODE = re.compile(r"^TCGA-(\w\w)-\w{4}", re.IGNORECASE)

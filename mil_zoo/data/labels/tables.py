@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -178,14 +177,6 @@ def spelled_as(labels: pd.Series[str], classes: Sequence[str]) -> pd.Series[str]
     written = {folded(name): name for name in classes}
     known = set(class_indices(classes))
     return labels.map(lambda label: label if label in known else written.get(folded(label), label))
-
-
-def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of labels that differ in case and blanks only."""
-    groups = defaultdict(list)
-    for label in sorted(set(labels)):
-        groups[folded(label)].append(label)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def patients_of_two_labels(table: pd.DataFrame) -> list[str]:

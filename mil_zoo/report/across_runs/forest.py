@@ -14,6 +14,7 @@ from mil_zoo.report.across_runs.ranking import dataset_names
 from mil_zoo.report.figures.look import WIDTH, drawing, legend, palette, plain
 from mil_zoo.report.figures.registry import save
 from mil_zoo.report.load import Results
+from mil_zoo.report.table_file import numbers_in
 from mil_zoo.report.tables.survival_table import CLINICAL, survival_numbers
 from mil_zoo.report.tables.table import Cell, Table
 from mil_zoo.report.tables.text import interval, one_line
@@ -22,6 +23,9 @@ _NOTES = [
     "Concordant over comparable pairs within test folds, each summed, with the 95 % interval over the choice of test "
     "patients; the spread over trainings is left out. Differences between models are in comparisons.md of each run.",
 ]
+
+
+_POOLED = ("c_pooled", "c_pooled_low", "c_pooled_high")
 
 
 def write_forest(runs: Sequence[Results], out: Path) -> list[Path]:
@@ -66,9 +70,9 @@ def concordance_of_cohorts(runs: Sequence[Results]) -> pd.DataFrame:
     for run, name in zip(runs, dataset_names(runs), strict=True):
         file = run.path / "survival.csv"
         if run.task.family == "survival" and (run.trials or file.exists()):
-            own = survival_numbers(run) if run.trials else pd.read_csv(file)
+            own = survival_numbers(run) if run.trials else numbers_in(file, _POOLED).reset_index()
             parts.append(own.assign(cohort=name))
-    columns = ["cohort", "aggregator", "c_pooled", "c_pooled_low", "c_pooled_high"]
+    columns = ["cohort", "aggregator", *_POOLED]
     if not parts:
         return pd.DataFrame(columns=columns)
     found: pd.DataFrame = pd.concat(parts)[columns].drop_duplicates(["cohort", "aggregator"])

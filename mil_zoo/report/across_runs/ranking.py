@@ -207,6 +207,8 @@ def diagram(result: FriedmanNemenyi, labels: list[str], title: str, note: str) -
 def _chosen(scores: pd.DataFrame, models: Sequence[str] | None) -> pd.DataFrame:
     if models is None:
         return scores
+    if len(set(models)) < len(models):
+        raise InputError(f"--models must name each aggregator once, not {','.join(models)}")
     for label in models:
         if label not in scores or scores[label].isna().any():
             without = [name for name in scores.index if label not in scores or np.isnan(scores.loc[name, label])]

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mil_zoo.data.labels.dialects import labels_alike
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
-from mil_zoo.report.rescore.read import Columns, Predictions, canonical, plain, read_table, splits_of, targets_of
+from mil_zoo.report.rescore.cells import plain, splits_of, targets_of
+from mil_zoo.report.rescore.read import Columns, Predictions, canonical, read_table
 from mil_zoo.tasks import Survival, Task
 
 Group = tuple[str, ...]
@@ -102,6 +104,8 @@ def read_cohort(path: Path, columns: Columns, predictions: Predictions) -> Cohor
     for name in columns.by:
         if name not in table:
             raise InputError(f"{path}: the grouping column {name!r} is missing; --by needs it in the cohort too")
+    if not len(table):
+        raise InputError(f"{path} holds no row; leave --cohort out")
     if table[keys[0]].isna().any():
         raise InputError(f"{path}: {keys[0]} is empty in row {int(table[keys[0]].isna().argmax()) + 2}; fill it in")
     rows = pd.DataFrame({name: table[name].fillna("") if name in table else "" for name in ("slide_id", "patient_id")})
@@ -112,6 +116,9 @@ def read_cohort(path: Path, columns: Columns, predictions: Predictions) -> Cohor
     known = _stated(table.assign(slide_id=table[keys[0]]), task, path)
     for name, values in known.items():
         rows[name] = values
+        of_id = rows.groupby(keys[0])[name]
+        if (several := of_id.transform("nunique") > 1).any():
+            raise InputError(f"{path}: {rows[keys[0]][several].iloc[0]!r} has two values of {name}; keep one")
     return Cohort(rows, keys[0], "fold" in table, list(known))
 
 
@@ -166,6 +173,12 @@ def parts_of(predictions: Predictions, cohort: Cohort | None, by: Sequence[str])
         InputError: nothing says a group, or there are too many.
     """
     rows = with_groups(predictions, cohort, by)
+    for name in by:
+        for alike in labels_alike(rows[name].map(str)):
+            raise InputError(
+                f"--by {name}: {' and '.join(map(repr, alike))} differ in case, blanks or accents only; write them "
+                "alike"
+            )
     if by and (number := rows.groupby(list(by)).ngroups) > MOST:
         raise InputError(
             f"--by {','.join(by)} makes {number} groups, each of which becomes a run; join values into {MOST} or fewer"
@@ -187,9 +200,9 @@ def _parts_of_group(
         for name, value in zip(by, group, strict=True):
             expected = expected[expected[name] == value]
     if isinstance(task, Survival):
-        known = rows.loc[rows["filled"], task.target_columns[1]].dropna()
-        if known.nunique() == 2:
-            task = task.of_cohort(rows.loc[rows["filled"], list(task.target_columns)].dropna().to_numpy(dtype=float))
+        known = rows.loc[rows["filled"], list(task.target_columns)].dropna()
+        if known[task.target_columns[1]].nunique() == 2:
+            task = task.of_cohort(known.to_numpy(dtype=float))
     test, trained = rows[rows["split"] == "test"], rows[rows["split"] == "train"]
     pieces = {}
     for (model, *split), filed in test.groupby(["model", "repeat", "fold", "seed"], sort=False):

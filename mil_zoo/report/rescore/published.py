@@ -13,12 +13,14 @@ import pandas as pd
 
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric
+from mil_zoo.report.rescore.cells import numbers, plain
 from mil_zoo.report.rescore.judge import impossible_share
 from mil_zoo.report.rescore.parts import Part, named
-from mil_zoo.report.rescore.read import Columns, canonical, numbers, plain, read_table
+from mil_zoo.report.rescore.read import Columns, canonical, read_table
 from mil_zoo.report.tables.table import Table
 from mil_zoo.stats.possible import fits, half_unit, possible_positives, possible_sizes
 
+_LARGEST = 1e9  # of slides and runs: more is no number of them
 MOST = 2000  # slides that a test set can have, where nobody says how many
 _METRICS = {
     "accuracy": "accuracy", "acc": "accuracy", "auc": "auc", "auroc": "auc", "balanced_accuracy": "balanced_accuracy",
@@ -231,9 +233,9 @@ def _of_rows(table: pd.DataFrame, columns: Columns, path: Path) -> Table:
     runs = numbers(table, "n_runs", path) if "n_runs" in table else np.full(len(table), np.nan)
     slides = numbers(table, "n", path) if "n" in table else np.full(len(table), np.nan)
     for name, counts in (("n_runs", runs), ("n", slides)):
-        if (odd := (counts < 1) | (counts % 1 > 0)).any():
+        if (odd := (counts < 1) | (counts % 1 > 0) | (counts > _LARGEST)).any():
             row = int(odd.argmax())
-            raise InputError(f"{path}: row {row + 2} has {name} {counts[row]:g}; write a whole number of 1 or more")
+            raise InputError(f"{path}: row {row + 2} has {name} {counts[row]:g}; write a whole number from 1 to 1e9")
     percent = np.array(values) < numbers(table.assign(value=table["value"].str.removesuffix("%")), "value", path)
     spreads = np.where(percent, spreads / 100, spreads)
     context = [name for name in (*columns.by, "model") if name in table]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from mil_zoo.data.formats.npy import load_arrays
 from mil_zoo.data.labels.columns import COLUMNS, check_once, column_of
-from mil_zoo.data.labels.dialects import decimal, read_csv, words_for_unknown
+from mil_zoo.data.labels.dialects import read_csv
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.report.rescore.cells import column, composed, numbers, plain, splits_of, targets_of, whole
 from mil_zoo.stats.possible import half_unit
 from mil_zoo.tasks import Task, create_task
 
@@ -36,8 +37,6 @@ NAMES = {
 }
 _PLACE = ("model", "repeat", "fold", "seed")  # of a row; a table has them or not, and in every row
 _PROBABILITY = re.compile(r"(?:prob|p|probability)_(\d+)")
-_CLASS = {"false": "0", "true": "1"}  # labels of two classes as programs write them
-_TEST, _TRAINED = "test", ("train", "training", "val", "valid", "validation")
 _NEEDS = "it needs patient_id or slide_id, model, fold, and label with score or prob_0 ..., or time, event and risk"
 
 
@@ -157,23 +156,6 @@ def canonical(table: pd.DataFrame, columns: Columns, path: Path) -> pd.DataFrame
     return table.rename(columns=names)
 
 
-def plain(table: pd.DataFrame, names: Iterable[str], path: Path) -> pd.DataFrame:
-    """The table with points for decimal commas in the columns ``names``, and nothing where they say so ("NA", "-").
-
-    Raises:
-        InputError: a column occurs twice, or its commas may part thousands.
-    """
-    own = [name for name in names if name in table]
-    check_once(table, own, path)
-    said: dict[str, Any] = {}
-    for name in own:
-        texts = table[name].astype(object)
-        unknown = words_for_unknown(set(texts.dropna().map(str)))
-        texts = texts.where(~texts.isin(unknown), None)
-        said[name] = decimal(texts, f"{path}: {name}") if texts.notna().any() else texts
-    return table.assign(**said)
-
-
 def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
     """All files as one table; a file without a column ``model`` is of the model that its name says.
 
@@ -191,7 +173,13 @@ def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
             if name in table and table[name].isna().any():
                 raise InputError(f"{path}: {name} is empty in row {int(table[name].isna().argmax()) + 2}; fill it in")
         tables.append((path, table))
-    task = _task_of([table for _, table in tables], columns, paths[0])
+    tasks = [_task_of(table, columns, path) for path, table in tables]
+    task = tasks[0]
+    for path, other in zip(paths, tasks, strict=True):
+        if (type(other), other.prediction_columns) != (type(task), task.prediction_columns):
+            raise InputError(
+                f"{paths[0]} holds predictions of {_said(task)} and {path} of {_said(other)}; rescore them apart"
+            )
     rows = pd.concat([_rows(table, path, task, columns) for path, table in tables], ignore_index=True)
     kinds = {"slide_id" in table for _, table in tables}
     if len(kinds) > 1:
@@ -199,8 +187,12 @@ def read_predictions(paths: Sequence[Path], columns: Columns) -> Predictions:
     return Predictions(rows, task, kinds.pop())
 
 
-def _task_of(tables: Sequence[pd.DataFrame], columns: Columns, path: Path) -> Task:
-    header = [str(name) for name in tables[0].columns]
+def _said(task: Task) -> str:
+    return task.family if task.family == "survival" else f"{len(task.prediction_columns)} classes"
+
+
+def _task_of(table: pd.DataFrame, columns: Columns, path: Path) -> Task:
+    header = [str(name) for name in table.columns]
     if "risk" in header:
         settings = {key: value for key, value in (columns.outcome or {}).items() if value}
         return create_task("survival_rank", settings).settled(header)
@@ -214,13 +206,13 @@ def _task_of(tables: Sequence[pd.DataFrame], columns: Columns, path: Path) -> Ta
 
 
 def _rows(table: pd.DataFrame, path: Path, task: Task, columns: Columns) -> pd.DataFrame:
-    rows = pd.DataFrame({"model": _column(table, "model", path.name.split(".")[0])})
+    rows = pd.DataFrame({"model": column(table, "model", path.name.split(".")[0])})
     for name in columns.by:
         rows[name] = table.get(name)
     for name in ("repeat", "fold", "seed"):
-        rows[name] = _column(table, name, "0").map(_whole)
-    patients = _column(table, "patient_id", "").map(_composed)
-    rows["slide_id"] = _column(table, "slide_id", "").map(_composed) if "slide_id" in table else patients
+        rows[name] = column(table, name, "0").map(whole)
+    patients = column(table, "patient_id", "").map(composed)
+    rows["slide_id"] = column(table, "slide_id", "").map(composed) if "slide_id" in table else patients
     rows["patient_id"] = patients
     rows["split"] = splits_of(table, path).replace("", "test")
     table = table.assign(slide_id=rows["slide_id"])
@@ -239,47 +231,17 @@ def _rows(table: pd.DataFrame, path: Path, task: Task, columns: Columns) -> pd.D
     return rows
 
 
-def splits_of(table: pd.DataFrame, path: Path) -> pd.Series[str]:
-    """ "train" (validation too), "test", or "" where a row does not say.
-
-    Raises:
-        InputError: a row says something else.
-    """
-    split = _column(table, "split", "").str.lower()
-    odd = ~split.isin(["", _TEST, *_TRAINED])
-    if odd.any():
-        raise InputError(
-            f"{path}: row {int(odd.argmax()) + 2} has the split {split[odd.argmax()]!r}; write train, val or test"
-        )
-    return split.where(~split.isin(_TRAINED), "train")
-
-
-def targets_of(table: pd.DataFrame, task: Task, path: Path) -> np.ndarray[Any, Any]:
-    """The targets ``[n, T]``, of labels that are empty NaN; errors as ``Task.targets``."""
-    if task.family == "survival":
-        return task.targets(table, str(path))
-    table = table.assign(label=[_CLASS.get(str(text).lower(), _whole(text)) for text in table["label"]])
-    known = table["label"].notna()
-    numbers = [str(i) for i in range(len(task.prediction_columns))]
-    if not table["label"][known].isin(numbers).all():
-        row = table[known & ~table["label"].isin(numbers)].iloc[0]
-        raise InputError(
-            f"{path}: {row['slide_id']!r} has the label {row['label']!r}; write the number of its class, "
-            f"0 to {numbers[-1]}, or nothing where it is unknown"
-        )
-    targets = np.full((len(table), 1), np.nan)
-    targets[known] = task.targets(table[known], str(path))
-    return targets
-
-
 def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> np.ndarray[Any, Any]:
     if task.family == "survival":
         return numbers(table, "risk", path)[:, None]
     names = list(task.prediction_columns)
     if "prob_0" in table:
+        if logits:
+            raise InputError(f"{path}: --logits is of a column score, and prob_0 ... are probabilities; leave it out")
         values = np.stack([numbers(table, name, path) for name in names], axis=1)
         sums = values.sum(1)
-        rounding = [sum(half_unit(text) for text in row if text) for row in table[names].itertuples(index=False)]
+        units = table[names].map(lambda text: half_unit(text) if text else 0.0).to_numpy(dtype=float)
+        rounding = units.sum(1, where=units < 0.5)  # a whole number is no probability that was rounded
         wrong = (np.abs(sums - 1) > np.maximum(rounding, 1e-3)) & ~np.isnan(sums) & (values != 0).any(1) | (
             values < 0
         ).any(1)
@@ -287,7 +249,7 @@ def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> n
     else:
         score = numbers(table, "score" if "score" in table else "prob_1", path)
         if logits:
-            score = 1 / (1 + np.exp(-score))
+            score = expit(score)
         values = np.stack([1 - score, score], axis=1)
         wrong = (score < 0) | (score > 1)
         what = (
@@ -297,42 +259,6 @@ def _predictions(table: pd.DataFrame, task: Task, path: Path, logits: bool) -> n
     if wrong.any():
         raise InputError(f"{path}: {table['slide_id'].iloc[int(wrong.argmax())]!r} has {what}")
     return values
-
-
-def numbers(table: pd.DataFrame, name: str, path: Path, remedy: str = "") -> np.ndarray[Any, Any]:
-    """A column of text as float64 ``[n]``, exactly; NaN where it is empty. Of an error ``remedy`` says what to do.
-
-    Raises:
-        InputError: the column is missing, or a value is no number.
-    """
-    if name not in table:
-        raise InputError(f"{path}: the column {name!r} is missing{did_you_mean(name, map(str, table.columns))}")
-    values = np.empty(len(table))
-    for i, (row, text) in enumerate(zip(table.index.tolist(), table[name], strict=True)):  # rows that were kept
-        try:
-            values[i] = np.nan if text is None else float(text)
-        except ValueError:
-            raise InputError(f"{path}: row {row + 2} has {name} {text!r}, which is no number{remedy}") from None
-        if np.isinf(values[i]):
-            raise InputError(f"{path}: row {row + 2} has {name} {text!r}; write a finite number")
-    return values
-
-
-def _column(table: pd.DataFrame, name: str, other: str) -> pd.Series[str]:
-    """A column as text; ``other`` where the table has none, "" where it is empty."""
-    if name not in table:
-        return pd.Series(other, index=table.index, dtype=object)
-    return table[name].astype(object).where(table[name].notna(), "")
-
-
-def _composed(name: str) -> str:
-    """An id whose accents are written in one way."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _whole(text: Any) -> Any:
-    """``"3.0"`` as ``"3"``, another text as it is."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text) if isinstance(text, str) else text
 
 
 def _text(value: Any) -> str | None:

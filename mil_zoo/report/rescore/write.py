@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,9 @@ def rescore(
         raise InputError(f"columns is a mil_zoo.report.rescore.Columns, not {columns!r:.60}")
     cohort = None if cohort is None else as_path(cohort, "cohort", "a table of who should be there")
     published = None if published is None else as_path(published, "published", "a table of published numbers")
+    for path in (*files, *filter(None, (cohort, published))):
+        if os.path.dirname(os.path.realpath(path)) == os.path.realpath(out):
+            raise InputError(f"{path} lies in --out {out}, where it could be written over; choose another --out")
     tables = [canonical(read_table(path), columns, path) for path in files]
     alone = [holds_numbers(table) for table in tables]
     if any(alone):
