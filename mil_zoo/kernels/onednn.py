@@ -14,6 +14,9 @@ from mil_zoo.kernels.checks import autocast_dtype
 
 LEAST = 2**21  # multiplications from which the call, 10 us longer, is made up for (one thread of a Zen 5)
 
+LONG, PART = 2**14, 2**12
+"""A longer sum, and the parts it is taken by where ``a`` is transposed: oneDNN copies it, a part in the caches."""
+
 
 def why_not() -> str | None:
     """Why oneDNN's products cannot be had here; None where they can."""
@@ -59,9 +62,18 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` of ``[M, D]``, ``[D, O]`` and ``[O]``, without a gradient."""
     if not (a.numel() and b.numel()):  # oneDNN does not plan for nothing
         return a @ b if bias is None else torch.addmm(bias, a, b)
+    if bias is None and a.shape[1] > LONG and not a.is_contiguous():
+        return _by_parts(a, b)
     bias = None if bias is None else bias.contiguous()  # whose strides oneDNN does not ask for
     out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), bias, "none", [], "")
     return out
+
+
+def _by_parts(a: Tensor, b: Tensor) -> Tensor:
+    total = a.new_zeros(len(a), b.shape[1])
+    for some, of_them in zip(a.split(PART, dim=1), b.split(PART), strict=True):
+        total += product(some, of_them)
+    return total
 
 
 def _dense(x: Tensor) -> Tensor:

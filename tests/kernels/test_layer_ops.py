@@ -79,6 +79,21 @@ def test_linear(shape, biased):
 
 
 @needs_onednn
+def test_a_long_gradient_of_weights_is_summed_by_parts(monkeypatch):
+    monkeypatch.setattr(onednn, "LONG", 50)
+    monkeypatch.setattr(onednn, "PART", 40)
+    by_parts, taken = onednn._by_parts, []
+    monkeypatch.setattr(onednn, "_by_parts", lambda a, b: (taken.append(a.shape), by_parts(a, b))[1])
+
+    def run(backend, dtype):
+        inputs = [draw(130, 7, seed=0, dtype=dtype), draw(5, 7, seed=1, dtype=dtype)]
+        return outputs_and_gradients(lambda *v: linear(*v, backend=backend), inputs)
+
+    assert_close(run("onednn", torch.float32), run("reference", torch.float64), torch.float32)
+    assert taken == [(5, 130)]
+
+
+@needs_onednn
 @pytest.mark.parametrize("shape", [(1, 2, 3, 4), (3, 40, 7, 9), (2, 300, 5, 1)])
 def test_bmm(shape):
     heads, m, k, n = shape
