@@ -113,7 +113,8 @@ def test_suites_by_name_path_and_dataset(tmp_path):
     # A suite's own overrides of a model that is not run are no mistake of the user's.
     assert all(key.startswith("mean.") for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
     rates = {"srmil.learning_rate": 2e-3, "srmil.schedule": "constant", "abmil.learning_rate": 4e-4}
-    assert read_suite("demo").overrides == rates, "and one budget for all"
+    for name in ("demo", "demo_grade", "demo_survival"):
+        assert read_suite(name).overrides == rates, "and one budget for all"
     (tmp_path / "own.yaml").write_text(
         "datasets: [demo]\nmodels: [srmil]\noverrides: {srmil.epochs: 5, srmil.mask_rate: 0.5}\n"
     )
