@@ -33,6 +33,7 @@ _LOG = logging.getLogger("mil_zoo")
 PROCESS_MIB = 1024  # that a trial's process takes beside the bags: interpreter, libraries, a model
 _GUARD = "; a script of your own must be a file and keep its work under if __name__ == '__main__':"
 IMPORT_SECONDS = 300.0  # that the import of a plugin may take where trials run
+GRACE_SECONDS = 10.0  # until a process that says no more is ended
 ATTEMPTS = 3  # of a trial whose process is killed; one that fails by itself would fail again
 
 
@@ -242,6 +243,10 @@ class _Member:
 
         What it has begun to write is removed.
         """
+        if not reason:
+            self.process.join(GRACE_SECONDS)
+            if self.process.is_alive():
+                reason = "the process closed its connection and went on; a model must leave open files of others alone"
         if reason:
             self.process.kill()
         self.process.join()

@@ -52,6 +52,7 @@ from mil_zoo.train.protocols import TrialContext, TrialResult, run_protocol
 
 TRACEBACK = "traceback.txt"  # of a failed trial
 TUNING = "tuning.csv"  # of a tuned trial: its configurations
+LONGEST = 500  # signs of the reason why a trial failed
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,9 @@ def _reason(error: BaseException, plugins: Sequence[Path]) -> str:
     except Exception as second:
         what = f"what it says cannot be told ({type(second).__name__})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in plugins]
+    shown = "".join(sign if sign.isprintable() else " " for sign in what[:LONGEST])  # no line ends, no escapes
+    more = f" ... (all of it is in {TRACEBACK})" if len(what) > LONGEST else ""
+    what = " ".join(shown.split()) + more
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {what}{where}"
 

@@ -68,7 +68,7 @@ def test_processes_give_the_same_bytes_as_one(bag_table, in_process, tmp_path):
 
 
 PLUGIN = """
-import os, signal
+import os, signal, stat, time
 from pathlib import Path
 from mil_zoo import register_aggregator
 from mil_zoo.aggregators.mean_max import MeanPooling
@@ -86,6 +86,17 @@ class DiesOnce(MeanPooling):
 class DiesAlways(MeanPooling):
     def losses(self, batch):
         os.kill(os.getpid(), signal.SIGKILL)
+
+@register_aggregator("dies_seemingly")
+class DiesSeemingly(MeanPooling):
+    def losses(self, batch):
+        for file in range(3, 200):
+            try:
+                if stat.S_ISSOCK(os.fstat(file).st_mode):
+                    os.close(file)
+            except OSError:
+                pass
+        time.sleep(60)
 """
 
 
@@ -94,11 +105,16 @@ def test_a_killed_process_costs_its_attempt_only(bag_table, tmp_path, monkeypatc
     plugin.write_text(PLUGIN.format(marker=str(tmp_path / "marker")))
     load_plugin(plugin)
     monkeypatch.setattr(executors, "ATTEMPTS", 2)
-    plan = small_plan(bag_table, models=["dies_always", "dies_once", "mean"], overrides={})
+    monkeypatch.setattr(executors, "GRACE_SECONDS", 0.2)
+    plan = small_plan(bag_table, models=["dies_always", "dies_once", "dies_seemingly", "mean"], overrides={})
     plan = dataclasses.replace(plan, drawn=dataclasses.replace(plan.drawn, splits=plan.splits[:1]))
     run = run_plan(plan, tmp_path / "run", executor=Processes(1))
     rows = {row["aggregator"]: row for row in run.trials()}
-    assert [rows[name]["status"] for name in ("dies_once", "mean", "dies_always")] == ["ok", "ok", "failed"]
+    names = ("dies_once", "mean", "dies_always", "dies_seemingly")
+    assert [rows[name]["status"] for name in names] == ["ok", "ok", "failed", "failed"]
+    assert rows["dies_seemingly"]["reason"].startswith(
+        "the process closed its connection and went on; a model must leave"
+    )
     assert "killed (signal 9" in rows["dies_always"]["reason"]
     assert rows["dies_always"]["reason"].endswith("in 2 attempts")
     assert not (run.path / "trials" / "dies_always-r0-f0-s0").exists()

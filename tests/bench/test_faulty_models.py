@@ -35,6 +35,11 @@ LEAVES = {
     "leaves_in_haste": ("pass", "import os; os._exit(3)", r"exit code 3\) \(leaves_in_haste.py, line 17"),
     "changes_torch": ("pass", "torch.set_grad_enabled(False); raise ValueError('so')", "ValueError: so"),
     "speechless": ("pass", "raise type('E', (Exception,), {'__str__': lambda _: 1 / 0})", r"E: .* \(ZeroDivisionError"),
+    "long_words": (
+        "pass",
+        r"raise ValueError('\x1b[31ma\nb' + 10**4 * 'x')",
+        r"ValueError: \[31ma bx{492} \.\.\. \(all of it is in traceback\.txt\) \(long_words\.py, line 17\)$",
+    ),
     "raises": ("pass", "raise ValueError('no good')", r"ValueError: no good \(raises.py, line 17\)"),
 }
 
