@@ -139,7 +139,7 @@ class RunDirectory:
             try:
                 row = json.loads(line)
                 intact = isinstance(row, dict) and row.pop("sha256", None) == _checksum(row)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 intact = False
             if not intact:
                 raise InputError(

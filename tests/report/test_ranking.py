@@ -4,10 +4,12 @@ import pandas as pd
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from rescore_files import probabilities
 
 from mil_zoo import InputError
 from mil_zoo.report.across_runs.ranking import diagram, scores_by_dataset, write_ranking
 from mil_zoo.report.load import Results
+from mil_zoo.report.rescore import Columns, rescore
 from mil_zoo.report.tables import write_tables
 from mil_zoo.stats import friedman_nemenyi
 
@@ -101,6 +103,19 @@ def test_the_diagram_joins_what_does_not_differ():
     assert len(bars) == len(result.groups()) > 0
     texts = [text.get_text().split()[0] for text in figure.axes[0].texts]
     assert {"a", "b"} <= set(texts)
+
+
+def test_predictions_of_others_are_ranked_whatever_their_models_are_called(tmp_path, run_cli):
+    for seed, cohort in enumerate(("one", "two")):
+        table = probabilities([r"$A_1$ $\frac{", "b|c", "<d>"], seed=seed).assign(cohort=cohort)
+        table.to_csv(tmp_path / f"{cohort}.csv", index=False)
+        rescore([tmp_path / f"{cohort}.csv"], tmp_path / cohort, Columns({}, ("cohort",)))
+    code, out, err = run_cli("compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "one: as in the files, 40 patients, 1 x 2 folds; how models were trained, the files do not say." in out
+    first = (tmp_path / "out" / "ranking.md").read_text(encoding="utf-8").splitlines()[0]
+    assert all(name in first for name in (r"b\|c", r"\<d>", r"\$A_1\$ \$\\frac{"))
+    assert (tmp_path / "out" / "critical_difference.png").stat().st_size > 5000
 
 
 def test_compare_on_the_command_line(runs, tmp_path, run_cli):

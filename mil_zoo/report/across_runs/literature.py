@@ -131,7 +131,7 @@ def _ours(run: Results, number: PublishedNumber) -> list[dict[str, Any]]:
         same = all(options.get(key) == value for key, value in number.options.items())
         if label.partition("@")[0] != number.aggregator or not same:
             continue
-        epochs = "unknown" if settings is None else settings.training["epochs"]
+        epochs = "unknown" if settings is None else settings.training.get("epochs", "unknown")
         found.append(
             {name: getattr(summary, name) for name in ("mean", "sd", "low", "high")}
             | {

@@ -191,7 +191,8 @@ def diagram(result: FriedmanNemenyi, labels: list[str], title: str, note: str) -
         y = first + step * (i if left else k - 1 - i)
         end = 1 - 0.04 * k if left else k + 0.04 * k
         axes.plot([result.ranks[j], result.ranks[j], end], [0, y, y], color="0.35", linewidth=0.9)
-        text = f"{labels[j]}  {result.ranks[j]:.2f}" if left else f"{result.ranks[j]:.2f}  {labels[j]}"
+        label = plain(labels[j])
+        text = f"{label}  {result.ranks[j]:.2f}" if left else f"{result.ranks[j]:.2f}  {label}"
         axes.text(end, y, f" {text} ", ha="right" if left else "left", va="center")
     for row, group in enumerate(groups):
         y = 0.22 + 0.2 * row
@@ -273,10 +274,11 @@ def _notes(
         lines.append(f"Left out, since a dataset has no score of them: {', '.join(left_out)}.")
     for run, name in zip(runs, dataset_names(runs), strict=True):
         split, settings = run.config.split, run.config.model_settings.values()
-        budgets = sorted({model.training["epochs"] for model in settings})
-        lines.append(
-            f"{name}: {split.kind}, {split.repeats} x {split.folds} folds; epochs {', '.join(map(str, budgets))}."
+        budgets = sorted({model.training["epochs"] for model in settings if "epochs" in model.training})
+        trained = (
+            f"epochs {', '.join(map(str, budgets))}" if budgets else "how models were trained, the files do not say"
         )
+        lines.append(f"{name}: {split.kind}, {split.repeats} x {split.folds} folds; {trained}.")
         lines += _folds_left_out(run, metric, name)
         planned = run.config.planned_trials // len(run.config.model_settings)
         finished = {label: sum(trial.ok for trial in trials) for label, trials in run.groups.items()}

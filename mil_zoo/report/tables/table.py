@@ -81,8 +81,8 @@ class Table:
     def markdown(self) -> str:
         """A pipe table, its columns of numbers right-aligned, with the notes as a list."""
         heading = f"## {escape_markdown(self.title)}\n\n" if self.title else ""
-        lines = [self.header, ["---:" if number else "---" for number in self.of_numbers]]
-        lines += [[_markdown(as_cell(cell)) for cell in row] for row in self.rows]
+        header, *rows = ([_markdown(as_cell(cell)) for cell in row] for row in (self.header, *self.rows))
+        lines = [header, ["---:" if number else "---" for number in self.of_numbers], *rows]
         table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         return heading + table + ("\n" + bullets(self.notes) if self.notes else "")
 
