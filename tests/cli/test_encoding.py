@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mil_zoo.cli.encoding import show_anywhere
-from mil_zoo.cli.predict import _stem
+from mil_zoo.cli.predicted_files import stem_of
 from mil_zoo.registry import PLUGINS
 from mil_zoo.report.names import file_stem
 
@@ -29,10 +29,10 @@ def test_any_text_can_be_shown(encoding, monkeypatch):
 
 def test_slides_of_one_name_in_two_folders_keep_files_of_their_own():
     taken = {}
-    first, again, other = (_stem("slide", source, taken) for source in ("a/slide.h5", "a/slide.h5", "b/slide.h5"))
+    first, again, other = (stem_of("slide", source, taken) for source in ("a/slide.h5", "a/slide.h5", "b/slide.h5"))
     assert first == again == "slide"
     assert other.startswith("slide-")
-    assert _stem("SLIDE", "c/SLIDE.h5", taken) not in (first, other)  # file systems may not tell cases apart
+    assert stem_of("SLIDE", "c/SLIDE.h5", taken) not in (first, other)  # file systems may not tell cases apart
 
 
 def test_a_long_name_fits_a_file_system():

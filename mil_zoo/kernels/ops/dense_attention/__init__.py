@@ -67,12 +67,12 @@ def _has_landmarks(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
     Few keys of many queries slow its backward only.
     """
+    if not q.is_cuda or torch.compiler.is_compiling():
+        return False
     few, many = sorted((q.shape[1], k.shape[1]))
     return (
-        q.is_cuda
-        and all(tensor.dtype == torch.float32 for tensor in (q, k, v))
+        all(tensor.dtype == torch.float32 for tensor in (q, k, v))
         and not torch.is_autocast_enabled("cuda")
-        and not torch.compiler.is_compiling()
         and few <= LANDMARKS
         and len(q) * few * many >= FEW
         and (q.shape[1] == few or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))))

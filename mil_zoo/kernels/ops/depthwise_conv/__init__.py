@@ -36,14 +36,15 @@ def depthwise_conv(
     Raises:
         InputError: shapes or devices that do not fit, an even kernel, or a backend that cannot run.
     """
+    is_cast = autocast_dtype(x) is not None  # x may have another precision than the weights
     check_tensor("x", x, (shape[0] * shape[1], None))
-    check_tensor("weight", weight, (x.shape[1], 1, None, None), like=x)
+    check_tensor("weight", weight, (x.shape[1], 1, None, None), like=None if is_cast else x)
     if bias is not None:
-        check_tensor("bias", bias, (x.shape[1],), like=x)
+        check_tensor("bias", bias, (x.shape[1],), like=weight)
     if not (weight.shape[2] % 2 and weight.shape[3] % 2):
         raise InputError(f"kernels must be odd, not {weight.shape[2]} x {weight.shape[3]}")
     name = choose_backend("depthwise_conv", IMPLEMENTATIONS, backend, x.device, x.dtype)
-    if backend == "auto" and autocast_dtype(x) is not None:
+    if backend == "auto" and is_cast:
         name = "reference"
     out: Tensor = IMPLEMENTATIONS[name](x, weight, bias, shape)
     return out
