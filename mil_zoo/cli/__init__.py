@@ -78,17 +78,19 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Lets SIGTERM raise :class:`Terminated` meanwhile, where nobody else listens to it."""
+def _listening() -> Iterator[list[int]]:
+    """Lets SIGTERM raise :class:`Terminated` meanwhile, where nobody else listens to it; gives what was heard."""
+    heard: list[int] = []  # libraries make other errors of the one that is raised
 
     def end(number: int, frame: object) -> NoReturn:
+        heard.append(number)
         raise Terminated
 
     here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if here:
         signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield heard
     finally:
         if here:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -109,9 +111,10 @@ def main(jobs: str = "1") -> None:
             processes import that script again, and with it this call.
     """
     show_anywhere()
+    heard: list[int] = []
     try:
         _refuse_empty(sys.argv[1:])
-        with _told_to_end():
+        with _listening() as heard:
             code = cli(standalone_mode=False, default_map={"bench": {"jobs": jobs}})
         sys.exit(code if isinstance(code, int) else 0)
     except InputError as error:
@@ -120,7 +123,6 @@ def main(jobs: str = "1") -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt) as error:
-        terminated = isinstance(error.__cause__ or error, Terminated)  # click makes an Abort of it
-        click.echo(f"\nmil-zoo: {'ended by SIGTERM' if terminated else 'interrupted'}", err=True)
-        sys.exit(143 if terminated else 130)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"\nmil-zoo: {'ended by SIGTERM' if heard else 'interrupted'}", err=True)
+        sys.exit(143 if heard else 130)
