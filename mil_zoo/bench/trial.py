@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import signal
 import tempfile
@@ -255,9 +256,8 @@ def _reason(error: BaseException, plugins: Sequence[Path]) -> str:
     except Exception as second:
         what = f"what it says cannot be told ({type(second).__name__})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in plugins]
-    shown = "".join(sign if sign.isprintable() else " " for sign in what[:LONGEST])  # no line ends, no escapes
-    more = f" ... (all of it is in {TRACEBACK})" if len(what) > LONGEST else ""
-    what = " ".join(shown.split()) + more
+    shown = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", what[:LONGEST]).strip()  # no line ends, no escapes of terminals
+    what = f"{shown} ... (all of it is in {TRACEBACK})" if len(what) > LONGEST else shown
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {what}{where}"
 
