@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mil_zoo.kernels._numba.gathers import largest
 from mil_zoo.kernels._numba.jit import array, jit
-from mil_zoo.kernels._numba.loops import CHUNK, exp, largest, multiply
+from mil_zoo.kernels._numba.loops import CHUNK, exp, multiply
+from mil_zoo.kernels._numba.storage import write_row
 from mil_zoo.kernels.csr import CSR, Transposed
 
 
@@ -51,7 +53,7 @@ class Softmax(NamedTuple):
         scale: ``[H, CHUNK]``, what dropout multiplies them by.
         top: ``[H]``, the largest score so far.
         total: float64 ``[H]``, the sum of exponentials relative to it.
-        scratch: ``[CHUNK]``.
+        sums: ``[H, F]``, the sum of features weighted by them.
         numbers: for dropout.
     """
 
@@ -59,7 +61,7 @@ class Softmax(NamedTuple):
     scale: np.ndarray
     top: np.ndarray
     total: np.ndarray
-    scratch: np.ndarray
+    sums: np.ndarray
     numbers: Numbers
 
 
@@ -70,37 +72,38 @@ def numbers_of():
 
 
 @jit(allocates=True)
-def softmax_of(heads, like):
-    """Room for the rows of ``heads`` heads, in the dtype of ``like``."""
+def softmax_of(heads, width, like):
+    """Room for rows of ``heads`` heads and ``width`` columns each, in the dtype of ``like``."""
     weight, scale = np.zeros((heads, CHUNK), like.dtype), np.ones((heads, CHUNK), like.dtype)
-    top, total, scratch = np.empty(heads, like.dtype), np.empty(heads, np.float64), np.empty(CHUNK, like.dtype)
-    return Softmax(weight, scale, top, total, scratch, numbers_of())
+    top, total, sums = np.empty(heads, like.dtype), np.empty(heads, np.float64), np.empty((heads, width), like.dtype)
+    return Softmax(weight, scale, top, total, sums, numbers_of())
 
 
-@jit()
-def start_row(softmax, out):
-    """No source yet; ``out`` ``[H, F]`` is the sum of features so far."""
-    out[:] = 0
+@jit(inline=True)
+def start_row(softmax):
+    """No source yet."""
+    softmax.sums[:] = 0
     softmax.total[:] = 0
-    softmax.top[:] = np.finfo(out.dtype).min  # and not -inf, for differences of two -inf are NaN
+    softmax.top[:] = np.finfo(softmax.top.dtype).min  # and not -inf, for differences of two -inf are NaN
 
 
-@jit()
-def raise_top(h, softmax, out):
+@jit(inline=True)
+def raise_top(h, softmax):
     """The largest score of head h with those in ``weight[h]``; what was summed so far is made relative to it."""
-    new = max(softmax.top[h], largest(softmax.weight[h], softmax.scratch))
+    new = max(softmax.top[h], largest(softmax.weight, h))
     if new > softmax.top[h]:
-        shrink = exp(softmax.top[h] - new)
+        if softmax.total[h] != 0:
+            shrink = exp(softmax.top[h] - new)
+            softmax.total[h] *= shrink
+            multiply(softmax.sums[h], shrink)
         softmax.top[h] = new
-        softmax.total[h] *= shrink
-        multiply(out[h], shrink)
     return new
 
 
-@jit()
+@jit(inline=True)
 def finish_row(softmax, lse, out):
     """Divides by the sum of exponentials, and keeps its logarithm ``lse`` ``[H]``; a row without sources gets zeros."""
     for h in range(len(lse)):
-        some = softmax.total[h] != 0
-        lse[h] = softmax.top[h] + np.log(softmax.total[h]) if some else np.inf
-        multiply(out[h], out.dtype.type(1 / softmax.total[h] if some else 0))
+        total = softmax.total[h]
+        lse[h] = softmax.top[h] + np.log(total) if total != 0 else np.inf
+        write_row(softmax.sums[h], softmax.top.dtype.type(1 / total if total != 0 else 0), out[h])

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mil_zoo.kernels._numba.hash_vectors import HASH_LANES, hash_counters, hash_run
 from mil_zoo.kernels._numba.jit import jit
-from mil_zoo.kernels._numba.vectors import HASH_LANES, hash_counters, hash_run
 
 
 class Dropout(NamedTuple):

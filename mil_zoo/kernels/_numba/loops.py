@@ -71,24 +71,11 @@ def _tanh(x):
     return vectorised
 
 
-@jit()
+@jit(inline=True)
 def multiply(x, factor):
     """A vector times a number, in place; a loop costs a tenth of Numba's array expressions."""
     for i in range(len(x)):
         x[i] *= factor
-
-
-@jit()
-def largest(x, scratch):
-    """The largest of ``CHUNK`` numbers, halving them: vectors, where a loop over them waits and guesses."""
-    for i in range(CHUNK):
-        scratch[i] = x[i]
-    half = CHUNK // 2
-    while half:
-        for i in range(half):
-            scratch[i] = scratch[i] if scratch[i] > scratch[i + half] else scratch[i + half]
-        half //= 2
-    return scratch[0]
 
 
 @jit()
@@ -99,17 +86,8 @@ def exponentials(x):
         flat[i] = exp(flat[i])
 
 
-@jit()
+@jit(inline=True)
 def number(first, edges):
     """``edges[e] = first + e``."""
     for e in range(len(edges)):
         edges[e] = first + e
-
-
-@jit()
-def gather(indices, table, result):
-    """``result[h, e] = table[indices[e], h]``: heads outside, so that loops over edges are over neighbours."""
-    for e in range(len(indices)):
-        row = np.uint64(indices[e])  # Numba asks of no unsigned index whether it counts from the end
-        for h in range(table.shape[1]):
-            result[h, e] = table[row, h]

@@ -9,15 +9,20 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.errors import InputError
 from mil_zoo.kernels._numba.attention import Edges
 from mil_zoo.kernels._numba.hashing import Dropout
-from mil_zoo.kernels._numba.jit import array, array_or_empty
+from mil_zoo.kernels._numba.jit import array, array_or_empty, fresh
 from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels.ops.graph_attention import numba_kernels as kernels
 
 
 def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, global_key, return_attention):
-    """See ``graph_attention``. Half precision is converted to float32 and back."""
+    """See ``graph_attention``.
+
+    Features and their gradients are read and written as they are, but float16, which is converted to float32 and back;
+    scores and what is computed are float32 or float64.
+    """
     dtype = torch.float64 if feat.dtype == torch.float64 else torch.float32
+    stored = torch.float32 if feat.dtype == torch.float16 else feat.dtype
     key_feat = key_score = bag = None
     if global_key is not None:
         key_feat, key_score, bag = global_key.feat.to(dtype), global_key.score.to(dtype), global_key.bag.int()
@@ -25,7 +30,7 @@ def forward(feat, src_score, dst_score, graph, negative_slope, dropout_p, seed, 
             raise InputError(f"global_key.bag must lie in 0..{len(key_feat) - 1}, not {bag.min()}..{bag.max()}")
     settings = graph, negative_slope, dropout_p, seed
     outputs = _GraphAttention.apply(
-        feat.to(dtype), src_score.to(dtype), dst_score.to(dtype), key_feat, key_score, bag, settings, return_attention
+        feat.to(stored), src_score.to(dtype), dst_score.to(dtype), key_feat, key_score, bag, settings, return_attention
     )
     return tuple(None if output is None else output.to(feat.dtype) for output in outputs)
 
@@ -34,15 +39,15 @@ class _GraphAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feat, src_score, dst_score, key_feat, key_score, bag, settings, return_attention):
         graph, (_, heads, width), rows = settings[0], feat.shape, settings[0].num_dst
-        out, lse = feat.new_empty(rows, heads, width), feat.new_empty(rows, heads)
-        attention = feat.new_empty(graph.num_edges, heads) if return_attention else None
-        key_attention = feat.new_empty(rows, heads) if return_attention and bag is not None else None
+        out, lse = fresh(feat, rows, heads, width), src_score.new_empty(rows, heads)
+        attention = src_score.new_empty(graph.num_edges, heads) if return_attention else None
+        key_attention = src_score.new_empty(rows, heads) if return_attention and bag is not None else None
         tensors = feat, src_score, dst_score, key_feat, key_score, bag, lse
         inputs, dropout = _arrays(*tensors, settings)
         outputs = kernels.Outputs(
-            out=out.numpy(),
-            attention=array_or_empty(attention, inputs.feat, 0, heads),
-            key_attention=array_or_empty(key_attention, inputs.feat, 0, heads),
+            out=array(out),
+            attention=array_or_empty(attention, inputs.src, 0, heads),
+            key_attention=array_or_empty(key_attention, inputs.src, 0, heads),
         )
         edges = Edges.of(graph)
         kernels.forward(blocks(edges.indptr, heads * width), edges, inputs, dropout, outputs)
@@ -58,18 +63,17 @@ class _GraphAttention(torch.autograd.Function):
         graph, heads, cost = ctx.settings[0], feat.shape[1], feat.shape[1] * feat.shape[2]
         if grad_out is None:
             grad_out = feat.new_zeros(graph.num_dst, *feat.shape[1:])
-        layout = torch.contiguous_format
-        grads = [torch.empty_like(x, memory_format=layout) for x in (feat, src_score, dst_score)]
-        grad_feat, grad_src, grad_dst = (grad.numpy() for grad in grads)
+        grads = [fresh(x, *x.shape) for x in (feat, src_score, dst_score)]
+        grad_feat, grad_src, grad_dst = (array(grad) for grad in grads)
         inputs, dropout = _arrays(*ctx.saved_tensors, ctx.settings)
         by_destination = kernels.ByDestination(
             grad_out=array(grad_out),
-            grad_attention=array_or_empty(grad_attention, inputs.feat, 0, heads),
-            grad_key_attention=array_or_empty(grad_key_attention, inputs.feat, 0, heads),
+            grad_attention=array_or_empty(grad_attention, inputs.src, 0, heads),
+            grad_key_attention=array_or_empty(grad_key_attention, inputs.src, 0, heads),
             grad_dst=grad_dst,
             delta=np.empty_like(inputs.dst),
-            key_weight=np.empty((len(inputs.bag), heads), inputs.feat.dtype),
-            key_flow=np.empty((len(inputs.bag), heads), inputs.feat.dtype),
+            key_weight=np.empty((len(inputs.bag), heads), inputs.src.dtype),
+            key_flow=np.empty((len(inputs.bag), heads), inputs.src.dtype),
         )
         edges, back = Edges.of(graph), Edges.of(graph.transposed)
         kernels.backward_dst(blocks(edges.indptr, cost), edges, inputs, dropout, by_destination)
@@ -99,15 +103,15 @@ def _backward_key(bag, num_keys, flows):
 
 def _arrays(feat, src_score, dst_score, key_feat, key_score, bag, lse, settings):
     (_, negative_slope, dropout_p, seed), (_, heads, width) = settings, feat.shape
-    feat_ = array(feat)
+    src = array(src_score)
     inputs = kernels.Inputs(
-        feat=feat_,
-        src=array(src_score),
+        feat=array(feat),
+        src=src,
         dst=array(dst_score),
-        slope=feat_.dtype.type(negative_slope),
-        key_feat=array_or_empty(key_feat, feat_, 0, heads, width),
-        key_score=array_or_empty(key_score, feat_, 0, heads),
+        slope=src.dtype.type(negative_slope),
+        key_feat=array_or_empty(key_feat, src, 0, heads, width),
+        key_score=array_or_empty(key_score, src, 0, heads),
         bag=np.empty(0, np.int32) if bag is None else array(bag),
         lse=array(lse),
     )
-    return inputs, Dropout.of(dropout_p, seed, feat_.dtype)
+    return inputs, Dropout.of(dropout_p, seed, src.dtype)

@@ -14,9 +14,10 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.attention import Edges, Numbers, finish_row, numbers_of, raise_top, softmax_of, start_row
+from mil_zoo.kernels._numba.gathers import gather
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
-from mil_zoo.kernels._numba.loops import CHUNK, exp, gather, number
+from mil_zoo.kernels._numba.loops import CHUNK, exp, number
 from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
@@ -130,7 +131,7 @@ def _arrays(q, k, v, bias, lse, settings):
 @jit(parallel=True)
 def _forward(bounds, edges, inputs, dropout, outputs):
     for block in prange(len(bounds) - 1):
-        softmax = softmax_of(inputs.q.shape[1], inputs.q)
+        softmax = softmax_of(inputs.v.shape[1], inputs.v.shape[2], inputs.lse)
         _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs, softmax)
 
 
@@ -140,8 +141,7 @@ def _forward_rows(rows, edges, inputs, dropout, outputs, softmax):
     heads, zero, lowest = q.shape[1], q.dtype.type(0), np.finfo(q.dtype).min
     weight, kept, (positions, counter) = softmax.weight, softmax.scale, softmax.numbers
     for i in range(rows[0], rows[1]):
-        out = all_out[i]
-        start_row(softmax, out)
+        start_row(softmax)
         for start in range(indptr[i], indptr[i + 1], CHUNK):
             sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
             number(start, positions)
@@ -149,14 +149,14 @@ def _forward_rows(rows, edges, inputs, dropout, outputs, softmax):
             _score(q[i], start, sources, inputs, weight)
             for h in range(heads):
                 weight[h, len(sources) :] = lowest
-                new, part = raise_top(h, softmax, out), zero
+                new, part = raise_top(h, softmax), zero
                 for e in range(len(sources)):
                     y = exp(weight[h, e] - new)
                     part += y
                     weight[h, e] = y * kept[h, e]
                 softmax.total[h] += part
-            add_weighted(out, weight, v, sources)
-        finish_row(softmax, lse[i], out)
+            add_weighted(softmax.sums, weight, v, sources)
+        finish_row(softmax, lse[i], all_out[i])
         if len(attention):
             for start in range(indptr[i], indptr[i + 1], CHUNK):
                 sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
