@@ -21,7 +21,7 @@ from mil_zoo.data.card import list_cards, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-KINDS = ("real", "table")  # slides first, then bags from other tables, then what is simulated
+KINDS = ("real", "table", "own")  # slides first, then bags from other tables, then what is simulated
 PUBLISHED = """aggregator.load_published("checkpoint.pth")  # weights of the authors' code"""
 GOLDEN_NAMES = {"smabmil": "sm_abmil", "smtransformer": "sm_transformer", "mhim2": "mhim", "stamp_vit": "vit"}
 
@@ -226,7 +226,7 @@ def read_scores() -> pd.DataFrame:
             continue
         data = settings["dataset"]
         title = data["title"] + (" (simulated)" if data["simulated"] else "")
-        order = 2 if data["simulated"] else KINDS.index(data["kind"])
+        order = len(KINDS) if data["simulated"] else KINDS.index(data["kind"])
         parts.append(part.assign(folder=path.parent.name, data=title, order=order))
     return pd.concat(parts).sort_values(["order", "folder"], kind="stable")
 
