@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from helpers import Golden, assert_close, assert_gradients, make_bag, make_batch
 
 from mil_zoo import BagBatch, InputError, create_aggregator
+from mil_zoo.aggregators.blocks import segments
 from mil_zoo.aggregators.blocks.segments import segment_topk
 
 OPTIONS = {"embed_dim": 32, "attention_dim": 16, "k_sample": 4, "bag_weight": 0.7, "dropout": 0.0}
@@ -105,6 +106,15 @@ def test_a_few_highest_of_many_are_those_of_a_sort():
     for count in (1, 8, 60, 400):
         rows = segment_topk(scores, torch.tensor([0, 500]), torch.tensor([count]), count)
         assert torch.equal(rows, scores.argsort(dim=0, descending=True, stable=True)[:count])
+
+
+def test_segment_topk_of_large_bags_is_that_of_all_sorted(monkeypatch):
+    scores = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # some are equal
+    offsets, k = torch.tensor([0, 40, 45, 90]), torch.tensor([4, 5, 0])
+    every = segment_topk(scores, offsets, k)
+    monkeypatch.setattr(segments, "LARGE", 30)
+    monkeypatch.setattr(torch, "repeat_interleave", None)  # nothing is sorted together
+    assert segment_topk(scores, offsets, k).equal(every)
 
 
 def test_segment_topk_sorts_each_bag_and_column_apart():

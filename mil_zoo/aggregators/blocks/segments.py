@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mil_zoo.kernels.devices import positions, runs_ahead
 
+LARGE = 500  # instances of a bag, on average, from which a CPU looks for the highest of each bag rather than sort all
+
 
 def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None = None) -> Tensor:
     """Finds the k highest scores of each bag, in each column.
@@ -22,6 +24,10 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: Tensor, total: int | None =
     """
     if len(k) == 1 and total is not None:
         return torch.stack([_highest(column, total) for column in scores.unbind(1)], dim=1)
+    few_bags = len(scores) >= LARGE * len(k)
+    if few_bags and not (runs_ahead(scores.device) or torch.compiler.is_exporting()):
+        bags = zip(scores.split(offsets.diff().tolist()), offsets.tolist(), k.tolist(), strict=False)
+        return torch.cat([torch.stack([_highest(x, n) + start for x in bag.unbind(1)], 1) for bag, start, n in bags])
     order = scores.argsort(dim=0, descending=True, stable=True)
     bag = torch.repeat_interleave(offsets.diff(), output_size=len(scores))
     order = order.gather(0, bag[order].argsort(dim=0, stable=True))  # the bags apart again, each by falling score
