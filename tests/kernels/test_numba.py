@@ -18,16 +18,13 @@ from mil_zoo.kernels import (
     backend_status,
     backends,
     graph_attention,
+    graph_sum,
     segment_attention_pool,
 )
 from mil_zoo.kernels._numba import jit as numba_jit
 from mil_zoo.kernels._numba import threads as numba_threads
-from mil_zoo.kernels._numba.gathers import gather
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale, kept_scale_run
-from mil_zoo.kernels._numba.jit import array, fresh, jit
-from mil_zoo.kernels._numba.loops import exponentials
-from mil_zoo.kernels._numba.storage import widen, write_row
-from mil_zoo.kernels._numba.vectors import add_weighted, add_weighted_twice, dots
+from mil_zoo.kernels._numba.jit import jit
 from mil_zoo.kernels.dropout import dropout_scale
 from mil_zoo.kernels.ops.graph_attention import numba_cpu
 
@@ -122,6 +119,26 @@ def test_half_precision_is_computed_in_float32():
     assert all(a.grad.equal(b.grad.bfloat16()) for a, b in zip(half, same, strict=True))
 
 
+@pytest.mark.parametrize("values_of", ["heads", "all"])
+def test_pooling_and_sums_of_bfloat16_are_computed_in_float32(values_of):
+    generator, offsets = torch.Generator().manual_seed(0), torch.tensor([0, 3, 700])
+    scores, x = torch.randn(700, 2, generator=generator), torch.randn(700, 2, 70, generator=generator).bfloat16()
+    graph = CSR.from_edges(*torch.randint(700, (2, 5000), generator=generator), 700)
+
+    def run(dtype):
+        values = (x if values_of == "heads" else x[:, 0]).to(dtype).detach().requires_grad_()
+        pooled, _ = segment_attention_pool(scores.to(dtype), values, offsets, dropout_p=0.2, seed=1, backend="numba")
+        total = graph_sum(values.flatten(1), graph, backend="numba")
+        assert pooled.dtype == total.dtype == dtype
+        grads = [torch.linspace(-1, 1, out.numel()).bfloat16().to(dtype).view_as(out) for out in (pooled, total)]
+        each = [torch.autograd.grad(out, values, grad)[0] for out, grad in zip((pooled, total), grads, strict=True)]
+        return pooled, total, *each
+
+    scores = scores.bfloat16()
+    for got, expected in zip(run(torch.bfloat16), run(torch.float32), strict=True):
+        assert got.equal(expected.bfloat16())
+
+
 def test_a_bag_outside_the_global_keys_is_refused():
     graph, inputs = graph_inputs()
     for wrong in (-1, 4):
@@ -142,85 +159,6 @@ def test_dropout_in_kernels_is_that_of_tensors(first):
     assert np.array_equal(few[:, :21], scale[:, :21])
     kept_scale_run(3 * first, Dropout.of(0.3, 2**61 + 12345, scale.dtype), run := np.empty(900, np.float64))
     assert expected.double().ne(0).equal(torch.from_numpy(run).ne(0))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("width", [1, 15, 16, 64, 69, 130])
-@pytest.mark.parametrize(("heads", "in_table"), [(1, 1), (4, 4), (3, 1)])
-@pytest.mark.parametrize("count", [0, 1, 4, 31])
-def test_sums_over_listed_rows(dtype, width, heads, in_table, count):
-    generator = np.random.default_rng(0)
-    table, row = generator.normal(size=(50, in_table, width)), generator.normal(size=(heads, width))
-    weight, indices = generator.normal(size=(heads, 32)), generator.integers(0, 50, count).astype(np.int32)
-    rows = np.broadcast_to(table, (50, heads, width))[indices]
-    out, result = row.astype(dtype), np.full((heads, 32), np.nan, dtype)
-    add_weighted(out, weight.astype(dtype), table.astype(dtype), indices)
-    dots(row.astype(dtype), table.astype(dtype), indices, result)
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == np.float32 else {"rtol": 1e-10, "atol": 1e-12}
-    np.testing.assert_allclose(out, row + np.einsum("he,ehf->hf", weight[:, :count], rows), **tolerance)
-    np.testing.assert_allclose(result[:, :count], np.einsum("hf,ehf->he", row, rows), **tolerance)
-    assert np.isnan(result[:, count:]).all()  # nothing is written beyond
-
-
-@pytest.mark.parametrize("width", [15, 64, 212])
-@pytest.mark.parametrize("heads", [1, 3])
-def test_two_sums_over_listed_rows_of_bfloat16(width, heads):
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randn(50, heads, width, generator=generator).bfloat16()
-    weight, indices = torch.randn(2, heads, 32, generator=generator), torch.randint(50, (31,), generator=generator)
-    sums, result = np.ones((2, heads, width), np.float32), np.zeros((heads, 32), np.float32)
-    rows, bits, numbers = table.double()[indices], array(table), indices.int().numpy()
-    add_weighted_twice(sums, weight.numpy(), bits, numbers)
-    expected = 1 + torch.einsum("khe,ehf->khf", weight[:, :, :31].double(), rows)
-    np.testing.assert_allclose(sums, expected, rtol=1e-4, atol=1e-5)
-    once = np.ones((heads, width), np.float32)
-    add_weighted(once, weight[1].numpy(), bits, numbers)
-    assert np.array_equal(once, sums[1])
-    dots(once, bits, numbers, result)
-    expected = torch.einsum("hf,ehf->he", torch.from_numpy(once).double(), rows)
-    np.testing.assert_allclose(result[:, :31], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_bfloat16_is_rounded_as_torch_rounds():
-    x = torch.cat([torch.randn(1000) * torch.logspace(-44, 38, 1000), torch.tensor([torch.inf, -torch.inf, 3.4e38, 0])])
-    bits, back = np.empty(len(x), np.uint16), np.empty((1, len(x)), np.float32)
-    write_row(x.numpy(), np.float32(1), bits)
-    assert np.array_equal(bits, array(x.bfloat16()))
-    widen(bits[None], back)
-    assert np.array_equal(back[0], x.bfloat16().float())
-    write_row(np.full(1, np.nan, np.float32), np.float32(1), bits[:1])
-    assert torch.from_numpy(bits[:1].view(np.int16)).view(torch.bfloat16).isnan().all()
-
-
-@pytest.mark.parametrize("heads", [1, 4, 6])
-@pytest.mark.parametrize("count", [0, 3, 25, 32])
-def test_gathered_numbers_are_turned(heads, count):
-    generator = np.random.default_rng(0)
-    table, indices = generator.normal(size=(50, heads)), generator.integers(0, 50, count)
-    result = np.empty((heads, 32))
-    gather(indices, table, result)
-    assert np.array_equal(result[:, :count], table[indices].T)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_large_new_tensor_starts_a_line_and_is_no_view(dtype):
-    tensor = fresh(torch.empty(0, dtype=dtype), 3000, 1000)
-    assert tensor.shape == (3000, 1000)
-    assert tensor.dtype == dtype
-    assert tensor.is_contiguous()
-    assert tensor.data_ptr() % 64 == 0
-    assert not tensor._is_view()
-    assert tensor.fill_(2).sum(dtype=torch.float64) == 6_000_000
-
-
-def test_exp():
-    x = np.linspace(-87, 1, 1_000_001, dtype=np.float32)
-    got, expected = x.copy(), np.exp(x.astype(np.float64))
-    exponentials(got)
-    assert np.abs(got / expected - 1).max() < 1.5e-7
-    special = np.array([0, -np.inf, -1000, np.nan], dtype=np.float32)
-    exponentials(special)
-    np.testing.assert_array_equal(special, [1, 0, 0, np.nan])
 
 
 def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
-from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
+from mil_zoo.kernels._numba.jit import array, array_or_empty, fresh, jit
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_weighted_sum
+from mil_zoo.kernels._numba.storage import write_row
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import dots
 
@@ -44,9 +45,14 @@ class _Flows(NamedTuple):
 
 
 def forward(scores, values, offsets, dropout_p, seed):
-    """See ``segment_attention_pool``. Half precision is converted to float32 and back."""
+    """See ``segment_attention_pool``.
+
+    Values and their gradients are read and written as they are, but float16, which is converted to float32 and back;
+    scores and what is computed are float32 or float64.
+    """
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    pooled, attention = _SegmentAttentionPool.apply(scores.to(dtype), values.to(dtype), offsets, dropout_p, seed)
+    values = values.float() if values.dtype == torch.float16 else values
+    pooled, attention = _SegmentAttentionPool.apply(scores.to(dtype), values, offsets, dropout_p, seed)
     return pooled.to(scores.dtype), attention.to(scores.dtype)
 
 
@@ -75,12 +81,12 @@ class _SegmentAttentionPool(torch.autograd.Function):
         values, attention = ctx.saved_tensors
         attention_, heads = array(attention), attention.shape[1]
         if grad_pooled is None:
-            grad_pooled = values.new_zeros(len(ctx.pieces.first) - 1, heads, values.shape[-1])
+            grad_pooled = attention.new_zeros(len(ctx.pieces.first) - 1, heads, values.shape[-1])
         starts, bag = ctx.pieces.starts, ctx.pieces.segment
         grad_weights = np.empty_like(attention_)
         # Of the shape of the values: autograd adds to a gradient in place where it is no view of another tensor.
-        wanted, layout = ctx.needs_input_grad[1], torch.contiguous_format
-        grad_values = torch.empty_like(values, memory_format=layout) if wanted else None
+        wanted = ctx.needs_input_grad[1]
+        grad_values = fresh(values, *values.shape) if wanted else None
         values_ = _by_head(values)
         flows = _Flows(
             attention=attention_,
@@ -153,13 +159,14 @@ def _piece_backward(p, starts, bag, dropout, flows):
     start, count = starts[p], starts[p + 1] - starts[p]
     flow = np.empty((flows.attention.shape[1], count), flows.attention.dtype)
     scale, rows = _scale(start, count, dropout, flows.attention[start]), np.arange(count).astype(np.int32)
-    _flow_back(start, p, (flow, scale, rows), flows.grad_pooled[bag], flows)
+    row = np.empty(flows.grad_pooled.shape[2], flows.attention.dtype)
+    _flow_back(start, p, (flow, scale, rows, row), flows.grad_pooled[bag], flows)
 
 
 @jit()
 def _flow_back(start, p, room, grad_pooled, flows):
-    """Writes the gradients of the piece's rows and its sums; ``room`` is (room, what dropout multiplies by, rows)."""
-    flow, scale, rows = room
+    """Writes the gradients of the piece's rows and its sums; ``room`` is (flow, dropout's scale, rows, row)."""
+    flow, scale, rows, row = room
     (heads, width), count = grad_pooled.shape, len(rows)
     attention, sums = flows.attention[start : start + count], flows.sums[:, p]
     dots(grad_pooled, flows.values[start : start + count], rows, flow)
@@ -175,11 +182,16 @@ def _flow_back(start, p, room, grad_pooled, flows):
         return
     for n in range(count):
         grad_values = flows.grad_values[start + n]
-        grad_values[:] = 0
-        for k in range(heads):
-            weight, t = attention[n, k] * scale[k, n], 0 if len(grad_values) == 1 else k
-            for f in range(width):
-                grad_values[t, f] += weight * grad_pooled[k, f]
+        if len(grad_values) == heads:
+            for k in range(heads):
+                write_row(grad_pooled[k], attention[n, k] * scale[k, n], grad_values[k])
+        else:
+            row[:] = 0
+            for k in range(heads):
+                weight = attention[n, k] * scale[k, n]
+                for f in range(width):
+                    row[f] += weight * grad_pooled[k, f]
+            write_row(row, row.dtype.type(1), grad_values[0])
 
 
 @jit(parallel=True)
