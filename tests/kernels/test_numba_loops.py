@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mil_zoo.kernels._numba.gathers import gather
-from mil_zoo.kernels._numba.jit import array, fresh
+from mil_zoo.kernels._numba.jit import array
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.storage import widen, write_row
 from mil_zoo.kernels._numba.vectors import add_weighted, add_weighted_twice, dots
@@ -67,17 +67,6 @@ def test_gathered_numbers_are_turned(heads, count):
     result = np.empty((heads, 32))
     gather(indices, table, result)
     assert np.array_equal(result[:, :count], table[indices].T)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_large_new_tensor_starts_a_line_and_is_no_view(dtype):
-    tensor = fresh(torch.empty(0, dtype=dtype), 3000, 1000)
-    assert tensor.shape == (3000, 1000)
-    assert tensor.dtype == dtype
-    assert tensor.is_contiguous()
-    assert tensor.data_ptr() % 64 == 0
-    assert not tensor._is_view()
-    assert tensor.fill_(2).sum(dtype=torch.float64) == 6_000_000
 
 
 def test_exp():

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from numba.core.compiler_lock import global_compiler_lock
 from torch import Tensor
 
 REORDER = frozenset({"contract", "reassoc"})
-HUGE = 2**22  # bytes from which NumPy asks for huge pages
-LINE = 64  # bytes of a line of the cache
 
 
 def _shared_sources() -> str:
@@ -137,22 +134,6 @@ def array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy(force=True).view(np.uint16)
     return tensor.contiguous().numpy(force=True)
-
-
-def fresh(like: Tensor, *shape: int) -> Tensor:
-    """A contiguous tensor of ``like``'s dtype whose values are to be written.
-
-    NumPy asks the system for huge pages where an array is large, and torch does not: to write the first number of every
-    page of 4 KiB of a gigabyte took a third of a second on two cores.
-    """
-    size = math.prod(shape)
-    if size * like.itemsize < HUGE:
-        return like.new_empty(shape)
-    memory = np.empty(size * like.itemsize + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    flat = torch.frombuffer(memory, dtype=like.dtype, count=size, offset=start)
-    # Not a view: what an autograd function returns may be changed in place.
-    return torch.empty(0, dtype=like.dtype).set_(flat.untyped_storage(), flat.storage_offset(), shape)
 
 
 def array_or_empty(tensor: Tensor | None, like: np.ndarray, *shape: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from numba import prange
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.attention import Edges
-from mil_zoo.kernels._numba.jit import array, fresh, jit
+from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import CHUNK
 from mil_zoo.kernels._numba.storage import write_row
 from mil_zoo.kernels._numba.threads import blocks
@@ -41,7 +41,7 @@ class _GraphSum(torch.autograd.Function):
 def _summed(x, graph, weight):
     """Sums over the rows of a CSR or of its transpose."""
     edges, x_ = Edges.of(graph), array(x)[:, None]
-    out = fresh(x, len(edges.indptr) - 1, x.shape[1])
+    out = x.new_empty(len(edges.indptr) - 1, x.shape[1])
     _sum(blocks(edges.indptr, x.shape[1]), edges, x_, array(weight), array(out))
     return out
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
-from mil_zoo.kernels._numba.jit import array, array_or_empty, fresh, jit
+from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_weighted_sum
 from mil_zoo.kernels._numba.storage import write_row
@@ -86,7 +86,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
         grad_weights = np.empty_like(attention_)
         # Of the shape of the values: autograd adds to a gradient in place where it is no view of another tensor.
         wanted = ctx.needs_input_grad[1]
-        grad_values = fresh(values, *values.shape) if wanted else None
+        grad_values = values.new_empty(values.shape) if wanted else None
         values_ = _by_head(values)
         flows = _Flows(
             attention=attention_,
