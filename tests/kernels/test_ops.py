@@ -222,9 +222,18 @@ def test_one_bag_of_few_numbers_takes_pytorchs_operations(dtype, monkeypatch):
     nan = torch.tensor([[1.0], [torch.nan], [2.0]], dtype=dtype)
     assert segment_reduce(nan, torch.tensor([0, 3]), "max", return_argmax=True)[1].item() == 1
     assert segment_attention_pool(nan, nan, torch.tensor([0, 3]))[1].isnan().all()
+    masked = torch.tensor([[-torch.inf], [0.0], [0.0]], dtype=dtype, requires_grad=True)
+    outlier = torch.tensor([[1e20], [1.0], [3.0]], dtype=dtype)  # no attention, and no digit of the others lost to it
+    assert segment_attention_pool(masked, outlier, torch.tensor([0, 3]))[0].item() == 2
     taken.clear()
     run("auto", dtype, True, n=50_000)
     assert not taken
+
+
+def test_gradients_of_one_bag_are_those_of_finite_differences():
+    inputs = [draw(5, 2, seed=0, dtype=torch.float64), draw(5, 3, seed=1, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(pool_one_bag.forward, inputs)
+    assert torch.autograd.gradgradcheck(pool_one_bag.forward, inputs)
 
 
 @pytest.mark.parametrize("backend", REDUCE_BACKENDS)

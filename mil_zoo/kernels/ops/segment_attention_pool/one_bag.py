@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,15 +11,16 @@ from torch import Tensor
 def forward(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """See ``segment_attention_pool``, without dropout."""
     attention = torch._safe_softmax(scores, 0)  # 0, and not NaN, where all scores are -inf
-    if not scores.requires_grad:
-        return _sums(attention, values)[None], attention
-    # The gradient of a score is the difference of its value's and the mean's: of values less a constant, it keeps its
-    # digits where attention goes flat.
-    constant = values[0].detach()  # [F] or [K, F]
-    pooled = _sums(attention, values - constant) + attention.detach().sum(0)[:, None] * constant
+    weights = attention.view_as(attention)
+    if weights.requires_grad:
+        weights.register_hook(partial(_centred, attention.detach()))
+    pooled = weights.T @ values if values.ndim == 2 else torch.einsum("nk,nkf->kf", weights, values)
     return pooled[None], attention
 
 
-def _sums(attention: Tensor, values: Tensor) -> Tensor:
-    """``[K, F]``: sums of values ``[N, F]`` or ``[N, K, F]`` by the weights ``[N, K]``."""
-    return attention.T @ values if values.ndim == 2 else torch.einsum("nk,nkf->kf", attention, values)
+def _centred(attention: Tensor, grad: Tensor | None) -> Tensor | None:
+    """Gradients of weights ``[N, K]`` less their mean by the attention, which softmax takes from them in any case.
+
+    It takes it from their products with the attention: of small ones these keep their digits where attention goes flat.
+    """
+    return None if grad is None else grad - (attention * grad).sum(0)
