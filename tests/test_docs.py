@@ -12,6 +12,7 @@ from helpers import needs_dgl
 
 from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.aggregators.mean_max import MeanPooling
+from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.data.layouts.base import LAYOUTS
 from mil_zoo.graph import GRAPHS
 from mil_zoo.metrics import registry as metrics
@@ -186,6 +187,12 @@ def test_the_readme_names_every_aggregator_by_family():
     listed = {family: re.findall(r"`(\w+)`", rows[family]) for family in families}
     assert listed == {family: sorted(names) for family, names in families.items()}
     assert set(rows) - set(families) == {"family", "without labels", "probes"}
+
+
+def test_the_settings_of_kept_runs_are_those_that_the_runs_wrote():
+    kept = sorted((ROOT / "benchmarks/results").rglob("config.yaml"))
+    assert len(kept) > 20
+    assert all(RunDirectory(path.parent).config for path in kept)  # an InputError where the checksum differs
 
 
 def test_the_results_of_the_readme_are_those_of_the_kept_runs():
