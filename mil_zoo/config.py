@@ -29,6 +29,7 @@ _SHOWN = 300  # characters of a value that a message repeats
 
 
 _BOOL = "tag:yaml.org,2002:bool"
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 # The loader in C reads the configuration of a run in a tenth of the time; some builds of PyYAML lack it.
@@ -36,10 +37,23 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
-    """PyYAML's safe loader with two rules of YAML 1.2: ``1e-4`` is a number, and ``off`` or ``no`` is a text.
+    """PyYAML's safe loader with three rules of YAML 1.2: ``1e-4`` is a number, ``off`` or ``no`` is a text, and no key
+    stands twice.
 
-    YAML 1.1 reads a text and a truth value.
+    YAML 1.1 reads a text and a truth value, and PyYAML keeps the last of two values of one key.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if (key.tag, key.value) in keys:
+                    problem = f"{key.value!r} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                keys.add((key.tag, key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -155,6 +155,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 2020-13-45", "is not valid YAML"),
         ("a: !!python/object:os.system x", "is not valid YAML"),
         ("a: \0", "is not valid YAML"),
+        ("a: {b: 1, c: 2, b: 3}", "'b' stands twice .*line 1, column 17"),
     ],
 )
 def test_extremes_of_yaml_are_a_short_sentence_at_once(text, message):

@@ -251,7 +251,8 @@ def _table(card: DataCard, path: Path) -> Contents:
             standardise=True,
             graph="feature_knn:8" if bags[0].coords is None else "knn:8",
             instance_labels=None if bags[0].instance_labels is None else "inst_label of the table",
-        ).beside(path.parent)
+        )
+    card = card.beside(path.parent)
     folds = None if card.single_label else read_published_folds(path)
     return Contents(card, path, "arrays", as_bags(bags), splits=() if folds is None else from_masks(folds, bags))
 

@@ -164,6 +164,16 @@ def test_a_folder_may_bring_its_own_card(folder):
         open_dataset("mine", root=folder)
 
 
+def test_a_card_beside_a_table_says_what_differs_from_the_shipped_card(bag_table, tmp_path, monkeypatch):
+    shipped = DataCard("mine", "Mine", "real", "table", ["low", "high"], path="bags.npz")
+    monkeypatch.setattr(open_module, "read_card", lambda name: shipped)
+    shutil.copy(bag_table, tmp_path)
+    assert open_dataset("mine", root=tmp_path).card.kind == "real"
+    (tmp_path / "card.yaml").write_text("kind: simulated\nclasses: [a, b]\nsingle_label: 1\n")
+    card = open_dataset("mine", root=tmp_path).card
+    assert (card.kind, card.classes, card.single_label, card.title) == ("simulated", ["a", "b"], 1, "Mine")
+
+
 @pytest.mark.parametrize("form", ["folder", "table"])
 def test_features_are_the_user_s_own_unless_a_card_says_what_they_are(folder, bag_table, tmp_path, form):
     place = folder if form == "folder" else shutil.copy(bag_table, tmp_path)
