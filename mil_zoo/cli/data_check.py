@@ -9,6 +9,7 @@ import click
 
 from mil_zoo.cli.options import comma_list, outcome_options, plugin_option, told_task
 from mil_zoo.files import write_text, writing
+from mil_zoo.markdown import escape_markdown
 
 _SHOWN = 12  # findings and slides named on the screen; --csv has all
 _EXAMPLES = 5  # slides named with a finding
@@ -142,12 +143,13 @@ def _print(report: Any, console: Any) -> None:
 
 def as_markdown(report: Any) -> str:
     """A report as Markdown: a table of facts, then the findings."""
-    lines = [f"### {report.title}" + (f" ({report.features})" if report.features else ""), "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in report.summary().items()]
+    title = report.title + (f" ({report.features})" if report.features else "")
+    lines = [f"### {escape_markdown(title)}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {escape_markdown(value)} |" for name, value in report.summary().items()]
     lines += [""]
     for finding in report.findings:
         which = f" ({len(finding.slides)}: {_named(finding)})" if finding.slides else ""
-        lines.append(f"- **{finding.level}**: {finding.text}{which}")
+        lines.append(f"- **{finding.level}**: {escape_markdown(finding.text + which)}")
     lines.append("- nothing to mend" if report.ok else "- to be mended")
     return "\n".join(lines) + "\n"
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mil_zoo.markdown import escape_markdown
+
 
 @click.command(
     epilog="""\b
@@ -48,7 +50,7 @@ def leaks(files: tuple[Path, ...], patients: Path | None, markdown: bool) -> int
     ]
     if markdown:
         for cells in (header, ["---"] * len(header), *rows):
-            click.echo(f"| {' | '.join(cells)} |")
+            click.echo(f"| {' | '.join(map(escape_markdown, cells))} |")
     else:
         _print(header, rows)
     return int(any(report.shared or report.with_val for report in reports))

@@ -87,6 +87,9 @@ def test_every_fault_is_found_in_one_pass(folder, run_cli):
     assert "mend the errors" in out
     code, out, _ = run_cli("data", "check", folder, "--markdown")
     assert "**error**: identical features under several ids; keep one (2: s2, s3)" in out
+    labels = pd.read_csv(folder / "labels.csv").replace({"label": {"a": "a|b"}})
+    labels.to_csv(folder / "labels.csv", index=False)
+    assert r"a\|b: " in run_cli("data", "check", folder, "--markdown")[1]
 
 
 def test_without_labels_only_features_are_checked(folder, run_cli):

@@ -303,10 +303,10 @@ def test_the_summary_says_that_budgets_and_recipes_differ(write):
     run = write.run(rows, ["abmil", "srmil"])
     config = run.config
 
-    def said(epochs, replaced):
+    def said(epochs, replaced, models=("abmil", "srmil")):
         config["model_settings"] = {
             model: {"training": {"epochs": number}, "replaced": replaced}
-            for model, number in zip(("abmil", "srmil"), epochs, strict=True)
+            for model, number in zip(models, epochs, strict=True)
         }
         run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         results = Results.load(run)
@@ -315,3 +315,6 @@ def test_the_summary_says_that_budgets_and_recipes_differ(write):
     budgets, recipes = "The models were given different numbers of epochs", "changed the authors' recipes in epochs"
     assert [text in found for found in said((5, 10), {"epochs": 100}) for text in (budgets, recipes)] == [1, 1, 1, 0]
     assert [text in found for found in said((7, 7), {}) for text in (budgets, recipes)] == [0, 0, 0, 0]
+    found, told = said((7, 7), {"epochs": 100}, ("mine", "yours"))  # which have no authors' recipe
+    assert "authors' recipes" not in found
+    assert "the trainer's defaults, but for what the suite or --set changes: epochs 7 instead of 100" in told

@@ -29,6 +29,7 @@ TITLE = r"<b>x</b> | $a_1$ [red]y[/] *z* _u_ [l](m) &amp; 50 %"
         ("&amp; &#38; a & b", r"\&amp; \&#38; a & b"),
         ("~~gone~~", r"\~~gone\~~"),
         ("<b>|*`\\", r"\<b>\|\*\`\\"),
+        ("a\nb\r\n\n# c", "a b # c"),
     ],
 )
 def test_markdown(text, escaped):
@@ -43,6 +44,7 @@ def test_inside_a_phrase():
 
 def test_latex():
     assert escape_latex("a|b<c_d") == r"a\textbar{}b\textless{}c\_d"
+    assert escape_latex("a\n\nb") == "a b"
 
 
 def test_everywhere(make_run):

@@ -107,9 +107,10 @@ def unequal_budgets(results: Results) -> list[str]:
 
 
 def changed_recipes(results: Results) -> list[str]:
-    """The names of the settings in which models were not trained by their recipes, but for those that a grid varies."""
-    models = results.config.model_settings.values()
-    return list(dict.fromkeys(name for model in models for name in model.replaced or ()))
+    """The names of the settings in which models were not trained by their authors' recipes, without those of a grid."""
+    shipped, models = set(shipped_names("aggregators")), results.config.model_settings
+    changed = [model.replaced or () for label, model in models.items() if label.partition("@")[0] in shipped]
+    return list(dict.fromkeys(name for names in changed for name in names))
 
 
 def _changes(results: Results) -> str:

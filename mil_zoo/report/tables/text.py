@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mil_zoo.markdown import escape_markdown
+from mil_zoo.markdown import escape_markdown, unbroken
 
 KINDS = {  # of data, as the card states it
     "real": "real slides",
@@ -91,5 +91,5 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"} | {
 
 
 def escape_latex(text: str) -> str:
-    """``text`` with LaTeX's own characters escaped."""
-    return "".join(_LATEX.get(char, char) for char in text)
+    """``text`` on one line, with LaTeX's own characters escaped: two line breaks in a cell would be an error."""
+    return "".join(_LATEX.get(char, char) for char in unbroken(text))
