@@ -58,6 +58,7 @@ def detectable(plan: Plan) -> str:
     import numpy as np
 
     from mil_zoo.data.splits.split import patient_key
+    from mil_zoo.report.tables.pairs import ENOUGH, FEW
     from mil_zoo.stats import area_error, design_error, detectable_difference
 
     models, slides = len(plan.models), {slide.slide_id: slide for slide in plan.dataset.bags.slides}
@@ -82,6 +83,8 @@ def detectable(plan: Plan) -> str:
         if least <= 1
         else "No difference in AUC, however large, is found four times in five by this design"
     )
+    if 1 < len(tests) < ENOUGH:
+        found = f"No difference in AUC, however large, is found by this design: {FEW}"
     sets = f"{len(tests)} test sets" if len(tests) > 1 else "1 test set"
     return (
         f"{found} ({sets} of {positives:.0f} positive and {negatives:.0f} negative patients, {models} "

@@ -80,7 +80,8 @@ def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test
     numbers = np.where(np.abs(numbers) < 1e-12 * scale, 0.0, numbers)
     summary = summarise(numbers.tolist(), n_train, n_test)
     if summary.n < 2:
-        return PairedT(summary, np.nan, np.nan, np.nan, f"{summary.n} test sets have a difference; a test needs two.")
+        which = "1 test set has" if summary.n else "0 test sets have"
+        return PairedT(summary, np.nan, np.nan, np.nan, f"{which} a difference; a test needs two.")
     if all_equal(numbers):
         if not numbers.any():
             reason = "The difference is 0 in every split, so that there is no spread to take an interval from."

@@ -53,9 +53,43 @@ def test_few_splits_make_nothing_bold(write):
     run = write.run([row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)], list(values))
     pairs = comparisons(Results.load(run))
     assert (pairs["p_holm"] < 0.01).all()
+    assert np.isposinf(pairs["detectable"]).all(), "a design that decides nothing finds no difference"
     assert best(Results.load(run)) == {}
     write_tables(Results.load(run))
     assert "Nothing is bold: fewer than 5 splits cannot tell" in (run.path / "table.md").read_text()
+    text = (run.path / "comparisons.md").read_text()
+    assert "Which can be the best" not in text
+    few = "- Nothing is decided, however small p is: fewer than 5 splits cannot tell aggregators apart.\n"
+    assert text.count(few) == 2, "of all pairs, and of the best simple baseline"
+    none = "No difference in accuracy or AUC, however large, is found four times in five by this design."
+    assert none in text
+    assert "| none |\n" in text
+    assert few in "".join(table.markdown() for table in shown_comparisons(Results.load(run), "mean").tables[:1])
+    assert np.isposinf(pd.read_csv(run.path / "equivalence.csv")["detectable"]).all()
+    assert "none in AUC, four times in five" in (run.path / "reporting.md").read_text()
+
+
+def test_a_metric_of_one_test_set_of_several_is_not_tested_as_that_of_a_single_one(make_run):
+    results = Results.load(make_run(models=("abmil", "srmil"), folds=2, slides=12))
+    for trial in results.trials:
+        if trial.fold == 1:
+            trial.metrics["auc"] = None
+    row = comparisons(results).set_index("metric").loc["auc"]
+    assert (row["splits"], row["test"]) == (1, "")
+    assert row[["low", "p", "p_worse", "p_holm", "detectable"]].isna().all()
+    assert row["reason"] == "1 test set has a difference; a test needs two."
+    assert why_none_is_bold(results).startswith("fewer than 5 splits cannot tell")
+
+
+def test_a_model_without_a_decision_has_no_p_of_being_the_best(write):
+    """One model finished two folds of five: that it can be the best is no finding."""
+    values = {"abmil": [0.9, 0.92, 0.95, 0.91, 0.92], "mean": [0.6, 0.61, 0.66, 0.62, 0.63], "max": [0.7, 0.8]}
+    rows = [row(write, m, f, v) for m, part in values.items() for f, v in enumerate(part)]
+    results = Results.load(write.run(rows, list(values)))
+    table = shown_comparisons(results).tables[0]
+    assert [line[0] for line in table.rows] == ["abmil", "mean"]
+    assert best(results)["auc"] == {"abmil", "max"}, "nor is it out"
+    assert "- Nothing is decided in 4 rows, however small p is: fewer than 5" in shown_comparisons(results).markdown()
 
 
 def test_few_splits_are_the_reason_beside_a_metric_that_none_has(write):
@@ -208,7 +242,7 @@ def test_differences_stay_within_what_the_metric_can_differ_by(write):
     assert (pair["low"], pair["high"]) < (-1, 1) < (pair["high"], np.inf)
     text = shown_comparisons(results).markdown()
     assert "| AUC | abmil | mean | 0.160 [-1.000, 1.000] |" in text
-    assert "No difference in accuracy or AUC, however large, is found four times in five with so few patients." in text
+    assert "No difference in accuracy or AUC, however large, is found four times in five by this design." in text
 
 
 def test_nothing_is_below_0_that_is_shown_as_0():

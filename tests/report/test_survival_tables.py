@@ -13,7 +13,7 @@ from mil_zoo.report.figures import survival_curves
 from mil_zoo.report.figures.survival_curves import draw_curves
 from mil_zoo.report.load import Results
 from mil_zoo.report.survival_folds import clinical_folds, folds_of
-from mil_zoo.report.tables import write_tables
+from mil_zoo.report.tables import comparisons, write_tables
 from mil_zoo.stats import bootstrap_difference, concordance, corrected_t_test, holm
 
 NOISE = {"good": 0.3, "poor": 8.0, "flat": None}
@@ -185,6 +185,17 @@ def test_a_fold_without_events_is_left_out_of_the_mean_and_said(write, run_cli):
     for name in ("ranking.md", "ranking.tex"):
         text = (write.path / "out" / name).read_text(encoding="utf-8")
         assert "over 4 of 5 test folds (no event): good, poor." in text
+
+
+def test_a_metric_of_one_fold_of_five_is_not_tested_by_draws_of_its_patients(write):
+    results = Results.load(survival_run(write, write.path / "run", {"good": 0.3, "poor": 8.0}).path)
+    for trial in results.trials:
+        if trial.fold:
+            trial.metrics["c_index"] = None
+    row = comparisons(results).set_index("metric").loc["c_index"]
+    assert (row["splits"], row["test"]) == (1, "")
+    assert row["difference"] > 0
+    assert row[["low", "high", "p", "p_worse", "detectable"]].isna().all()
 
 
 def test_curves_end_where_ten_are_at_risk_and_say_what_is_undefined(run):

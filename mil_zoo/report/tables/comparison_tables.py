@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,19 @@ import numpy as np
 from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
-from mil_zoo.report.tables.pairs import ENOUGH, LEVEL, best, chances, comparisons, decides, turned
+from mil_zoo.report.tables.pairs import (
+    ENOUGH,
+    FEW,
+    LEVEL,
+    best,
+    chances,
+    comparisons,
+    decides,
+    turned,
+    undecided,
+)
 from mil_zoo.report.tables.table import Cell, Document, Table
-from mil_zoo.report.tables.text import can_be_found, count, difference_interval, fixed, p_value
+from mil_zoo.report.tables.text import count, difference_interval, fixed, p_value
 from mil_zoo.stats import holm
 
 
@@ -39,14 +49,16 @@ def _listed(results: Results) -> str:
     return " or ".join(inside(metric.title) for metric in results.headline)
 
 
-def why_none_is_bold(results: Results) -> str:
-    """Why no aggregator is left out of those that can be the best by a metric."""
-    splits = comparisons(results)["splits"]
-    if (splits == 0).all():
+def why_none_is_bold(results: Results, metrics: Sequence[Metric] | None = None) -> str:
+    """Why no aggregator is left out of those that can be the best by some headline metrics; None for all of them."""
+    metrics = results.headline if metrics is None else metrics
+    pairs = comparisons(results)
+    pairs = pairs[pairs["metric"].isin([metric.name for metric in metrics]) & (pairs["splits"] > 0)]
+    if pairs.empty:
         return "no two aggregators have a metric that is defined on the same test slides (comparisons.md)."
-    if splits[splits > 0].between(2, ENOUGH - 1).all():
-        return f"fewer than {ENOUGH} splits cannot tell aggregators apart (comparisons.md)."
-    return f"no aggregator differs from the best; each can be it (comparisons.md). {_least(results)}"
+    if not any(map(decides, pairs.to_dict("records"))):
+        return f"{FEW} (comparisons.md)."
+    return f"no aggregator differs from the best; each can be it (comparisons.md). {_least(results, metrics)}"
 
 
 def shown_comparisons(results: Results, control: str | None = None) -> Document:
@@ -59,35 +71,41 @@ def shown_comparisons(results: Results, control: str | None = None) -> Document:
     tables = [_best_table(results)]
     if control is not None:
         tables.append(_control_table(results, control))
-    rows = []
     headline = {metric.name: metric for metric in results.headline}
-    for row in comparisons(results).to_dict("records"):
-        if row["metric"] in headline:
-            metric = headline[row["metric"]]
-            rows.append([metric.title, row["a"], row["b"], _difference(row, metric), *_decision(row, row["p_holm"])])
+    pairs = [row for row in comparisons(results).to_dict("records") if row["metric"] in headline]
+    rows = []
+    for row in pairs:
+        metric = headline[row["metric"]]
+        rows.append([metric.title, row["a"], row["b"], _difference(row, metric), *_decision(row, row["p_holm"])])
     header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
-    tables.append(Table(header, rows, [*_NOTES, *_reasons(results), _least(results)], "All pairs"))
+    notes = [*_NOTES, *undecided(pairs), *_reasons(results), _least(results, results.headline)]
+    tables.append(Table(header, rows, notes, "All pairs"))
     return Document("comparisons", "Paired comparisons", [table for table in tables if table.rows])
 
 
 def _best_table(results: Results) -> Table:
     header = ["Aggregator", *(metric.title for metric in results.headline)]
+    judged = {
+        (row["metric"], row[side]) for row in comparisons(results).to_dict("records") if decides(row) for side in "ab"
+    }
     cells: dict[str, dict[str, str]] = {}
     for metric in results.headline:
         for patients in (False, True):
             for label, p in zip(*chances(results, metric, patients), strict=True):
-                cells.setdefault(label, {})[metric.name] = p_value(p)
+                if (metric.name, label) in judged:  # else p is 1 and no finding
+                    cells.setdefault(label, {})[metric.name] = p_value(p)
     rows = [[label, *(known.get(metric.name, "-") for metric in results.headline)] for label, known in cells.items()]
     note = (
         "p of being the best one: the smallest p of all pairs (below) in which another one is better, times the k - 1 "
         "comparisons. Those of 0.05 or more hold the best one with a probability of 95 % or more, without a choice of "
         "the winner by the same numbers (Hsu 1981), and are bold in the comparison table where others are out."
     )
-    return Table(header, rows, [note], "Which can be the best")
+    unknown = ["-: no comparison of the model decides."] * any("-" in row[1:] for row in rows)
+    return Table(header, rows, [note, *unknown], "Which can be the best")
 
 
 def _control_table(results: Results, control: str) -> Table:
-    rows, words = [], []
+    rows, words, compared = [], [], []
     for metric, of in itertools.product(results.headline, (control, control + PATIENTS)):
         found = []
         for row in comparisons(results).to_dict("records"):
@@ -98,9 +116,10 @@ def _control_table(results: Results, control: str) -> Table:
             rows.append([metric.title, row["a"], _difference(row, metric), *_decision(row, p)])
         if found:
             words.append(_in_words(metric, of, found, adjusted))
+        compared += found
     note = f"Two-sided p of the difference from {control}, adjusted by Holm over these comparisons of a metric alone."
     header = ["Metric", "Aggregator", "Difference [95 %]", "p (test)", "Adjusted p"]
-    return Table(header, rows, [*words, note], f"Against {control}")
+    return Table(header, rows, [*words, note, *undecided(compared)], f"Against {control}")
 
 
 def _in_words(metric: Metric, control: str, rows: list[dict[Any, Any]], adjusted: list[float]) -> str:
@@ -128,19 +147,19 @@ _NOTES = [
 ]
 
 
-def _least(results: Results) -> str:
-    """The detectable differences of the headline metrics, as a sentence."""
+def _least(results: Results, metrics: Sequence[Metric]) -> str:
+    """The detectable differences of some metrics, as a sentence."""
     pairs, parts, none = comparisons(results), [], []
-    for metric in results.headline:
+    for metric in metrics:
         found = pairs[pairs["metric"] == metric.name]["detectable"].dropna()
-        if len(found) and can_be_found(found.median(), metric.bounds):
+        if len(found) and np.isfinite(found.median()):
             parts.append(f"{metric.title} {fixed(found.median())}")
         elif len(found):
             none.append(inside(metric.title))
     said = (
         f"A difference from the best that this design finds four times in five (median of pairs): {', '.join(parts)}."
     )
-    missed = f"No difference in {' or '.join(none)}, however large, is found four times in five with so few patients."
+    missed = f"No difference in {' or '.join(none)}, however large, is found four times in five by this design."
     return " ".join([said] * bool(parts) + [missed] * bool(none)) or "What difference could have been seen is unknown."
 
 

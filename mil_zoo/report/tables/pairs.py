@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.scored import draws_of
 from mil_zoo.report.tables.encoders import PATIENTS
 from mil_zoo.report.tables.scores import all_levels
+from mil_zoo.report.tables.text import count
 from mil_zoo.report.test_parts import SplitKey, mean_sizes, tested_patients, values_by_split, why_undefined
 from mil_zoo.stats import (
     EXCHANGED,
@@ -33,6 +34,7 @@ from mil_zoo.stats import (
 
 LEVEL = 0.05
 ENOUGH = 5  # test sets: of fewer, differences agree by chance (accuracies have few values) and look certain
+FEW = f"fewer than {ENOUGH} splits cannot tell aggregators apart"
 _COLUMNS = ["metric", "a", "b", "splits", "mean_a", "mean_b", "difference", "low", "high"]
 _TESTS = ["p_corrected_t", "p_permutation", "p_delong"]
 _DECIDED = ["test", "p", "p_worse", "p_holm", "detectable", "reason"]
@@ -48,8 +50,8 @@ def comparisons(results: Results) -> pd.DataFrame:
     ``test``, the one that decides here (corrected t over several test sets; on a single one DeLong, permutation, the
     jackknife over patients, or without class probabilities the bootstrap of the difference), its ``p``, ``p_worse``
     (one-sided, small where a is worse), ``p_holm`` (adjusted over all pairs of the metric), ``detectable`` (the
-    difference that the deciding test finds with a power of 80 % where the level is shared by k - 1 comparisons) and
-    ``reason`` (why p or the interval is missing).
+    difference that the deciding test finds with a power of 80 % where the level is shared by k - 1 comparisons;
+    infinite where it finds none) and ``reason`` (why p or the interval is missing).
     """
     return results.once(_without_errors)
 
@@ -101,8 +103,15 @@ def corrected_t(results: Results, metric: str, a: str, b: str, patient_rule: str
 
 
 def decides(row: Mapping[Any, Any]) -> bool:
-    """Whether a comparison has a single test set, or enough of them."""
-    return bool(row["splits"] == 1 or row["splits"] >= ENOUGH)
+    """Whether a comparison has a test on the single test set of its design, or enough test sets."""
+    return bool(row["splits"] >= ENOUGH or (row["splits"] == 1 and row["test"]))
+
+
+def undecided(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """A sentence where some comparisons have too few test sets to decide."""
+    few = sum(0 < row["splits"] < ENOUGH and not decides(row) for row in rows)
+    where = f" in {count(few, 'row')}" if few < len(rows) else ""
+    return [f"Nothing is decided{where}, however small p is: {FEW}."] if few else []
 
 
 def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -156,13 +165,15 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         "mean_b": np.mean([pair[1] for pair in pairs.values()]) if pairs else np.nan,
         "p_corrected_t": over_sets.p,
     }
+    alone = len(_tested_by_both(results, a, b, rule)) <= 1  # a metric that one of several has is not of this design
     if not results.test_sets(a, rule) and not results.test_sets(b, rule):
-        row |= _of_any_task(results, metric, (a, b), rule, over_sets, len(pairs), k)
+        row |= _of_any_task(results, metric, (a, b), rule, over_sets, len(pairs), alone)
+        row["detectable"] = _detectable(row, metric, k)
         return row if pairs else row | {"reason": _why_no_pair(results, metric, a, b) or row["reason"]}
     left, right = _in_common(results.test_sets(a, rule), results.test_sets(b, rule))
     same = bool(left) and all(_alike(left[key], right[key]) for key in left)
     sets = [*left.values()], [*right.values()]
-    single = same and len(pairs) <= 1  # over several test sets the corrected t decides, and all draws were for nothing
+    single = same and alone  # over several test sets the corrected t decides, and all draws were for nothing
     exchanged = single and "permutation" in results.task.tests and metric.name in EXCHANGED
     row["p_permutation"] = permutation_test(*sets, metric.name) if exchanged else np.nan
     complete = same and all(len(np.unique(part.labels)) == part.probabilities.shape[2] for part in sets[0])
@@ -173,7 +184,7 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
     else:
         found, df, row["test"] = patient_test(*sets, metric), np.inf, "jackknife"
     row |= {"difference": found.difference.mean, "low": found.difference.low, "high": found.difference.high}
-    unlike = len(pairs) == 1 and bool(left) and not same
+    unlike = alone and len(pairs) == 1 and bool(left) and not same
     row |= {"p": found.p, "p_worse": found.p_worse, "reason": _UNLIKE if unlike else found.reason}
     se = found.se
     if row["test"] == "jackknife" and areas is not None:
@@ -184,7 +195,7 @@ def _compare(results: Results, metric: Metric, a: str, b: str, rule: str | None,
         p, lower = row["p_permutation"], row["difference"] < 0
         row |= {"test": "permutation", "p": p, "p_worse": p / 2 if lower else 1 - p / 2}
     row |= {"se": se, "df": df}
-    row["detectable"] = detectable_difference(se, df, comparisons=max(k - 1, 1))
+    row["detectable"] = _detectable(row, metric, k)
     return row if pairs else row | {"reason": _why_no_pair(results, metric, a, b) or row["reason"]}
 
 
@@ -218,11 +229,11 @@ def _of_any_task(
     rule: str | None,
     over_sets: PairedT,
     splits: int,
-    k: int,
+    alone: bool,
 ) -> dict[str, Any]:
     """The decision without class probabilities: on a single test set by draws of its patients, one for both models."""
     row: dict[str, Any] = {"p_permutation": np.nan, "p_delong": np.nan}
-    if splits == 1 and _drawn_alike(*(results.scored_sets(label, rule) for label in pair)):
+    if alone and splits == 1 and _drawn_alike(*(results.scored_sets(label, rule) for label in pair)):
         a, b = (draws_of(results, label, metric, rule) for label in pair)
         drawn = (a - b).interval()
         row |= {"test": "bootstrap", "difference": drawn.value, "low": drawn.low, "high": drawn.high, "p": drawn.p}
@@ -235,12 +246,19 @@ def _of_any_task(
     else:
         found = over_sets.difference
         row |= {"test": "corrected t" if splits > 1 else "", "difference": found.mean, "low": found.low}
-        unlike = splits == 1 and all(results.scored_sets(label, rule) for label in pair)
+        unlike = alone and splits == 1 and all(results.scored_sets(label, rule) for label in pair)
         row |= {"high": found.high, "p": over_sets.p, "p_worse": over_sets.p_worse}
         row |= {"reason": _UNLIKE if unlike else over_sets.reason}
         row |= {"se": over_sets.se, "df": float(splits - 1)}
-    row["detectable"] = detectable_difference(row["se"], row["df"], comparisons=max(k - 1, 1))
     return row
+
+
+def _detectable(row: Mapping[Any, Any], metric: Metric, k: int) -> float:
+    """The difference that a comparison of k models finds four times in five; infinite where none is as large."""
+    if 1 < row["splits"] < ENOUGH:
+        return np.inf
+    least = detectable_difference(row["se"], row["df"], comparisons=max(k - 1, 1))
+    return np.inf if least > metric.bounds[1] - metric.bounds[0] else least
 
 
 def _drawn_alike(a: dict[Any, list[Scored]], b: dict[Any, list[Scored]]) -> bool:
@@ -270,6 +288,12 @@ def _by_test_set(results: Results, metric: str, a: str, b: str, rule: str | None
         key: (float(np.mean([x for x, _ in pairs])), float(np.mean([y for _, y in pairs])))
         for key, pairs in groups.items()
     }
+
+
+def _tested_by_both(results: Results, a: str, b: str, rule: str | None) -> set[Any]:
+    """The test sets that two models both finished, whatever is defined there."""
+    one, other = ({trial.split for trial in results.finished[label]} for label in (a, b))
+    return {results.test_set_of(split, rule) for split in one & other}
 
 
 def _in_common(a: dict[Any, TestSet], b: dict[Any, TestSet]) -> tuple[dict[Any, TestSet], dict[Any, TestSet]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.encoders import PATIENTS
-from mil_zoo.report.tables.pairs import decides, tested, turned
+from mil_zoo.report.tables.pairs import decides, tested, turned, undecided
 from mil_zoo.report.tables.table import Cell, Table
 from mil_zoo.report.tables.text import detectable, difference_interval, fixed
 from mil_zoo.stats import ROPE, posterior_of_difference
@@ -45,7 +45,7 @@ def shown_equivalences(results: Results) -> Table | None:
         if row["metric"] in metrics and not np.isnan(row["difference"]):
             metric = metrics[row["metric"]]
             chances = [fixed(row[name]) for name in ("p_a_better", "p_equal", "p_b_better")]
-            rows.append([metric.title, row["a"], row["b"], *chances, detectable(row["detectable"], metric.bounds)])
+            rows.append([metric.title, row["a"], row["b"], *chances, detectable(row["detectable"])])
     header = ["Metric", "A", "B", "P(A better)", "P(equal)", "P(B better)", "Detectable"]
     notes = [*_EQUIVALENCE, *[_NO_SPREAD] * any(row[4] == "-" for row in rows)]
     return Table(header, rows, notes, "Practically equal") if any(row[4] != "-" for row in rows) else None
@@ -79,7 +79,8 @@ def shown_baselines(results: Results) -> Table | None:
     if not rows:
         return None
     header = ["Metric", "Aggregator", "Beats it by [95 %]", "Best simple baseline"]
-    return Table(header, rows, [*_in_words(words), _BASELINE], "Against the best simple baseline")
+    notes = [*_in_words(words), *undecided([row for _, row in words]), _BASELINE]
+    return Table(header, rows, notes, "Against the best simple baseline")
 
 
 _BASELINE = (

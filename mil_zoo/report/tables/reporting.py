@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.bench.results import DatasetFacts, Trial
-from mil_zoo.metrics import Metric
 from mil_zoo.report.load import Results
 from mil_zoo.report.subgroups import columns_of, sites_of
 from mil_zoo.report.tables.explanations_table import explanations_table
@@ -17,7 +16,7 @@ from mil_zoo.report.tables.external import is_external
 from mil_zoo.report.tables.pairs import ENOUGH, tested
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.table import Document, Table
-from mil_zoo.report.tables.text import KINDS, can_be_found, count, fixed, sentence
+from mil_zoo.report.tables.text import KINDS, count, detectable, sentence
 from mil_zoo.report.tables.tuning_table import configuration_table
 from mil_zoo.report.test_parts import mean_sizes
 
@@ -237,7 +236,7 @@ def _performance(results: Results) -> list[tuple[str, str]]:
         ("Comparisons", f"{', '.join(tests)}, adjusted by Holm over all pairs{few}" if tests else ""),
         (
             "Size of a difference that the study can see",
-            _seen(float(of_lead.median()), results.lead),
+            _seen(float(of_lead.median()), results.lead.title),
         ),
         ("Calibration", "reliability, Brier score, calibration error" if "calibration" in results.task.figures else ""),
         ("Failed trainings", f"{failed} of {len(results.trials)}, each with its reason" if failed else "none"),
@@ -246,12 +245,8 @@ def _performance(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _seen(least: float, metric: Metric) -> str:
-    if np.isnan(least):
-        return ""
-    if not can_be_found(least, metric.bounds):
-        return f"none in {metric.title} four times in five, with so few patients"
-    return f"{fixed(least)} in {metric.title}, four times in five"
+def _seen(least: float, of: str) -> str:
+    return "" if np.isnan(least) else f"{detectable(least)} in {of}, four times in five"
 
 
 def _groups(results: Results) -> list[tuple[str, str]]:

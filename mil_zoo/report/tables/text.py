@@ -39,14 +39,9 @@ def difference_interval(low: float, high: float, bounds: tuple[float, float], fo
     return interval(low, high, form)
 
 
-def can_be_found(value: float, bounds: tuple[float, float]) -> bool:
-    """Whether two values of a metric within ``bounds`` can differ by a detectable difference."""
-    return bool(value <= bounds[1] - bounds[0])
-
-
-def detectable(value: float, bounds: tuple[float, float]) -> str:
-    """A detectable difference of a metric to three decimals; "-" for NaN, "none" where it is larger than any."""
-    return fixed(value) if np.isnan(value) or can_be_found(value, bounds) else "none"
+def detectable(value: float) -> str:
+    """A detectable difference to three decimals; "-" for NaN, "none" where it is infinite: none is found."""
+    return "none" if np.isinf(value) else fixed(value)
 
 
 def p_value(value: float) -> str:
