@@ -35,6 +35,7 @@ class Predictor:
         trials: names of the members' trials.
         members: the trained aggregators of these trials; each can be saved.
         in_dim: feature dimension D.
+        simulated: whether the slides that they were trained on were made by a program.
         packed: whether the slides of a patient were one bag in training; here each is predicted alone.
 
     Args:
@@ -72,6 +73,7 @@ class Predictor:
         self.task = task_of_config(config.settings())
         self.trials = [each.trial for each in chosen]
         self.in_dim = int(config.dataset.in_dim or 0)
+        self.simulated = config.dataset.simulated
         self.packed = config.dataset.patient_rule == "packed"
         device = usable_device(device)
         parts = _parts(run, self.packed)

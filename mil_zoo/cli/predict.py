@@ -19,7 +19,8 @@ from mil_zoo.errors import InputError
 from mil_zoo.files import refuse_link, writing
 from mil_zoo.report.names import file_stem
 
-SHOWN = 3  # reasons why slides failed; all of them are in the table
+SIMULATED = "the model was trained on simulated slides"
+SHOWN = 3  # reasons why slides failed, and notes on others; all of them are in the table
 
 
 class SlideReader(NamedTuple):
@@ -109,7 +110,7 @@ def predict(
         refuse_link(path)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    failures, trained_on = Counter[str](), 0
+    failures, noted, trained_on = Counter[str](), Counter[str](), 0
     taken: dict[str, str] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with (
@@ -125,7 +126,7 @@ def predict(
             row = _row(slide, bag, predictor, wanted, explain or [], out, taken)
             rows.writerow(row)
             file.flush()
-            failures.update([row["reason"]] if row["status"] != "ok" else [])
+            (noted if row["status"] == "ok" else failures).update([row["reason"]] * bool(row["reason"]))
             trained_on += bool(row.get("trained_on"))
             progress.advance(task)
     with writing(out):
@@ -137,10 +138,11 @@ def predict(
         markup=False,
         highlight=False,
     )
-    for reason, number in failures.most_common(SHOWN):
-        console.print(f"Failed, {count(number, 'slide')}: {reason}", style="red", markup=False, highlight=False)
-    if len(failures) > SHOWN:
-        console.print(f"[red]{len(failures) - SHOWN} further reasons are in the column reason[/]")
+    for what, reasons, style in (("Failed", failures, "red"), ("Noted", noted, "yellow")):
+        for reason, number in reasons.most_common(SHOWN):
+            console.print(f"{what}, {count(number, 'slide')}: {reason}", style=style, markup=False, highlight=False)
+        if len(reasons) > SHOWN:
+            console.print(f"[{style}]{len(reasons) - SHOWN} further reasons are in the column reason[/]")
     if earlier := [path for path in files_of(out) if path.stem.casefold() not in taken]:
         console.print(
             f"{count(len(earlier), 'file')} in {out}: of slides of an earlier prediction, which are not in the table",
@@ -256,14 +258,16 @@ def _row(
     }
     row |= {f"sd_{i}": f"{sd:.3g}" for i, sd in enumerate(prediction.spread)}
     stem = stem_of(bag.slide_id, slide.source, taken)
+    warning = SIMULATED if predictor.simulated else ""
     caption = f"{bag.slide_id}, {predictor.model}: {predictor.task.caption(prediction.values)}"
+    caption += f" ({warning})" * bool(warning)
     for earlier in files_of(out, stem):  # of another model, perhaps
         earlier.unlink()
-    said = _unpredicted(prediction, predictor)
+    said = [*[warning] * bool(warning), *_unpredicted(prediction, predictor)]
     if (wanted or explain) and stem != file_stem(bag.slide_id):
         said.append(f"files are called {stem}.*, since another slide has the same name")
     if prediction.attention is not None:
-        said += write_attention(prediction, caption, wanted, out / "attention" / stem)
+        said += write_attention(prediction, caption, warning, wanted, out / "attention" / stem)
     elif wanted:
         said.append("the model has no attention")
     if absent := [each for each in explain if each not in scores]:

@@ -56,7 +56,7 @@ def write_explanations(scores: dict[str, Any], bag: Any, caption: str, maps: boo
     return []
 
 
-def write_attention(prediction: Any, caption: str, wanted: list[str], stem: Path) -> list[str]:
+def write_attention(prediction: Any, caption: str, warning: str, wanted: list[str], stem: Path) -> list[str]:
     """Writes the attention files of a slide; says which cannot be, and why."""
     from mil_zoo.report.attention_files import write_csv, write_geojson, write_png
 
@@ -75,5 +75,5 @@ def write_attention(prediction: Any, caption: str, wanted: list[str], stem: Path
         elif bag.unit != "px":
             skipped.append(f"no geojson: coordinates are in {bag.unit}, QuPath needs level-0 pixels")
         else:
-            write_geojson(path, attention, coords, bag.patch_size, bag.slide_id)
+            write_geojson(path, attention, coords, bag.patch_size, bag.slide_id, warning)
     return skipped

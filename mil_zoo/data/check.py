@@ -41,6 +41,7 @@ class Report:
 
     Attributes:
         title: of the dataset.
+        kind: of data, as the card states it: "real", "simulated", "table" or "own".
         where: the file or folder that was read.
         layout: how it is laid out.
         features: name of the set of features; empty where there is one without a name.
@@ -53,6 +54,7 @@ class Report:
     """
 
     title: str
+    kind: str
     where: Path | str
     layout: str
     features: str = ""
@@ -73,6 +75,7 @@ class Report:
         placed = table.dropna(subset=["patch_size"])
         steps = Counter(zip(placed["patch_size"].round(3), placed["unit"], strict=True))
         facts = {
+            "kind": self.kind,
             "where": str(self.where),
             "layout": self.layout,
             "features": self.features,
@@ -152,7 +155,9 @@ def check_dataset(
 def _read(contents: Contents, on_slide: OnSlide | None, folder: Path | None) -> tuple[Report, list[Looked]]:
     """The report on what can be read, and what annotations hold; what is unreadable is a finding, the others go on."""
     features = contents.features
-    report = Report(contents.card.title, contents.where, contents.layout, features.name if features else "")
+    report = Report(
+        contents.card.title, contents.card.kind, contents.where, contents.layout, features.name if features else ""
+    )
     slides = sorted(contents.bags.slides, key=lambda slide: slide.slide_id) if features else contents.bags.slides
     rows = [{"slide_id": path.stem, "problem": problem} for path, problem in contents.unreadable.items()]
     card, looked = contents.card, []

@@ -109,7 +109,14 @@ def write_explanations_png(
             figure.savefig(partial, dpi=150, format="png")
 
 
-def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_size: float | None, slide: str) -> None:
+def write_geojson(
+    path: Path,
+    attention: np.ndarray,
+    coords: np.ndarray,
+    patch_size: float | None,
+    slide: str,
+    warning: str = "",
+) -> None:
     """Patches as tile objects that QuPath (0.4 and later) opens on the slide: File, Import objects from file.
 
     Each is classified by its N x attention, in six steps with a colour each, and carries attention and N x attention
@@ -121,9 +128,10 @@ def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_s
         coords: float ``[N, 2]``, top-left corners in level-0 pixels.
         patch_size: in level-0 pixels, or None.
         slide: its id: object ids depend on it and the patch, so that writing again gives the same file.
+        warning: a sentence on the model, which the collection holds beside its features; "" for none.
 
     Source:
-        RFC 7946; the properties are those that QuPath's own export writes.
+        RFC 7946, which lets a collection hold other members; the properties are those that QuPath's own export writes.
     """
     relative = len(attention) * attention
     steps = np.searchsorted(_STEPS, relative, side="right").clip(max=len(_STEPS) - 1)
@@ -131,7 +139,8 @@ def write_geojson(path: Path, attention: np.ndarray, coords: np.ndarray, patch_s
     classes = [{"name": f"N x attention {n}", "color": c} for n, c in zip(_NAMES, colours, strict=True)]
     space = uuid.uuid5(uuid.NAMESPACE_URL, f"mil-zoo:{slide}")
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
+        said = f'"warning": {json.dumps(warning)}, ' if warning else ""
+        file.write(f'{{"type": "FeatureCollection", {said}"features": [')
         for i, (x, y) in enumerate(coords.tolist()):
             feature = {
                 "type": "Feature",

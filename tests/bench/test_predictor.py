@@ -4,6 +4,7 @@ import json
 
 import h5py
 import jsonschema
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,6 +96,7 @@ def run(tmp_path_factory):
         write_slide(folder / f"slide_{i:02d}.h5", i)
     table = {"slide_id": [f"slide_{i:02d}" for i in range(16)], "label": [i % 2 for i in range(16)]}
     pd.DataFrame(table).to_csv(folder / "labels.csv", index=False)
+    (folder / "card.yaml").write_text("kind: simulated\n")
     suite = read_suite(
         None, datasets=[str(folder)], models=["srmil", "mean"], folds=2, epochs=1,
         overrides={"srmil.hidden": 8, "srmil.heads": 2},
@@ -188,6 +190,31 @@ def test_the_command_writes_what_others_open_and_a_bad_slide_costs_itself(run, r
     assert sum(measured) == pytest.approx(1, abs=1e-4)
 
 
+def test_what_a_model_of_simulated_slides_leaves_says_so(run, run_cli, tmp_path, bag_table, monkeypatch):
+    _, directory = run
+    titles, set_title = [], mpl.axes.Axes.set_title
+
+    def keep(axes, title, *arguments, **options):
+        titles.append(" ".join(title.split()))
+        return set_title(axes, title, *arguments, **options)
+
+    monkeypatch.setattr(mpl.axes.Axes, "set_title", keep)
+    write_slide(tmp_path / "new.h5", 50)
+    said, out = "the model was trained on simulated slides", tmp_path / "p"
+    code, text, _ = run_cli("predict", "--run", directory.path, "--model", "srmil", tmp_path / "new.h5", "--out", out)
+    assert code == 0
+    assert f"Noted, 1 slide: {said}" in " ".join(text.split())
+    assert pd.read_csv(out / "probabilities.csv")["reason"].tolist() == [said]
+    assert json.loads((out / "attention" / "new.geojson").read_text())["warning"] == said
+    assert [title.endswith(f"({said})") for title in titles] == [True]
+
+    suite = read_suite(None, datasets=[str(bag_table)], models=["abmil"], folds=2, epochs=1, overrides={})
+    other = run_plan(make_plan(suite, str(bag_table)), tmp_path / "run")  # whose card says nothing of simulation
+    given = ("predict", "--run", other.path, "--model", "abmil", bag_table, "--out", tmp_path / "q")
+    assert "Noted" not in run_cli(*given, "--write", "csv")[1]
+    assert pd.read_csv(tmp_path / "q" / "probabilities.csv")["reason"].isna().all()
+
+
 def test_files_of_an_earlier_prediction_are_no_files_of_this_one(run, run_cli, tmp_path):
     _, directory = run
     write_slide(tmp_path / "one.h5", 50)
@@ -238,7 +265,10 @@ def test_a_model_without_attention_is_explained_by_the_others(run, run_cli, tmp_
     table = pd.read_csv(tmp_path / "p" / "explanations" / "new.csv")
     assert list(table) == ["patch", "x", "y", "gradient"]
     row = pd.read_csv(tmp_path / "p" / "probabilities.csv").iloc[0]
-    assert (row["status"], row["reason"]) == ("ok", "no explanation by attention: the model has none")
+    assert (row["status"], row["reason"]) == (
+        "ok",
+        "the model was trained on simulated slides; no explanation by attention: the model has none",
+    )
     code, _, err = run_cli(*command, "--explain", "gradents", "--out", tmp_path / "q")
     assert code == 2
     assert "did you mean 'gradient'" in err

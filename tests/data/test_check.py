@@ -34,7 +34,9 @@ def test_a_sound_dataset(folder, run_cli):
     assert report.ok, found(report)
     assert report.findings == []
     summary = report.summary()
-    assert summary["layout"] == "trident"
+    assert (summary["kind"], summary["layout"]) == ("own", "trident")
+    (folder / "card.yaml").write_text("kind: simulated\n")
+    assert check_dataset(str(folder))[0].summary()["kind"] == "simulated"
     assert summary["slides"] == "8, 8 without a problem"
     assert summary["labels"] == "a: 4, b: 4"
     assert (summary["patients"], summary["split"]) == ("4", "test: 4, train: 4")

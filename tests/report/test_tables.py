@@ -170,10 +170,13 @@ def test_latex_escapes_and_stays_a_table(write):
 
 @pytest.mark.parametrize("simulated", [True, False])
 def test_simulated_slides_are_named_wherever_a_table_goes(write, simulated):
-    run = write.run(folds(write, "abmil", [0.8, 0.9]), ["abmil"], simulated=simulated)
-    write_tables(Results.load(run))
-    for name in ("table.md", "table.tex"):
-        assert ("SIMULATED slides" in read(run, name)) == simulated
+    rows = [row for name in ("abmil", "mean") for row in folds(write, name, [0.8, 0.9])]
+    rows[0]["last_metrics"] = metrics(0.5)
+    run = write.run(rows, ["abmil", "mean"], simulated=simulated)
+    written = [path.name for path in write_tables(Results.load(run)) if path.suffix in (".md", ".tex")]
+    assert {"table.md", "table.tex", "comparisons.md", "cost.md", "last_epoch.md", "reporting.md"} <= set(written)
+    for name in written:
+        assert read(run, name).count("SIMULATED slides, made by a program") == simulated, name
     assert ("(simulated slides)" in read(run, "table.tex")) == simulated
     assert ("SIMULATED slides" in printed(run)) == simulated
 

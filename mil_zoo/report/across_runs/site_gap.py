@@ -14,6 +14,7 @@ from mil_zoo.metrics import Metric
 from mil_zoo.report.across_runs.ranking import dataset_names
 from mil_zoo.report.load import Results
 from mil_zoo.report.scored import scored
+from mil_zoo.report.tables.sentences import data_note
 from mil_zoo.report.tables.table import Cell, Table
 from mil_zoo.report.tables.text import fixed, interval, one_line, p_value
 from mil_zoo.stats import Scored, design_difference, holm
@@ -77,7 +78,7 @@ def write_site_gap(patients: Results, sites: Results, out: Path) -> list[Path]:
     header = ["Metric", "Aggregator", "Patient-level", "Site-preserving", "Gap [95 %]", "p (Holm)"]
     warnings = dict.fromkeys(one_line(text) for run in (patients, sites) for text in run.config.dataset.warnings)
     splits = f"Patient-level: {patients.config.split.kind}. Site-preserving: {sites.config.split.kind}."
-    shown = Table(header, rows, [splits, *_NOTES, *warnings])
+    shown = Table(header, rows, [data_note(patients), splits, *_NOTES, *warnings])
     written = {
         "site_gap.csv": Table.of(table).csv(),
         "site_gap.md": shown.markdown(),

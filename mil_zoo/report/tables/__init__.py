@@ -37,7 +37,7 @@ from mil_zoo.report.tables.scores import (
     shown_scores,
     terminal_scores,
 )
-from mil_zoo.report.tables.sentences import notes
+from mil_zoo.report.tables.sentences import data_note, notes
 from mil_zoo.report.tables.skew_table import shown_skew, skew_table
 from mil_zoo.report.tables.subgroup_table import shown_subgroups, subgroup_table
 from mil_zoo.report.tables.survival_table import survival_document, survival_numbers
@@ -62,7 +62,7 @@ __all__ = [
 
 def documents(results: Results) -> list[Document]:
     """The tables that people read, the comparison first; each is a Markdown file and a section of the page."""
-    return results.once(_documents)
+    return results.once(_marked_documents)
 
 
 def numbers(results: Results) -> dict[str, Table]:
@@ -164,6 +164,19 @@ def _notes_of_trials(results: Results) -> pd.DataFrame:
             if note := note_of(results.estimate(label, metric.name).low):
                 rows.append((label, f"{metric.name}_low, {metric.name}_high", None, note))
     return pd.DataFrame(rows, columns=["trial", "metric", "value", "note"])
+
+
+def _marked_documents(results: Results) -> list[Document]:
+    """The documents; of simulated slides each says so, also where its own tables have no sentence on the data."""
+    made, note = _documents(results), data_note(results)
+    if not results.simulated:
+        return made
+    return [
+        document
+        if any(note in said for said in (document.notes, *(table.notes for table in document.tables)))
+        else dataclasses.replace(document, notes=[note, *document.notes])
+        for document in made
+    ]
 
 
 def _documents(results: Results) -> list[Document]:

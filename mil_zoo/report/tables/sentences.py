@@ -33,9 +33,15 @@ def notes(results: Results) -> list[str]:
     return [*results.once(_data), *results.once(_protocol), *results.once(_outcome)]
 
 
+def data_note(results: Results) -> str:
+    """What the numbers are of."""
+    kind = "simulated" if results.simulated else results.config.dataset.kind
+    return f"Data: {results.dataset_name}: {_KINDS[kind]}."
+
+
 def _data(results: Results) -> list[str]:
     dataset = results.config.dataset
-    lines = [f"Data: {results.dataset_name}: {_KINDS['simulated' if results.simulated else dataset.kind]}."]
+    lines = [data_note(results)]
     lines += [sentence(warning) for warning in dataset.warnings]
     if dataset.instance_labels:
         lines.append(f"Instance labels: {sentence(dataset.instance_labels)}")
