@@ -1,4 +1,4 @@
-"""The class labels of a bag table: numbers, whole floats and names; all else is a sentence that names the bag."""
+"""Labels of a bag table are numbers, whole floats or names, all else is a sentence that names the bag; patch sizes."""
 
 import numpy as np
 import pytest
@@ -71,3 +71,19 @@ def test_a_date_or_an_id_is_no_class(table, odd):
 def test_a_single_class_is_told(table):
     with pytest.raises(InputError, match=r"bags\.npz: bag_label is 'a' in every bag, one class; add bags of another"):
         open_dataset(table(["a", "a", "a"]))
+
+
+@pytest.mark.parametrize(("sizes", "read"), [(256, [256, 256]), ([512.0], [512, 512]), ([256, 512], [256, 512])])
+def test_patches_have_the_size_that_the_table_states(table, sizes, read):
+    bags = read_table(table([0, 1], patch_size=sizes, coords=np.zeros((2, 2))))
+    assert [bag.patch_size for bag in bags] == read
+    assert {bag.geometry for bag in bags} == {"patch_size of the table"}
+    assert [bag.patch_size for bag in read_table(table([0, 1]))] == [None, None]
+
+
+@pytest.mark.parametrize("sizes", [0, -256, np.nan, "256", [256, 256, 256], [[256, 256]]])
+def test_a_patch_size_that_is_none_is_one_sentence(table, sizes):
+    with pytest.raises(
+        InputError, match=r"bags\.npz: patch_size must be one positive number, or one for each of the 2 bags"
+    ):
+        read_table(table([0, 1], patch_size=sizes))

@@ -74,7 +74,8 @@ def test_h5_files(tmp_path, features, coords, name, attrs):
 @some
 @given(
     arrays=st.dictionaries(
-        st.sampled_from(["X", "bag_ptr", "bag_label", "bag_name", "patient_id", "coords", "inst_label"]), ARRAYS
+        st.sampled_from(["X", "bag_ptr", "bag_label", "bag_name", "patient_id", "coords", "patch_size", "inst_label"]),
+        ARRAYS,
     )
 )
 def test_bag_tables(tmp_path, arrays):

@@ -35,7 +35,8 @@ def read_table(
     (1.0 counts as 1) or names of ``classes``, or
     ``bag_labels`` [n_bags, T] where a bag has several labels (its target, then); optional
     ``bag_name`` [n_bags], ``patient_id`` [n_bags] (patients or any other groups), ``coords`` [n_inst, 2]
-    (x, y), ``inst_label`` int [n_inst] (1 positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
+    (x, y), ``patch_size`` (one number, or [n_bags]; the step of the patches in level-0 pixels), ``inst_label`` int
+    [n_inst] (1 positive, 0 negative, below 0 unknown) or ``inst_class`` int [n_inst].
 
     Args:
         path: the ``.npz`` file; it is read without pickle.
@@ -80,6 +81,7 @@ def read_table(
     if len(set(names.tolist())) < num_bags:
         raise InputError(f"{path}: bag_name holds a name twice; every bag needs its own")
     instance_labels = _instance_labels(path, arrays, positive_instance_class)
+    sizes = _patch_sizes(path, arrays, num_bags)
     for key in ("coords", "inst_label", "inst_class"):
         if key in arrays and arrays[key].shape[:1] != (len(features),):
             rows = len(arrays[key]) if arrays[key].ndim else 0
@@ -92,15 +94,32 @@ def read_table(
         Bag(
             features=part(features.astype(np.float32, copy=False), i),
             coords=part(arrays.get("coords"), i),
+            patch_size=sizes[i],
             label=int(labels[i]) if several is None else None,
             target=None if several is None else several[i].astype(np.float64),
             instance_labels=part(instance_labels, i),
             slide_id=str(names[i]),
             patient_id=None if per_bag["patient_id"] is None else str(per_bag["patient_id"][i]),
             layout="arrays",
+            geometry="patch_size of the table" if sizes[i] else "",
         )
         for i in range(num_bags)
     ]
+
+
+def _patch_sizes(path: Path, arrays: dict[str, Any], num_bags: int) -> list[float | None]:
+    """The patch size of every bag; None where the table states none."""
+    sizes = arrays.get("patch_size")
+    if sizes is None:
+        return [None] * num_bags
+    whole = sizes.dtype.kind in "iuf" and sizes.shape in ((), (1,), (num_bags,))
+    if not whole or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise InputError(
+            f"{path}: patch_size must be one positive number, or one for each of the {num_bags} bags: the step of the "
+            f"patches in level-0 pixels; correct it, or leave it out where patches have no size"
+        )
+    found: list[float | None] = np.broadcast_to(sizes, num_bags).astype(float).tolist()
+    return found
 
 
 def named_classes(path: Path) -> list[str]:
