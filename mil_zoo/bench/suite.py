@@ -128,7 +128,9 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     for key in overrides:
         if key in grids:
             raise InputError(f"{key} is in --set and in --grid; choose one")
-    # A setting made now goes before a grid of the suite, and a grid of now before the suite's setting.
+    # A setting made now goes before a grid of the suite, and a grid of now before the suite's setting. The last of two
+    # settings holds: one that is made now for all models stands behind what the suite says of single ones.
+    shipped = {key: value for key, value in shipped.items() if key not in overrides}
     grid = {**{key: values for key, values in grid.items() if key not in overrides}, **grids}
     changed["search"] = {**search, **changed.get("search", {})}
     return from_mapping(Suite, {**mapping, **changed, "overrides": {**shipped, **overrides}, "grid": grid}, where)

@@ -112,9 +112,16 @@ def test_suites_by_name_path_and_dataset(tmp_path):
     assert read_suite(datasets=["musk1"]).folds == 5  # no suite of that name: the defaults
     # A suite's own overrides of a model that is not run are no mistake of the user's.
     assert all(key.startswith("mean.") for key in read_suite(datasets=["crchisto"], models=["mean"]).overrides)
-    rates = {"srmil.learning_rate": 2e-3, "srmil.schedule": "constant", "abmil.learning_rate": 4e-4}
     for name in ("demo", "demo_grade", "demo_survival"):
+        rates = {"learning_rate": 2e-3, "schedule": "constant", "abmil.learning_rate": 4e-4}
         assert read_suite(name).overrides == rates, "and one budget for all"
+        suite = read_suite(name, models=["mean", "abmil", "clam_sb", "srmil"])
+        trained = [plan_models(model, suite)[0].training for model in suite.models]
+        assert {(one.epochs, one.schedule) for one in trained} == {(suite.epochs, "constant")}
+        assert [one.learning_rate for one in trained] == [2e-3, 4e-4, 2e-3, 2e-3], "also of models it does not name"
+        suite = read_suite(name, overrides={"learning_rate": 1e-3})
+        rates = [plan_models(model, suite)[0].training.learning_rate for model in suite.models]
+        assert rates == [1e-3, 1e-3], "what is told now goes before what the suite says of single models"
     (tmp_path / "own.yaml").write_text(
         "datasets: [demo]\nmodels: [srmil]\noverrides: {srmil.epochs: 5, srmil.mask_rate: 0.5}\n"
     )

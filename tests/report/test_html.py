@@ -151,6 +151,20 @@ def test_the_summary_is_of_the_metric_that_it_names(write):
     first, second = findings(results, [])[:2]
     assert "mean AUC" in first
     assert second.startswith("By AUC, no aggregator differs from the best; each can be it")
+    assert "Accuracy" not in second, "what could be seen is of the metric that the sentence is of"
+    third = "By accuracy, abmil can be the best; mean cannot (is worse than another one, with 95 % "
+    assert findings(results, [])[2].startswith(third)
+
+
+def test_the_summary_says_once_what_two_metrics_agree_on(write):
+    values = {"abmil": [0.9, 0.92, 0.95, 0.91, 0.92], "mean": [0.6, 0.61, 0.66, 0.62, 0.63]}
+    rows = [
+        write.row(model, fold, metrics={"auc": value, "accuracy": value, "balanced_accuracy": 0.5, "f1": 0.5})
+        for model, of in values.items()
+        for fold, value in enumerate(of)
+    ]
+    said = findings(Results.load(write.run(rows, ["abmil", "mean"])), [])[1:]
+    assert [sentence.split(";")[0] for sentence in said] == ["By AUC and accuracy, abmil can be the best"]
 
 
 def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run, as_made):
@@ -303,18 +317,26 @@ def test_the_summary_says_that_budgets_and_recipes_differ(write):
     run = write.run(rows, ["abmil", "srmil"])
     config = run.config
 
-    def said(epochs, replaced, models=("abmil", "srmil")):
+    def said(epochs, replaced, models=("abmil", "srmil"), **training):
         config["model_settings"] = {
-            model: {"training": {"epochs": number}, "replaced": replaced}
+            model: {"training": {"epochs": number} | training, "replaced": replaced}
             for model, number in zip(models, epochs, strict=True)
         }
         run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         results = Results.load(run)
         return " ".join(findings(results, [])), " ".join(notes(results))
 
-    budgets, recipes = "The models were given different numbers of epochs", "changed the authors' recipes in epochs"
+    budgets, recipes = "The models were given different numbers of epochs", "than by the authors' recipes: epochs"
     assert [text in found for found in said((5, 10), {"epochs": 100}) for text in (budgets, recipes)] == [1, 1, 1, 0]
     assert [text in found for found in said((7, 7), {}) for text in (budgets, recipes)] == [0, 0, 0, 0]
     found, told = said((7, 7), {"epochs": 100}, ("mine", "yours"))  # which have no authors' recipe
     assert "authors' recipes" not in found
-    assert "the trainer's defaults, but for what the suite or --set changes: epochs 7 instead of 100" in told
+    defaults = "the defaults of model and trainer, but for what the suite or the command line changes"
+    assert f"{defaults}: epochs 7 instead of 100" in told
+    found, _ = said((7, 12), {"epochs": 100})
+    assert "recipes: epochs 7 to 12 instead of 100. Scores are of these settings" in found
+    found, _ = said((7, 7), {"epochs": 100, "schedule": "cosine"}, ("abmil", "mine"), schedule="constant")
+    assert "recipes: epochs 7 instead of 100 (abmil); schedule constant instead of cosine (abmil). Scores" in found
+    replaced = {"learning_rate": 1e-4, "width": None}
+    found, _ = said((7, 7), replaced, learning_rate=4e-4, width=True)
+    assert "recipes: learning_rate 4 times theirs; width True instead of none. Scores" in found

@@ -454,11 +454,11 @@ def test_notes_say_whose_recipe_it_is_and_on_what_features_were_projected(write)
         run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         return notes(Results.load(run))
 
-    last = ", with what the suite or --set changes; none was tuned."
+    last = ", with what the suite or the command line changes; none was tuned."
     assert f"Settings: authors' recipe (configs/aggregators){last}" in of("abmil")
-    mixed = "authors' recipe (configs/aggregators); mine without a recipe, by the trainer's defaults"
+    mixed = "authors' recipe (configs/aggregators); mine without a recipe, by the defaults of model and trainer"
     assert f"Settings: {mixed}{last}" in of("abmil", "mine", "mine@width=3")
-    assert f"Settings: the trainer's defaults{last}" in of("mine")
+    assert f"Settings: the defaults of model and trainer{last}" in of("mine")
     config["model_settings"] = {
         "abmil": {"training": {"epochs": 7, "learning_rate": 4e-4}, "replaced": {"epochs": 100, "learning_rate": 1e-4}},
         "srmil": {"graph": "knn:3", "training": {"epochs": 7}, "replaced": {"graph": "window:2", "epochs": 100}},
@@ -466,9 +466,9 @@ def test_notes_say_whose_recipe_it_is_and_on_what_features_were_projected(write)
     run.path.joinpath("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (line,) = [line for line in notes(Results.load(run)) if line.startswith("Settings: ")]
     assert line == (
-        "Settings: authors' recipe (configs/aggregators), but for what the suite or --set changes: epochs 7 instead of "
-        "100 (abmil, srmil), learning_rate 0.0004 instead of 0.0001 (abmil), graph knn:3 instead of window:2 (srmil); "
-        "none was tuned."
+        "Settings: authors' recipe (configs/aggregators), but for what the suite or the command line changes: epochs 7 "
+        "instead of 100 (abmil, srmil), learning_rate 0.0004 instead of 0.0001 (abmil), graph knn:3 instead of "
+        "window:2 (srmil); none was tuned."
     )
     line = "Features: each split's are their coordinates on 3 principal axes of its training instances (--project)."
     assert line in of("abmil")

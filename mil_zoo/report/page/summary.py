@@ -11,8 +11,8 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.page.slides import Slide
 from mil_zoo.report.tables.comparison_tables import why_none_is_bold
 from mil_zoo.report.tables.pairs import best
+from mil_zoo.report.tables.recipes import changed_recipes, unequal_budgets
 from mil_zoo.report.tables.scores import score_table
-from mil_zoo.report.tables.sentences import changed_recipes, unequal_budgets
 from mil_zoo.report.tables.skew_table import skew_table
 from mil_zoo.report.tables.text import count, short
 from mil_zoo.report.test_parts import why_undefined
@@ -45,17 +45,17 @@ def _score(results: Results, metric: Metric) -> list[str]:
         return [f"{said}; no other model was trained, so it is compared with nothing."]
     last = order.iloc[-1]
     said = f"{said}; {last['aggregator']} has the {_OTHER[which]}, {last[f'{metric.name}_mean']:.3f}."
-    return [said, *_difference(results, metric)]
+    return [said, *_differences(results, metric)]
 
 
 def _other_settings(results: Results) -> list[str]:
-    """That models were not trained by the recipes of their papers, where that is known."""
+    """How models were trained otherwise than by the recipes of their papers, where that is known."""
     changed = changed_recipes(results)
     if not changed:
         return []
     return [
-        f"The suite or --set changed the authors' recipes in {_list(changed)} (how, the notes of the comparison say): "
-        "scores are of these settings, not of what the models can do."
+        f"Trained otherwise than by the authors' recipes: {'; '.join(changed)}. Scores are of these settings, not of "
+        "what the models can do."
     ]
 
 
@@ -66,20 +66,27 @@ def _within(metric: Metric, value: float) -> float:
     return float(np.clip(value, *metric.bounds))
 
 
-def _difference(results: Results, metric: Metric) -> list[str]:
-    if len([label for label, trials in results.finished.items() if trials]) < 2:
+def _differences(results: Results, lead: Metric) -> list[str]:
+    """By which metrics who can be the best, and that nobody differs by the leading one where that is so."""
+    trained = [label for label, trials in results.finished.items() if trials]
+    if len(trained) < 2:
         return []
-    members = best(results).get(metric.name)
-    if members is None:
+    members = best(results)
+    if not members:
         note = why_none_is_bold(results)
-        if best(results):  # by another metric one is left out
-            return [f"By {inside(metric.title)}, {note}"]
         return [note[:1].upper() + note[1:]]
-    out = [label for label, trials in results.finished.items() if trials and label not in members]
-    return [
-        f"By {inside(metric.title)}, {_list(sorted(members))} can be the best; {_list(out)} cannot "
-        f"({'is' if len(out) == 1 else 'are'} worse than another one, with 95 % confidence for all of them together)."
-    ]
+    said = [] if lead.name in members else [f"By {inside(lead.title)}, {why_none_is_bold(results, [lead])}"]
+    titles: dict[tuple[str, ...], list[str]] = {}
+    for metric in sorted(results.headline, key=lambda metric: metric != lead):
+        if metric.name in members:
+            titles.setdefault(tuple(sorted(members[metric.name])), []).append(inside(metric.title))
+    for can, of in titles.items():
+        out = [label for label in trained if label not in can]
+        said.append(
+            f"By {_list(of)}, {_list(can)} can be the best; {_list(out)} cannot ({'is' if len(out) == 1 else 'are'} "
+            "worse than another one, with 95 % confidence for all of them together)."
+        )
+    return said
 
 
 def _attention(results: Results) -> list[str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mil_zoo.config import read_shipped, shipped_names
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.recipes import by_model, settings_sentence, short_budgets, unequal_budgets
 from mil_zoo.report.tables.text import KINDS, count, sentence
 from mil_zoo.stats import ALL_EQUAL
 
@@ -72,26 +70,26 @@ def _protocol(results: Results) -> list[str]:
             "training instances (--project)."
         )
     training = {label: model.training for label, model in config.model_settings.items()}
-    budgets = _by_model({label: of["epochs"] for label, of in training.items()})
+    budgets = by_model({label: of["epochs"] for label, of in training.items()})
     lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
     lines += unequal_budgets(results)
-    if short := [f"{model} {epochs} of {whole}" for model, epochs, whole in _short_budgets(budgets)]:
+    if short := [f"{model} {epochs} of {whole}" for model, epochs, whole in short_budgets(budgets)]:
         lines.append(
             f"Short budget, in epochs of the model's own recipe: {', '.join(short)}. Scores are of this budget, not of "
             "what the models can do."
         )
-    lowered = _by_model({label: of.get("precision", "float32") for label, of in training.items()})
+    lowered = by_model({label: of.get("precision", "float32") for label, of in training.items()})
     if low := [model for model, precision in lowered.items() if precision != "float32"]:
         lines.append(f"Matrix products in bfloat16: {', '.join(low)}.")
-    weighted = _by_model({label: of.get("class_weights", "none") for label, of in training.items()})
+    weighted = by_model({label: of.get("class_weights", "none") for label, of in training.items()})
     if weighed := [model for model, weights in weighted.items() if weights == "balanced"]:
         lines.append(f"Losses weighted by class frequency: {', '.join(weighed)}.")
-    limits = _by_model({label: of.get("max_instances") for label, of in training.items()})
+    limits = by_model({label: of.get("max_instances") for label, of in training.items()})
     if few := [f"{model} {limit}" for model, limit in limits.items() if limit is not None]:
         lines.append(f"Random instances of a bag in a training step, at most: {', '.join(few)}.")
-    lines.append(_settings(results))
+    lines.append(settings_sentence(results))
     models_of = defaultdict(list)
-    for model, rule in _by_model(config.selection).items():
+    for model, rule in by_model(config.selection).items():
         models_of[sentence(rule)].append(model)
     if len(models_of) == 1:
         lines += [f"Selection: {rule}" for rule in models_of]
@@ -100,70 +98,6 @@ def _protocol(results: Results) -> list[str]:
     if training and all(of.get("select") == "last" for of in training.values()):
         lines.append("The validation slides choose nothing: they are neither trained on nor tested.")
     return lines
-
-
-def unequal_budgets(results: Results) -> list[str]:
-    """A sentence where models of the run were given other numbers of epochs than others."""
-    given = {model.training.get("epochs") for model in results.config.model_settings.values()}
-    if len(given) < 2:
-        return []
-    return [
-        "The models were given different numbers of epochs: a difference between them may be that of their budgets."
-    ]
-
-
-def changed_recipes(results: Results) -> list[str]:
-    """The names of the settings in which models were not trained by their authors' recipes, without those of a grid."""
-    shipped, models = set(shipped_names("aggregators")), results.config.model_settings
-    changed = [model.replaced or () for label, model in models.items() if label.partition("@")[0] in shipped]
-    return list(dict.fromkeys(name for names in changed for name in names))
-
-
-def _changes(results: Results) -> str:
-    """What the suite or ``--set`` changed of the recipes, in words."""
-    models = results.config.model_settings
-    if any(model.replaced is None for model in models.values()):  # a run of before
-        return "with what the suite or --set changes"
-    changes: dict[str, list[str]] = defaultdict(list)
-    for label, model in models.items():
-        now = {"graph": model.graph, **model.training, **model.options}
-        for name, before in (model.replaced or {}).items():
-            changes[f"{name} {_value(now.get(name))} instead of {_value(before)}"].append(label)
-    found = [f"{change} ({', '.join(labels)})" for change, labels in changes.items()]
-    return f"but for what the suite or --set changes: {', '.join(found)}" if found else "unchanged"
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _settings(results: Results) -> str:
-    """Whether settings were searched for, and what was changed of the recipes."""
-    tuning = results.config.tuning
-    if tuning is None:
-        models = dict.fromkeys(label.partition("@")[0] for label in results.config.model_settings)
-        own = [model for model in models if model not in shipped_names("aggregators")]
-        others = f"; {', '.join(own)} without a recipe, by the trainer's defaults" if own else ""
-        start = f"authors' recipe (configs/aggregators){others}" if len(own) < len(models) else "the trainer's defaults"
-        return f"Settings: {start}, {_changes(results)}; none was tuned."
-    judged = f"{tuning.inner_folds} inner folds" if tuning.inner_folds else "its validation slides"
-    return (
-        f"Settings: every aggregator tuned, N = {tuning.configurations} configurations, its recipe first, inside the "
-        f"training part of each trial on {judged} ({tuning.sampler}, Optuna {tuning.optuna}). The recipe is the "
-        f"authors', {_changes(results)}."
-    )
-
-
-def _short_budgets(budgets: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Model, epochs and its recipe's epochs where the budget is less than half of these."""
-    shipped = shipped_names("aggregators")
-    found = []
-    for label, epochs in budgets.items():
-        name = label.partition("@")[0]
-        recipe = read_shipped("aggregators", name).get("training", {}).get("epochs") if name in shipped else None
-        if recipe is not None and epochs < recipe / 2:
-            found.append((label, epochs, recipe))
-    return found
 
 
 def _outcome(results: Results) -> list[str]:
@@ -277,17 +211,6 @@ def _called(probabilities: NDArray[np.float64], ordered: bool) -> NDArray[np.int
     if not ordered:
         return np.asarray(probabilities.argmax(1))
     return np.asarray((1 - probabilities.cumsum(1)[:, :-1] > 0.5).sum(1))
-
-
-def _by_model(of_label: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry a model instead of one for each of its variants, where these agree."""
-    values = defaultdict(set)
-    for label, value in of_label.items():
-        values[label.partition("@")[0]].add(value)
-    return {
-        (model if len(values[model := label.partition("@")[0]]) == 1 else label): value
-        for label, value in of_label.items()
-    }
 
 
 def bounds(results: Results) -> str:
