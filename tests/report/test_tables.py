@@ -108,6 +108,19 @@ def test_equal_values_in_all_folds_have_no_interval_anywhere_and_say_why(write):
     assert pd.read_csv(run.path / "equivalence.csv").set_index("metric").loc["auc", "p_equal"] != 1
 
 
+def test_patients_without_an_interval_have_its_reason(write):
+    rows = [
+        write.row("mean", fold, metrics={"auc": 0.5 + fold / 20}, patient_metrics={"auc": 0.5}) for fold in range(5)
+    ]
+    run = write.run(rows, ["mean"], patient_rule="mean", patients=6, bags=12)
+    write_tables(Results.load(run))
+    assert "| mean (patients) | 0.500 ± 0.000 (no interval) |" in read(run, "table.md")
+    reason = "all test sets have the same value, so that there is no spread to take an interval from"
+    assert f"- No interval: AUC of mean (patients): {reason}." in read(run, "table.md")
+    told = pd.read_csv(run.path / "undefined.csv")
+    assert told[["trial", "metric", "note"]].to_numpy().tolist() == [["mean (patients)", "auc_low, auc_high", reason]]
+
+
 def test_the_figure_of_scores_says_why_a_line_is_missing(make_run):
     results = Results.load(make_run(models=("abmil",), folds=2))
     for trial in results.trials:

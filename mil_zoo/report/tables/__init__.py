@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from mil_zoo.report.load import Results
 from mil_zoo.report.tables.comparison_tables import bold_note, shown_comparisons
 from mil_zoo.report.tables.cost_table import cost_table, shown_costs
 from mil_zoo.report.tables.diagnostics_table import diagnostics_table
-from mil_zoo.report.tables.encoders import encoder_table, shown_encoders
+from mil_zoo.report.tables.encoders import encoder_table, levels, shown_encoders
 from mil_zoo.report.tables.explanations_table import explanations_table, shown_explanations
 from mil_zoo.report.tables.external import external_table, shown_external
 from mil_zoo.report.tables.label_budget import label_budget_table, shown_label_budgets
@@ -159,10 +160,10 @@ def _notes_of_trials(results: Results) -> pd.DataFrame:
         for trial in results.trials
         for name, note in trial.notes.items()
     ]
-    for label in results.finished:
-        for metric in results.metrics:
-            if note := note_of(results.estimate(label, metric.name).low):
-                rows.append((label, f"{metric.name}_low, {metric.name}_high", None, note))
+    for label, metric in itertools.product(results.finished, results.metrics):
+        for level, rule in levels(results).items():
+            if note := note_of(results.estimate(label, metric.name, rule).low):
+                rows.append((label + level, f"{metric.name}_low, {metric.name}_high", None, note))
     return pd.DataFrame(rows, columns=["trial", "metric", "value", "note"])
 
 

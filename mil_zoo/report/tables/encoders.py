@@ -9,9 +9,16 @@ from urllib.parse import quote
 import pandas as pd
 
 from mil_zoo.metrics import Metric
+from mil_zoo.report.load import Results
 from mil_zoo.report.tables.table import Cell, Document, Table
 
 PATIENTS = " (patients)"  # ends the label of a row that scores patients
+
+
+def levels(results: Results) -> dict[str, str | None]:
+    """What the labels of a level's rows end with, to its patient rule: of slides "" to None, of patients if scored."""
+    rule = results.patient_rule
+    return {"": None} | ({PATIENTS: rule} if rule in ("mean", "max") else {})  # packed: the bags are patients
 
 
 def without_encoder(label: str, encoder: Any) -> str:

@@ -13,7 +13,7 @@ from mil_zoo.metrics import Metric
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
 from mil_zoo.report.scored import draws_of
-from mil_zoo.report.tables.encoders import PATIENTS
+from mil_zoo.report.tables.encoders import PATIENTS, levels
 from mil_zoo.report.tables.scores import all_levels
 from mil_zoo.report.tables.text import count
 from mil_zoo.report.test_parts import SplitKey, mean_sizes, tested_patients, values_by_split, why_undefined
@@ -139,9 +139,8 @@ def _without_errors(results: Results) -> pd.DataFrame:
 
 def _comparisons(results: Results) -> pd.DataFrame:
     labels = [label for label, trials in results.finished.items() if trials]
-    rule = results.patient_rule
     rows = []
-    for patient_rule in [None, rule] if rule in ("mean", "max") else [None]:
+    for patient_rule in levels(results).values():
         for metric in _compared(results):
             of_metric = [
                 _compare(results, metric, a, b, patient_rule, len(labels)) for a, b in itertools.combinations(labels, 2)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mil_zoo.noted import note_of
 from mil_zoo.report.load import Results
+from mil_zoo.report.tables.encoders import levels
 from mil_zoo.report.tables.recipes import by_model, settings_sentence, short_budgets, unequal_budgets
 from mil_zoo.report.tables.text import KINDS, count, sentence
 from mil_zoo.stats import ALL_EQUAL
@@ -162,7 +163,10 @@ def _without_interval(results: Results) -> list[str]:
     of_metrics: dict[tuple[str, ...], list[str]] = {}
     for metric in results.metrics:
         labels = tuple(
-            label for label in results.finished if note_of(results.estimate(label, metric.name).low) == ALL_EQUAL
+            label + level
+            for label in results.finished
+            for level, rule in levels(results).items()
+            if note_of(results.estimate(label, metric.name, rule).low) == ALL_EQUAL
         )
         if labels:
             of_metrics.setdefault(labels, []).append(metric.title)
