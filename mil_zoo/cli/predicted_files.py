@@ -9,6 +9,7 @@ from typing import Any
 from mil_zoo.report.names import file_stem, short_hash
 
 FILES = ("csv", "png", "geojson")
+SHOWN = 10  # classes that the last line names; classes.csv has all
 
 
 def write_classes(path: Path, task: Any) -> str:
@@ -20,7 +21,8 @@ def write_classes(path: Path, task: Any) -> str:
         return ""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("column", "class"), *named])
-    return f" ({', '.join(f'{column}: {name}' for column, name in named)})"
+    more = f", ... and {len(named) - SHOWN} more in {path.name}" if len(named) > SHOWN else ""
+    return f" ({', '.join(f'{column}: {name}' for column, name in named[:SHOWN])}{more})"
 
 
 def files_of(out: Path, stem: str | None = None) -> list[Path]:

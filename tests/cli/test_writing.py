@@ -3,8 +3,13 @@
 import contextlib
 import os
 import signal
+import sys
 
+import pandas as pd
 import pytest
+
+from mil_zoo.cli.predicted_files import write_classes
+from mil_zoo.tasks import Classification
 
 resource = pytest.importorskip("resource")  # limits are POSIX's
 
@@ -16,11 +21,13 @@ def files_of_at_most(size):
     """No file can grow beyond ``size`` bytes, as on a file system that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    compiles, sys.dont_write_bytecode = not sys.dont_write_bytecode, True  # a module's cache would be cut short, unseen
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = not compiles
         signal.signal(signal.SIGXFSZ, handler)
 
 
@@ -83,6 +90,15 @@ def test_predictions_and_probes(run_cli, bag_table, bench, tmp_path):
         assert (tmp_path / "p" / "probabilities.csv").read_bytes() == whole  # an earlier table is not lost
     (tmp_path / "file").write_text("")
     assert "(Not a directory" in sentence(run_cli, *predict[:-1], tmp_path / "file" / "p")
+
+
+def test_classes_are_all_in_a_file_and_the_first_in_a_sentence(tmp_path):
+    names = ["a,b", 'q"uote', *(f"class {i}" for i in range(998))]
+    said = write_classes(tmp_path / "classes.csv", Classification(1000, tuple(names)))
+    assert said.startswith(' (prob_0: a,b, prob_1: q"uote, prob_2: class 0, ')
+    assert said.endswith(", prob_9: class 7, ... and 990 more in classes.csv)")
+    table = pd.read_csv(tmp_path / "classes.csv")
+    assert table.to_numpy().tolist() == [[f"prob_{i}", name] for i, name in enumerate(names)]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
