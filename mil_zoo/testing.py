@@ -37,14 +37,15 @@ def check_aggregator(cls: type[Aggregator], **options: Any) -> None:
         **options: its constructor's options.
 
     Raises:
-        AssertionError: the first check that fails, named and explained.
+        AssertionError: the first check that fails, named and explained; an error of the aggregator's own is its cause.
     """
     why_not: dict[str, str | None] = {}
     for check in CHECKS:
         try:
             why_not[check.__name__.replace("_", " ")] = check(cls, options)
-        except AssertionError as error:
-            raise AssertionError(f"{cls.__name__} fails {check.__name__}: {error}") from error
+        except Exception as error:
+            what = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            raise AssertionError(f"{cls.__name__} fails {check.__name__}: {what}{error}") from error
     passed = [what for what, why in why_not.items() if why is None]
     others = ", ".join(f"{what} ({why})" for what, why in why_not.items() if why is not None)
     left_out = f"; not checked: {others}" if others else ""

@@ -231,6 +231,13 @@ def test_a_check_that_fails_says_which_and_why():
     ):
         check_aggregator(Forgetful)
 
+    class Broken(MeanPooling):
+        def forward(self, batch):
+            raise RuntimeError("boom")
+
+    with pytest.raises(AssertionError, match="Broken fails gives_one_row_of_finite_logits_a_bag: RuntimeError: boom"):
+        check_aggregator(Broken)
+
 
 def test_checks_that_pass_say_what_was_checked(capsys):
     check_aggregator(MeanPooling)
