@@ -58,7 +58,7 @@ needs_onednn = pytest.mark.skipif(backend_status()["onednn"] is not None, reason
 
 @needs_onednn
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("shape", [(0, 5), (1, 5), (63, 37), (2, 700, 64), (64,)])
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (1, 5), (63, 37), (2, 700, 64), (64,)])
 def test_linear(shape, biased):
     def inputs(dtype, **options):
         shapes = [shape, (19, shape[-1])] + [(19,)] * biased

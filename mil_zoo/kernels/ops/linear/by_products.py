@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
 def linear(x, weight, bias, product):
     """See ``linear``; ``product(a, b, bias)`` gives ``a @ b + bias`` of matrices, without a gradient."""
-    out = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, product)
+    rows = math.prod(x.shape[:-1])  # of no columns, too, which leave a -1 open
+    out = _Linear.apply(x.reshape(rows, x.shape[-1]), weight, bias, product)
     return out if x.ndim == 2 else out.view(*x.shape[:-1], len(weight))
 
 
