@@ -38,7 +38,7 @@ class ModelPlan:
         features: which set of features it reads; None for the dataset's only one.
         space: what it is tuned over; empty where it is not.
         lacks: what it needs and the dataset has not, as a sentence; its trials then fail before any is trained.
-        replaced: what the recipe has of the options, graph and training settings that the suite or ``--set`` changed.
+        replaced: what the recipe has of the settings, option or graph, that the suite or the command line changed.
     """
 
     name: str
