@@ -19,6 +19,7 @@ class Calibration:
         predicted: mean probability in each bin that holds a slide.
         observed: share of slides for which it came true.
         counts: slides in the bin.
+        middles: of these bins.
     """
 
     ece: float
@@ -26,6 +27,7 @@ class Calibration:
     predicted: Floats
     observed: Floats
     counts: Ints
+    middles: Floats
 
 
 def brier_score(labels: Ints, probabilities: Floats) -> float:
@@ -55,10 +57,12 @@ def calibration(labels: Ints, probabilities: Floats, bins: int = 10) -> Calibrat
         scores, true = probabilities[:, 1], labels == 1
     else:
         scores, true = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.digitize(scores, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.digitize(scores, edges[1:-1], right=True)
     counts = np.bincount(place, minlength=bins)
     held = counts > 0
     predicted = np.bincount(place, scores, bins)[held] / counts[held]
     observed = np.bincount(place, true, bins)[held] / counts[held]
     ece = float((counts[held] * np.abs(observed - predicted)).sum() / len(labels))
-    return Calibration(ece, brier_score(labels, probabilities), predicted, observed, counts[held])
+    middles = (edges[:-1] + edges[1:])[held] / 2
+    return Calibration(ece, brier_score(labels, probabilities), predicted, observed, counts[held], middles)

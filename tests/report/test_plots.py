@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mil_zoo.report.figures import draw_figures, registry
 from mil_zoo.report.figures.look import grid_shape, palette
@@ -231,6 +232,9 @@ def test_bands_of_many_curves_are_left_out(make_run, draw):
 def test_calibration_shows_every_prediction(make_run, draw):
     upper, lower = draw(make_run(models=("abmil",), folds=2, slides=6), "calibration")["calibration"].axes
     assert sum(bar.get_height() for bar in lower.patches) == 12
+    edges = [10 * edge for bar in lower.patches for edge in (bar.get_x(), bar.get_x() + bar.get_width())]
+    assert edges == pytest.approx(np.round(edges)), "each bar fills one of the ten bins: none hides another"
+    assert np.diff(edges)[::2] == pytest.approx(1)
     assert "Brier" in upper.get_title()
 
 
@@ -282,11 +286,43 @@ def test_legends_say_the_table_s_auc(make_run, draw):
     assert [text.get_text() for text in legend.get_texts()] == [f"{m} (AUC {table[m]:.3f})" for m in ("abmil", "srmil")]
 
 
+def test_panels_of_several_classes_say_their_own_areas(make_run, draw, change_table):
+    run = make_run(models=("abmil", "srmil"), folds=1, slides=12, classes=["a", "b", "c"])
+    found, rng = {}, np.random.default_rng(0)
+    for model in ("abmil", "srmil"):
+        table = pd.read_csv(run.path / "trials" / f"{model}-r0-f0-s0" / "predictions.csv")
+        names = ["prob_0", "prob_1", "prob_2"]
+        table["label"] = np.arange(len(table)) // 2 % 3
+        table[names] = rng.dirichlet([1, 1, 1], len(table))
+        change_table(run, f"{model}-r0-f0-s0", "predictions.csv", table)
+        found[model] = test = table[table["split"] == "test"]
+        assert test["label"].value_counts().tolist() == [4, 4, 4]
+    figures = draw(run, "roc", "pr")
+    for name, of, word in (("roc", roc_auc_score, "AUC"), ("pr", average_precision_score, "AP")):
+        areas = [[of(test["label"] == c, test[f"prob_{c}"]) for test in found.values()] for c in range(3)]
+        panels = figures[name].axes
+        assert [axes.get_title() for axes in panels] == ["a", "b", "c"]
+        for axes, own in zip(panels, areas, strict=True):
+            legend = axes.get_legend()
+            assert legend.get_title().get_text() == word
+            assert [text.get_text() for text in legend.get_texts()] == [f"{area:.3f}" for area in own]
+        (legend,) = figures[name].legends
+        assert all(f"(mean {word} " in text.get_text() for text in legend.get_texts())
+        if name == "pr":  # the other is the table's
+            means = [f"{model} (mean AP {mean:.3f})" for model, mean in zip(found, np.mean(areas, 0), strict=True)]
+            assert [text.get_text() for text in legend.get_texts()] == means
+        assert f"Mean {word}: of the {'areas of the ' * (name == 'roc')}classes" in texts(figures[name]).replace(
+            "\n", " "
+        )
+
+
 def test_curves_have_lines_for_chance_and_the_majority(make_run, draw):
-    figures = draw(make_run(models=("abmil",), folds=1, slides=5), "training", "figure3")
+    figures = draw(make_run(models=("abmil",), folds=1, slides=5), "training", "figure3", "pr")
     _, auc, accuracy = figures["training"].axes
     assert auc.lines[-1].get_ydata()[0] == 0.5
     assert accuracy.lines[-1].get_ydata()[0] == pytest.approx(3 / 5)
+    (precision,) = figures["pr"].axes
+    assert [line.get_ydata()[0] for line in precision.lines if line.get_linestyle() == "--"] == [pytest.approx(2 / 5)]
     assert "majority class" in texts(figures["training"])
     assert figures["figure3"].axes[0].lines[-1].get_ydata()[0] == pytest.approx(3 / 5)
 

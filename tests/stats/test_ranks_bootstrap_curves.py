@@ -95,6 +95,7 @@ def test_calibration_error_of_two_classes():
     assert result.ece == pytest.approx(0.29)
     assert result.counts.tolist() == [2, 3]
     assert result.observed.tolist() == [0, 1]
+    assert result.middles.tolist() == [0.25, 0.75]
     assert result.predicted == pytest.approx([0.25, (0.55 + 0.75 + 0.75) / 3])
     assert result.brier == pytest.approx(sk.brier_score_loss(labels, positive))
 

@@ -11,15 +11,17 @@ from mil_zoo.report.figures.roc_pr import tested
 from mil_zoo.report.load import Results
 from mil_zoo.stats import calibration
 
+BINS = 10
+
 
 @register_figure(
     "calibration",
     task=True,
     place=70,
     page=30,
-    caption="What the models say against what came true: on the dashed line, of the slides called positive with 80 % "
-    "four in five are. Brier score: mean squared error of the probabilities, smaller is better; ECE: mean distance "
-    "from the dashed line, weighted by slides.",
+    caption="What the models say against what came true: on the dashed line, of the slides that are said to be of a "
+    "class with 80 % four in five are of it. Brier score: mean squared error of the probabilities, smaller is better; "
+    "ECE: mean distance from the dashed line, weighted by slides.",
 )
 def draw(results: Results) -> dict[str, Figure]:
     """``calibration``: what was predicted of the test slides against what came true, and how often."""
@@ -32,11 +34,11 @@ def draw(results: Results) -> dict[str, Figure]:
     blocks = figure.subfigures(rows, columns, squeeze=False).ravel()
     for i, (block, (label, parts)) in enumerate(zip(blocks, sets.items(), strict=False)):
         truth = np.concatenate([part.labels for part in parts for _ in part.probabilities])
-        result = calibration(truth, np.concatenate([seed for part in parts for seed in part.probabilities]))
+        result = calibration(truth, np.concatenate([seed for part in parts for seed in part.probabilities]), BINS)
         upper, lower = block.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         upper.plot(result.predicted, result.observed, color=colours[label], marker="o", markersize=3.5)
-        lower.bar(result.predicted, result.counts, width=0.06, color=colours[label])
+        lower.bar(result.middles, result.counts, width=1 / BINS, linewidth=0, color=colours[label])
         upper.set(
             title=f"{wrapped(label, 24)}\nBrier {result.brier:.3f}, ECE {result.ece:.3f}",
             xlim=(-0.05, 1.05),
@@ -48,8 +50,8 @@ def draw(results: Results) -> dict[str, Figure]:
             lower.set_ylabel("slides")
     what = plain(f"probability of {classes[1]}") if len(classes) == 2 else "probability of the predicted class"
     note = (
-        f"x: {what}; all test predictions together, in ten bins, a point at the mean probability of its bin. Dashed: "
-        "calibrated. ECE: expected calibration error."
+        f"x: {what}; all test predictions together, in ten bins, a point at the mean probability of its bin; bars: "
+        "slides of each bin. Dashed: calibrated. ECE: expected calibration error."
     )
     below(figure, [], note, 1)
     figure.suptitle(title(results, "Calibration", int(14 * figure.get_figwidth())))

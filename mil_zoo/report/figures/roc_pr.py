@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from mil_zoo.metrics.classification import ranks_of_class, roc_area
 from mil_zoo.metrics.multilabel import average_precision
 from mil_zoo.report.figures.look import FEW, WIDTH, below, colours_of, plain, title
 from mil_zoo.report.figures.registry import register_figure
@@ -22,6 +23,7 @@ _AXES = {
     "roc": ("false-positive rate", "true-positive rate"),
     "pr": ("recall", "precision"),
 }
+_AREA = {"roc": "AUC", "pr": "AP"}
 _BANDED = 4  # bands of more aggregators than these hide each other
 
 
@@ -31,7 +33,8 @@ _BANDED = 4  # bands of more aggregators than these hide each other
     place=50,
     page=20,
     caption="How many positive slides are found (true-positive rate) at each share of negative slides that are called "
-    "positive. AUC is the area below the curve, as in the table: 0.5 is chance, 1 a perfect order of the slides.",
+    "positive. AUC is the area below the curve, of several classes the mean of theirs, as in the table: 0.5 is chance, "
+    "1 a perfect order of the slides.",
 )
 def draw_roc(results: Results) -> dict[str, Figure]:
     """``roc``: the mean ROC curve of each model; a panel a class, one for two classes."""
@@ -45,7 +48,7 @@ def draw_roc(results: Results) -> dict[str, Figure]:
     page=25,
     caption="Which share of the slides that are called positive is so (precision) at each share of positive slides "
     "that are found (recall). AP, the average precision, is the mean precision over recall; chance is the share of "
-    "positive slides.",
+    "positive slides, the dashed line.",
 )
 def draw_pr(results: Results) -> dict[str, Figure]:
     """``pr``: the mean precision-recall curve likewise."""
@@ -90,6 +93,11 @@ def _curves(kind: str, sets: dict[str, list[TestSet]], results: Results) -> Figu
                 for part in usable:
                     _draw_fold(axes, part, kind, of_class, colours[label])
         _dress(axes, kind, classes[of_class])
+        if kind == "pr":
+            share = np.mean([np.mean(part.labels == of_class) for part in next(iter(sets.values()))])
+            axes.axhline(share, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        if len(shown) > 1 and banded:
+            _say_areas(axes, kind, {colours[label]: _areas(kind, parts, of_class) for label, parts in sets.items()})
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     lines = [
@@ -101,19 +109,38 @@ def _curves(kind: str, sets: dict[str, list[TestSet]], results: Results) -> Figu
 
 
 def _score(results: Results, kind: str, label: str, parts: list[TestSet]) -> str:
-    """The number in the legend: the table's AUC, or the average precision."""
+    """The number in the legend: the table's AUC, or the average precision; of several classes their mean."""
+    several = parts[0].probabilities.shape[2] > 2
+    what = "mean " * several + _AREA[kind]
     if kind == "roc":
         values = score_table(results).set_index("aggregator").get("auc_mean")
-        return "AUC -" if values is None or np.isnan(values[label]) else f"AUC {values[label]:.3f}"
-    of_classes = [1] if parts[0].probabilities.shape[2] == 2 else range(parts[0].probabilities.shape[2])
-    found = [
-        average_precision(part.labels == of_class, seed[:, of_class], np.ones(len(seed)))
+        return f"{what} -" if values is None or np.isnan(values[label]) else f"{what} {values[label]:.3f}"
+    of_classes = range(parts[0].probabilities.shape[2]) if several else [1]
+    found = [area for of_class in of_classes for area in _areas(kind, parts, of_class)]
+    return f"{what} {np.mean(found):.3f}" if found else f"{what} -"
+
+
+def _areas(kind: str, parts: list[TestSet], of_class: int) -> list[float]:
+    """AUC or average precision of a class, of every seed of the test sets that hold slides of both sides."""
+    return [
+        float(
+            roc_area(part.labels == of_class, ranks_of_class(seed, of_class), np.ones(len(seed)))
+            if kind == "roc"
+            else average_precision(part.labels == of_class, seed[:, of_class], np.ones(len(seed)))
+        )
         for part in parts
-        for of_class in of_classes
         if len(np.unique(part.labels == of_class)) == 2
         for seed in part.probabilities
     ]
-    return f"AP {np.mean(found):.3f}" if found else "AP -"
+
+
+def _say_areas(axes: Axes, kind: str, areas: dict[Any, list[float]]) -> None:
+    """The mean area of a panel's class by the colour of the aggregator, in the corner that good curves leave free."""
+    lines = [Line2D([], [], color=colour) for colour in areas]
+    said = [f"{np.mean(found):.3f}" if found else "-" for found in areas.values()]
+    look: dict[str, Any] = {"fontsize": 6, "title_fontsize": 6, "handlelength": 1, "edgecolor": "none"}
+    look["loc"] = "lower right" if kind == "roc" else "lower left"
+    axes.legend(lines, said, title=_AREA[kind], **look)
 
 
 def _note(kind: str, sets: dict[str, list[TestSet]], banded: bool, left_out: bool) -> str:
@@ -127,9 +154,13 @@ def _note(kind: str, sets: dict[str, list[TestSet]], banded: bool, left_out: boo
         note += "No band where all folds agree. " * (splits > 1)
     if left_out:
         note += "Folds without a slide of either side are left out. "
+    several = next(iter(sets.values()))[0].probabilities.shape[2] > 2
     if kind == "pr":
-        note += "AP: average precision. "
-    return note + "AUC: the area below the curve, as in the table." * (kind == "roc")
+        note += "AP: average precision. Dashed: chance. "
+        return note + ("Mean AP: of the classes" + " in the panels" * banded + ".") * several
+    if several:
+        return note + "Mean AUC: of the areas of the classes" + ", in the panels" * banded + ", as in the table."
+    return note + "AUC: the area below the curve, as in the table."
 
 
 def _draw_fold(axes: Axes, part: TestSet, kind: str, of_class: int, colour: Any) -> None:
