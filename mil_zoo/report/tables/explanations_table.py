@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -60,7 +59,6 @@ def shown_explanations(results: Results) -> Document:
     table = explanations_table(results)
     areas = _wide(
         table,
-        "area_mean",
         [_area(*row) for row in zip(*(table[name] for name in _ends("area")), strict=True)],
         [_NOTE.format(results.task.explains), *_findings(table)],
     )
@@ -68,11 +66,11 @@ def shown_explanations(results: Results) -> Document:
     if table["auroc"].notna().any():
         slides = "AUROC against instance labels"
         cells = [fixed(value) for value in table["auroc"]]
-        tables.append(Table(*_wide(table, "auroc", cells, [_LABELS]), title=slides))
+        tables.append(Table(*_wide(table, cells, [_LABELS]), title=slides))
     whole = table[table["completeness_error"].notna()]
     if len(whole):
         cells = list(map(short, whole["completeness_error"]))
-        tables.append(Table(*_wide(whole, "", cells, [_COMPLETE]), title="Completeness error"))
+        tables.append(Table(*_wide(whole, cells, [_COMPLETE]), title="Completeness error"))
     return Document("explanations", "Explanations of the test slides", tables)
 
 
@@ -82,21 +80,17 @@ def _area(mean: float, low: float, high: float) -> Cell:
 
 
 def _wide(
-    table: pd.DataFrame, best: str, cells: Sequence[str | Cell], notes: list[str]
+    table: pd.DataFrame, cells: Sequence[str | Cell], notes: list[str]
 ) -> tuple[list[str], list[list[str | Cell]], list[str]]:
-    """Header, rows and notes; bold is the largest value of the column ``best`` of an aggregator, but for random."""
+    """Header, rows and notes.
+
+    Nothing is bold: elsewhere that says that another cannot be the best, which no test decides of explainers.
+    """
     names, labels = in_order(table["explainer"].tolist()), list(dict.fromkeys(table["aggregator"]))
     said = dict(zip(zip(table["aggregator"], table["explainer"], strict=True), map(as_cell, cells), strict=True))
-    leads: set[tuple[str, str]] = set()
-    if best:
-        ranked = table[(table["explainer"] != "random") & table[best].notna()]
-        ranked = ranked.loc[ranked.groupby("aggregator", sort=False)[best].idxmax()]
-        leads = set(zip(ranked["aggregator"], ranked["explainer"], strict=True))
-    rows: list[list[str | Cell]] = []
-    for label in labels:
-        found = [said.get((label, name), Cell("-")) for name in names]
-        bold = [(label, name) in leads for name in names]
-        rows.append([label, *(replace(cell, bold=lead) for cell, lead in zip(found, bold, strict=True))])
+    rows: list[list[str | Cell]] = [
+        [label, *(said.get((label, name), Cell("-")) for name in names)] for label in labels
+    ]
     return ["Aggregator", *(TITLES.get(name, name) for name in names)], rows, notes
 
 
@@ -168,7 +162,8 @@ def _findings(table: pd.DataFrame) -> list[str]:
     leads = judged.loc[judged.groupby("aggregator", sort=False)["area_mean"].idxmax()]
     by = {name: part["aggregator"].tolist() for name, part in leads.groupby("explainer", sort=False)}
     parts = [f"{TITLES.get(name, name)} of {_listed(by[name])}" for name in in_order(list(by))]
-    found = [f"Largest area (bold), of {table['aggregator'].nunique()} aggregators: {'; '.join(parts)}."]
+    among = f"of {table['aggregator'].nunique()} aggregators"
+    found = [f"Largest area, whether or not others differ from it, {among}: {'; '.join(parts)}."]
     others = table[(table["explainer"] != "attention") & table["ahead_mean"].notna()]
     for name in in_order(others["explainer"].tolist()):
         part = others[others["explainer"] == name]
