@@ -112,7 +112,7 @@ def test_patches_are_squares_coloured_by_n_times_attention(make_run, draw):
         group = file["slide%2F103"]
         n = len(group["attention"])
         weights = np.full(n, 1 / n)
-        weights[4], weights[5:7] = 1.5 / n, 0.75 / n
+        weights[4], weights[5:7] = 2 / n, 0.5 / n
         group["attention"][:] = weights
 
     edit(run, "abmil-r0-f0-s0", change)
@@ -129,13 +129,14 @@ def test_patches_are_squares_coloured_by_n_times_attention(make_run, draw):
     assert len(colours) == len(coords)
     cmap = mpl.colormaps["coolwarm"]
     assert colours[5] == pytest.approx(np.array(cmap(0.5)), abs=0.01)
-    assert colours[-1] == pytest.approx(np.array(cmap(0.5 + np.log10(1.5) / 4)), abs=0.01)
+    assert colours[-1] == pytest.approx(np.array(cmap(0.5 + np.log10(2) / 4)), abs=0.01)
     assert axes.lines[0].get_data() == (pytest.approx([coords[4, 0] + 112]), pytest.approx([coords[4, 1] + 112]))
 
 
 def test_nuclei_are_dots(make_run, draw):
     for figure in draw(make_run(models=("abmil",), folds=1, nuclei=True)).values():
         assert all(isinstance(axes.collections[0], PathCollection) for axes in figure.axes[:2])
+        assert not any(axes.collections[0].get_clip_on() for axes in figure.axes[:2]), "the outer ones are whole"
 
 
 def test_without_instance_labels_there_is_no_truth_panel(make_run, draw):
@@ -229,6 +230,8 @@ def test_a_map_of_nearly_uniform_attention_says_so(make_run, draw):
         abmil, srmil = (axes.get_title().split("\n") for axes in figure.axes[1:3])
         assert abmil[0] == "abmil"
         assert (srmil[0], srmil[1].split(", ")[1]) == ("srmil: nearly uniform", "1.13 x uniform")
+        assert [len(axes.lines) for axes in figure.axes[1:3]] == [1, 0], "no ring where no patch stands out"
+        assert "all patches within a factor of 1.5 of uniform attention, no ring" in figure.get_supxlabel()
 
 
 def test_each_figure_has_a_caption_and_maps_stand_on_the_page_once(make_run):

@@ -139,6 +139,11 @@ def test_the_figures_of_a_tuned_run(tuned):
     drawn = draw_figures(Results.load(tuned), ["budget", "pareto", "embeddings"])
     assert [drawing.name for drawing in drawn] == ["budget", "embeddings", "embeddings-site", "pareto"]
     assert all(drawing.png.startswith(b"\x89PNG") for drawing in drawn)
+    captions = {drawing.name: drawing.caption for drawing in drawn}
+    assert "site" not in captions["embeddings"]
+    assert captions["embeddings-site"] == captions["embeddings"] + (
+        " Slides that lie by site and not by label show that a model can tell hospitals apart."
+    )
     (legend,) = draw_pareto(Results.load(tuned))["pareto"].legends
     assert {(line.get_marker(), line.get_linestyle()) for line in legend.get_lines()} == {("o", "None")}, "dots"
 
@@ -147,7 +152,7 @@ def test_many_sites_are_a_few_colours_and_grey(tuned):
     rows = pd.concat(pd.read_csv(path) for path in sorted((tuned.path / "trials").glob("*/predictions.csv")))
     rows = rows[["slide_id", "patient_id"]].drop_duplicates()
     rows.assign(site=[f"H{i}" for i in range(len(rows))]).to_csv(tuned.path / "groups.csv", index=False)
-    (legend,) = draw(Results.load(tuned))["embeddings-site"].legends
+    (legend,) = draw(Results.load(tuned))["embeddings-site"].figure.legends
     assert {text.get_text()[0] for text in legend.get_texts()} == {"H"}, "the sites of --by and no barcodes"
     colours = colours_of([f"H{i}" for i in range(9)] * 2 + list("abcd"))
     assert list(colours) == [*(f"H{i}" for i in range(9)), "4 others"]

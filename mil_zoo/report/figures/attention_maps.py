@@ -65,7 +65,8 @@ def draw(results: Results) -> dict[str, Captioned]:
 
 _CAPTION = (
     "N times the attention of each patch, on one scale for all slides and runs: blue is less and red more than uniform "
-    "attention, grey about as much. A ring marks the most attended patch."
+    "attention, grey about as much. A ring marks the most attended patch. Nearly uniform is a map, without a ring, "
+    f"whose patches all lie within a factor of {FLAT} of uniform attention."
 )
 
 
@@ -124,6 +125,11 @@ def nearly_uniform(relative: np.ndarray) -> bool:
     return bool(relative.max() < FLAT and relative.min() > 1 / FLAT)
 
 
+def _relative(part: dict[str, Any]) -> np.ndarray:
+    """N times the attention."""
+    return np.asarray(len(part["attention"]) * part["attention"].astype(np.float64))
+
+
 def _read(results: Results, slide: str, trials: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What the trials with coordinates stored of a slide."""
     placed = {label: trial for label, trial in trials.items() if _placed(results.attention.slides(trial)[slide])}
@@ -158,6 +164,8 @@ def _figure(results: Results, slides: dict[str, dict[str, dict[str, Any]]]) -> F
             )
         _draw_slide(block, maps, results.config.dataset.classes)
     note = "Ring: the most attended patch."
+    if any(nearly_uniform(_relative(part)) for maps in slides.values() for part in maps.values()):
+        note += f" Nearly uniform: all patches within a factor of {FLAT} of uniform attention, no ring."
     missing = [label for label in results.groups if label not in next(iter(slides.values()))]
     if missing:
         where = "this slide" if len(slides) == 1 else "these slides"
@@ -201,14 +209,16 @@ def _draw_slide(block: SubFigure, maps: dict[str, dict[str, Any]], names: list[s
     norm = LogNorm(1 / SPAN, SPAN)
     cmap = mpl.colormaps["coolwarm"]
     for axes, (label, part) in zip(panels[int(labelled) :], maps.items(), strict=False):
-        relative = len(part["attention"]) * part["attention"].astype(np.float64)
+        relative = _relative(part)
         draw_patches(axes, coords, side, cmap(norm(np.clip(relative, 1 / SPAN, SPAN))), relative)
-        top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
-        axes.plot(*top, marker="o", markersize=6, color="none", markeredgecolor="black", markeredgewidth=0.8)
+        uniform = nearly_uniform(relative)
+        if not uniform:
+            top = coords[relative.argmax()] + (0 if np.isnan(side) else side / 2)
+            ring: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.8, "clip_on": False}
+            axes.plot(*top, marker="o", markersize=6, color="none", **ring)
         predicted = plain(textwrap.fill(f"predicted {_name(part['predicted'], names)}", 24))
         highest = f"max {part['attention'].max():.2g}, {short(relative.max())} x uniform"
-        flat = ": nearly uniform" * nearly_uniform(relative)
-        axes.set_title(f"{wrapped(label, 24)}{flat}\n{highest}\n{predicted}")
+        axes.set_title(f"{wrapped(label, 24)}{': nearly uniform' * uniform}\n{highest}\n{predicted}")
     for axes in panels[labelled + len(maps) :]:
         axes.set_axis_off()
     block.colorbar(
@@ -240,7 +250,7 @@ def draw_patches(
     if np.isnan(side):
         size = float(np.clip((0.6 * 72 * panel) ** 2 / len(coords), 0.2, 30))
         x, y = coords[order].T
-        axes.scatter(x, y, s=size, c=colours[order], linewidths=0)
+        axes.scatter(x, y, s=size, c=colours[order], linewidths=0, clip_on=False)  # the outer ones too are whole
     else:
         corners = side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         squares = coords[order, None, :] + corners

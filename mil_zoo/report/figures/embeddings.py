@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from mil_zoo.bench.results import Trial
 from mil_zoo.report.figures.look import WIDTH, below, grid_shape, palette, plain, title, wrapped
-from mil_zoo.report.figures.registry import register_figure
+from mil_zoo.report.figures.registry import Captioned, register_figure
 from mil_zoo.report.load import Results
 from mil_zoo.report.subgroups import sites_of
 
+_CAPTION = "The embeddings of the test slides of one trial an aggregator, their first two principal components."
+_BY_SITE = "Slides that lie by site and not by label show that a model can tell hospitals apart."
 _MOST = 9  # groups with a colour of their own; the others are grey together
 _FEWEST = 3  # slides that a plane is fitted to
 
@@ -27,10 +29,9 @@ _FEWEST = 3  # slides that a plane is fitted to
     "embeddings",
     place=115,
     page=66,
-    caption="The embeddings of the test slides of one trial an aggregator, their first two principal components. "
-    "Slides that lie by site and not by label show that a model can tell hospitals apart.",
+    caption=_CAPTION,
 )
-def draw(results: Results) -> dict[str, Figure]:
+def draw(results: Results) -> dict[str, Figure | Captioned]:
     """``embeddings`` by label or event, and ``embeddings-site`` where several sites are known.
 
     Sites are those of ``--by site`` (or centre, scanner, hospital), else those of TCGA barcodes.
@@ -42,10 +43,13 @@ def draw(results: Results) -> dict[str, Figure]:
     if not shown:
         return {}
     groups = next(iter(shown.values())).attrs["groups"]
-    figures = {"embeddings": _figure(results, shown, "label", f" by {groups}" if groups else "")}
+    figures: dict[str, Figure | Captioned] = {
+        "embeddings": _figure(results, shown, "label", f" by {groups}" if groups else "")
+    }
     sites = {site for part in shown.values() for site in part["site"]}
     if len(sites - {""}) > 1:
-        figures["embeddings-site"] = _figure(results, shown, "site", " by site")
+        by_site = _figure(results, shown, "site", " by site")
+        figures["embeddings-site"] = Captioned(by_site, f"{_CAPTION} {_BY_SITE}")
     return figures
 
 

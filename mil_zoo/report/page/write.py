@@ -151,7 +151,7 @@ def _parts(made: Sequence[Document], drawings: Sequence[Drawing]) -> dict[str, d
             )
             said.update(below)
         of["documents"].append({"title": document.title, "tables": tables})
-    for drawing in sorted(drawings, key=lambda each: (each.page, each.name)):
+    for drawing in sorted(drawings, key=lambda each: each.page):
         if drawing.on_page:
             of = parts["attention" if ATTENTION <= drawing.page < REST else "scores"]
             shown = {"name": drawing.name, "caption": drawing.caption, "data": _image(drawing), "wide": _wide(drawing)}
