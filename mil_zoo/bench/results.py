@@ -100,7 +100,7 @@ class ModelSettings:
         graph: graph spec, or None.
         training: optimiser, schedule, budget, selection; the fields of ``mil_zoo.train.config.TrainingConfig``.
         search: what it was tuned over, a range or values of every setting; {} where it was not.
-        replaced: what its recipe has of the settings that the suite or the command line changed; None in runs of before.
+        replaced: what its recipe has of the settings that suite or command line changed; None in runs of before.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
