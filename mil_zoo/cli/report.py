@@ -127,6 +127,11 @@ def show(
 
         results = Results.load(path, slides, title, control)
         results.run.refuse_links()
+        if not results.trials and (path / "table.csv").exists():
+            raise InputError(
+                f"{path} keeps the tables of a run without its trials (trials.jsonl), from which tables are made: "
+                "they are left as they are"
+            )
         with writing(path, f"the results are kept: start mil-zoo report {path} again"):
             tables = write_tables(results)
             drawings = draw_figures(results)

@@ -269,6 +269,11 @@ def test_an_edited_result_is_refused(run_cli, bag_table, tmp_path):
         code, _, err = run_cli(*arguments)
         assert code == 2
         assert "was changed after it was written" in err
+    file.unlink()
+    kept = (tmp_path / "table.csv").read_bytes()
+    code, _, err = run_cli("report", tmp_path)
+    assert (code, (tmp_path / "table.csv").read_bytes()) == (2, kept)
+    assert "keeps the tables of a run without its trials" in err
 
 
 def test_other_settings_in_the_same_folder_are_refused(run_cli, bag_table, tmp_path):
