@@ -142,8 +142,8 @@ _NOTES = [
     "training procedures; of fewer it is shown and decides nothing. On a single test set, by patient and of these "
     "trained models: DeLong's test of the AUC, the permutation test of what is counted, else the jackknife; "
     "of predictions that are no class probabilities the bootstrap, with one draw of the patients for both.",
-    "Adjusted p: by Holm over all pairs of the metric, - where nothing is decided; a question about the best, or about a "
-    "control, needs k - 1 of them only.",
+    "Adjusted p: by Holm over all pairs of the metric, - where nothing is decided; a question about the best, or about "
+    "a control, needs k - 1 of them only.",
 ]
 
 
