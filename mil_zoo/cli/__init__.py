@@ -123,6 +123,8 @@ def main(jobs: str = "1") -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # of a file that ends early, which click takes for a keyboard's
+            raise error.__cause__ from None
         click.echo(f"\nmil-zoo: {'ended by SIGTERM' if heard else 'interrupted'}", err=True)
         sys.exit(143 if heard else 130)

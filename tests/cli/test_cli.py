@@ -329,6 +329,15 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(run_cli, bag_tabl
     assert len(store.RunDirectory(tmp_path).trials()) == 1
 
 
+def test_a_file_that_ends_early_is_no_interrupt(run_cli, tmp_path, monkeypatch):
+    def ended(path):
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr(store.RunDirectory, "open", ended)
+    with pytest.raises(EOFError, match="Ran out of input"):
+        run_cli("report", tmp_path)
+
+
 def test_a_scheduler_that_ends_a_run_leaves_the_same_word(run_cli, bag_table, tmp_path, monkeypatch):
     """Also where the shell ignores Ctrl-C, as it does for jobs in the background: no failure of the aggregator's."""
     monkeypatch.setattr(MeanPooling, "losses", lambda self, batch: os.kill(os.getpid(), signal.SIGTERM))
