@@ -167,6 +167,19 @@ def test_the_summary_says_once_what_two_metrics_agree_on(write):
     assert [sentence.split(";")[0] for sentence in said] == ["By AUC and accuracy, abmil can be the best"]
 
 
+def test_the_summary_tells_slides_from_patients_and_worse_from_undefined(write):
+    """Slides tell no two models apart, patients do, and of one model the metric is undefined."""
+    rows = [
+        write.row(model, fold, metrics={"auc": 0.8 + fold / 50}, patient_metrics={"auc": of and of + fold / 50})
+        for model, of in {"abmil": 0.9, "mean": 0.5, "max": None}.items()
+        for fold in range(5)
+    ]
+    rows[4]["patient_metrics"] = {"auc": 0.97}  # else the difference has no spread
+    results = Results.load(write.run(rows, ["abmil", "mean", "max"], patient_rule="mean", patients=6, bags=12))
+    said = findings(results, [])[1]
+    assert said.startswith("By AUC, abmil (patients) can be the best; mean (patients) cannot (is worse")
+
+
 def test_what_is_shown_can_be_reached_without_eyes_or_a_mouse(make_run, as_made):
     run = make_run(models=("abmil", "srmil"))
     page = make_page(run, drawings=draw_figures(Results.load(run), ["figure3", "metrics", "attention"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ from mil_zoo.metrics import Metric, inside
 from mil_zoo.report.load import Results
 from mil_zoo.report.page.slides import Slide
 from mil_zoo.report.tables.comparison_tables import why_none_is_bold
-from mil_zoo.report.tables.pairs import best
+from mil_zoo.report.tables.encoders import PATIENTS
+from mil_zoo.report.tables.pairs import best, chances
 from mil_zoo.report.tables.recipes import changed_recipes, unequal_budgets
 from mil_zoo.report.tables.scores import score_table
 from mil_zoo.report.tables.skew_table import skew_table
@@ -76,17 +78,19 @@ def _differences(results: Results, lead: Metric) -> list[str]:
         note = why_none_is_bold(results)
         return [note[:1].upper() + note[1:]]
     said = [] if lead.name in members else [f"By {inside(lead.title)}, {why_none_is_bold(results, [lead])}"]
-    titles: dict[tuple[str, ...], list[str]] = {}
-    for metric in sorted(results.headline, key=lambda metric: metric != lead):
-        if metric.name in members:
-            titles.setdefault(tuple(sorted(members[metric.name])), []).append(inside(metric.title))
-    for can, of in titles.items():
-        out = [label for label in trained if label not in can]
-        said.append(
-            f"By {_list(of)}, {_list(can)} can be the best; {_list(out)} cannot ({'is' if len(out) == 1 else 'are'} "
-            "worse than another one, with 95 % confidence for all of them together)."
-        )
-    return said
+    titles: dict[str, list[str]] = {}
+    for metric, patients in itertools.product(
+        sorted(results.headline, key=lambda metric: metric != lead), (False, True)
+    ):
+        can = sorted(label for label in members.get(metric.name, ()) if label.endswith(PATIENTS) == patients)
+        if can:
+            out = [label for label in chances(results, metric, patients)[0] if label not in can]
+            verdict = (
+                f"{_list(can)} can be the best; {_list(out)} cannot ({'is' if len(out) == 1 else 'are'} worse than "
+                "another one, with 95 % confidence for all of them together)."
+            )
+            titles.setdefault(verdict, []).append(inside(metric.title))
+    return [*said, *(f"By {_list(of)}, {verdict}" for verdict, of in titles.items())]
 
 
 def _attention(results: Results) -> list[str]:
