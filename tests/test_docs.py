@@ -173,6 +173,22 @@ def test_every_command_of_the_pages_exists_with_its_options():
     assert looked_at > 30
 
 
+def test_every_link_between_pages_leads_somewhere_in_the_sources():
+    """They are read there too: pages that only the site has are not linked."""
+    kept = subprocess.run(["git", "ls-files"], cwd=DOCS.parent, capture_output=True, text=True, check=False).stdout
+    pages = [README, *DOCS.glob("*.md"), *(path for part in ("guide", "extend") for path in (DOCS / part).glob("*.md"))]
+    found = 0
+    for page in pages:
+        text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))  # no code
+        for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text):
+            place = (page.parent / target).resolve()
+            assert place.exists(), f"{page}: {target}"
+            if kept and place.is_file():
+                assert place.relative_to(DOCS.parent).as_posix() in kept.splitlines(), f"{page}: {target} is generated"
+            found += 1
+    assert found > 40
+
+
 def test_the_readme_names_every_aggregator_by_family():
     # A fresh interpreter: no aggregators of other tests.
     code = "from mil_zoo.aggregators.catalogue import describe_aggregators as d\n"
