@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -67,7 +67,7 @@ def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test
         differences: a - b, one a test set (splits of one test set averaged first); None and NaN are left out.
         n_train: slides in a training set, before any labels are withheld.
         n_test: slides in a test set.
-        scale: size of the metric; differences below 1e-12 of it are rounding, and count as 0.
+        scale: size of the metric; differences below 1e-12 of it are rounding, and count as 0, as does such a mean.
 
     Returns:
         the difference with its interval, and p: 1 where all differences are 0; NaN, with the reason, for fewer than two
@@ -79,6 +79,8 @@ def corrected_t_test(differences: Sequence[float | None], n_train: float, n_test
     numbers = defined(differences)
     numbers = np.where(np.abs(numbers) < 1e-12 * scale, 0.0, numbers)
     summary = summarise(numbers.tolist(), n_train, n_test)
+    if abs(summary.mean) < 1e-12 * scale:
+        summary = replace(summary, mean=0.0)
     if summary.n < 2:
         which = "1 test set has" if summary.n else "0 test sets have"
         return PairedT(summary, np.nan, np.nan, np.nan, f"{which} a difference; a test needs two.")

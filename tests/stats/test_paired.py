@@ -172,6 +172,8 @@ def test_corrected_t_by_hand():
     assert found.p_worse == pytest.approx(1 - found.p / 2)
     assert (found.difference.low > 0) == (found.p < 0.05)
     assert corrected_t_test([0, 0, 0], 80, 20).p == 1
+    assert np.mean([0.1, 0.2, -0.3]) != 0
+    assert corrected_t_test([0.1, 0.2, -0.3], 80, 20).difference.mean == 0, "what is left of it is rounding"
     assert np.isnan(corrected_t_test([0.1], 80, 20).p)
 
 
