@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 from survival_runs import survival_run
 
+from mil_zoo.report.figures.registry import FIGURES
 from mil_zoo.report.figures.score_points import draw as draw_metrics
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables import score_table, skew_table, terminal_scores, write_tables
@@ -284,6 +285,7 @@ def test_the_guide_names_every_file_of_a_run(make_run, write):
     written = {path.name for each in (run, other) for path in write_tables(Results.load(each))}
     assert {"survival.csv", "skew.csv"} <= written
     assert {name for name in written if f"`{name}`" not in guide} == set()
+    assert {name for name in FIGURES.names() if not re.search(f"[`/]{name.replace('_', '[_-]')}[-*.]", guide)} == set()
 
 
 def test_csv_holds_the_numbers(make_run):
@@ -327,6 +329,12 @@ def test_skew_table_by_hand(write):
     assert row.to_dict("records") == [
         dict(aggregator="srmil", repeat=0, fold=1, seed=0, epoch=2, slide_id="007", name="head_max_1", value=0.4)
     ]
+
+
+def test_the_skew_table_says_who_is_absent(make_run):
+    run = make_run(models=("abmil", "mean"), folds=1)
+    write_tables(Results.load(run))
+    assert "- Not here, since they have no attention: mean.\n" in read(run, "skew.md")
 
 
 def test_without_attention_there_is_no_skew_table(make_run):

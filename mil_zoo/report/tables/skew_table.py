@@ -66,7 +66,9 @@ def shown_skew(results: Results, notes: Sequence[str]) -> Document:
         _part(table, {}, STABILITY, _STABILITY_NOTE),
         _part(table, {}, faithful, _FAITHFUL_NOTE),
     ]
-    return Document("skew", "Attention on the test slides", [part for part in parts if part], notes)
+    absent = [label for label, trials in results.finished.items() if trials and label not in set(table["aggregator"])]
+    left_out = [f"Not here, since they have no attention: {', '.join(absent)}."] * bool(absent)
+    return Document("skew", "Attention on the test slides", [part for part in parts if part], [*left_out, *notes])
 
 
 def _skew_table(results: Results) -> pd.DataFrame:
