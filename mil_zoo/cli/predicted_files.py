@@ -14,8 +14,9 @@ SHOWN = 10  # classes that the last line names; classes.csv has all
 
 def write_classes(path: Path, task: Any) -> str:
     """Writes, and says, of which class each column of probabilities is; "" of a task without classes."""
-    columns = [name for name in task.prediction_columns if name.startswith("prob_")]
-    named = list(zip(columns, getattr(task, "classes", ()), strict=False))  # it may know no names
+    from mil_zoo.fitted.card import classes_of_columns
+
+    named = list(classes_of_columns(task).items())
     if not named:
         path.unlink(missing_ok=True)  # of an earlier prediction
         return ""

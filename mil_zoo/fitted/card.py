@@ -9,6 +9,7 @@ from mil_zoo import __version__
 from mil_zoo.config import yaml_text
 from mil_zoo.fitted.model import Fitted
 from mil_zoo.markdown import escape_markdown
+from mil_zoo.tasks import Task
 
 
 def model_card(fitted: Fitted) -> str:
@@ -33,7 +34,7 @@ def model_card(fitted: Fitted) -> str:
         f"# {fitted.name} on {escape_markdown(data)}",
         f"The multiple-instance-learning aggregator {made}, trained by mil-zoo {__version__} for the task "
         f"`{fitted.task.name}`. It takes the patch features of a whole slide, `[N, {fitted.in_dim}]`, and "
-        f"predicts {', '.join(f'`{name}`' for name in fitted.task.prediction_columns)}.",
+        f"predicts {_predicted(fitted.task)}.",
         "## Use",
         '```python\nimport mil_zoo\n\nfitted = mil_zoo.load("FOLDER")\nprediction = '
         "fitted.predict([bag])[0]\nprint(prediction.words, prediction.probabilities)\n```",
@@ -45,6 +46,18 @@ def model_card(fitted: Fitted) -> str:
         _bullets(_limits(fitted)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def classes_of_columns(task: Task) -> dict[str, str]:
+    """Of which class each column of probabilities is; {} of a task without classes, or without their names."""
+    columns = [name for name in task.prediction_columns if name.startswith("prob_")]
+    return dict(zip(columns, getattr(task, "classes", ()), strict=False))
+
+
+def _predicted(task: Task) -> str:
+    classes = classes_of_columns(task)
+    named = {name: f" ({escape_markdown(of)})" for name, of in classes.items()}
+    return ", ".join(f"`{name}`{named.get(name, '')}" for name in task.prediction_columns)
 
 
 def _data(fitted: Fitted) -> list[str]:

@@ -272,6 +272,7 @@ def test_a_saved_aggregator_predicts_the_same(tmp_path, fitted, bags):
     assert card.startswith("---\nlibrary_name: mil-zoo\n")
     assert "# abmil on Shifted" in card
     assert "Trained on 12 slides; the checkpoint was chosen on 6 others" in card
+    assert "predicts `prob_0`, `prob_1`." in card, "of which nobody told the classes' names"
     assert "no medical device" in card
     assert "| metric | validation slides |\n| --- | ---: |\n" in card, "no test slide was scored: said once"
     assert card.count("No test slides were scored.") == 1

@@ -93,7 +93,8 @@ def test_encoders_side_by_side_and_projected(folder, run_cli):
     code, _, err = run_cli(*model, "--features", "noise+good", "--out", out)  # as wide, and another thing
     assert (code, "in another order; pass --features good+noise" in err) == (2, True)
     assert run_cli("export", run.path, "--model", "mean@features=good+noise", "--out", folder / "model")[0] == 0
-    assert "a whole slide, `[N, 10]`," in (folder / "model" / "README.md").read_text()
+    card = (folder / "model" / "README.md").read_text()
+    assert "a whole slide, `[N, 10]`, and predicts `prob_0` (class 0), `prob_1` (class 1)." in card
 
 
 def test_axes_are_those_of_the_training_instances_and_of_one_sign():
