@@ -107,6 +107,7 @@ def test_nothing_is_bold_without_a_difference(write):
     write_tables(Results.load(run))
     assert "**" not in (run.path / "table.md").read_text()
     assert "Nothing is bold: no aggregator differs" in (run.path / "table.md").read_text()
+    assert "Intervals are cut" not in (run.path / "comparisons.md").read_text()
 
 
 def test_a_single_split_is_compared_on_its_slides(make_run):
@@ -242,6 +243,7 @@ def test_differences_stay_within_what_the_metric_can_differ_by(write):
     assert (pair["low"], pair["high"]) < (-1, 1) < (pair["high"], np.inf)
     text = shown_comparisons(results).markdown()
     assert "| AUC | abmil | mean | 0.160 [-1.000, 1.000] |" in text
+    assert "- Intervals are cut where no two values of a metric can differ by more;" in text
     assert "No difference in accuracy or AUC, however large, is found four times in five by this design." in text
 
 

@@ -78,7 +78,8 @@ def shown_comparisons(results: Results, control: str | None = None) -> Document:
         metric = headline[row["metric"]]
         rows.append([metric.title, row["a"], row["b"], _difference(row, metric), *_decision(row, row["p_holm"])])
     header = ["Metric", "A", "B", "A - B [95 %]", "p (test)", "Adjusted p"]
-    notes = [*_NOTES, *undecided(pairs), *_reasons(results), _least(results, results.headline)]
+    cut = [_CUT] * any(_is_cut(row, headline[row["metric"]]) for row in pairs)
+    notes = [*_NOTES, *cut, *undecided(pairs), *_reasons(results), _least(results, results.headline)]
     tables.append(Table(header, rows, notes, "All pairs"))
     return Document("comparisons", "Paired comparisons", [table for table in tables if table.rows])
 
@@ -136,6 +137,10 @@ def _in_words(metric: Metric, control: str, rows: list[dict[Any, Any]], adjusted
     return f"{metric.title}, against {control}: {'; '.join(parts)}."
 
 
+_CUT = (
+    "Intervals are cut where no two values of a metric can differ by more; comparisons.csv holds them uncut: they come "
+    "from few test sets, or from sets that differ much."
+)
 _NOTES = [
     "Two-sided p on the same test slides, by the test that the design supports: over "
     f"{ENOUGH} different test sets or more the corrected resampled t-test (Nadeau & Bengio 2003), which tells of the "
@@ -176,6 +181,12 @@ def _difference(row: Mapping[Any, Any], metric: Metric) -> Cell:
     if np.isnan(row["difference"]):
         return Cell("-")
     return Cell(fixed(row["difference"]), below=(difference_interval(row["low"], row["high"], metric.bounds),))
+
+
+def _is_cut(row: Mapping[Any, Any], metric: Metric) -> bool:
+    """Whether an interval is shown with other ends than it has."""
+    span = metric.bounds[1] - metric.bounds[0]
+    return bool(row["low"] < -span or row["high"] > span)
 
 
 def _decision(row: Mapping[Any, Any], adjusted: float) -> list[Any]:
