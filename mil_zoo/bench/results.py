@@ -7,7 +7,8 @@ same bytes: a key that stands in no file is None here, and None is written only 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -212,6 +213,20 @@ class RunConfig:
     def planned_trials(self) -> int:
         """How many trials the run has when it is at its end."""
         return len(self.model_settings) * self.split.folds * self.split.repeats * len(self.seeds)
+
+    def in_order(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Trials in the order of the tables; see :class:`mil_zoo.report.load.Results`."""
+        planned = {label: i for i, label in enumerate(self.model_settings)}
+        models = {model: i for i, model in enumerate(self.models)}
+
+        def place(trial: Trial) -> tuple[Any, ...]:
+            # Numbers inside a grid name compare as numbers: dim=64 comes before dim=512.
+            parts = re.split(r"(\d+(?:\.\d+)?)", trial.grid)
+            grid = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+            model = models.get(trial.aggregator, len(models)), trial.aggregator
+            return *model, planned.get(trial.label, len(planned)), grid, trial.repeat, trial.fold, trial.seed
+
+        return sorted(trials, key=place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,12 @@ class Metric:
     bounds: tuple[float, float] = (-np.inf, np.inf)
     each: tuple[str, str] | None = None
 
+    @property
+    def of_plugin(self) -> bool:
+        """Whether its function is a user's own."""
+        function = getattr(self.function, "func", self.function)  # of one that stands for an entry of the context
+        return not str(function.__module__).startswith("mil_zoo.")
+
     def of(self, context: Mapping[str, Any]) -> list[Metric]:
         """The metric, or those that stand for each entry of the context that it is for."""
         if self.each is None:

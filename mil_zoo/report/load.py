@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +19,16 @@ from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
 from mil_zoo.report.table_file import summaries_in
 from mil_zoo.report.test_parts import SplitKey, estimate_of, scored_sets_of, test_set_numbers, test_sets_of
-from mil_zoo.report.trial_tables import alone, group_of, skew_of, tables_of, test_predictions, test_rows
+from mil_zoo.report.trial_tables import (
+    alone,
+    fitted_task,
+    group_of,
+    skew_of,
+    tables_of,
+    test_patients,
+    test_predictions,
+    test_rows,
+)
 from mil_zoo.stats import Estimate, Scored, Summary, TestSet
 from mil_zoo.tasks import Task, task_of_config
 
@@ -82,7 +89,7 @@ class Results:
         if control not in (None, *known):
             raise InputError(f"{run.path} has no aggregator {control!r}{did_you_mean(str(control), known)}")
         named = None if slides is None else tuple(slides)
-        return cls(run, config, tuple(_ordered(config, trials)), named, title, control)
+        return cls(run, config, tuple(config.in_order(trials)), named, title, control)
 
     def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
         """``make(self, *arguments)``, made at the first call and kept for the next."""
@@ -142,11 +149,13 @@ class Results:
 
     def task_of(self, trial: Trial) -> Task:
         """The task as a trial fitted it to its training bags."""
-        return self.once(_task_of, trial.trial, "task.json" in trial.files)
+        return self.once(fitted_task, trial.trial) if "task.json" in trial.files else self.task
 
     def scored_rows(self, trial: Trial) -> pd.DataFrame:
         """What a trial is scored by: the rows of its test patients where it combined them, else of its test slides."""
-        return self.once(_scored_rows, trial.trial, "patients.csv" in trial.files)
+        if "patients.csv" not in trial.files:
+            return self.test_predictions(trial)
+        return self.once(test_patients, trial.trial)
 
     @property
     def patient_rule(self) -> str | None:
@@ -175,7 +184,7 @@ class Results:
         return [
             metric
             for i, metric in enumerate(self.metrics)
-            if i == 0 or metric.name == self.task.select or not _module(metric).startswith("mil_zoo.")
+            if i == 0 or metric.name == self.task.select or metric.of_plugin
         ]
 
     @cached_property
@@ -185,11 +194,7 @@ class Results:
         The others stand in ``table.csv`` and in a table of their own.
         """
         names = self.task.shown
-        return [
-            metric
-            for metric in self.metrics
-            if not names or metric.name in names or not _module(metric).startswith("mil_zoo.")
-        ]
+        return [metric for metric in self.metrics if not names or metric.name in names or metric.of_plugin]
 
     @property
     def lead(self) -> Metric:
@@ -338,33 +343,3 @@ class Results:
         if name.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:[\\/]", name):
             return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
         return name
-
-
-def _module(metric: Metric) -> str:
-    """Where a metric's function is defined; of one that stands for an entry of the context, the function itself."""
-    return str(getattr(metric.function, "func", metric.function).__module__)
-
-
-def _ordered(config: RunConfig, trials: Sequence[Trial]) -> list[Trial]:
-    planned = {label: i for i, label in enumerate(config.model_settings)}
-    models = {model: i for i, model in enumerate(config.models)}
-
-    def place(trial: Trial) -> tuple[Any, ...]:
-        # Numbers inside a grid name compare as numbers: dim=64 comes before dim=512.
-        parts = re.split(r"(\d+(?:\.\d+)?)", trial.grid)
-        grid = [float(part) if i % 2 else part for i, part in enumerate(parts)]
-        model = models.get(trial.aggregator, len(models)), trial.aggregator
-        return *model, planned.get(trial.label, len(planned)), grid, trial.repeat, trial.fold, trial.seed
-
-    return sorted(trials, key=place)
-
-
-def _task_of(results: Results, trial: str, fitted: bool) -> Task:
-    return task_of_config(json.loads(results.run.read(trial, "task.json"))) if fitted else results.task
-
-
-def _scored_rows(results: Results, trial: str, of_patients: bool) -> pd.DataFrame:
-    if not of_patients:
-        return results.test_predictions(results.trials[results._place[trial]])
-    rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
-    return rows[rows["split"] == "test"].sort_values("slide_id")

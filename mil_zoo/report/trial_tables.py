@@ -1,8 +1,10 @@
-"""The csv files of trials, those of neighbouring trials read together; ``Results.once`` keeps what each gives."""
+"""The files of trials, tables of neighbouring trials read together; ``Results.once`` keeps what each gives."""
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mil_zoo.report.skew_rows import SkewRows, skew_rows
+from mil_zoo.tasks import Task, task_of_config
 
 if TYPE_CHECKING:
     from mil_zoo.report.load import Results
@@ -25,6 +28,17 @@ def group_of(place: int) -> int:
 
 def alone(results: Results, read: Callable[[str], pd.DataFrame], trial: str) -> pd.DataFrame:
     return read(trial)
+
+
+def fitted_task(results: Results, trial: str) -> Task:
+    """``task.json``: the task as a trial fitted it to its training bags."""
+    return task_of_config(json.loads(results.run.read(trial, "task.json")))
+
+
+def test_patients(results: Results, trial: str) -> pd.DataFrame:
+    """The test rows of ``patients.csv`` in the order of ids."""
+    rows = pd.read_csv(io.BytesIO(results.run.read(trial, "patients.csv")), dtype={"slide_id": str, "patient_id": str})
+    return rows[rows["split"] == "test"].sort_values("slide_id")
 
 
 def tables_of(results: Results, name: str, number: int) -> dict[str, pd.DataFrame]:

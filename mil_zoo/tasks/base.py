@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mil_zoo.config import from_mapping
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.metrics import Metric, combine_slides, metrics_of
+from mil_zoo.tasks.outcome_columns import read_numbers
+from mil_zoo.tasks.settings import settings_of, task_from
+from mil_zoo.tasks.strata import inverse_frequencies, one_hot
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Floats = NDArray[np.float64]
-TaskClass = TypeVar("TaskClass", bound="type[Task]")
 
 
 class Task:
@@ -74,20 +73,11 @@ class Task:
         Raises:
             InputError: an unknown setting, or a value of another type.
         """
-        if not dataclasses.is_dataclass(cls):
-            if settings:
-                raise InputError(f"task {cls.name} has no setting {next(iter(settings))!r}")
-            return cls()
-        try:
-            return from_mapping(cls, _renamed(cls, settings, "loss", "criterion"), f"task {cls.name}")
-        except InputError as error:
-            raise InputError(str(error).replace("criterion", "loss")) from None
+        return task_from(cls, settings)
 
     def settings(self) -> dict[str, Any]:
         """The settings that :meth:`create` makes it from again, as plain values."""
-        if not dataclasses.is_dataclass(self):
-            return {}
-        return _renamed(type(self), dataclasses.asdict(self), "criterion", "loss")
+        return settings_of(self)
 
     @property
     def width(self) -> int:
@@ -136,23 +126,10 @@ class Task:
         Raises:
             InputError: a column is missing, or a value is no number (the message names the slide).
         """
-        columns = [self.numbers(table, name, where) for name in self.columns(self.settings(), list(table.columns))]
-        targets = np.stack(columns, axis=1)
+        names = self.columns(self.settings(), list(table.columns))
+        targets = np.stack([read_numbers(table, name, where, self.name) for name in names], axis=1)
         self.check(targets, list(table["slide_id"]), where)
         return targets
-
-    def numbers(self, table: pd.DataFrame, name: str, where: str) -> Floats:
-        """The column ``name`` of a label table as numbers ``[n]``, NaN where it is empty; errors as :meth:`targets`."""
-        if name not in table:
-            near = did_you_mean(name, table.columns)
-            raise InputError(f"{where}: the column {name!r} of the task {self.name} is missing{near}")
-        values = pd.to_numeric(table[name], errors="coerce")
-        wrong = values.isna() & table[name].notna() | ~np.isfinite(values.fillna(0))
-        if wrong.any():
-            row = table[wrong].iloc[0]
-            what = f"slide {row['slide_id']!r} has {name} {row[name]!r}, which is no number"
-            raise InputError(f"{where}: {what}; correct it, or leave it empty where it is unknown")
-        return np.asarray(values.to_numpy(dtype=np.float64))
 
     def check(self, targets: Floats, slide_ids: Sequence[str], where: str) -> None:
         """Raises an ``InputError`` that names the slide whose target cannot be; the base class takes any number."""
@@ -205,8 +182,7 @@ class Task:
 
     def shares(self, targets: Floats) -> NDArray[np.int64]:
         """What every part of a split gets its share of, 0 or 1 ``[n, S]``: here each bag is of its stratum."""
-        strata = self.strata(targets)
-        return (strata[:, None] == np.unique(strata)).astype(np.int64)
+        return one_hot(self.strata(targets)).astype(np.int64)
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -252,10 +228,7 @@ class Task:
 
     def balanced_weights(self, targets: Floats) -> NDArray[np.float32]:
         """A weight ``[n]`` of each training bag, the inverse frequency of its stratum, with mean 1."""
-        strata = self.strata(targets)
-        counts = np.bincount(strata)
-        inverse = np.float32(len(strata)) / (counts.clip(min=1) * (counts > 0).sum()).astype(np.float32)
-        return np.asarray(inverse[strata], dtype=np.float32)
+        return inverse_frequencies(self.strata(targets))
 
     # Scores ---------------------------------------------------------------------------------------------------------
 
@@ -370,28 +343,6 @@ class Task:
     def caption(self, prediction: Floats) -> str:
         """A prediction ``[P]`` in words, for the title of a map."""
         return self.describe(prediction)
-
-
-def loss_by_name(cls: TaskClass) -> TaskClass:
-    """Class decorator of a dataclass with a field ``criterion``: the constructor calls it ``loss``, as users do.
-
-    ``loss`` itself is the method that computes it.
-    """
-    made: Callable[..., None] = cls.__init__
-
-    @functools.wraps(made)
-    def init(self: Task, *args: Any, **settings: Any) -> None:
-        made(self, *args, **_renamed(cls, settings, "loss", "criterion"))
-
-    cls.__init__ = init  # type: ignore[method-assign, assignment]
-    return cls
-
-
-def _renamed(cls: type, settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    """The settings with ``criterion`` called ``loss``, or the other way, where the dataclass has that field."""
-    if "criterion" not in {field.name for field in dataclasses.fields(cls)}:
-        return dict(settings)
-    return {new if key == old else key: value for key, value in settings.items()}
 
 
 def _missing(task: Task, what: str) -> TypeError:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import combine_slides
-from mil_zoo.tasks.base import Floats, Task, loss_by_name
+from mil_zoo.tasks.base import Floats, Task
 from mil_zoo.tasks.classification import Classification
 from mil_zoo.tasks.registry import register_task
+from mil_zoo.tasks.settings import loss_by_name
 from mil_zoo.tasks.strata import one_hot, within
 
 if TYPE_CHECKING:

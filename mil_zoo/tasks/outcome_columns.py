@@ -1,4 +1,4 @@
-"""The columns of a label table that say when something happened to a patient, and whether it did."""
+"""The columns of a label table that say what became of a patient: a number, when something happened, whether it did."""
 
 from __future__ import annotations
 
@@ -9,12 +9,36 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, did_you_mean
 
 MONTHS = {"days": 30.4375, "months": 1.0, "years": 1 / 12}  # of a unit in a month; a year has 365.25 days
 _LONGEST = 150 * 12  # months: nobody is followed for longer, so the unit is another
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 _SHOWN = 5
+
+
+def read_numbers(table: pd.DataFrame, column: str, where: str, task: str) -> NDArray[np.float64]:
+    """A column of numbers ``[n]``, NaN where it is empty.
+
+    Args:
+        table: text columns; "slide_id" names the slide.
+        column: its name.
+        where: what the table is, for messages.
+        task: whose column it is, for messages.
+
+    Raises:
+        InputError: the column is missing, or a value is no finite number (the message names the slide).
+    """
+    if column not in table:
+        near = did_you_mean(column, table.columns)
+        raise InputError(f"{where}: the column {column!r} of the task {task} is missing{near}")
+    values = pd.to_numeric(table[column], errors="coerce")
+    wrong = values.isna() & table[column].notna() | ~np.isfinite(values.fillna(0))
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        what = f"slide {row['slide_id']!r} has {column} {row[column]!r}, which is no number"
+        raise InputError(f"{where}: {what}; correct it, or leave it empty where it is unknown")
+    return np.asarray(values.to_numpy(dtype=np.float64))
 
 
 def unit_in(name: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mil_zoo.registry import Registry
-from mil_zoo.tasks.base import Task, TaskClass
+from mil_zoo.tasks.base import Task
+from mil_zoo.tasks.settings import TaskClass
 
 TASKS: Registry[type[Task]] = Registry("task", package="mil_zoo.tasks")
 DEFAULT = "classification"

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil_zoo.errors import InputError
-from mil_zoo.tasks.base import Floats, Task, loss_by_name
+from mil_zoo.tasks.base import Floats, Task
 from mil_zoo.tasks.registry import register_task
+from mil_zoo.tasks.settings import loss_by_name
 from mil_zoo.tasks.strata import one_hot, quantile_strata, within
 
 if TYPE_CHECKING:

@@ -103,9 +103,10 @@ class RightCensored(Task):
         time, event = self.columns(self.settings(), list(table.columns))
         for name in (time, event):
             if name not in table:
-                self.numbers(table, name, where)  # says what is missing
+                outcome_columns.read_numbers(table, name, where, self.name)  # says what is missing
         flags = outcome_columns.read_flags(table, event, outcome_columns.parse_meaning(self.event_values), where)
-        targets = np.stack([self.numbers(table, time, where), 1 - flags if self.censorship else flags], axis=1)
+        times = outcome_columns.read_numbers(table, time, where, self.name)
+        targets = np.stack([times, 1 - flags if self.censorship else flags], axis=1)
         self.check(targets, list(table["slide_id"]), where)
         return targets
 

@@ -1,11 +1,11 @@
-"""Strata of targets, and numbers told apart by them: what a linear probe of sites reads."""
+"""Strata of targets: what folds are balanced by, what bags are weighted by, what a linear probe of sites is given."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mil_zoo.tasks.base import Floats
+Floats = NDArray[np.float64]
 
 
 def quantile_strata(values: Floats, parts: int) -> NDArray[np.int64]:
@@ -17,6 +17,13 @@ def quantile_strata(values: Floats, parts: int) -> NDArray[np.int64]:
 def one_hot(strata: NDArray[np.int64]) -> Floats:
     """``[n, K]``: which of the strata that occur each row is in."""
     return (strata[:, None] == np.unique(strata)).astype(np.float64)
+
+
+def inverse_frequencies(strata: NDArray[np.int64]) -> NDArray[np.float32]:
+    """A weight ``[n]`` of each row, the inverse frequency of its stratum, with mean 1."""
+    counts = np.bincount(strata)
+    inverse = np.float32(len(strata)) / (counts.clip(min=1) * (counts > 0).sum()).astype(np.float32)
+    return np.asarray(inverse[strata], dtype=np.float32)
 
 
 def within(values: Floats, members: Floats) -> Floats:

@@ -12,18 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from mil_zoo.errors import InputError
 from mil_zoo.metrics import Metric
 from mil_zoo.metrics.survival import survival_times
-from mil_zoo.survival import (
-    Baseline,
-    bin_edges,
-    breslow_baseline,
-    concordance,
-    discrete_survival,
-)
+from mil_zoo.survival import Baseline, bin_edges, breslow_baseline, concordance, discrete_survival
 from mil_zoo.tasks import outcome_columns
-from mil_zoo.tasks.base import Floats, Task, loss_by_name
+from mil_zoo.tasks.base import Floats, Task
 from mil_zoo.tasks.outcome_columns import MONTHS
 from mil_zoo.tasks.registry import register_task
 from mil_zoo.tasks.right_censored import FOLLOWED, RightCensored
+from mil_zoo.tasks.settings import loss_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
