@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.aggregators.catalogue import Description, describe_aggregators
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.bench.cost import Cost, count_parameters, read_costs
 from mil_zoo.cli.models import COLUMNS, conditions, families, row_of, split_docstring
 from mil_zoo.config import read_shipped_text, read_yaml, shipped_names

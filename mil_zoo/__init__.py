@@ -11,8 +11,9 @@ from mil_zoo._openmp import wait_asleep
 wait_asleep()
 
 if TYPE_CHECKING:
-    from mil_zoo.aggregators.base import Aggregator, create_aggregator, list_aggregators, register_aggregator
+    from mil_zoo.aggregators.base import Aggregator
     from mil_zoo.aggregators.output import AggregatorOutput
+    from mil_zoo.aggregators.registry import create_aggregator, list_aggregators, register_aggregator
     from mil_zoo.api import MILClassifier, cross_validate, fit
     from mil_zoo.bench.predictor import Predictor
     from mil_zoo.data.bag import Bag, BagBatch
@@ -38,13 +39,13 @@ _HOME = {
     "MILClassifier": "mil_zoo.api",
     "Predictor": "mil_zoo.bench.predictor",
     "Results": "mil_zoo.report.load",
-    "create_aggregator": "mil_zoo.aggregators.base",
+    "create_aggregator": "mil_zoo.aggregators.registry",
     "cross_validate": "mil_zoo.api",
     "export_onnx": "mil_zoo.fitted.onnx",
     "fit": "mil_zoo.api",
-    "list_aggregators": "mil_zoo.aggregators.base",
+    "list_aggregators": "mil_zoo.aggregators.registry",
     "load": "mil_zoo.fitted",
-    "register_aggregator": "mil_zoo.aggregators.base",
+    "register_aggregator": "mil_zoo.aggregators.registry",
     "register_graph": "mil_zoo.graph",
     "register_layout": "mil_zoo.data.layouts.base",
     "register_metric": "mil_zoo.metrics",

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from helpers import needs_dgl
 
-from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.aggregators.mean_max import MeanPooling
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.bench.run_directory import RunDirectory
 from mil_zoo.data.layouts.base import LAYOUTS
 from mil_zoo.graph import GRAPHS

@@ -6,7 +6,7 @@ import pytest
 
 import mil_zoo
 from mil_zoo import InputError, registry
-from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
+from mil_zoo.aggregators.registry import AGGREGATORS, aggregator_options
 from mil_zoo.registry import Plugins, Registry, load_plugin
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gpu.common import Check, window_graph
 from mil_zoo import BagBatch, create_aggregator, list_aggregators
-from mil_zoo.aggregators.base import aggregator_options
+from mil_zoo.aggregators.registry import aggregator_options
 from mil_zoo.graph import BagGraph
 from mil_zoo.kernels import CSR
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpu.common import Check, random_bag, serving
 from mil_zoo import create_aggregator, list_aggregators
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit
 from mil_zoo.train.replay import Replays

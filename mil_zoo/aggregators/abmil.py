@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.attention import Attention, GatedAttention, feature_layer
 from mil_zoo.aggregators.blocks.instance_loss import instance_clustering_loss
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_top_rows
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce

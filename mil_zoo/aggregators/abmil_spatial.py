@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mil_zoo.aggregators.abmil import ABMIL
-from mil_zoo.aggregators.base import Paper, register_aggregator
+from mil_zoo.aggregators.base import Paper
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_rows
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import graph_attention

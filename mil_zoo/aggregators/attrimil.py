@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.attention import GatedAttention
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import segment_attention_pool, segment_reduce

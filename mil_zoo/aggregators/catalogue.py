@@ -62,7 +62,8 @@ def describe_aggregators(with_plugins: bool = False) -> dict[str, Description]:
 
 def describe_classes() -> dict[str, Description]:
     """Describes all aggregators by asking the registered classes."""
-    from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, aggregator_options
+    from mil_zoo.aggregators.base import Aggregator
+    from mil_zoo.aggregators.registry import AGGREGATORS, aggregator_options
 
     return {
         name: Description(

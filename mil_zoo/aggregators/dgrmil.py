@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.one_vs_rest import one_vs_rest_logits, one_vs_rest_loss
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.aggregators.transmil import TransLayer
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError

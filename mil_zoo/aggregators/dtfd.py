@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.attention import GatedAttention
 from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.segments import segment_topk
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import linear, segment_attention_pool

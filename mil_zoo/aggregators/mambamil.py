@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.attention import Attention
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.order import ORDERS, Order, sequence_order
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import linear, seeded_dropout, segment_attention_pool, selective_scan

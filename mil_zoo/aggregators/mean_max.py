@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.attention import feature_layer
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.kernels import segment_reduce
 

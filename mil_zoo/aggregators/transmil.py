@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.nystrom import Zeros, pseudo_inverse, softmax
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels import bmm, dense_attention, depthwise_conv, linear

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.registry import AGGREGATORS, create_aggregator
 from mil_zoo.api.progress import bar
 from mil_zoo.api.tasks import TaskLike, task_for
 from mil_zoo.bench.models import ModelPlan, plan_models

@@ -129,7 +129,7 @@ def _machine(threads: int) -> str:
 
 def count_parameters(name: str) -> int:
     """Counts the numbers that the benchmark trains in an aggregator, with ``FEATURES`` features and two classes."""
-    from mil_zoo.aggregators.base import create_aggregator
+    from mil_zoo.aggregators.registry import create_aggregator
 
     return sum(parameter.numel() for parameter in create_aggregator(name, FEATURES, 2).parameters())
 
@@ -138,7 +138,7 @@ def _run(name: str, step: str, threads: int, plugins: Iterable[str | Path]) -> d
     """Measures parameters, time in ms and memory in MiB of one kind of step, in this process."""
     import torch
 
-    from mil_zoo.aggregators.base import create_aggregator
+    from mil_zoo.aggregators.registry import create_aggregator
     from mil_zoo.bench import memory
     from mil_zoo.data.bag import BagBatch
     from mil_zoo.registry import load_plugin

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mil_zoo.aggregators.base import Aggregator, create_aggregator
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.registry import create_aggregator
 from mil_zoo.bench.models import ModelPlan
 from mil_zoo.bench.parts import split_bags
 from mil_zoo.bench.plan import Plan

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from mil_zoo.aggregators.base import AGGREGATORS
 from mil_zoo.aggregators.options import check_options
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.bench.grid import points
 from mil_zoo.bench.search import check_budget
 from mil_zoo.bench.space import Dimension, declared_space

@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
+from mil_zoo.aggregators.base import Aggregator
+from mil_zoo.aggregators.registry import AGGREGATORS, create_aggregator
 from mil_zoo.bench.outcome import TASK
 from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory

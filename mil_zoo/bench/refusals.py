@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, create_aggregator
+from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.options import check_options
+from mil_zoo.aggregators.registry import AGGREGATORS, create_aggregator
 from mil_zoo.bench.models import ModelPlan, settable
 from mil_zoo.bench.suite import Suite
 from mil_zoo.data.labelled import Dataset

@@ -28,7 +28,7 @@ def warm_up(models: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from mil_zoo.aggregators.base import AGGREGATORS, list_aggregators
+    from mil_zoo.aggregators.registry import AGGREGATORS, list_aggregators
 
     names = list(models) or list_aggregators()
     for name in names:
@@ -46,7 +46,7 @@ def _step(name: str) -> None:
     """Predicts and trains once on two bags of random features on a patch grid."""
     import torch
 
-    from mil_zoo.aggregators.base import create_aggregator
+    from mil_zoo.aggregators.registry import create_aggregator
     from mil_zoo.data.bag import Bag, BagBatch
 
     generator = torch.Generator().manual_seed(0)

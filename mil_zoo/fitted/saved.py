@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mil_zoo import __version__
-from mil_zoo.aggregators.base import AGGREGATORS, create_aggregator
+from mil_zoo.aggregators.registry import AGGREGATORS, create_aggregator
 from mil_zoo.config import from_mapping
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.errors import InputError, as_path, did_you_mean

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, create_aggregator
+from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.blocks.linear import Linear
+from mil_zoo.aggregators.registry import create_aggregator
 from mil_zoo.config import from_mapping
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.data.labelled import Standardiser

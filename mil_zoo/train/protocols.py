@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import AGGREGATORS, Aggregator, aggregator_options, create_aggregator
+from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import AGGREGATORS, aggregator_options, create_aggregator
 from mil_zoo.data.bag import Bag
 from mil_zoo.data.bags import as_bags
 from mil_zoo.diagnostics.explanations import Explanations, Question

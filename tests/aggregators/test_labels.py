@@ -7,7 +7,7 @@ import torch
 from helpers import make_bag
 
 from mil_zoo import BagBatch, InputError, create_aggregator
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.tasks.losses.classification import cross_entropy
 
 SMALLER = {name: {"embed_dim": 64} for name in ("dgrmil", "transmil")}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mil_zoo import InputError, create_aggregator
-from mil_zoo.aggregators.base import AGGREGATORS, aggregator_options
 from mil_zoo.aggregators.catalogue import describe_aggregators, describe_classes
+from mil_zoo.aggregators.registry import AGGREGATORS, aggregator_options
 from mil_zoo.bench.cost import read_costs
 from mil_zoo.bench.models import plan_models
 from mil_zoo.bench.suite import Suite

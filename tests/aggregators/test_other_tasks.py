@@ -8,7 +8,7 @@ import torch
 from helpers import make_bag
 
 from mil_zoo import BagBatch, InputError, create_aggregator
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.tasks import Classification, Task
 
 LEFT_OUT = {

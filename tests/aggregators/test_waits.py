@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mil_zoo import create_aggregator, list_aggregators
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.kernels import backends, devices
 
 # Triton's interpreter takes seconds for the full widths, which decide nothing here.

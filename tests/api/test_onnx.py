@@ -8,7 +8,7 @@ import torch
 from helpers import make_bag
 
 import mil_zoo
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.data.labelled import Standardiser
 from mil_zoo.fitted import Fitted
 

@@ -58,7 +58,7 @@ def test_costs_come_back_from_their_file(tmp_path):
 
 
 def test_the_shipped_file_holds_every_aggregator_of_the_zoo_in_one_setting():
-    from mil_zoo.aggregators.base import AGGREGATORS
+    from mil_zoo.aggregators.registry import AGGREGATORS
 
     shipped = cost.read_costs()
     zoo = {name for name in AGGREGATORS.names() if AGGREGATORS.get(name).__module__.startswith("mil_zoo.aggregators.")}

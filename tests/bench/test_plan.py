@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mil_zoo import InputError
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.bench.models import plan_models
 from mil_zoo.bench.plan import VERSIONS, make_plan
 from mil_zoo.bench.suite import parse_overrides, read_suite

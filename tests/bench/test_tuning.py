@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mil_zoo import InputError
-from mil_zoo.aggregators.base import list_aggregators
 from mil_zoo.aggregators.mean_max import MeanPooling
+from mil_zoo.aggregators.registry import list_aggregators
 from mil_zoo.bench.executors import Processes
 from mil_zoo.bench.models import plan_models
 from mil_zoo.bench.plan import make_plan

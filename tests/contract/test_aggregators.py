@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.testing import CHECKS, DIM
 
 # The pseudo-inverses of 256 landmarks take half a second a bag.

@@ -8,7 +8,7 @@ import torch
 from helpers import make_bag
 
 from mil_zoo import BagBatch, create_aggregator
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.tasks import MultiLabel, Ordinal, Regression, Survival
 
 SMALLER = {"camil": {"landmarks": 16}, "dgrmil": {"embed_dim": 64}, "transmil": {"embed_dim": 64}}

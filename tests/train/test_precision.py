@@ -7,7 +7,7 @@ import torch
 from helpers import make_bag, make_batch, relative_error
 
 from mil_zoo import create_aggregator, list_aggregators
-from mil_zoo.aggregators.base import AGGREGATORS
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.kernels import dropout_linear, onednn, segment_attention_pool
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.loop import fit

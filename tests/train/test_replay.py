@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from mil_zoo import create_aggregator, list_aggregators
 from mil_zoo.aggregators.abmil import ABMIL
-from mil_zoo.aggregators.base import AGGREGATORS, Progress
+from mil_zoo.aggregators.base import Progress
+from mil_zoo.aggregators.registry import AGGREGATORS
 from mil_zoo.data.bag import Bag, BagBatch
 from mil_zoo.kernels import CSR, backends, devices
 from mil_zoo.kernels.draws import Draws, draw_seed, from_host

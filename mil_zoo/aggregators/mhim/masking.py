@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mil_zoo.aggregators.base import Aggregator, Paper, Preparation, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper, Preparation
 from mil_zoo.aggregators.checkpoints import flat_state_dict
 from mil_zoo.aggregators.mhim.network import ACTIVATIONS, Network
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.devices import to_device

@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mil_zoo.aggregators.base import Aggregator, Paper, register_aggregator
+from mil_zoo.aggregators.base import Aggregator, Paper
 from mil_zoo.aggregators.blocks.dropout import Dropout
 from mil_zoo.aggregators.blocks.gat import GAT, GATLayer, Packing
 from mil_zoo.aggregators.blocks.linear import Linear
 from mil_zoo.aggregators.blocks.masking import draw_rows
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import register_aggregator
 from mil_zoo.aggregators.srmil.readouts import READOUTS, Paths
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
