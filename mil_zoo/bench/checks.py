@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import fields
 
 from mil_zoo.bench.models import settable
 from mil_zoo.bench.suite import Suite
 from mil_zoo.diagnostics.explanations import EXPLAINERS
 from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import model_options
 
 
@@ -74,7 +76,7 @@ def _check_targets(suite: Suite) -> None:
             model, _, option = key.rpartition(".")
             if model and model not in suite.models:
                 raise InputError(f"{flag} {key}: {model!r} is not among the models{did_you_mean(model, suite.models)}")
-            known = {"graph"}.union(*map(settable, suite.models))
+            known = {"graph", *(setting.name for setting in fields(TrainingConfig))}.union(*map(settable, suite.models))
             if not model and option not in known and (flag == "search" or not isinstance(keys[key], Mapping)):
                 raise InputError(
                     f"{flag} {key}: no aggregator has an option {option!r}{did_you_mean(option, sorted(known))}"

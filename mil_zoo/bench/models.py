@@ -18,7 +18,7 @@ from mil_zoo.config import from_mapping, read_shipped, shipped_names
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.tasks import Classification, Task
 from mil_zoo.train.config import TrainingConfig
-from mil_zoo.train.protocols import PROTOCOLS, model_options
+from mil_zoo.train.protocols import PROTOCOLS, model_options, training_settings
 from mil_zoo.train.risk_sets import check_risk_sets
 
 BAGS_AT_RISK = 16  # bags of a step where the loss compares patients and the recipe takes one
@@ -62,6 +62,12 @@ class ModelPlan:
         fields = vars(self.training) | self.options
         return {dimension.name: fields.get(dimension.name) for dimension in self.space}
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The training settings that it reads, and what chooses its checkpoint, as plain values."""
+        told = {"select", *training_settings(self.name)}
+        return {name: value for name, value in self.training.settings().items() if name in told}
+
     def configured(self, settings: Mapping[str, Any]) -> ModelPlan:
         """The model with other options and training settings; an ``InputError`` where a value is refused."""
         own = {key: value for key, value in settings.items() if key in self.options}
@@ -91,7 +97,7 @@ def plan_models(name: str, suite: Suite, graph: str | None = None, task: Task | 
 
 def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: str, point: dict[str, Any]) -> ModelPlan:
     shipped = read_shipped("aggregators", name) if name in shipped_names("aggregators") else {}
-    known, fields = model_options(name), {f.name for f in dataclasses.fields(TrainingConfig)}
+    known, fields = model_options(name), training_settings(name)
     # A run keeps every option that it trained with, so that a default that changes later changes no old run.
     options = {option: default for option, default in known.items() if isinstance(default, _PLAIN)}
     options |= shipped.get("options", {})
@@ -101,7 +107,7 @@ def _plan_model(name: str, suite: Suite, graph: str | None, task: Task, grid: st
     if task.risk_sets and training.get("bags_per_step", 1) == 1:
         training["bags_per_step"] = BAGS_AT_RISK
     recipe = _settings(name, options, graph, training)
-    if suite.epochs is not None:
+    if suite.epochs is not None and "epochs" in fields:
         training["epochs"] = suite.epochs
     settings = [("--set", *item) for item in suite.overrides.items()]
     settings += [("--grid", f"{name}.{option}", value) for option, value in point.items()]
@@ -163,9 +169,8 @@ def _with_criteria(training: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 
 def settable(name: str) -> set[str]:
-    """What can be set of an aggregator: its options, training settings, and its graph where it has one."""
-    fields = {f.name for f in dataclasses.fields(TrainingConfig)}
-    return fields.union(model_options(name), ["graph"] if _own_graph(name) else [])
+    """What can be set of a model: its options, the training settings that it reads, and its graph where it has one."""
+    return training_settings(name).union(model_options(name), ["graph"] if _own_graph(name) else [])
 
 
 def _own_graph(name: str) -> str | None:

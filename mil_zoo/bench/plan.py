@@ -159,7 +159,7 @@ class Plan:
                 model.label: ModelSettings(
                     options=dict(model.options),
                     graph=model.graph,
-                    training=model.training.settings(),
+                    training=model.training_settings,
                     search={dimension.name: dimension.settings() for dimension in model.space},
                     replaced=dict(model.replaced),
                 )

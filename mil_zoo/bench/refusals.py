@@ -125,12 +125,8 @@ def check_effects(suite: Suite, models: Sequence[ModelPlan], with_graphs: Mappin
             of = [model for model in models if owner in ("", model.name)]
             if values is None or isinstance(values, Mapping) or not of:  # of a grid: settings that change together
                 continue
-            why = [
-                _idle(option, model, with_graphs[model.label], suite.tune is not None)
-                for model in of
-                if option in {*settable(model.name), "graph"}
-            ]
-            if why and all(why):
+            why = [_idle(option, model, with_graphs[model.label], suite.tune is not None) for model in of]
+            if all(why):
                 sentence = f"{flag} {key} changes nothing: {why[0]}"
                 if flag == "--grid":
                     raise InputError(f"{sentence}; leave it out")
@@ -142,6 +138,8 @@ def _idle(option: str, model: ModelPlan, graph: bool, tuned: bool) -> str:
     training, name = model.training, model.name
     if option == "graph" and not graph:
         return f"{name} takes no graph"
+    if option not in {*settable(name), "graph"}:
+        return f"{name} does not read it"
     if tuned or name in PROTOCOLS or option in model.options:
         return ""
     if option in ("tie", "patience", "patience_after", "select_after") and training.select == "last":

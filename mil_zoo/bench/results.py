@@ -99,7 +99,8 @@ class ModelSettings:
     Attributes:
         options: of its constructor.
         graph: graph spec, or None.
-        training: optimiser, schedule, budget, selection; the fields of ``mil_zoo.train.config.TrainingConfig``.
+        training: optimiser, schedule, budget, selection: the fields of ``mil_zoo.train.config.TrainingConfig`` that it
+            reads.
         search: what it was tuned over, a range or values of every setting; {} where it was not.
         replaced: what its recipe has of the settings that suite or command line changed; None in runs of before.
     """

@@ -31,7 +31,7 @@ class _Fitted(Protocol):
         ...
 
 
-@register_protocol("linear_probe", family="classification")
+@register_protocol("linear_probe", family="classification", reads=())
 def linear_probe(context: TrialContext, C: float = 1.0) -> TrialResult:
     """Linear probe: a logistic regression on the mean features of a slide, standardised by the training slides.
 
@@ -56,7 +56,7 @@ def linear_probe(context: TrialContext, C: float = 1.0) -> TrialResult:
     return _probed(context, fit)
 
 
-@register_protocol("knn_probe", family="classification")
+@register_protocol("knn_probe", family="classification", reads=())
 def knn_probe(context: TrialContext, k: int = 20, temperature: float = 0.07) -> TrialResult:
     """kNN probe: a slide is of the class of the training slides whose mean features are nearest to its own.
 
@@ -109,7 +109,7 @@ def _probed(context: TrialContext, fit: Any) -> TrialResult:
     if not isinstance(task, Classification):
         raise InputError(f"{context.name} tells classes apart; it cannot do the task {task.name}")
     start = time.perf_counter()
-    means = {part: _means(context.bags[part]) for part in ("train", "val", "test")}
+    means = {part: _means(context.bags[part]) for part in ("train", "val", "test") if part in context.bags}
     centre, spread = means["train"].mean(0), means["train"].std(0)
     spread = np.where(spread > _LEAST, spread, 1.0)
     scaled = {part: (values - centre) / spread for part, values in means.items()}
@@ -126,7 +126,7 @@ def _probed(context: TrialContext, fit: Any) -> TrialResult:
     arrays = fitted.arrays() | {"centre": centre, "spread": spread}
     return TrialResult(
         task=task,
-        predictions={part: torch.from_numpy(fitted.predict(scaled[part])) for part in ("val", "test")},
+        predictions={part: torch.from_numpy(fitted.predict(rows)) for part, rows in scaled.items() if part != "train"},
         epochs=[row],
         weights={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()},
         parameters=sum(int(arrays[name].size) for name in ("coefficients", "intercepts") if name in arrays),

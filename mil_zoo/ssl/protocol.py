@@ -25,7 +25,9 @@ from mil_zoo.train.checkpoint import CheckpointPlace
 from mil_zoo.train.protocols import TrialContext, TrialResult, register_protocol
 
 
-@register_protocol("gigassl", family="classification")
+@register_protocol(
+    "gigassl", family="classification", reads=("epochs", "learning_rate", "weight_decay", "bags_per_step")
+)
 def gigassl(
     context: TrialContext,
     backbone: str = PretrainConfig.backbone,
@@ -59,13 +61,11 @@ def gigassl(
         projection_dim: width of what the loss compares.
 
     Raises:
-        InputError: an optimiser or schedule other than Giga-SSL's, a task without classes, or see ``pretrain``.
+        InputError: a task without classes, or see ``pretrain``.
     """
     training, task = context.training, context.task
     if not isinstance(task, Classification):
         raise InputError(f"gigassl ends in a logistic regression, which classifies; it cannot do the task {task.name}")
-    if (training.optimizer, training.schedule, training.select) != ("adam", "cosine", "last"):
-        raise InputError("gigassl trains with optimizer adam, schedule cosine and select last; leave them as they are")
     config = PretrainConfig(
         backbone=backbone,
         options=backbone_options or {},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -109,9 +110,12 @@ class TrialResult:
 Protocol = Callable[..., TrialResult]
 PROTOCOLS: Registry[Protocol] = Registry("protocol", package="mil_zoo.ssl")
 _FAMILY: dict[str, str | None] = {}  # of each protocol, the only kind of task that it can do
+_READS: dict[str, Collection[str] | None] = {}  # of each protocol, the training settings that it reads
 
 
-def register_protocol(name: str, family: str | None = None) -> Callable[[Protocol], Protocol]:
+def register_protocol(
+    name: str, family: str | None = None, reads: Collection[str] | None = None
+) -> Callable[[Protocol], Protocol]:
     """Decorator: trials of the model called ``name`` run this function instead of :func:`supervised`.
 
     It is called as ``f(context, **options)``; its keyword parameters are the model's options.
@@ -119,10 +123,12 @@ def register_protocol(name: str, family: str | None = None) -> Callable[[Protoco
     Args:
         name: of the model.
         family: the only kind of task that it can do ("classification"); None for any.
+        reads: the fields of :class:`TrainingConfig` that it reads, so that no other can be set for it and no table
+            tells of another; None for all.
     """
 
     def decorate(protocol: Protocol) -> Protocol:
-        _FAMILY[name] = family
+        _FAMILY[name], _READS[name] = family, reads
         return PROTOCOLS.register(name)(protocol)
 
     return decorate
@@ -155,6 +161,15 @@ def model_options(name: str) -> dict[str, Any]:
             raise unknown("aggregator", name, [*AGGREGATORS, *PROTOCOLS]) from None
     parameters = list(inspect.signature(PROTOCOLS.get(name)).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
+
+
+def training_settings(name: str) -> set[str]:
+    """The training settings that a model reads; "labelled" is among them, since trials leave out the other labels."""
+    fields = {field.name for field in dataclasses.fields(TrainingConfig)}
+    if name in PROTOCOLS:
+        PROTOCOLS.get(name)  # which imports it
+    reads = _READS.get(name)
+    return fields if reads is None else {*reads, "labelled"}
 
 
 def supervised(context: TrialContext) -> TrialResult:

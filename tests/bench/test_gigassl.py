@@ -124,8 +124,8 @@ def test_options_and_mistakes(bag_table, tmp_path):
     )
     rows = run_plan(plan, tmp_path / "abmil").trials()
     assert {row["status"] for row in rows} == {"ok"}
-    plan = small_plan(bag_table, models=["gigassl"], grid={}, overrides={"gigassl.optimizer": "sgd"})
-    assert "trains with optimizer adam" in run_plan(plan, tmp_path / "sgd").trials()[0]["reason"]
+    with pytest.raises(InputError, match=r"gigassl\.optimizer: gigassl has no option 'optimizer'"):
+        small_plan(bag_table, models=["gigassl"], grid={}, overrides={"gigassl.optimizer": "sgd"})
     plan = small_plan(bag_table, models=["gigassl"], grid={}, overrides={})
     assert "needs a patch size for every slide" in run_plan(plan, tmp_path / "no_step").trials()[0]["reason"]
     with pytest.raises(InputError, match="gigassl has no option 'view'; did you mean 'views'"):

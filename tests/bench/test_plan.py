@@ -56,6 +56,23 @@ def test_overrides_reach_options_training_and_graph(bag_table):
     assert yaml.safe_load(yaml.safe_dump(made.settings())) == made.settings(), "or a run could not be resumed"
 
 
+def test_a_setting_for_all_models_goes_to_those_that_read_it(bag_table):
+    overrides = {"learning_rate": 2e-3, "schedule": "constant", "labelled": 0.5}
+    models = ["linear_probe", "knn_probe", "gigassl", "mean"]
+    made = plan(bag_table, models=models, epochs=7, overrides=overrides)
+    said = made.settings()["model_settings"]
+    for probe in made.models[:2]:
+        assert said[probe.name]["training"] == {"labelled": 0.5, "select": "last"}
+        assert probe.replaced == {"labelled": 1.0}
+        assert probe.training.epochs == 1
+    gigassl, mean = made.models[2:]
+    reads = {"epochs", "learning_rate", "weight_decay", "bags_per_step", "labelled"}
+    assert set(said["gigassl"]["training"]) == {*reads, "select"}
+    assert gigassl.replaced == {"epochs": 1000, "learning_rate": 0.03, "labelled": 1.0}
+    assert gigassl.training.schedule == "cosine"
+    assert (mean.training.schedule, mean.training.epochs) == ("constant", 7)
+
+
 def test_a_graph_goes_to_those_that_need_one_and_to_one_that_is_named(bag_table):
     # without one, what needs one gets the dataset's: knn:8
     for text, expected in {"graph=knn:3": ("knn:3", None), "camil.graph=knn:3": ("knn:8", "knn:3")}.items():

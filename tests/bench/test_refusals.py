@@ -82,6 +82,14 @@ def test_what_a_model_lacks(no_places, model, overrides, sentence):
             {"overrides": {"srmil.graph": "windw:2"}, "models": ["srmil"]},
             "unknown graph 'windw'; did you mean 'window'",
         ),
+        (
+            {"grid": {"epochs": [1, 2]}, "models": ["linear_probe"]},
+            "--grid epochs changes nothing: linear_probe does not read it; leave it out",
+        ),
+        (
+            {"overrides": {"knn_probe.epochs": 3}, "models": ["knn_probe"]},
+            "knn_probe.epochs: knn_probe has no option 'epochs'",
+        ),
     ],
 )
 def test_settings_that_cannot_be_and_grids_that_change_nothing(bag_table, given, sentence):

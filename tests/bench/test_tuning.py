@@ -14,7 +14,7 @@ from mil_zoo import InputError
 from mil_zoo.aggregators.mean_max import MeanPooling
 from mil_zoo.aggregators.registry import list_aggregators
 from mil_zoo.bench.executors import Processes
-from mil_zoo.bench.models import plan_models
+from mil_zoo.bench.models import plan_models, settable
 from mil_zoo.bench.plan import make_plan
 from mil_zoo.bench.predictor import Predictor
 from mil_zoo.bench.runner import run_plan
@@ -101,7 +101,12 @@ def with_garbage(plan):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"inner_folds": 2, "sampler": "random", "tune": 3, "models": ["mean"], "overrides": {}}]
+    "given",
+    [
+        {},
+        {"inner_folds": 2, "sampler": "random", "tune": 3, "models": ["mean"], "overrides": {}},
+        {"tune": 3, "models": ["linear_probe"], "overrides": {}, "search": {}},
+    ],
 )
 def test_no_objective_reads_a_test_slide(bag_table, tmp_path, tuned, given):
     plan = tuned[0] if not given else first_fold(tuned_plan(bag_table, **given))
@@ -287,7 +292,7 @@ def test_folds_that_the_training_part_cannot_fill_are_a_reason(bag_table, tmp_pa
 def test_every_aggregator_declares_a_space_of_its_options(name):
     (model,) = plan_models(name, Suite(datasets=["none"], models=[name], tune=4))
     names = [dimension.name for dimension in model.space]
-    assert {"learning_rate", "weight_decay"} <= set(names)
+    assert {"learning_rate", "weight_decay"} & settable(name) <= set(names)
     for dimension in model.space:
         outside = dimension.name == "weight_decay" and model.recipe["weight_decay"] == 0
         assert dimension.holds(model.recipe[dimension.name]) or outside, dimension.name

@@ -98,7 +98,7 @@ def test_a_tuned_run_says_how(sheet):
     answers = answers_of(results, tuning=TuningFacts(configurations=16, sampler="tpe", optuna="4"))
     told = "16 configurations of every aggregator, the recipe among them (tpe), judged on validation"
     assert answers["Tuning"].startswith(told)
-    assert "learning rate - at first, then as tuned" in answers["Training"]
+    assert "abmil: 40 epochs at first, then as tuned" in answers["Training"]
     assert answers["Whether test slides chose anything"].startswith(
         "no: checkpoints and configurations are chosen before"
     )

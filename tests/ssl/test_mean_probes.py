@@ -68,6 +68,8 @@ def test_test_slides_reach_no_probe(name):
     first, parts, _ = trial(name)
     garbage = [Bag(features=bag.features * 0 + 99, label=bag.label, slide_id=bag.slide_id) for bag in parts["test"]]
     second, _, _ = trial(name, parts=parts | {"test": garbage})
+    judged, _, _ = trial(name, parts={part: parts[part] for part in ("train", "val")})
+    assert set(judged.predictions) == {"val"}, "a configuration is judged without test slides"
     assert torch.equal(first.predictions["val"], second.predictions["val"])
     assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
 

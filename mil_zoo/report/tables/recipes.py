@@ -13,7 +13,7 @@ from mil_zoo.report.load import Results
 
 def unequal_budgets(results: Results) -> list[str]:
     """A sentence where models of the run were given other numbers of epochs than others."""
-    given = {model.training.get("epochs") for model in results.config.model_settings.values()}
+    given = {model.training.get("epochs") for model in results.config.model_settings.values()} - {None}
     if len(given) < 2:
         return []
     return [

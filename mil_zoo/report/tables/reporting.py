@@ -162,8 +162,7 @@ def _models(results: Results) -> list[tuple[str, str]]:
     training = {label: model.training for label, model in config.model_settings.items()}
     first = "" if config.tuning is None else " at first, then as tuned"
     recipes = [
-        f"{label}: {count(of['epochs'], 'epoch')}, {of.get('optimizer', '-')}, "
-        f"learning rate {of.get('learning_rate', '-')}{first}"
+        f"{label}: {count(of['epochs'], 'epoch')}{', '.join(['', *_optimiser(of)])}{first}"
         for label, of in training.items()
         if "epochs" in of
     ]
@@ -184,6 +183,12 @@ def _models(results: Results) -> list[tuple[str, str]]:
         ("Seeds", ", ".join(map(str, config.seeds))),
         ("Class imbalance", _balance(training)),
     ]
+
+
+def _optimiser(training: dict[str, Any]) -> list[str]:
+    """Optimiser and learning rate, of a model that reads them."""
+    rate = training.get("learning_rate")
+    return [text for text in (training.get("optimizer"), rate and f"learning rate {rate}") if text]
 
 
 def _tuning(results: Results) -> str:

@@ -71,8 +71,9 @@ def _protocol(results: Results) -> list[str]:
             "training instances (--project)."
         )
     training = {label: model.training for label, model in config.model_settings.items()}
-    budgets = by_model({label: of["epochs"] for label, of in training.items()})
-    lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
+    budgets = by_model({label: of["epochs"] for label, of in training.items() if "epochs" in of})
+    if budgets:
+        lines.append(f"Epochs: {', '.join(f'{model} {epochs}' for model, epochs in budgets.items())}.")
     lines += unequal_budgets(results)
     if short := [f"{model} {epochs} of {whole}" for model, epochs, whole in short_budgets(budgets)]:
         lines.append(
