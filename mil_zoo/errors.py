@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 
 class InputError(ValueError):
@@ -35,6 +36,15 @@ def as_path(value: Any, argument: str, takes: str) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise InputError(f"{argument} is a path, {takes}, not {value!r:.60}")
     return Path(value)
+
+
+def no_line(text: str) -> str:
+    """Why a text is no line for headings and tables, as the end of a sentence; "" where it is one."""
+    if not text.strip():
+        return f"must be some text, not {text!r}"
+    if any(category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text):
+        return f"must be one line without control characters, not {text!r:.60}"
+    return ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -155,7 +155,7 @@ def _of_memory(
     of_classes = wanted.target_columns == ("label",)
     card = DataCard(
         name="bags",
-        title=suite.title or "Bags in memory",
+        title="Bags in memory",
         kind="simulated" if simulated else "own",
         form="table",
         classes=labels if of_classes else [],

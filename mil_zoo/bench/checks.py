@@ -9,7 +9,7 @@ from dataclasses import fields
 from mil_zoo.bench.models import settable
 from mil_zoo.bench.suite import Suite
 from mil_zoo.diagnostics.explanations import EXPLAINERS
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, did_you_mean, no_line
 from mil_zoo.train.config import TrainingConfig
 from mil_zoo.train.protocols import model_options
 
@@ -42,6 +42,8 @@ def check_suite(suite: Suite) -> None:
         raise InputError(f"--project must be at least 1, not {suite.project}")
     if suite.threads < 1:
         raise InputError(f"--threads must be at least 1, not {suite.threads}")
+    if suite.title is not None and (fault := no_line(suite.title)):
+        raise InputError(f"--title {fault}")
     if suite.title is not None and len(suite.datasets) > 1:
         raise InputError("--title names one dataset; leave it out, or run the datasets one by one")
     for name in suite.models:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mil_zoo.config import from_mapping, read_shipped, read_shipped_text, read_yaml, shipped_names
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, no_line
 
 if TYPE_CHECKING:  # a list of the cards must not wait for pandas and torch
     import pandas as pd
@@ -115,6 +115,8 @@ class DataCard:
 
     def _faults(self) -> Iterator[str]:
         """What cannot be, as the end of a sentence that begins with the card's file."""
+        if fault := no_line(self.title):
+            yield f"title {fault}"
         if self.mpp is not None and not 0 < self.mpp < math.inf:
             yield f"mpp must be a positive number of micrometres, not {self.mpp}"
         if not 0 <= self.annotation_threshold < 1:
@@ -132,6 +134,8 @@ class DataCard:
         counts = {"bags_per_class": self.bags_per_class or []}
         counts |= {f"split_counts {part}": number for part, number in self.split_counts.items()}
         for name, numbers in counts.items():
+            if numbers and not self.classes:
+                yield f"{name} counts bags by class, and the card names no classes; add classes, or leave it out"
             if numbers and (len(numbers) != len(self.classes) or min(numbers) < 0):
                 yield f"{name} must be a number of bags for each of {len(self.classes)} classes, not {numbers}"
 

@@ -136,7 +136,7 @@ def judge_labels(table: pd.DataFrame, slide_ids: Sequence[str], card: DataCard, 
         text = f"{where}: {label!r} is taken as a class of its own"
         carried = f"The label {label!r} ({len(slides)} slides) is taken as a class of its own."
         add("warning", f"{text}; drop these slides' rows if it marks that nothing is known", slides, carried)
-    torn = [label for label in here if any(category(sign) == "Cc" for sign in label)]
+    torn = [label for label in (*card.classes, *here) if any(category(sign) == "Cc" for sign in label)]
     if torn:
         add("error", f"{where}: {torn[0]!r} is no name of a class; write it in one line, without control characters")
     for group in labels_alike(card.classes or table["label"]):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mil_zoo.bench.results import RunConfig, Trial
 from mil_zoo.bench.run_directory import RunDirectory
-from mil_zoo.errors import InputError, did_you_mean
+from mil_zoo.errors import InputError, did_you_mean, no_line
 from mil_zoo.metrics import Metric
 from mil_zoo.report.attention_store import AttentionStore
 from mil_zoo.report.table_file import summaries_in
@@ -82,6 +82,8 @@ class Results:
             raise InputError(f"slides is a list of slide ids, not {slides!r:.60}")
         if not isinstance(title, str | None):
             raise InputError(f"title is text, not {title!r:.60}")
+        if title is not None and (fault := no_line(title)):
+            raise InputError(f"title {fault}")
         run = path if isinstance(path, RunDirectory) else RunDirectory.open(path)
         config = RunConfig.from_settings(run.config, str(run.path / "config.yaml"))
         trials = [Trial.from_row(row, str(run.path / "trials.jsonl")) for row in run.trials()]

@@ -108,6 +108,8 @@ def test_wrong_overrides_are_refused(bag_table, text, message):
         ({"folds": 30}, "fewer than the 30 folds"),
         ({"folds": "published"}, "comes without published folds"),
         ({"folds": "some"}, "folds must be"),
+        ({"title": " "}, "--title must be some text"),
+        ({"title": "a\nb"}, "--title must be one line without control characters"),
     ],
 )
 def test_wrong_plans_are_refused(bag_table, given, message):

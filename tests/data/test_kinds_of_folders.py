@@ -176,6 +176,10 @@ def test_some_barcodes_name_patients(tmp_path):
         ("patient_prefix: 0", "patient_prefix must be 1 or more, not 0"),
         ("classes: [a, b]\nbags_per_class: [1]", "bags_per_class must be a number of bags for each of 2 classes"),
         ("classes: [a, b]\nsplit_counts: {test: [1, 2, 3]}", "split_counts test must be a number of bags"),
+        ("bags_per_class: [1, 5]", "bags_per_class counts bags by class, and the card names no classes; add classes"),
+        ("title: ''", "title must be some text, not ''"),
+        ('title: "a\\x07b"', r"title must be one line without control characters, not 'a\\x07b'"),
+        ('title: "a\\u2028b"', "title must be one line without"),
     ],
 )
 def test_cards_that_cannot_be(six, text, message):

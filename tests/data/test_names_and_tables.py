@@ -190,6 +190,10 @@ def test_classes_that_cannot_be_named_so(tmp_path):
         (tmp_path / "labels.csv").write_text(f"slide_id,label\na,low\nb,low\nc,{label}\nd,{label}\n")
         with pytest.raises(InputError, match=said):
             open_dataset(str(tmp_path), labels=tmp_path / "labels.csv").task  # noqa: B018
+    (tmp_path / "labels.csv").write_text("slide_id,label\na,0\nb,0\nc,1\nd,1\n")
+    (tmp_path / "card.yaml").write_text('classes: [low, "hi\\agh"]\n')
+    with pytest.raises(InputError, match=r"'hi\\x07gh' is no name of a class"):
+        open_dataset(str(tmp_path))
 
 
 def test_a_column_of_names_is_no_label(tmp_path):

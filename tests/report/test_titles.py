@@ -7,6 +7,7 @@ import pytest
 from matplotlib import cbook
 from rich.console import Console
 
+from mil_zoo import InputError
 from mil_zoo.markdown import escape_markdown
 from mil_zoo.metrics import inside
 from mil_zoo.report.figures.roc_pr import draw_roc
@@ -49,6 +50,8 @@ def test_latex():
 
 def test_everywhere(make_run):
     run = make_run(models=("abmil",), title=TITLE)
+    with pytest.raises(InputError, match="title must be one line without control characters"):
+        Results.load(run, title="a\x1b[2Jb")
     results = Results.load(run)
     assert results.dataset_title.startswith(TITLE)
     write_tables(results)

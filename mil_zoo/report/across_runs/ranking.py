@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mil_zoo.errors import InputError
+from mil_zoo.errors import InputError, no_line
 from mil_zoo.files import write_text, writing
 from mil_zoo.metrics import Metric
 from mil_zoo.report.figures.look import WIDTH, drawing, plain
@@ -97,6 +97,8 @@ def write_ranking(
         InputError: runs of different tasks or without the metric, fewer than two datasets, fewer than two aggregators
             in common, or one of ``models`` without a score.
     """
+    if title is not None and (fault := no_line(title)):
+        raise InputError(f"title {fault}")
     by = _metric_of(runs, metric)
     scores = scores_by_dataset(runs, by.name)
     for run, name in zip(runs, dataset_names(runs), strict=True):
