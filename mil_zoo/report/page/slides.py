@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mil_zoo.report.load import Results
 from mil_zoo.report.test_parts import probability_columns
@@ -41,21 +43,29 @@ def worst_first(results: Results) -> list[Slide]:
     if not parts:
         return []
     table = pd.concat(parts)
-    losses = table.groupby("slide_id")["loss"].mean()
-    order = sorted(losses.index, key=lambda slide: (-losses[slide], slide))
+    losses = table.groupby("slide_id")["loss"].mean().to_dict()
+    order = sorted(losses, key=lambda slide: (-losses[slide], slide))
     place = {slide: len(order) - i for i, slide in enumerate(order)}
+    value, wrong = table["value"].to_numpy(dtype=float), table["wrong"].to_numpy(dtype=bool)
+    rows_of: dict[tuple[str, str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    by = ["slide_id", "patient_id", "truth", "model"]
+    for row, (slide, patient, truth, model) in enumerate(table[by].itertuples(index=False, name=None)):
+        rows_of[str(slide), str(patient), str(truth)][model].append(row)
     slides = []
-    for names, rows in table.groupby(["slide_id", "patient_id", "truth"], sort=True):
-        slide, patient, truth = map(str, names)
-        of_model = dict(list(rows.groupby("model")))
+    for (slide, patient, truth), of_model in sorted(rows_of.items()):
+        every = [row for rows in of_model.values() for row in rows]
         said = [
-            (float(of_model[model]["value"].mean()), bool(of_model[model]["wrong"].mean() > 0.5))
-            if model in of_model
-            else None
+            (_mean(value[of_model[model]]), bool(wrong[of_model[model]].mean() > 0.5)) if model in of_model else None
             for model in results.groups
         ]
-        slides.append(Slide(slide, patient, truth, int(rows["wrong"].sum()), len(rows), place[slide], said))
+        slides.append(Slide(slide, patient, truth, int(wrong[every].sum()), len(every), place[slide], said))
     return sorted(slides, key=lambda slide: -slide.place)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of those that are known; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def slides_note(results: Results, slides: Sequence[Slide], maps: Mapping[str, int]) -> str:
