@@ -7,12 +7,16 @@ import platform
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mil_zoo.errors import InputError
 from mil_zoo.kernels.checks import autocast_dtype
 
 LEAST = 2**21  # multiplications from which the call, 10 us longer, is made up for (one thread of a Zen 5)
+
+COPIED = 2**18
+"""Numbers that take less time to copy than oneDNN takes to compile a product of a shape that it has not met."""
 
 LONG, PART = 2**14, 2**12
 """A longer sum, and the parts it is taken by where ``a`` is transposed: oneDNN copies it, a part in the caches."""
@@ -62,11 +66,39 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` of ``[M, D]``, ``[D, O]`` and ``[O]``, without a gradient."""
     if not (a.numel() and b.numel()):  # oneDNN does not plan for nothing
         return a @ b if bias is None else torch.addmm(bias, a, b)
-    if bias is None and a.shape[1] > LONG and not a.is_contiguous():
-        return _by_parts(a, b)
+    if bias is None and not a.is_contiguous():
+        if a.shape[1] > LONG:
+            return _by_parts(a, b)
+        if 2 * b.shape[1] <= a.shape[0] and b.is_contiguous():
+            return product(b.t(), a.t()).t().contiguous()  # oneDNN copies what lies across: the narrower one
     bias = None if bias is None else bias.contiguous()  # whose strides oneDNN does not ask for
     out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), bias, "none", [], "")
     return out
+
+
+def product_of_rows(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``product`` of one row an instance with a weight, or of two matrices of such rows where ``a`` is transposed.
+
+    oneDNN compiles a program for every shape, half a millisecond each time, and keeps the last thousand: bags of many
+    sizes make it start again and again. Few rows are followed by zeros up to one of few numbers, see :func:`room`.
+    """
+    if a.is_contiguous() and a.numel() <= COPIED:
+        out = product(_with_room(a), b, bias)
+        return out.resize_(len(a), out.shape[1])  # a slice would be a view, which nobody may change in place
+    if not a.is_contiguous() and a.numel() + b.numel() <= COPIED:
+        return product(_with_room(a.t()).t(), _with_room(b), bias)
+    return product(a, b, bias)
+
+
+def room(rows: int) -> int:
+    """``rows``, or up to an eighth (or 15) more: of few different numbers, where products are oneDNN's."""
+    step = max(16, 2 ** rows.bit_length() // 16) if is_faster() else 1
+    return -(-rows // step) * step
+
+
+def _with_room(rows: Tensor) -> Tensor:
+    more = room(len(rows)) - len(rows)
+    return F.pad(rows, (0, 0, 0, more)) if more else rows
 
 
 def _by_parts(a: Tensor, b: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ def test_linear(shape, biased):
 def test_a_long_gradient_of_weights_is_summed_by_parts(monkeypatch):
     monkeypatch.setattr(onednn, "LONG", 50)
     monkeypatch.setattr(onednn, "PART", 40)
+    monkeypatch.setattr(onednn, "COPIED", 0)  # so long ones are not copied
     by_parts, taken = onednn._by_parts, []
     monkeypatch.setattr(onednn, "_by_parts", lambda a, b: (taken.append(a.shape), by_parts(a, b))[1])
 
@@ -368,6 +369,32 @@ def test_bad_arguments_are_named():
         residual_norm_prelu(x, torch.ones(3, 3), token, token, token, torch.ones(1))
     with pytest.raises(InputError, match="first argument"):
         residual_norm_prelu(x, x.double(), token, token, token, torch.ones(1))
+
+
+@needs_onednn
+@pytest.mark.parametrize("op", ["linear", "dropout_linear"])
+def test_onednn_meets_few_shapes_of_bags_and_the_numbers_are_those_of_their_own_shape(op, monkeypatch):
+    def gradients(n):
+        x, weight, bias = (
+            draw(*shape, seed=i, dtype=torch.float32) for i, shape in enumerate([(n, 64), (96, 64), (96,)])
+        )
+        if op == "linear":
+            return outputs_and_gradients(partial(linear, backend="onednn"), [x, weight, bias])
+        options = {"index": packed_index(n), "token": torch.ones(64), "dropout_p": 0.3, "seed": 1, "sizes": (64, 32)}
+        return outputs_and_gradients(lambda *v: dropout_linear(*v, **options), [x, weight, bias])
+
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "LEAST", 0)
+    sizes, shapes, plain = list(range(70, 512, 7)), set(), onednn.product
+    monkeypatch.setattr(
+        onednn, "product", lambda a, b, bias=None: (shapes.add((a.shape, b.shape)), plain(a, b, bias))[1]
+    )
+    few = [gradients(n) for n in sizes]
+    found = len(shapes)
+    shapes.clear()
+    monkeypatch.setattr(onednn, "room", lambda rows: rows)
+    assert all(a.equal(b) for n, got in zip(sizes, few, strict=True) for a, b in zip(got, gradients(n), strict=True))
+    assert found < len(shapes) / 2
 
 
 @needs_onednn

@@ -11,6 +11,7 @@ those of the matrix products, which are torch's, can.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class _Plan:
     precision: torch.dtype
 
     def __post_init__(self):
+        self.firsts = [0, *accumulate(self.sizes)][:-1]  # of the columns of each output among all
         block = BLOCK if self.dropout_p > 0 else 8 * BLOCK  # without dropout rows in order need no packing
         self.row_blocks, self.token_blocks = _split(self.index >= 0, block), _split(self.index < 0, block)
 
@@ -62,19 +64,29 @@ class _Plan:
         return weight if self.dropout_p == 0 else weight / (1 - self.dropout_p)
 
     def pack(self, rows, x):
-        """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p."""
+        """``x[index[rows]]`` with 0 where dropout drops; it is the weight that is divided by 1 - p.
+
+        Rows of zeros may follow, see ``onednn.room``.
+        """
         if self.dropout_p == 0:
             picked = self.index[rows]
             if (np.diff(picked) == 1).all():
                 return x[picked[0] : picked[-1] + 1]
-        packed = x.new_empty(len(rows), x.shape[1])
-        _pack(_bounds(packed), rows, (self.index, array(x)), self.dropout, packed.numpy())
+        packed = self.empty(rows, x)
+        _pack(blocks(len(rows), x.shape[1]), rows, (self.index, array(x)), self.dropout, packed.numpy())
         return packed
 
     def pack_kept(self, rows, x):
-        """1 where dropout keeps an entry of the rows, else 0."""
-        packed = x.new_empty(len(rows), x.shape[1])
-        _pack_kept(_bounds(packed), rows, self.dropout, packed.numpy())
+        """1 where dropout keeps an entry of the rows, else 0; rows of zeros may follow."""
+        packed = self.empty(rows, x)
+        _pack_kept(blocks(len(rows), x.shape[1]), rows, self.dropout, packed.numpy())
+        return packed
+
+    def empty(self, rows, x):
+        """Memory for ``pack``; where its products are oneDNN's, with room and zeros there."""
+        pays = self.precision == x.dtype and onednn.pays(len(rows) * x.shape[1] * sum(self.sizes), x)
+        packed = x.new_empty(onednn.room(len(rows)) if pays else len(rows), x.shape[1])
+        packed[len(rows) :] = 0
         return packed
 
     def unpack(self, rows, flow, grad_x):
@@ -89,29 +101,37 @@ class _Plan:
             for out, columns, shift in zip(outs, weight.split(self.sizes), biases, strict=True):
                 self.product(packed, columns.T, shift, out=out[part])
             return
-        result, order = self.product(packed, weight.T, bias), np.arange(len(rows))
-        for out, columns in zip(outs, result.split(self.sizes, dim=1), strict=True):
-            _copy(_bounds(result), order, columns.numpy(), rows, out.numpy())
+        result, order = self.product(packed, weight.T, bias).numpy(), np.arange(len(rows))
+        for out, first in zip(outs, self.firsts, strict=True):
+            _copy(blocks(len(rows), out.shape[1]), (result, order, first), (out.numpy(), rows, 0), out.shape[1])
 
-    def collect(self, rows, grads, like):
-        """The gradients of all outputs at ``rows``, side by side: ``[len(rows), O]``."""
+    def collect(self, rows, grads, packed):
+        """The gradients of all outputs at ``rows``, side by side: ``[len(packed), O]``, zeros after the last row."""
+        result, order = packed.new_empty(len(packed), sum(self.sizes)), np.arange(len(rows))
+        result[len(rows) :] = 0
         if (part := _neighbours(rows)) is not None:
             columns = zip(grads, self.sizes, strict=True)
-            return torch.cat([like.new_zeros(len(rows), n) if g is None else g[part] for g, n in columns], dim=1)
-        result, order = like.new_empty(len(rows), sum(self.sizes)), np.arange(len(rows))
-        for grad, columns in zip(grads, result.split(self.sizes, dim=1), strict=True):
+            parts = [packed.new_zeros(len(rows), n) if g is None else g[part] for g, n in columns]
+            torch.cat(parts, dim=1, out=result[: len(rows)])
+            return result
+        for grad, size, first in zip(grads, self.sizes, self.firsts, strict=True):
             if grad is None:
-                columns.zero_()
+                result[:, first : first + size] = 0
             else:
-                _copy(_bounds(result), rows, array(grad), order, columns.numpy())
+                _copy(blocks(len(rows), size), (array(grad), rows, 0), (result.numpy(), order, first), size)
         return result
 
     def product(self, a, b, bias=None, out=None):
-        """``a @ b + bias``, the product in ``precision``; float32 and float64 go into ``out`` at once."""
+        """``a @ b + bias``, the product in ``precision``; float32 and float64 go into ``out`` at once.
+
+        With ``out`` only as many rows of a as that has.
+        """
+        rows = len(a) if out is None else len(out)
+        if self.precision == a.dtype and onednn.pays(rows * b.numel(), a):
+            result = onednn.product(a, b, bias)
+            return result if out is None else out.copy_(result[:rows])
+        a = a[:rows]
         if self.precision == a.dtype:
-            if onednn.pays(a.numel() * b.shape[1], a):
-                result = onednn.product(a, b, bias)
-                return result if out is None else out.copy_(result)
             return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
         result = torch.mm(a.to(self.precision), b.to(self.precision)).to(a.dtype)
         result = result if bias is None else result.add_(bias)
@@ -127,10 +147,6 @@ def _neighbours(rows):
     """The slice that ascending rows are, or None."""
     first, last = int(rows[0]), int(rows[-1])
     return slice(first, last + 1) if last - first + 1 == len(rows) else None
-
-
-def _bounds(matrix):
-    return blocks(*matrix.shape)
 
 
 class _DropoutLinear(torch.autograd.Function):
@@ -155,19 +171,21 @@ class _DropoutLinear(torch.autograd.Function):
         grad_bias = scaled.new_zeros(len(scaled)) if ctx.biased else None
         grad_token = None if token is None else torch.zeros_like(token)
         for rows in plan.row_blocks:
-            grad = plan.collect(rows, grads, x)
-            grad_weight = _plus(grad_weight, plan.product(grad.T, plan.pack(rows, x)))
+            packed = plan.pack(rows, x)
+            grad = plan.collect(rows, grads, packed)
+            grad_weight = _plus(grad_weight, plan.product(grad.T, packed))
             if ctx.biased:
-                grad_bias += grad.sum(0)
+                grad_bias += grad[: len(rows)].sum(0)
             if grad_x is not None:
                 plan.unpack(rows, plan.product(grad, scaled), grad_x)
         for rows in plan.token_blocks:
-            grad = plan.collect(rows, grads, x)
-            kept = plan.product(grad.T, plan.pack_kept(rows, x))  # [O, D]
+            packed = plan.pack_kept(rows, x)
+            grad = plan.collect(rows, grads, packed)
+            kept = plan.product(grad.T, packed)  # [O, D]
             grad_weight = _plus(grad_weight, kept * token)
             grad_token += (kept * scaled).sum(0)
             if ctx.biased:
-                grad_bias += grad.sum(0)
+                grad_bias += grad[: len(rows)].sum(0)
         grad_weight = torch.zeros_like(scaled) if grad_weight is None else grad_weight.div_(1 - plan.dropout_p)
         return grad_x, grad_weight, grad_bias, grad_token, None
 
@@ -178,11 +196,19 @@ def _plus(total, part):
 
 
 @jit(parallel=True)
-def _copy(bounds, from_rows, source, to_rows, target):
+def _copy(bounds, source, target, width):
+    """Copies ``width`` columns of rows; ``source`` and ``target`` are (array, its rows, first column) each."""
     for block in prange(len(bounds) - 1):
         for r in range(bounds[block], bounds[block + 1]):
-            for c in range(source.shape[1]):
-                target[to_rows[r], c] = source[from_rows[r], c]
+            _copy_row(r, source, target, width)
+
+
+@jit()
+def _copy_row(r, source, target, width):
+    (from_, from_rows, from_first), (to, to_rows, to_first) = source, target
+    row, copy = from_[from_rows[r], from_first : from_first + width], to[to_rows[r], to_first : to_first + width]
+    for c in range(width):
+        copy[c] = row[c]
 
 
 @jit(parallel=True)
