@@ -23,7 +23,7 @@ import torch
 from mil_zoo.bench import memory
 from mil_zoo.bench.memory import heap_set_aside
 from mil_zoo.bench.plan import Plan, TrialPlan
-from mil_zoo.bench.processes import fresh_interpreters
+from mil_zoo.bench.processes import cores, fresh_interpreters
 from mil_zoo.bench.results import Row, Trial
 from mil_zoo.bench.trial import Job, Worker
 from mil_zoo.errors import InputError
@@ -51,11 +51,6 @@ def jobs_that_fit(plan: Plan) -> int:
     if room is not None:
         fit.append(int(room / (PROCESS_MIB + width * (held + 6 * max(bags.sizes)))))
     return max(1, min(fit))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Executor(Protocol):
@@ -148,22 +143,43 @@ class Processes:
 
 
 class _Queue:
-    """The jobs that wait, each with the number of its attempt, and the plugins that cost a process its life."""
+    """The jobs that wait, each with the number of its attempt, and the plugins that cost a process its life.
+
+    Trials of models that took long go first, and before them those of models of which none has finished yet: a long one
+    that began last would leave the other processes idle.
+    """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._waiting = deque((job, 1) for job in jobs)
+        self._seconds: dict[str, float] = {}  # that the last trial of each model took
         self._deadly: dict[Path, str] = {}  # whose import ends a process, or takes longer than a trial may; and why
 
     def give(self, member: _Member, on_trial: Callable[[TrialPlan], None]) -> Iterator[Trial]:
         """Gives an idle member the next job; yields those before it that fail for want of a plugin."""
         while member.job is None and self._waiting:
-            job, attempt = self._waiting.popleft()
+            job, attempt = self._next()
             left = without_deadly(job, self._deadly)
             if isinstance(left, Trial):
                 yield left
             else:
                 member.give(left, attempt)
                 on_trial(job.trial)
+
+    def _next(self) -> tuple[Job, int]:
+        def urgency(place: int) -> tuple[int, float]:
+            job, attempt = self._waiting[place]
+            return -attempt, self._seconds.get(job.trial.model.label, math.inf)
+
+        place = max(range(len(self._waiting)), key=urgency)  # the first of several
+        chosen = self._waiting[place]
+        del self._waiting[place]
+        return chosen
+
+    def finished(self, member: _Member) -> None:
+        """Takes the job from a member that is done with it, and notes how long it took."""
+        assert member.job is not None
+        self._seconds[member.job.trial.model.label] = time.monotonic() - member.started
+        member.job = None
 
     def ended(self, member: _Member, reason: str = "", again: bool = True) -> Trial | None:
         """Puts a new process in the place of one that was killed, or is to be; what came of its job, if it is lost.
@@ -201,7 +217,7 @@ def _heard(member: _Member, queue: _Queue, on_epoch: Callable[[TrialPlan, Row], 
     except (EOFError, OSError):  # its end of the pipe is closed
         return queue.ended(member)
     if kind == "trial":
-        member.job = None
+        queue.finished(member)
         outcome: Trial = content
         return outcome
     if kind == "epoch":

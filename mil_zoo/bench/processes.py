@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.context import BaseContext
 
 # What a trial imports and what starts no threads when it is imported; torch's optimisers import torch._dynamo.
@@ -23,3 +24,21 @@ def fresh_interpreters(gpu: bool = False) -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     return context
+
+
+def start_importing() -> None:
+    """Starts the process that all fresh interpreters will be forks of, so that it imports beside this one.
+
+    Nothing is started on a single core, or where there is a GPU.
+    """
+    import torch
+
+    if cores() > 1 and not torch.cuda.is_available() and fresh_interpreters().get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # not there on every system
+
+        forkserver.ensure_running()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

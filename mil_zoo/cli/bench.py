@@ -207,6 +207,10 @@ def bench(options: BenchOptions) -> int:
 
     console = Console()
     with console.status("Loading torch"):
+        if options.jobs != 1 and options.executor in (None, "processes") and not options.dry_run:
+            from mil_zoo.bench.processes import start_importing
+
+            start_importing()  # where trials will run, meanwhile
         from mil_zoo.bench.executors import jobs_that_fit
         from mil_zoo.bench.plan import make_plan
         from mil_zoo.cli.report import show
