@@ -12,6 +12,7 @@ from mil_zoo.kernels._numba.hashing import Dropout
 from mil_zoo.kernels._numba.jit import array, array_or_empty
 from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
 from mil_zoo.kernels._numba.threads import blocks
+from mil_zoo.kernels.memory import empty
 from mil_zoo.kernels.ops.graph_attention import numba_kernels as kernels
 
 
@@ -39,7 +40,7 @@ class _GraphAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feat, src_score, dst_score, key_feat, key_score, bag, settings, return_attention):
         graph, (_, heads, width), rows = settings[0], feat.shape, settings[0].num_dst
-        out, lse = feat.new_empty(rows, heads, width), src_score.new_empty(rows, heads)
+        out, lse = empty(feat, rows, heads, width), src_score.new_empty(rows, heads)
         attention = src_score.new_empty(graph.num_edges, heads) if return_attention else None
         key_attention = src_score.new_empty(rows, heads) if return_attention and bag is not None else None
         tensors = feat, src_score, dst_score, key_feat, key_score, bag, lse
@@ -63,7 +64,7 @@ class _GraphAttention(torch.autograd.Function):
         graph, heads, cost = ctx.settings[0], feat.shape[1], feat.shape[1] * feat.shape[2]
         if grad_out is None:
             grad_out = feat.new_zeros(graph.num_dst, *feat.shape[1:])
-        grads = [x.new_empty(x.shape) for x in (feat, src_score, dst_score)]
+        grads = [empty(x, *x.shape) for x in (feat, src_score, dst_score)]
         grad_feat, grad_src, grad_dst = (array(grad) for grad in grads)
         inputs, dropout = _arrays(*ctx.saved_tensors, ctx.settings)
         by_destination = kernels.ByDestination(

@@ -13,6 +13,7 @@ from mil_zoo.kernels._numba.loops import CHUNK
 from mil_zoo.kernels._numba.storage import write_row
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted
+from mil_zoo.kernels.memory import empty
 
 
 def forward(x, graph, weight):
@@ -41,7 +42,7 @@ class _GraphSum(torch.autograd.Function):
 def _summed(x, graph, weight):
     """Sums over the rows of a CSR or of its transpose."""
     edges, x_ = Edges.of(graph), array(x)[:, None]
-    out = x.new_empty(len(edges.indptr) - 1, x.shape[1])
+    out = empty(x, len(edges.indptr) - 1, x.shape[1])
     _sum(blocks(edges.indptr, x.shape[1]), edges, x_, array(weight), array(out))
     return out
 

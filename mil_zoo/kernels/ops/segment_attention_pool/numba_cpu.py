@@ -20,6 +20,7 @@ from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_wei
 from mil_zoo.kernels._numba.storage import write_row
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import dots
+from mil_zoo.kernels.memory import empty
 
 
 class _Flows(NamedTuple):
@@ -86,7 +87,7 @@ class _SegmentAttentionPool(torch.autograd.Function):
         grad_weights = np.empty_like(attention_)
         # Of the shape of the values: autograd adds to a gradient in place where it is no view of another tensor.
         wanted = ctx.needs_input_grad[1]
-        grad_values = values.new_empty(values.shape) if wanted else None
+        grad_values = empty(values, *values.shape) if wanted else None
         values_ = _by_head(values)
         flows = _Flows(
             attention=attention_,
