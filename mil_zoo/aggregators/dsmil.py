@@ -125,6 +125,6 @@ class DSMIL(Aggregator):
     def losses(self, batch: BagBatch) -> dict[str, Tensor]:
         """Computes the binary cross-entropies "bag" and "instance" (of critical instances), and their mean, "loss"."""
         output, critical = self._score(batch)
-        bag = one_vs_rest_loss(self, output.logits, batch)
-        instance = one_vs_rest_loss(self, output.instance_logits.gather(0, critical), batch)
+        both = torch.stack([output.logits, output.instance_logits.gather(0, critical)])  # [2, B, C]
+        bag, instance = one_vs_rest_loss(self, both, batch).unbind()
         return {"loss": (bag + instance) / 2, "bag": bag, "instance": instance}
