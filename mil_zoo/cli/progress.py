@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -33,6 +35,8 @@ class _Log:
         self._console, self._total = console, len(plan.trials)
         self._criterion = plan.dataset.task.lead
         self._found = self._finished = 0
+        self._left = Counter(trial.model.label for trial in plan.trials)
+        self._seconds: dict[str, list[float]] = {}  # of the trials of each model that ran
         self._started: float | None = None
 
     def start(self) -> None:
@@ -44,15 +48,24 @@ class _Log:
 
     def add(self, trial: Trial) -> None:
         """Counts a trial that is there already, or says what came of one that ran and how long the others will take."""
+        self._left[trial.label] -= 1
         if self._started is None:
             self._found += 1
             return
         self._finished += 1
+        self._seconds.setdefault(trial.label, []).append(trial.training_seconds or 0.0)
         score = trial.metrics.get(self._criterion)
         what = f"{self._criterion} {score:.3f}" if score is not None else trial.reason or "no score"
         done, spent = self._found + self._finished, time.monotonic() - self._started
-        left = duration(spent / self._finished * (self._total - done))
+        left = duration(spent * self._share_left())
         self._print(f"{trial.trial}: {what}; {done} of {self._total} trials, about {left} left")
+
+    def _share_left(self) -> float:
+        """How much is left to do, in shares of what is done: models take different times, those that ran tell them."""
+        means = {label: fmean(seconds) for label, seconds in self._seconds.items()}
+        of_others, done = fmean(means.values()), sum(map(sum, self._seconds.values()))
+        left = sum(count * means.get(label, of_others) for label, count in self._left.items())
+        return left / done if done else self._left.total() / self._finished
 
     def _print(self, text: str) -> None:
         if not self._console.is_terminal:

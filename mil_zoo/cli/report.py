@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mil_zoo.bench.memory import heap_set_aside
 from mil_zoo.cli.options import comma_list, plugin_option
 from mil_zoo.cli.progress import telling, working
 from mil_zoo.errors import InputError
@@ -119,7 +120,7 @@ def show(
     control: str | None = None,
 ) -> None:
     """Writes and prints the tables of the run in ``path``, draws its figures and page, and says where they are."""
-    with telling(console), working(console, "Drawing tables and figures"):
+    with telling(console), working(console, "Drawing tables and figures"), heap_set_aside():
         from mil_zoo.report.figures import draw_figures
         from mil_zoo.report.load import Results
         from mil_zoo.report.page import write_page

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -65,6 +66,19 @@ def test_processes_give_the_same_bytes_as_one(bag_table, in_process, tmp_path):
     assert sorted(epochs) == sorted((trial, epoch) for trial in started for epoch in (1, 2))
     assert not list(run.path.glob("trials/.*"))
     assert not multiprocessing.active_children()
+
+
+def test_trials_of_the_models_that_take_longest_start_first(bag_table, tmp_path, monkeypatch):
+    started, clock = [], SimpleNamespace(now=0.0)
+
+    def on_trial(trial):
+        started.append(trial.model.name)
+        clock.now += {"mean": 1.0, "max": 16.0}[trial.model.name]
+
+    monkeypatch.setattr(executors, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    plan = small_plan(bag_table, models=["mean", "max"], folds=3, epochs=1, overrides={})
+    run_plan(plan, tmp_path / "run", executor=Processes(1), on_trial=on_trial)
+    assert started == ["mean", "max", "max", "max", "mean", "mean"]  # each once, then what took longer
 
 
 PLUGIN = """

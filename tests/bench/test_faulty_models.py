@@ -1,13 +1,20 @@
 """Aggregators of users that go wrong: each costs its own trials, says why, and leaves its traceback."""
 
+import dataclasses
+import io
 import json
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 
 from mil_zoo.bench import executors
+from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.suite import read_suite
+from mil_zoo.cli.progress import run_with_progress
 from mil_zoo.registry import PLUGINS
 
 HEAD = """
@@ -157,6 +164,27 @@ def test_a_log_has_a_line_a_trial_and_says_what_is_done_while_figures_are_drawn(
     _, out, _ = run_cli(*command)
     assert "3 of 4 trials lie there already" in out
     assert out.count(" of 4 trials, about ") == 1
+
+
+class ByTheClock:
+    """An executor whose trials fail, one after another, when the clock says so: srmil's after 16 s, abmil's after 2."""
+
+    now = 0.0
+
+    def run(self, jobs, on_trial, on_epoch):
+        for job in jobs:
+            on_trial(job.trial)
+            seconds = {"srmil": 16.0, "abmil": 2.0}[job.trial.model.name]
+            self.now += seconds
+            yield dataclasses.replace(job.failed("so"), training_seconds=seconds)
+
+
+def test_what_is_left_is_told_by_how_long_each_model_took(bag_table, tmp_path, monkeypatch):
+    suite = read_suite(None, datasets=[str(bag_table)], models=["srmil", "abmil"], folds=2)
+    clock, console = ByTheClock(), Console(file=io.StringIO())
+    monkeypatch.setattr("mil_zoo.cli.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
+    run_with_progress(make_plan(suite, str(bag_table)), tmp_path, console, clock, 60.0)
+    assert re.findall(r"about (\d+ s) left", console.file.getvalue()) == ["48 s", "18 s", "2 s", "0 s"]
 
 
 def test_what_a_model_loads_once_is_not_measured(run_cli, bag_table, tmp_path):
