@@ -154,18 +154,31 @@ def test_depthwise_conv(shape, kernel, dtype, backend):
     assert_close([depthwise_conv(gaps, weight, shape=shape, backend=backend)], [plain(x, weight, 0)], dtype)
 
 
-def test_depthwise_conv_takes_its_own_gradients_but_under_autocast():
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_depthwise_conv_under_autocast_is_that_of_its_precision(backend):
+    x, weight = draw(6, 4, seed=0, dtype=torch.float32), draw(4, 1, 3, 3, seed=1, dtype=torch.float32)
+    expected = depthwise_conv(x.bfloat16(), weight.bfloat16(), shape=(2, 3), backend=backend)
+    for given in (x, x.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = depthwise_conv(given, weight, shape=(2, 3), backend=backend)
+        assert out.dtype == torch.bfloat16
+        assert out.equal(expected)
+        assert all(t.dtype == torch.float32 for t in torch.autograd.grad(out.sum(), (x, weight)))
+
+
+def test_depthwise_conv_takes_its_own_gradients():
     x, weight = draw(6, 4, seed=0, dtype=torch.float32), draw(4, 1, 3, 3, seed=1, dtype=torch.float32)
     assert "DepthwiseConv" in type(depthwise_conv(x, weight, shape=(2, 3)).grad_fn).__name__
     with torch.autocast("cpu", torch.bfloat16):
-        assert depthwise_conv(x, weight, shape=(2, 3)).dtype == torch.bfloat16
+        assert "DepthwiseConv" in type(depthwise_conv(x, weight, shape=(2, 3)).grad_fn).__name__
     for options, message in [
         ({"weight": torch.ones(4, 1, 2, 3)}, "kernels must be odd, not 2 x 3"),
         ({"shape": (2, 2)}, r"x must have shape \[4, \*\]"),
+        ({"x": x[:0], "shape": (0, 3)}, r"x must hold a pixel and a channel, not \[0, 4\]"),
         ({"bias": torch.ones(3)}, r"bias must have shape \[4\]"),
     ]:
         with pytest.raises(InputError, match=message):
-            depthwise_conv(x, **{"weight": weight, "shape": (2, 3)} | options)
+            depthwise_conv(**{"x": x, "weight": weight, "shape": (2, 3)} | options)
 
 
 @needs_onednn
@@ -428,3 +441,14 @@ def test_nothing_is_a_product_too():
     assert linear(torch.ones(0, 3, 16), torch.ones(64, 16), backend="onednn").shape == (0, 3, 64)
     none = torch.ones(1, 0, 4)
     assert dense_attention(torch.ones(1, 2, 4), none, none, backend="onednn").equal(torch.zeros(1, 2, 4))
+    for heads, width in [(2, 0), (0, 3), (0, 0)]:  # of no columns every logit is 0
+
+        def inputs(heads=heads, width=width):
+            return [draw(heads, *size, seed=1, dtype=torch.float32) for size in ((3, width), (4, width), (4, 5))]
+
+        for function in (partial(dense_attention, backend="onednn"), lambda *x: by_products.on_a_gpu(*x, None)):
+            got = outputs_and_gradients(function, inputs())
+            for a, b in zip(
+                got, outputs_and_gradients(partial(dense_attention, backend="reference"), inputs()), strict=True
+            ):
+                torch.testing.assert_close(a, b)

@@ -18,7 +18,6 @@ from mil_zoo.kernels import (
     backend_status,
     backends,
     graph_attention,
-    graph_sum,
     segment_attention_pool,
 )
 from mil_zoo.kernels._numba import jit as numba_jit
@@ -117,26 +116,6 @@ def test_half_precision_is_computed_in_float32():
     out.sum().backward()
     expected.sum().backward()
     assert all(a.grad.equal(b.grad.bfloat16()) for a, b in zip(half, same, strict=True))
-
-
-@pytest.mark.parametrize("values_of", ["heads", "all"])
-def test_pooling_and_sums_of_bfloat16_are_computed_in_float32(values_of):
-    generator, offsets = torch.Generator().manual_seed(0), torch.tensor([0, 3, 700])
-    scores, x = torch.randn(700, 2, generator=generator), torch.randn(700, 2, 70, generator=generator).bfloat16()
-    graph = CSR.from_edges(*torch.randint(700, (2, 5000), generator=generator), 700)
-
-    def run(dtype):
-        values = (x if values_of == "heads" else x[:, 0]).to(dtype).detach().requires_grad_()
-        pooled, _ = segment_attention_pool(scores.to(dtype), values, offsets, dropout_p=0.2, seed=1, backend="numba")
-        total = graph_sum(values.flatten(1), graph, backend="numba")
-        assert pooled.dtype == total.dtype == dtype
-        grads = [torch.linspace(-1, 1, out.numel()).bfloat16().to(dtype).view_as(out) for out in (pooled, total)]
-        each = [torch.autograd.grad(out, values, grad)[0] for out, grad in zip((pooled, total), grads, strict=True)]
-        return pooled, total, *each
-
-    scores = scores.bfloat16()
-    for got, expected in zip(run(torch.bfloat16), run(torch.float32), strict=True):
-        assert got.equal(expected.bfloat16())
 
 
 def test_a_bag_outside_the_global_keys_is_refused():

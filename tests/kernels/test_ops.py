@@ -342,6 +342,23 @@ def test_reductions_of_infinities_and_nan(backend):
     torch.testing.assert_close(total, torch.tensor([[-inf, nan], [3.0, nan]]), equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", [*REDUCE_BACKENDS, "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("repeats", [1, 400])  # a bag of several pieces
+def test_logsumexp_of_infinities_and_nan(repeats, dtype, backend):
+    inf, nan = torch.inf, torch.nan
+    rows = torch.tensor([[inf, -inf, inf, nan, 0], [1, -inf, nan, -inf, -inf], [inf, -inf, 2, 2, 0]], dtype=dtype)
+    values, offsets = rows.repeat(repeats, 1).requires_grad_(), torch.tensor([0, 3 * repeats])
+    reduced = segment_reduce(values, offsets, "logsumexp", backend=backend)
+    top = torch.tensor(2.0 * repeats).log().item()
+    expected = torch.tensor([[inf, -inf, nan, nan, top]], dtype=dtype)
+    torch.testing.assert_close(reduced, expected, equal_nan=True)
+    (grad,) = torch.autograd.grad(reduced.sum(), values)
+    share = 0.5 / repeats
+    once = [[nan, nan, nan, nan, share], [0, nan, nan, nan, 0], [nan, nan, nan, nan, share]]
+    torch.testing.assert_close(grad[:3], torch.tensor(once, dtype=dtype), rtol=0.01, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_runs_give_the_same_bits(backend):
     graph = random_csr(3000, 3000)

@@ -241,6 +241,16 @@ def test_argmax_is_the_first_of_equal_instances():
     assert values.grad.tolist() == [[0, 1], [1, 0], [0, 0], [1, 1]]
 
 
+def test_logsumexp_of_infinities():
+    inf = torch.inf
+    rows = torch.tensor([[inf, -inf, 0], [1, -inf, -inf], [inf, -inf, 0]], device=DEVICE)
+    values, offsets = rows.repeat(400, 1).requires_grad_(), torch.tensor([0, 1200], device=DEVICE)
+    reduced = segment_reduce(values, offsets, "logsumexp", backend="triton")
+    torch.testing.assert_close(reduced.cpu(), torch.tensor([[inf, -inf, torch.tensor(800.0).log()]]))
+    reduced.sum().backward()
+    assert values.grad[1].nan_to_num(nan=7).tolist() == [0, 7, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_stored_and_float32_computed(dtype):
     """Against float32 from the same rounded inputs: results are rounded, and backward starts from rounded outputs.

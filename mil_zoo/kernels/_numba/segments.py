@@ -13,6 +13,7 @@ from numba import prange
 
 from mil_zoo.kernels._numba.jit import jit
 from mil_zoo.kernels._numba.loops import exponentials
+from mil_zoo.kernels._numba.storage import widened
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted
 
@@ -106,10 +107,11 @@ def segment_statistics(scores: np.ndarray, pieces: Pieces) -> tuple[np.ndarray, 
         pieces: of segments of which none is empty.
 
     Returns:
-        ``[B, K]`` each. Where all scores are -inf, the lowest finite number and 0.
+        ``[B, K]`` each, float32 of bfloat16. Where all scores are -inf, the lowest finite number and 0.
     """
     starts, first = pieces.starts, pieces.first
-    top = np.empty((len(starts) - 1, scores.shape[1]), scores.dtype)
+    dtype = np.float32 if scores.dtype == np.uint16 else scores.dtype
+    top = np.empty((len(starts) - 1, scores.shape[1]), dtype)
     total = np.empty_like(top)
     _statistics(blocks(starts, 16 * scores.shape[1]), starts, scores, top, total)
     if pieces.whole:
@@ -130,20 +132,21 @@ def _statistics(bounds, starts, scores, top, total):
 @jit(allocates=True)
 def _piece_statistics(scores, top, total):
     """Maximum of each column and sum of the exponentials relative to it."""
-    _sum_exponentials(scores, top, total, np.empty_like(scores))
+    _sum_exponentials(scores, top, total, np.empty(scores.shape, top.dtype))
 
 
 @jit()
 def _sum_exponentials(scores, top, total, weight):
-    top[:] = np.finfo(scores.dtype).min  # and not -inf, for differences of two -inf are NaN
+    top[:] = np.finfo(top.dtype).min  # and not -inf, for differences of two -inf are NaN
     total[:] = 0
     for n in range(len(scores)):
         for k in range(len(top)):
-            if scores[n, k] > top[k]:
-                top[k] = scores[n, k]
+            score = widened(scores[n, k])
+            if score > top[k]:
+                top[k] = score
     for n in range(len(scores)):
         for k in range(len(top)):
-            weight[n, k] = scores[n, k] - top[k]
+            weight[n, k] = widened(scores[n, k]) - top[k]
     exponentials(weight)
     for n in range(len(scores)):
         for k in range(len(top)):

@@ -7,10 +7,22 @@ written.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numba import types
 from numba.extending import overload
+from torch import Tensor
 
 from mil_zoo.kernels._numba.jit import jit
+
+
+def computed(tensor: Tensor) -> torch.dtype:
+    """The precision in which kernels compute with a tensor: float64, or float32 for all others."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """A tensor as kernels read it: float16, which they do not widen, as float32, and others as they are."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def widened(x):

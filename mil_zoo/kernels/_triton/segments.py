@@ -241,7 +241,7 @@ def _logsumexp(bounds, values, out, F: tl.constexpr, BLOCK_F: tl.constexpr, BLOC
         n = start + tl.arange(0, BLOCK_N)
         mask = (n < end)[:, None] & (column < F)[None, :]
         x = tl.load(values + (n * F)[:, None] + column[None, :], mask, -float("inf")).to(tl.float32)
-        new = tl.maximum(top, x)
+        new = tl.minimum(tl.maximum(top, x), -LOWEST)  # finite, for differences of two infinities are NaN
         total = total * tl.exp(top - new) + tl.exp(x - new)
         top = new
         start += BLOCK_N

@@ -27,7 +27,7 @@ class _Blocks(NamedTuple):
 
     def of(self, q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
         """Heads and queries of each block."""
-        heads = self.heads or len(q)
+        heads = self.heads or max(1, len(q))
         rows = max(1, self.pairs // max(1, heads * k.shape[1]))
         return [
             (slice(h, h + heads), slice(i, i + rows))
@@ -54,7 +54,7 @@ class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, bias, blocks):
         # Without gaps between rows: a product would copy what it is given, once in every block.
-        q = torch.mul(q, q.shape[-1] ** -0.5, out=q.new_empty(q.shape))
+        q = torch.mul(q, _scale(q), out=q.new_empty(q.shape))
         k, v = k.contiguous(), v.contiguous()
         out = q.new_empty(*q.shape[:2], v.shape[2])
         for h, rows in blocks.of(q, k):
@@ -78,7 +78,11 @@ class _DenseAttention(torch.autograd.Function):
             logits = multiply(flow, v[h].mT).sub_(mean[h, rows]).mul_(weights)
             grad_q[h, rows] = multiply(logits, k[h])
             grad_k[h] += multiply(queries.mT, logits).mT
-        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k, grad_v, None, None
+        return grad_q.mul_(_scale(q)), grad_k, grad_v, None, None
+
+
+def _scale(q):
+    return max(1, q.shape[-1]) ** -0.5  # of no columns all logits are 0
 
 
 def _weights(q, k, bias, blocks):

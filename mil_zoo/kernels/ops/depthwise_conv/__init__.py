@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mil_zoo.errors import InputError
@@ -28,23 +29,26 @@ def depthwise_conv(
         weight: ``[C, 1, a, b]``, a and b odd.
         bias: ``[C]``, or None.
         shape: (height, width).
-        backend: "auto", "reference" or "numba"; under autocast "auto" is PyTorch's own.
+        backend: "auto", "reference" or "numba".
 
     Returns:
-        ``[height * width, C]``.
+        ``[height * width, C]``; under autocast in its precision, as PyTorch's.
 
     Raises:
-        InputError: shapes or devices that do not fit, an even kernel, or a backend that cannot run.
+        InputError: shapes or devices that do not fit, an empty image, an even kernel, or a backend that cannot run.
     """
-    is_cast = autocast_dtype(x) is not None  # x may have another precision than the weights
     check_tensor("x", x, (shape[0] * shape[1], None))
-    check_tensor("weight", weight, (x.shape[1], 1, None, None), like=None if is_cast else x)
+    if not x.numel():
+        raise InputError(f"x must hold a pixel and a channel, not {list(x.shape)}")
+    if (precision := autocast_dtype(x)) is not None:
+        bias = None if bias is None else bias.to(precision)
+        with torch.autocast(x.device.type, enabled=False):
+            return depthwise_conv(x.to(precision), weight.to(precision), bias, shape=shape, backend=backend)
+    check_tensor("weight", weight, (x.shape[1], 1, None, None), like=x)
     if bias is not None:
         check_tensor("bias", bias, (x.shape[1],), like=weight)
     if not (weight.shape[2] % 2 and weight.shape[3] % 2):
         raise InputError(f"kernels must be odd, not {weight.shape[2]} x {weight.shape[3]}")
     name = choose_backend("depthwise_conv", IMPLEMENTATIONS, backend, x.device, x.dtype)
-    if backend == "auto" and is_cast:
-        name = "reference"
     out: Tensor = IMPLEMENTATIONS[name](x, weight, bias, shape)
     return out

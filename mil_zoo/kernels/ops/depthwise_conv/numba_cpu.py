@@ -11,7 +11,9 @@ import torch
 from numba import prange
 from torch.autograd.function import once_differentiable
 
+from mil_zoo.kernels import onednn
 from mil_zoo.kernels._numba.jit import array, jit
+from mil_zoo.kernels._numba.storage import computed, stored, widened
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels.ops.depthwise_conv import reference
 
@@ -20,10 +22,9 @@ PIXELS = 256  # that are summed before they are added to the rest, which keeps d
 
 
 def forward(x, weight, bias, shape):
-    """See ``depthwise_conv``. Half precision is converted to float32 and back."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    bias = None if bias is None else bias.to(dtype)
-    return _DepthwiseConv.apply(x.to(dtype).contiguous(), weight.to(dtype), bias, shape).to(x.dtype)
+    """See ``depthwise_conv``. Tensors are read and written as they are, but float16, which is converted to float32."""
+    bias = None if bias is None else stored(bias)
+    return _DepthwiseConv.apply(stored(x).contiguous(), stored(weight), bias, shape).to(x.dtype)
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -31,7 +32,7 @@ class _DepthwiseConv(torch.autograd.Function):
     def forward(ctx, x, weight, bias, shape):
         ctx.save_for_backward(x, weight)
         ctx.shape = shape
-        return reference.forward(x, weight, bias, shape)
+        return _convolve(x, weight, bias, shape)
 
     @staticmethod
     @once_differentiable
@@ -40,20 +41,27 @@ class _DepthwiseConv(torch.autograd.Function):
         wanted_x, wanted_weight, wanted_bias, _ = ctx.needs_input_grad
         grad = grad.contiguous()
         return (
-            reference.forward(grad, weight.flip(2, 3), None, ctx.shape) if wanted_x else None,
+            _convolve(grad, weight.flip(2, 3), None, ctx.shape) if wanted_x else None,
             _kernel_gradient(x, grad, weight.shape, ctx.shape) if wanted_weight else None,
             grad.sum(0) if wanted_bias else None,
             None,
         )
 
 
+def _convolve(x, weight, bias, shape):
+    """PyTorch's convolution; of bfloat16 in float32 on a CPU that has no instructions for it."""
+    if x.dtype == torch.bfloat16 and not onednn.multiplies_bfloat16():
+        bias = None if bias is None else bias.float()
+        return reference.forward(x.float(), weight.float(), bias, shape).to(x.dtype)
+    return reference.forward(x, weight, bias, shape)
+
+
 def _kernel_gradient(x, grad, size, shape):
-    x, taps = array(x), size[2] * size[3]
-    rows = np.linspace(0, shape[0], min(PIECES, shape[0]) + 1).astype(np.int64)
-    sums = np.zeros((len(rows) - 1, taps, x.shape[1]), x.dtype)
-    pieces = blocks(len(sums), taps * x.size // len(sums))
-    _sum_pieces(pieces, rows, (x, array(grad)), (*shape, *size[2:]), sums)
-    return torch.from_numpy(sums.sum(0)).T.reshape(size)
+    taps, rows = size[2] * size[3], np.linspace(0, shape[0], min(PIECES, shape[0]) + 1).astype(np.int64)
+    sums = x.new_zeros(len(rows) - 1, taps, x.shape[1], dtype=computed(x)).numpy()
+    pieces = blocks(len(sums), taps * x.numel() // len(sums))
+    _sum_pieces(pieces, rows, (array(x), array(grad)), (*shape, *size[2:]), sums)
+    return torch.from_numpy(sums.sum(0)).T.reshape(size).to(x.dtype)
 
 
 @jit(parallel=True)
@@ -89,4 +97,4 @@ def _add_row(y, images, sizes, part):
 @jit()
 def _add_product(a, b, out):
     for c in range(len(out)):
-        out[c] += a[c] * b[c]
+        out[c] += widened(a[c]) * widened(b[c])

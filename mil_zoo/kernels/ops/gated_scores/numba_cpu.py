@@ -10,21 +10,26 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.kernels._numba.hashing import Dropout, kept_scale_run
 from mil_zoo.kernels._numba.jit import REORDER, array, jit
 from mil_zoo.kernels._numba.loops import exp, tanh
+from mil_zoo.kernels._numba.storage import computed, rounded, stored, widened
 from mil_zoo.kernels._numba.threads import blocks
+from mil_zoo.kernels.memory import empty
 
 PIECE = 1024  # rows whose gradients of the weights are summed first; fixed, so that the order of additions is
 
 
 def forward(x, weight, dropout_p, seed):
-    """See ``gated_scores``. Half precision is converted to float32 and back."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return _GatedScores.apply(x.to(dtype), weight.to(dtype), dropout_p, seed).to(x.dtype)
+    """See ``gated_scores``.
+
+    ``x`` is read and its gradient written as it is, but float16, which is converted to float32 and back; weights,
+    scores and what is computed are float32 or float64.
+    """
+    return _GatedScores.apply(stored(x), weight.to(computed(x)), dropout_p, seed).to(x.dtype)
 
 
 class _GatedScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, dropout_p, seed):
-        out = x.new_empty(len(x), len(weight))
+        out = weight.new_empty(len(x), len(weight))
         written = out.numpy()
         dropout = Dropout.of(dropout_p, seed, written.dtype)
         _forward(_pieces(x), array(x), array(weight), dropout, written)
@@ -36,10 +41,10 @@ class _GatedScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        starts, grad_x = _pieces(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+        starts, grad_x = _pieces(x), empty(x, *x.shape)
         sums = weight.new_zeros(len(starts) - 1, *weight.shape)
         arrays = array(x), array(weight), array(grad)
-        _backward(starts, *arrays, ctx.dropout, grad_x.numpy(), sums.numpy())
+        _backward(starts, *arrays, ctx.dropout, array(grad_x), sums.numpy())
         return grad_x, sums.sum(0), None, None
 
 
@@ -51,7 +56,8 @@ def _pieces(x):
 @jit(parallel=True)
 def _forward(starts, x, weight, dropout, out):
     for piece in prange(len(starts) - 1):
-        scale, gates = np.empty_like(x[0]), np.empty_like(x[0])
+        room = np.empty((2, x.shape[1]), weight.dtype)
+        scale, gates = room[0], room[1]
         for n in range(starts[piece], starts[piece + 1]):
             _gates(n, x[n], dropout, scale, gates)
             _scores(weight, scale, gates, out[n])
@@ -62,11 +68,12 @@ def _gates(n, x, dropout, scale, gates):
     """tanh of the first half of a row and sigmoid of the second, and what dropout multiplies each by."""
     width = len(x) // 2
     for a in range(width):
-        gates[a] = tanh(x[a])
+        gates[a] = tanh(widened(x[a]))
     for a in range(width, len(x)):
-        e = exp(-abs(x[a]))
+        y = widened(x[a])
+        e = exp(-abs(y))
         larger = 1 / (1 + e)
-        gates[a] = larger if x[a] >= 0 else e * larger
+        gates[a] = larger if y >= 0 else e * larger
     kept_scale_run(n * len(x), dropout, scale)
 
 
@@ -83,24 +90,25 @@ def _scores(weight, scale, gates, out):
 @jit(parallel=True)
 def _backward(starts, x, weight, grad, dropout, grad_x, sums):
     for piece in prange(len(starts) - 1):
-        scale, gates = np.empty_like(x[0]), np.empty_like(x[0])
+        room = np.empty((3, x.shape[1]), weight.dtype)
+        scale, gates, flows = room[0], room[1], room[2]
         for n in range(starts[piece], starts[piece + 1]):
             _gates(n, x[n], dropout, scale, gates)
-            _backward_row(weight, grad[n], scale, gates, grad_x[n], sums[piece])
+            _backward_row(weight, grad[n], (scale, gates, flows), grad_x[n], sums[piece])
 
 
 @jit()
-def _backward_row(weight, grad, scale, gates, grad_x, sums):
-    """Writes the gradient of a row of x and adds to those of the weights."""
-    width = weight.shape[1]
+def _backward_row(weight, grad, room, grad_x, sums):
+    """Writes the gradient of a row of x and adds to those of the weights; ``room``: (scale, gates, room for a row)."""
+    width, (scale, gates, flows) = weight.shape[1], room
     for a in range(width):
-        grad_x[a] = 0
+        flows[a] = 0
     for k in range(len(grad)):
         for a in range(width):
-            grad_x[a] += grad[k] * weight[k, a]
+            flows[a] += grad[k] * weight[k, a]
             sums[k, a] += grad[k] * (gates[a] * scale[a]) * (gates[width + a] * scale[width + a])
     for a in range(width):
         left, right = gates[a], gates[width + a]
-        flow = grad_x[a] * (scale[a] * scale[width + a])
-        grad_x[a] = flow * right * (1 - left * left)
-        grad_x[width + a] = flow * left * right * (1 - right)
+        flow = flows[a] * (scale[a] * scale[width + a])
+        grad_x[a] = rounded(flow * right * (1 - left * left), grad_x)
+        grad_x[width + a] = rounded(flow * left * right * (1 - right), grad_x)

@@ -101,7 +101,7 @@ def graph_dot_attention(
         seed = draw_seed()
     if return_attention:  # of each edge
         graph = graph.without_room
-    scale = width**-0.5 if scale is None else scale
+    scale = max(1, width) ** -0.5 if scale is None else scale
     name = choose_backend("graph_dot_attention", IMPLEMENTATIONS, backend, q.device, q.dtype)
     out, attention = IMPLEMENTATIONS[name](
         q,

@@ -19,8 +19,10 @@ from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import CHUNK, exp, number
 from mil_zoo.kernels._numba.segments import cut, segment_weighted_sum
+from mil_zoo.kernels._numba.storage import computed, rounded, stored, widen, widened, write_row
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted, dots
+from mil_zoo.kernels.memory import empty
 
 
 class _Inputs(NamedTuple):
@@ -62,8 +64,17 @@ class _Flows(NamedTuple):
 
 
 class _Room(NamedTuple):
-    """Room for the sources at hand in backward, ``[H, CHUNK]`` each; ``numbers`` is for dropout."""
+    """Room for backward.
 
+    Attributes:
+        first: ``[2, H, F]``, a row of q or k, and its gradient.
+        second: ``[2, H, Fv]``, the same of v; by destination the first is of the gradient of the output.
+        weight, flow, kept, extra, shift, mean: ``[H, CHUNK]`` each, of the sources at hand.
+        numbers: for dropout.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
     weight: np.ndarray
     flow: np.ndarray
     kept: np.ndarray
@@ -74,9 +85,12 @@ class _Room(NamedTuple):
 
 
 def forward(q, k, v, graph, scale, bias, dropout_p, seed, return_attention):
-    """See ``graph_dot_attention``. Half precision is converted to float32 and back."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    tensors = (None if t is None else t.to(dtype) for t in (q, k, v, bias))
+    """See ``graph_dot_attention``.
+
+    Tensors are read and their gradients written as they are, but float16, which is converted to float32 and back; what
+    is computed, and kept for backward, is float32 or float64.
+    """
+    tensors = (None if t is None else stored(t) for t in (q, k, v, bias))
     out, attention = _GraphDotAttention.apply(*tensors, (graph, scale, dropout_p, seed), return_attention)
     return out.to(q.dtype), None if attention is None else attention.to(q.dtype)
 
@@ -85,15 +99,16 @@ class _GraphDotAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, bias, settings, return_attention):
         graph, heads = settings[0], q.shape[1]
-        out, lse = q.new_empty(len(q), heads, v.shape[2]), q.new_empty(len(q), heads)
-        attention = q.new_empty(graph.num_edges, heads) if return_attention else None
+        lse = q.new_empty(len(q), heads, dtype=computed(q))
+        out = empty(lse, len(q), heads, v.shape[2])
+        attention = lse.new_empty(graph.num_edges, heads) if return_attention else None
         inputs, dropout = _arrays(q, k, v, bias, lse, settings)
-        edges, outputs = Edges.of(graph), (out.numpy(), array_or_empty(attention, inputs.q, 0, heads))
+        edges, outputs = Edges.of(graph), (out.numpy(), array_or_empty(attention, inputs.lse, 0, heads))
         _forward(blocks(edges.indptr, heads * (q.shape[2] + v.shape[2])), edges, inputs, dropout, outputs)
         ctx.save_for_backward(q, k, v, bias, lse, out, attention)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
-        return out, attention
+        return out.to(q.dtype), attention
 
     @staticmethod
     @once_differentiable
@@ -101,15 +116,13 @@ class _GraphDotAttention(torch.autograd.Function):
         q, k, v, bias, lse, out, attention = ctx.saved_tensors
         graph, heads = ctx.settings[0], q.shape[1]
         if grad_out is None:
-            grad_out = torch.zeros_like(out)
+            grad_out = q.new_zeros(out.shape)
         delta = array((grad_out * out).sum(2))
         if grad_attention is not None:
             product = array((attention * grad_attention)[:, :, None])
             ones, rows = np.ones((graph.num_edges, heads), delta.dtype), graph.indptr.numpy().astype(np.int64)
             delta = delta + segment_weighted_sum(ones, product, cut(rows))[:, :, 0]
-        grads = [
-            None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, bias)
-        ]
+        grads = [None if t is None else empty(t, *t.shape) for t in (q, k, v, bias)]
         grad_q, grad_k, grad_v, grad_bias = (array_or_empty(grad, delta, 0, heads) for grad in grads)
         inputs, dropout = _arrays(q, k, v, bias, lse, ctx.settings)
         cost, edges, back = 2 * heads * (q.shape[2] + v.shape[2]), Edges.of(graph), Edges.of(graph.transposed)
@@ -122,31 +135,32 @@ class _GraphDotAttention(torch.autograd.Function):
 
 def _arrays(q, k, v, bias, lse, settings):
     _, scale, dropout_p, seed = settings
-    q_ = array(q)
-    tensors = q_, array(k), array(v), array_or_empty(bias, q_, 0, q.shape[1]), array(lse)
-    dtype = tensors[0].dtype
-    return _Inputs(*tensors, scale=dtype.type(scale)), Dropout.of(dropout_p, seed, dtype)
+    lse_ = array(lse)
+    tensors = array(q), array(k), array(v), array_or_empty(bias, lse_, 0, q.shape[1]), lse_
+    return _Inputs(*tensors, scale=lse_.dtype.type(scale)), Dropout.of(dropout_p, seed, lse_.dtype)
 
 
 @jit(parallel=True)
 def _forward(bounds, edges, inputs, dropout, outputs):
     for block in prange(len(bounds) - 1):
         softmax = softmax_of(inputs.v.shape[1], inputs.v.shape[2], inputs.lse)
-        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs, softmax)
+        own = np.empty((inputs.q.shape[1], inputs.q.shape[2]), inputs.lse.dtype)
+        _forward_rows(bounds[block : block + 2], edges, inputs, dropout, outputs, softmax, own)
 
 
 @jit()
-def _forward_rows(rows, edges, inputs, dropout, outputs, softmax):
+def _forward_rows(rows, edges, inputs, dropout, outputs, softmax, own):
     q, v, lse, indptr, (all_out, attention) = inputs.q, inputs.v, inputs.lse, edges.indptr, outputs
-    heads, zero, lowest = q.shape[1], q.dtype.type(0), np.finfo(q.dtype).min
+    heads, zero, lowest = q.shape[1], lse.dtype.type(0), np.finfo(lse.dtype).min
     weight, kept, (positions, counter) = softmax.weight, softmax.scale, softmax.numbers
     for i in range(rows[0], rows[1]):
         start_row(softmax)
+        widen(q[i], own)
         for start in range(indptr[i], indptr[i + 1], CHUNK):
             sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
             number(start, positions)
             kept_scale(positions, dropout, counter, kept)
-            _score(q[i], start, sources, inputs, weight)
+            _score(own, start, sources, inputs, weight)
             for h in range(heads):
                 weight[h, len(sources) :] = lowest
                 new, part = raise_top(h, softmax), zero
@@ -160,7 +174,7 @@ def _forward_rows(rows, edges, inputs, dropout, outputs, softmax):
         if len(attention):
             for start in range(indptr[i], indptr[i + 1], CHUNK):
                 sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
-                _score(q[i], start, sources, inputs, weight)
+                _score(own, start, sources, inputs, weight)
                 for e in range(len(sources)):
                     for h in range(heads):
                         attention[start + e, h] = exp(weight[h, e] - lse[i, h])
@@ -174,20 +188,22 @@ def _score(own, start, sources, inputs, result):
         for e in range(len(sources)):
             result[h, e] *= inputs.scale
             if len(inputs.bias):
-                result[h, e] += inputs.bias[start + e, h]
+                result[h, e] += widened(inputs.bias[start + e, h])
 
 
 @jit(parallel=True)
 def _backward_dst(bounds, edges, inputs, dropout, flows):
     for block in prange(len(bounds) - 1):
-        room = _room(inputs.q.shape[1], inputs.q)
+        room = _room(inputs.q.shape, inputs.v.shape, inputs.lse)
         _backward_dst_rows(bounds[block : block + 2], edges, inputs, dropout, flows, room)
 
 
 @jit(allocates=True)
-def _room(heads, like):
-    shape = heads, CHUNK
+def _room(first, second, like):
+    shape = first[1], CHUNK
     return _Room(
+        first=np.empty((2, first[1], first[2]), like.dtype),
+        second=np.empty((2, second[1], second[2]), like.dtype),
         weight=np.zeros(shape, like.dtype),
         flow=np.zeros(shape, like.dtype),
         kept=np.ones(shape, like.dtype),
@@ -203,9 +219,10 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows, room):
     """Gradients of the queries and the bias."""
     q, indptr, lse, delta, grad_bias = inputs.q, edges.indptr, inputs.lse, flows.delta, flows.second
     heads, weight, flow, kept, extra = q.shape[1], room.weight, room.flow, room.kept, room.extra
-    positions, counter = room.numbers
+    own, grad_q, grad_out, (positions, counter) = room.first[0], room.first[1], room.second[0], room.numbers
     for i in range(rows[0], rows[1]):
-        grad_q = flows.first[i]
+        widen(q[i], own)
+        widen(flows.grad_out[i], grad_out)
         grad_q[:] = 0
         for start in range(indptr[i], indptr[i + 1], CHUNK):
             sources = edges.others[start : min(start + CHUNK, indptr[i + 1])]
@@ -213,21 +230,28 @@ def _backward_dst_rows(rows, edges, inputs, dropout, flows, room):
             kept_scale(positions, dropout, counter, kept)
             if len(flows.grad_attention):
                 gather(positions[: len(sources)], flows.grad_attention, extra)
-            _score(q[i], start, sources, inputs, weight)
-            dots(flows.grad_out[i], inputs.v, sources, flow)
+            _score(own, start, sources, inputs, weight)
+            dots(grad_out, inputs.v, sources, flow)
             for h in range(heads):
                 for e in range(len(sources)):
                     slope = exp(weight[h, e] - lse[i, h]) * (flow[h, e] * kept[h, e] + extra[h, e] - delta[i, h])
                     weight[h, e] = slope * inputs.scale
                     if len(grad_bias):
-                        grad_bias[start + e, h] = slope
+                        grad_bias[start + e, h] = rounded(slope, grad_bias)
             add_weighted(grad_q, weight, inputs.k, sources)
+        _write(grad_q, flows.first[i])
+
+
+@jit(inline=True)
+def _write(rows, result):
+    for h in range(len(rows)):
+        write_row(rows[h], rows.dtype.type(1), result[h])
 
 
 @jit(parallel=True)
 def _backward_src(bounds, edges, inputs, dropout, flows):
     for block in prange(len(bounds) - 1):
-        room = _room(inputs.q.shape[1], inputs.q)
+        room = _room(inputs.q.shape, inputs.v.shape, inputs.lse)
         _backward_src_rows(bounds[block : block + 2], edges, inputs, dropout, flows, room)
 
 
@@ -237,8 +261,10 @@ def _backward_src_rows(rows, edges, inputs, dropout, flows, room):
     q, k, v, scale, bias, indptr = inputs.q, inputs.k, inputs.v, inputs.scale, inputs.bias, edges.indptr
     heads, weight, flow, kept, extra = q.shape[1], room.weight, room.flow, room.kept, room.extra
     shift, mean, counter = room.shift, room.mean, room.numbers.counter
+    own_k, grad_k, own_v, grad_v = room.first[0], room.first[1], room.second[0], room.second[1]
     for j in range(rows[0], rows[1]):
-        grad_k, grad_v = flows.first[j], flows.second[j]
+        widen(k[j], own_k)
+        widen(v[j], own_v)
         grad_k[:] = 0
         grad_v[:] = 0
         for start in range(indptr[j], indptr[j + 1], CHUNK):
@@ -249,15 +275,17 @@ def _backward_src_rows(rows, edges, inputs, dropout, flows, room):
                 gather(positions, flows.grad_attention, extra)
             gather(others, inputs.lse, shift)
             gather(others, flows.delta, mean)
-            dots(k[j], q, others, weight)
-            dots(v[j], flows.grad_out, others, flow)
+            dots(own_k, q, others, weight)
+            dots(own_v, flows.grad_out, others, flow)
             for h in range(heads):
                 for e in range(len(others)):
                     x = weight[h, e] * scale
                     if len(bias):
-                        x += bias[positions[e], h]
+                        x += widened(bias[positions[e], h])
                     y = exp(x - shift[h, e])
                     weight[h, e] = scale * y * (flow[h, e] * kept[h, e] + extra[h, e] - mean[h, e])
                     flow[h, e] = y * kept[h, e]
             add_weighted(grad_k, weight, q, others)
             add_weighted(grad_v, flow, flows.grad_out, others)
+        _write(grad_k, flows.first[j])
+        _write(grad_v, flows.second[j])

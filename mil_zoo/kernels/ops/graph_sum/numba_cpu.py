@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from mil_zoo.kernels._numba.attention import Edges
 from mil_zoo.kernels._numba.jit import array, jit
 from mil_zoo.kernels._numba.loops import CHUNK
-from mil_zoo.kernels._numba.storage import write_row
+from mil_zoo.kernels._numba.storage import computed, stored, write_row
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import add_weighted
 from mil_zoo.kernels.memory import empty
@@ -22,9 +22,9 @@ def forward(x, graph, weight):
     ``x`` is read and its sums are written as they are, but float16, which is converted to float32 and back; weights and
     what is summed are float32 or float64.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = computed(x)
     weight = torch.empty(0, dtype=dtype) if weight is None else weight.to(dtype)
-    return _GraphSum.apply(x.float() if x.dtype == torch.float16 else x, graph, weight).to(x.dtype)
+    return _GraphSum.apply(stored(x), graph, weight).to(x.dtype)
 
 
 class _GraphSum(torch.autograd.Function):

@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from mil_zoo.kernels._numba.jit import REORDER, array, array_or_empty, jit
 from mil_zoo.kernels._numba.segments import PIECE
+from mil_zoo.kernels._numba.storage import computed, rounded, stored, widened
 from mil_zoo.kernels._numba.threads import blocks
+from mil_zoo.kernels.memory import empty
 
 
 class _Inputs(NamedTuple):
@@ -30,18 +32,22 @@ class _Inputs(NamedTuple):
 
 
 def forward(x, residual, bias, norm_weight, norm_bias, slope, eps):
-    """See ``residual_norm_prelu``. Half precision is converted to float32 and back."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    inputs = (None if t is None else t.to(dtype) for t in (x, residual, bias, norm_weight, norm_bias, slope))
-    return _ResidualNormPReLU.apply(*inputs, eps).to(x.dtype)
+    """See ``residual_norm_prelu``.
+
+    Rows are read and written as they are, but float16, which is converted to float32 and back; vectors and what is
+    computed are float32 or float64.
+    """
+    rows = stored(x), None if residual is None else stored(residual)
+    vectors = (vector.to(computed(x)) for vector in (bias, norm_weight, norm_bias, slope))
+    return _ResidualNormPReLU.apply(*rows, *vectors, eps).to(x.dtype)
 
 
 class _ResidualNormPReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, bias, norm_weight, norm_bias, slope, eps):
-        out, statistics = torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(len(x), 2)
+        out, statistics = empty(x, *x.shape), bias.new_empty(len(x), 2)
         inputs = _arrays(x, residual, bias, norm_weight, norm_bias, slope)
-        _forward(_pieces(x), inputs, inputs.x.dtype.type(eps), statistics.numpy(), out.numpy())
+        _forward(_pieces(x), inputs, inputs.bias.dtype.type(eps), statistics.numpy(), array(out))
         ctx.save_for_backward(x, residual, bias, norm_weight, norm_bias, slope, statistics)
         return out
 
@@ -50,9 +56,9 @@ class _ResidualNormPReLU(torch.autograd.Function):
     def backward(ctx, grad):
         *inputs, statistics = ctx.saved_tensors
         x, residual = inputs[:2]
-        starts, grad_x = _pieces(x), torch.empty_like(x, memory_format=torch.contiguous_format)
-        sums = x.new_zeros(len(starts) - 1, 4, x.shape[1])  # of each piece: bias, weight, bias of the norm, slope
-        _backward(starts, _arrays(*inputs), statistics.numpy(), (array(grad), grad_x.numpy()), sums.numpy())
+        starts, grad_x = _pieces(x), empty(x, *x.shape)
+        sums = statistics.new_zeros(len(starts) - 1, 4, x.shape[1])  # of each piece: bias, weight, norm's bias, slope
+        _backward(starts, _arrays(*inputs), statistics.numpy(), (array(grad), array(grad_x)), sums.numpy())
         bias, weight, norm_bias, slope = sums.sum(0).unbind()
         return grad_x, None if residual is None else grad_x, bias, weight, norm_bias, slope.sum()[None], None
 
@@ -70,71 +76,76 @@ def _pieces(x):
 @jit(parallel=True)
 def _forward(starts, inputs, eps, statistics, out):
     for piece in prange(len(starts) - 1):
+        total = np.empty_like(inputs.bias)
         for n in range(starts[piece], starts[piece + 1]):
-            _forward_row(n, inputs, eps, statistics[n], out[n])
+            _forward_row(n, inputs, eps, total, statistics[n], out[n])
 
 
 @jit(fastmath=REORDER)
-def _forward_row(n, inputs, eps, statistics, out):
+def _forward_row(n, inputs, eps, summed, statistics, out):
+    """Writes a row of the output, its mean and its deviation; ``summed`` is room for a row."""
     x, residual, bias, norm_weight, norm_bias, slopes = inputs
-    x, residual, slope = x[n], residual[n : n + 1], slopes[0]
-    width, zero = len(x), x.dtype.type(0)
-    _sum(x, residual, bias, out)
+    slope, width, number = slopes[0], len(bias), bias.dtype.type
+    zero = number(0)
+    _sum(x[n], residual[n : n + 1], bias, summed)
     total = square = zero
     for c in range(width):
-        total += out[c]
-    mean = total / x.dtype.type(width)
+        total += summed[c]
+    mean = total / number(width)
     for c in range(width):
-        centred = out[c] - mean
+        centred = summed[c] - mean
         square += centred * centred
-    rate = x.dtype.type(1 / np.sqrt(square / width + eps))
+    rate = number(1 / np.sqrt(square / width + eps))
     statistics[0], statistics[1] = mean, rate
     for c in range(width):
-        y = (out[c] - mean) * rate * norm_weight[c] + norm_bias[c]
-        out[c] = y if y > zero else y * slope
+        y = (summed[c] - mean) * rate * norm_weight[c] + norm_bias[c]
+        out[c] = rounded(y if y > zero else y * slope, out)
 
 
 @jit()
 def _sum(x, residual, bias, out):
     if len(residual):
         for c in range(len(x)):
-            out[c] = x[c] + bias[c] + residual[0, c]
+            out[c] = widened(x[c]) + bias[c] + widened(residual[0, c])
     else:
         for c in range(len(x)):
-            out[c] = x[c] + bias[c]
+            out[c] = widened(x[c]) + bias[c]
 
 
 @jit(parallel=True)
 def _backward(starts, inputs, statistics, grads, sums):
     for piece in prange(len(starts) - 1):
-        normed = np.empty_like(inputs.bias)
+        normed, flows = np.empty_like(inputs.bias), np.empty_like(inputs.bias)
         for n in range(starts[piece], starts[piece + 1]):
             grad, grad_x = grads
-            _backward_row(n, inputs, statistics[n], (grad[n], grad_x[n], normed), sums[piece])
+            _backward_row(n, inputs, statistics[n], (grad[n], grad_x[n]), (normed, flows), sums[piece])
 
 
-@jit(fastmath=REORDER)
-def _backward_row(n, inputs, statistics, rows, sums):
-    """Writes the gradient of a row of x and adds to the sums; ``rows`` is (gradient of the output, that of x, room)."""
+@jit(fastmath=REORDER, inline=True)  # where its room is made, which is thus known to overlap nothing: half the time
+def _backward_row(n, inputs, statistics, grads, room, sums):
+    """Writes the gradient of a row of x and adds to the sums; ``grads`` are (of the output, of x)."""
     x, residual, bias, norm_weight, norm_bias, slopes = inputs
-    x, residual, slope = x[n], residual[n : n + 1], slopes[0]
-    grad, grad_x, normed = rows
-    width, zero, (mean, rate) = len(x), x.dtype.type(0), (statistics[0], statistics[1])
-    _sum(x, residual, bias, normed)
+    (grad, grad_x), (normed, flows), (mean, rate) = grads, room, (statistics[0], statistics[1])
+    slope, width, number = slopes[0], len(bias), bias.dtype.type
+    zero = number(0)
+    _sum(x[n], residual[n : n + 1], bias, normed)
+    for c in range(width):
+        flows[c] = widened(grad[c])
     flow_mean = flow_product = zero
     for c in range(width):
         z = (normed[c] - mean) * rate
         y = z * norm_weight[c] + norm_bias[c]
-        flow = grad[c] if y > zero else grad[c] * slope
+        flow = flows[c] if y > zero else flows[c] * slope
         sums[1, c] += flow * z
         sums[2, c] += flow
-        sums[3, c] += zero if y > zero else grad[c] * y
+        sums[3, c] += zero if y > zero else flows[c] * y
         flow *= norm_weight[c]
         flow_mean += flow
         flow_product += flow * z
-        normed[c], grad_x[c] = z, flow
-    flow_mean /= x.dtype.type(width)
-    flow_product /= x.dtype.type(width)
+        normed[c], flows[c] = z, flow
+    flow_mean /= number(width)
+    flow_product /= number(width)
     for c in range(width):
-        grad_x[c] = rate * (grad_x[c] - flow_mean - normed[c] * flow_product)
-        sums[0, c] += grad_x[c]
+        flow = rate * (flows[c] - flow_mean - normed[c] * flow_product)
+        grad_x[c] = rounded(flow, grad_x)
+        sums[0, c] += flow

@@ -17,7 +17,7 @@ from mil_zoo.kernels._numba.hashing import Dropout, kept_scale
 from mil_zoo.kernels._numba.jit import array, array_or_empty, jit
 from mil_zoo.kernels._numba.loops import exponentials
 from mil_zoo.kernels._numba.segments import cut, segment_statistics, segment_weighted_sum
-from mil_zoo.kernels._numba.storage import write_row
+from mil_zoo.kernels._numba.storage import computed, stored, write_row
 from mil_zoo.kernels._numba.threads import blocks
 from mil_zoo.kernels._numba.vectors import dots
 from mil_zoo.kernels.memory import empty
@@ -51,9 +51,8 @@ def forward(scores, values, offsets, dropout_p, seed):
     Values and their gradients are read and written as they are, but float16, which is converted to float32 and back;
     scores and what is computed are float32 or float64.
     """
-    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    values = values.float() if values.dtype == torch.float16 else values
-    pooled, attention = _SegmentAttentionPool.apply(scores.to(dtype), values, offsets, dropout_p, seed)
+    scores_, values_ = scores.to(computed(scores)), stored(values)
+    pooled, attention = _SegmentAttentionPool.apply(scores_, values_, offsets, dropout_p, seed)
     return pooled.to(scores.dtype), attention.to(scores.dtype)
 
 

@@ -47,7 +47,9 @@ def segment_reduce(
     Args:
         values: ``[N, F]`` float.
         offsets: integer ``[B + 1]``; no bag may be empty.
-        reduce: the reduction. The gradient of "max" goes to the first instance that attains it (or is NaN).
+        reduce: the reduction. The gradient of "max" goes to the first instance that attains it (or is NaN). The
+            "logsumexp" of values with +inf is +inf, of -inf alone -inf; its gradient is NaN at values that are that
+            infinity, and 0 at others.
         return_argmax: with "max", also return which instance attains it.
         backend: "auto", or one of ``available_backends()``. On a CPU "auto" takes PyTorch's own operations for one bag
             of few numbers.

@@ -15,6 +15,7 @@ def forward(values, offsets, reduce):
     index = bag[:, None].expand_as(values)
     top = values.new_full((num_bags, values.shape[1]), -torch.inf).scatter_reduce(0, index, values.detach(), "amax")
     if reduce == "logsumexp":
+        top = top.nan_to_num(nan=torch.nan)  # finite, for differences of two infinities are NaN
         total = values.new_zeros(num_bags, values.shape[1]).index_add(0, bag, (values - top[bag]).exp())
         return top + total.log(), None
     rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
