@@ -37,11 +37,12 @@ class _GraphSoftmaxSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, t, graph):
         out, lse = (empty(t, graph.num_dst, x.shape[1]) for _ in range(2))
-        edges = Edges.of(graph)
-        _forward(blocks(edges.indptr, COST * x.shape[1]), edges, array(x), array(t), (out.numpy(), lse.numpy()))
+        edges, rounded = Edges.of(graph), out if x.dtype == out.dtype else empty(x, *out.shape)
+        results = array(out), array(lse), array(rounded)
+        _forward(blocks(edges.indptr, COST * x.shape[1]), edges, array(x), array(t), results)
         ctx.save_for_backward(x, t, out, lse)
         ctx.graph = graph
-        return out.to(x.dtype)
+        return rounded
 
     @staticmethod
     @once_differentiable
@@ -64,13 +65,14 @@ def _forward(bounds, edges, x, t, results):
 
 @jit()
 def _forward_rows(rows, edges, x, t, results, total):
-    outs, lses = results
+    outs, lses, rounded = results  # the first and the last are one array where nothing is rounded
     for i in range(rows[0], rows[1]):
         sources = edges.others[edges.indptr[i] : edges.indptr[i + 1]]
         out, lse = outs[i], lses[i]
         out[:] = 0
         if not len(sources):
             lse[:] = np.inf
+            write_row(out, out.dtype.type(1), rounded[i])
             continue
         total[:] = 0
         lse[:] = np.finfo(lse.dtype).min
@@ -81,6 +83,7 @@ def _forward_rows(rows, edges, x, t, results, total):
         for c in range(len(out)):
             out[c] /= total[c]
             lse[c] += np.log(total[c])
+        write_row(out, out.dtype.type(1), rounded[i])
 
 
 @jit()
