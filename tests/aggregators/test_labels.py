@@ -25,3 +25,14 @@ def test_every_loss_refuses_a_label_that_is_no_class(name, num_classes, label):
 def test_a_label_between_classes_is_refused():
     with pytest.raises(InputError, match=r"bag 1 of the batch has the label 0\.5"):
         cross_entropy(torch.zeros(2, 1), torch.tensor([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.bfloat16, torch.float16, torch.float64])
+def test_labels_may_be_of_any_number_type(dtype):
+    logits, labels = torch.tensor([[0.5, -1.0], [2.0, 1.0]]), torch.tensor([0, 1])
+    assert cross_entropy(logits, labels.to(dtype)).equal(cross_entropy(logits, labels))
+
+
+def test_an_unknown_label_is_refused():
+    with pytest.raises(InputError, match="bag 1 of the batch has the label nan"):
+        cross_entropy(torch.zeros(2, 2), torch.tensor([1.0, torch.nan]))
