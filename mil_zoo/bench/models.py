@@ -68,6 +68,12 @@ class ModelPlan:
         told = {"select", *training_settings(self.name)}
         return {name: value for name, value in self.training.settings().items() if name in told}
 
+    def selection_rule(self, task: Task) -> str:
+        """What chooses its checkpoint, in words, for tables."""
+        if "epochs" not in training_settings(self.name):
+            return "nothing is chosen on validation slides"
+        return self.training.selection_rule(task)
+
     def configured(self, settings: Mapping[str, Any]) -> ModelPlan:
         """The model with other options and training settings; an ``InputError`` where a value is refused."""
         own = {key: value for key, value in settings.items() if key in self.options}

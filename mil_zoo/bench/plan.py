@@ -165,7 +165,7 @@ class Plan:
                 )
                 for model in self.models
             },
-            selection={model.label: model.training.selection_rule(self.dataset.task) for model in self.models},
+            selection={model.label: model.selection_rule(self.dataset.task) for model in self.models},
             split=split,
             seeds=list(suite.seeds),
             permute_labels=suite.permute_labels,

@@ -24,6 +24,7 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> bool:
 
     from mil_zoo.bench.forecast import SAMPLE, forecast
     from mil_zoo.bench.run_directory import RunDirectory
+    from mil_zoo.report.tables.text import count
 
     done = {row["trial"] for row in RunDirectory(out).trials() if row["status"] == "ok"}
     left = [trial.id for trial in plan.trials if trial.id not in done]
@@ -44,8 +45,8 @@ def show_dry_run(plan: Plan, out: Path, jobs: int, console: Console) -> bool:
     least = max((found.seconds for found in known), default=0.0)
     console.print(
         f"{len(left)} trials to run, {len(done)} done. About {duration(max(whole, least))} with --jobs {jobs}, from "
-        f"one step and one evaluation of {SAMPLE} slides a model on {plan.suite.threads} threads: expect it within a "
-        "factor of two, more where the trials get in each other's way.",
+        f"one step and one evaluation of {SAMPLE} slides a model on {count(plan.suite.threads, 'thread')}: expect it "
+        "within a factor of two, more where the trials get in each other's way.",
         highlight=False,
     )
     if sentence := detectable(plan):

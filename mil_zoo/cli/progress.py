@@ -57,8 +57,8 @@ class _Log:
         score = trial.metrics.get(self._criterion)
         what = f"{self._criterion} {score:.3f}" if score is not None else trial.reason or "no score"
         done, spent = self._found + self._finished, time.monotonic() - self._started
-        left = duration(spent * self._share_left())
-        self._print(f"{trial.trial}: {what}; {done} of {self._total} trials, about {left} left")
+        left = f", about {duration(spent * self._share_left())} left" if done < self._total else ""
+        self._print(f"{trial.trial}: {what}; {done} of {self._total} trials{left}")
 
     def _share_left(self) -> float:
         """How much is left to do, in shares of what is done: models take different times, those that ran tell them."""

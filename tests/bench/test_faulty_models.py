@@ -152,18 +152,19 @@ def test_a_log_has_a_line_a_trial_and_says_what_is_done_while_figures_are_drawn(
     code, out, _ = run_cli(*command)
     assert code == 0
     lines = out.splitlines()
-    assert [line.split(":")[0] for line in lines if " of 4 trials, about " in line] == [
+    assert [line.split(":")[0] for line in lines if " of 4 trials" in line] == [
         "mean-r0-f0-s0",
         "max-r0-f0-s0",
         "mean-r0-f1-s0",
         "max-r0-f1-s0",
     ]
+    assert [" left" in line for line in lines if " of 4 trials" in line] == [True, True, True, False]
     assert "Drawing tables and figures ..." in lines
     rows = (tmp_path / "trials.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "trials.jsonl").write_text("".join(rows[:3]))
     _, out, _ = run_cli(*command)
     assert "3 of 4 trials lie there already" in out
-    assert out.count(" of 4 trials, about ") == 1
+    assert out.count("; 4 of 4 trials\n") == out.count(" of 4 trials\n") == 1
 
 
 class ByTheClock:

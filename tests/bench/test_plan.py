@@ -63,6 +63,7 @@ def test_a_setting_for_all_models_goes_to_those_that_read_it(bag_table):
     said = made.settings()["model_settings"]
     for probe in made.models[:2]:
         assert said[probe.name]["training"] == {"labelled": 0.5, "select": "last"}
+        assert made.settings()["selection"][probe.name] == "nothing is chosen on validation slides", "and no epoch"
         assert probe.replaced == {"labelled": 1.0}
         assert probe.training.epochs == 1
     gigassl, mean = made.models[2:]

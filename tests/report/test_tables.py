@@ -256,6 +256,19 @@ def test_no_width_of_a_terminal_cuts_a_number(width):
     assert "…" not in text
 
 
+def test_a_name_that_does_not_fit_breaks_between_its_words():
+    cell = Cell("0.525", "0.043", ("[0.35, 0.70]",))
+    names = ("linear_probe", "srmil@mask_rate=0.5", "a" * 12, "mean")
+    table = Table(["Aggregator", *"abc"], [[name, *[cell] * 3] for name in names])
+    console = Console(width=49, file=io.StringIO())
+    console.print(table.terminal())
+    lines = [line[:10].rstrip() for line in console.file.getvalue().splitlines()]
+    assert lines[2:] == ["linear_", "probe", "srmil@", "mask_rate=", "0.5", "a" * 10, "aa", "mean", "", "", ""]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table.terminal())
+    assert "\nsrmil@mask_rate=0.5 " in console.file.getvalue(), "where there is room, a name is whole"
+
+
 def test_nothing_is_minus_nothing(write):
     run = write.run([write.row("abmil", fold, metrics={"auc": -1e-17}) for fold in (0, 1)], ["abmil"])
     assert "-0.000" not in printed(run)

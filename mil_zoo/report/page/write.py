@@ -22,7 +22,7 @@ from mil_zoo.report.page.summary import findings
 from mil_zoo.report.tables import Document, Table, documents
 from mil_zoo.report.tables.sentences import collapsed
 from mil_zoo.report.tables.table import as_cell
-from mil_zoo.report.tables.text import KINDS, one_line, short
+from mil_zoo.report.tables.text import KINDS, count, one_line, short
 
 _FILES = ("page.html", "documents.html", "section.html", "page.css", "page.js")
 PROSE = 60  # letters of a cell, from which on a column holds sentences
@@ -193,7 +193,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("Instances", _number(dataset.instances)),
         ("Features", "-" if dataset.in_dim is None else str(dataset.in_dim)),
         ("Classes", ", ".join(dataset.classes) or "-"),
-        ("Split", f"{split.kind}: {split.repeats} x {split.folds}"),
+        ("Split", f"{split.kind}, {count(split.folds, 'fold')}, {count(split.repeats, 'repeat')}"),
         ("Trials", f"{ok} of {len(results.trials)} finished"),
     ]
 
@@ -204,9 +204,7 @@ def _number(value: int | None) -> str:
 
 def _failures(results: Results) -> list[str]:
     counts = {label: len(trials) - len(results.finished[label]) for label, trials in results.groups.items()}
-    return [
-        f"{count} of {len(results.groups[label])} trials of {label} failed." for label, count in counts.items() if count
-    ]
+    return [f"{n} of {len(results.groups[label])} trials of {label} failed." for label, n in counts.items() if n]
 
 
 def _trials(results: Results) -> Table:

@@ -169,7 +169,7 @@ def _drawn(
 ) -> rich.table.Table:
     """Columns of at least these widths, some of them right-aligned.
 
-    What is left of ``width`` goes to those with longer lines, the first before.
+    What is left of ``width`` goes to those with longer lines, the first before; its names break between their words.
     """
     from rich import box
     from rich.markup import escape as escape_markup
@@ -177,6 +177,8 @@ def _drawn(
 
     left = width - sum(widths) - len(widths) + 1
     drawn = RichTable(box=box.SIMPLE, padding=0, show_edge=False)
+    room = max(widths[0], min(max(map(_longest_line, columns[0])), widths[0] + left))
+    columns = [[_broken(name, room) for name in columns[0]], *columns[1:]]
     for i, (column, least) in enumerate(zip(columns, widths, strict=True)):
         more = max(0, min(left, max(map(_longest_line, column)) - least))
         left -= more
@@ -186,6 +188,16 @@ def _drawn(
     for row in zip(*(cells for _, *cells in columns), strict=True):
         drawn.add_row(*map(escape_markup, row))
     return drawn
+
+
+def _broken(name: str, width: int) -> str:
+    """A name in lines that end behind its words, at ``_`` or another sign, where they are wider."""
+    lines = [""]
+    for word in re.findall(r"[^_@=,:+/ -]+[_@=,:+/ -]*|[_@=,:+/ -]+", name):
+        if lines[-1] and len(lines[-1] + word) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
 
 
 def _longest_line(text: str) -> int:
