@@ -66,7 +66,10 @@ class Predictor:
             raise InputError(f"{run.path} holds no {what}")
         name, settings = chosen[0].aggregator, config.model_settings[model]
         if name in PROTOCOLS:
-            raise InputError(f"{model} is no aggregator that predicts features; embed the slides with mil-zoo embed")
+            raise InputError(
+                f"{model} is no aggregator, and predicts in its own run alone; run mil-zoo bench --models {name} with "
+                "--test-on of the other slides"
+            )
         if name not in AGGREGATORS and config.plugins:
             files = ", ".join(config.plugins)
             raise InputError(f"{model} came from a plugin ({files}); pass it again with --plugin, which executes it")

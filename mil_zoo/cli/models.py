@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def models(name: str | None, markdown: bool, measure: Path | None, threads: int,
 
     described = describe_aggregators(with_plugins=bool(plugin))
     if name is not None and name not in described and measure is None:
-        _show_protocol(Console(), name)
+        _show_protocol(Console(), name, plugin)
         return
     if name is not None:  # an unknown name is an error before anything is measured
         described = {name: find_description(name, described)}
@@ -63,7 +64,7 @@ def models(name: str | None, markdown: bool, measure: Path | None, threads: int,
         _measure(list(described), measure, threads, plugin)
     costs = read_costs(measure)
     if name is not None:
-        _show(Console(), described[name], costs.get(name))
+        _show(Console(), described[name], costs.get(name), plugin)
     elif markdown:
         _print_markdown(described, costs)
     else:
@@ -176,7 +177,7 @@ def _print_table(console: Console, described: Mapping[str, Description], costs: 
     console.print("mil-zoo models NAME: what one computes, its options, its training.", highlight=False)
 
 
-def _show(console: Console, about: Description, cost: Cost | None) -> None:
+def _show(console: Console, about: Description, cost: Cost | None, plugins: tuple[Path, ...]) -> None:
     from rich.markup import escape
 
     name = about.name
@@ -205,13 +206,17 @@ def _show(console: Console, about: Description, cost: Cost | None) -> None:
     say("[bold]Use it[/]")
     first = next(iter(about.options), None)
     setting = f" --set {name}.{first}=..." if first else ""
-    say(f"  mil-zoo bench --models {name}{setting}")
+    say(escape(f"  mil-zoo bench{_plugged(plugins)} --models {name}{setting}"))
     say(f'  aggregator = mil_zoo.create_aggregator("{name}", in_dim=1024, num_classes=2)')
     if about.loads_published:
         say('  aggregator.load_published("checkpoint.pth")  # of the authors\' own code; .pth, .pt or .safetensors')
 
 
-def _show_protocol(console: Console, name: str) -> None:
+def _plugged(plugins: tuple[Path, ...]) -> str:
+    return "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
+
+
+def _show_protocol(console: Console, name: str, plugins: tuple[Path, ...]) -> None:
     """Tells of a model that is no aggregator."""
     from rich.markup import escape
 
@@ -222,7 +227,8 @@ def _show_protocol(console: Console, name: str) -> None:
     console.print(f"[bold]{name}[/]\n\n{escape(description)}\n", highlight=False, soft_wrap=True)
     _print_options(console, name, options, arguments)
     _print_training(console, name)
-    console.print(f"[bold]Use it[/]\n  mil-zoo bench --models {name}", highlight=False, soft_wrap=True)
+    use = escape(f"mil-zoo bench{_plugged(plugins)} --models {name}")
+    console.print(f"[bold]Use it[/]\n  {use}", highlight=False, soft_wrap=True)
 
 
 def _print_options(console: Console, name: str, options: Mapping[str, Any], arguments: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from mil_zoo import InputError
 from mil_zoo.bench.parts import few_labels, split_bags
 from mil_zoo.bench.plan import make_plan
+from mil_zoo.bench.predictor import Predictor
 from mil_zoo.bench.runner import run_plan
 from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context
@@ -68,6 +69,8 @@ def test_same_folds_tables_and_files(finished):
     weights = load_file(run.path / "trials" / "gigassl@labelled=1-r0-f0-s0" / "weights.safetensors")
     assert {"encoder.backbone.block0.conv1", "probe.coefficients"} <= set(weights)
     assert "nothing is chosen" in run.config["selection"]["gigassl@labelled=1"]
+    with pytest.raises(InputError, match="run mil-zoo bench --models gigassl with --test-on"):
+        Predictor(run, "gigassl@labelled=1")
 
 
 def test_no_tested_patient_is_pretrained_on_and_budgets_share_a_pretraining(finished, pretrained):

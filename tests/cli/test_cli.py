@@ -302,6 +302,8 @@ def test_a_plugin_takes_part(run_cli, bag_table, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert store.RunDirectory(tmp_path / "r").config["model_settings"]["plugged"]["graph"] == "three"
+    _, out, _ = run_cli("models", "plugged", "--plugin", plugin)
+    assert f"mil-zoo bench --plugin {plugin} --models plugged" in out
 
 
 def test_a_slide_with_nan_features_is_named(run_cli, tmp_path):
