@@ -14,6 +14,7 @@ from mil_zoo.bench.suite import read_suite
 from mil_zoo.bench.trial import Job, _context
 from mil_zoo.config import read_shipped
 from mil_zoo.data.splits.split import find_leaks
+from mil_zoo.report.figures.pretraining_curves import draw
 from mil_zoo.report.load import Results
 from mil_zoo.report.tables.label_budget import label_budget_table
 from mil_zoo.ssl import protocol
@@ -80,6 +81,15 @@ def test_no_tested_patient_is_pretrained_on_and_budgets_share_a_pretraining(fini
     for split, slides in zip(plan.splits, pretrained, strict=True):
         assert set(slides) == {*split.train, *split.val}
         assert find_leaks(slides, split.test, patient_of) == []
+
+
+def test_the_loss_of_chance_lies_within_its_panel(finished):
+    _, run = finished
+    results = Results.load(run)
+    trial = next(trial for trial in results.trials if trial.aggregator == "gigassl")
+    loss = draw(results)["pretraining"].axes[0]
+    assert loss.get_ylim()[0] == 0
+    assert loss.get_ylim()[1] > results.epochs(trial)["chance"].iloc[-1]
 
 
 def test_the_curve_has_a_point_for_every_number_of_labels(finished):

@@ -58,9 +58,9 @@ def _figure(curve: pd.DataFrame, what: str) -> Figure:
     loss, spread, *rest = figure.subplots(1, panels)
     marker = "o" if len(curve) == 1 else None  # a single epoch has no line
     loss.plot(curve["loss"], color="C0", marker=marker)
-    loss.set(title="NT-Xent loss", ylim=(0, None))
     if "chance" in curve:
         level(loss, float(curve["chance"].iloc[-1]), "chance")
+    loss.set(title="NT-Xent loss", ylim=(0, None))  # up to the level, too
     spread.plot(curve["spread"], color="C0", marker=marker, label="projections")
     looked = curve["embedding_spread"].dropna()
     spread.plot(looked, color="C1", marker=".", markersize=4, label="slide embeddings")

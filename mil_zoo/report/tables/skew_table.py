@@ -60,9 +60,10 @@ def shown_skew(results: Results, notes: Sequence[str]) -> Document:
     table = skew_table(results)
     medians = [column.removesuffix("_median") for column in map(str, table) if column.endswith("_median")]
     faithful = {name: " ".join(known.groups()) for name in medians if (known := _FAITHFUL.fullmatch(name))}
+    alignment = _ALIGNMENT_NOTE + _FROC_NOTE * bool(table.filter(regex="_froc_median").notna().to_numpy().any())
     parts = [
         _part(table, {"slides": "Slides", "heads": "Heads"}, SKEW, _SKEW_NOTE),
-        _part(table, {"positive_slides": "Positive slides"}, ALIGNMENT, _ALIGNMENT_NOTE),
+        _part(table, {"positive_slides": "Positive slides"}, ALIGNMENT, alignment),
         _part(table, {}, STABILITY, _STABILITY_NOTE),
         _part(table, {}, faithful, _FAITHFUL_NOTE),
     ]
@@ -102,9 +103,11 @@ _SKEW_NOTE = (
 )
 _ALIGNMENT_NOTE = (
     "Positive slides with instance labels only. Mass ratio: attention on positive instances over their share. AUROC "
-    "and average precision (AP) of attention and of instance scores as detectors of positive instances. FROC by the "
-    "rules of CAMELYON16 on patches, per trial, over all test slides; lesions are positive patches that touch, and "
-    "isolated cells are left out where micrometres are known."
+    "and average precision (AP) of attention and of instance scores as detectors of positive instances."
+)
+_FROC_NOTE = (
+    " FROC by the rules of CAMELYON16 on patches, per trial, over all test slides; lesions are positive patches that "
+    "touch, and isolated cells are left out where micrometres are known."
 )
 _STABILITY_NOTE = "Agreement of a slide's attention across seeds of the same fold, mean over pairs of seeds."
 _FAITHFUL_NOTE = (
