@@ -242,7 +242,8 @@ def bench(options: BenchOptions) -> int:
         trials = run_with_progress(plan, folder, console, executor, 60 * options.checkpoint_minutes)
         if of_plan is not None:
             (folder / "groups.csv").write_text(of_plan, encoding="utf-8")
-        lost = [trial for trial in trials if not trial.ok]
+        place = {trial.id: i for i, trial in enumerate(plan.trials)}  # they finish in another order every time
+        lost = sorted((trial for trial in trials if not trial.ok), key=lambda trial: place[trial.trial])
         for trial in lost:
             console.print(f"[red]failed[/] {escape(trial.trial)}: {escape(trial.reason or '')}", highlight=False)
             if (text := folder / "trials" / trial.trial / "traceback.txt").exists():

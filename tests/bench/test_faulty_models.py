@@ -117,8 +117,10 @@ def test_what_fails_in_a_worker_alone_costs_its_own_trials_and_says_why(run_cli,
         plugins[-1].write_text(f"{worker}\n{top}\n{plugins[-1].read_text()}")
     given = [one for plugin in plugins for one in ("--plugin", plugin)]
     models = ("--models", f"mean,{','.join(faults)}", "--dataset", bag_table, "--folds", 2, "--epochs", 1)
-    code, _, _ = run_cli("bench", *given, *models, "--jobs", 2, "--out", tmp_path / "run")
+    code, out, _ = run_cli("bench", *given, *models, "--jobs", 2, "--out", tmp_path / "run")
     assert code == 1
+    told = [line.split()[1] for line in out.splitlines() if line.startswith("failed ")]
+    assert told == [f"{name}-r0-f{fold}-s0:" for fold in (0, 1) for name in faults], "in whatever order they finished"
     rows = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
     assert {(row["aggregator"], row["status"]) for row in rows} == {
         ("mean", "ok"),

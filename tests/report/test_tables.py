@@ -269,6 +269,13 @@ def test_a_name_that_does_not_fit_breaks_between_its_words():
     assert "\nsrmil@mask_rate=0.5 " in console.file.getvalue(), "where there is room, a name is whole"
 
 
+def test_a_count_stays_with_what_is_counted():
+    table = Table(["Aggregator", "a", "Trials"], [["always_fails", Cell("-", below=("[-12.00, 11.51]",)), "0\n3 FAILED"]])
+    console = Console(width=34, file=io.StringIO())  # a letter too few for three columns
+    console.print(table.terminal())
+    assert "3 FAILED" in console.file.getvalue()
+
+
 def test_nothing_is_minus_nothing(write):
     run = write.run([write.row("abmil", fold, metrics={"auc": -1e-17}) for fold in (0, 1)], ["abmil"])
     assert "-0.000" not in printed(run)

@@ -206,8 +206,8 @@ def _longest_line(text: str) -> int:
 
 
 def _longest_part(text: str) -> int:
-    """Letters of the longest part that stays on one line: a word, or an interval."""
-    return max(map(len, re.findall(r"\[[^\]]*\]|\S+", text)), default=0)
+    """Letters of the longest part that stays on one line: a word, a number with it, or an interval."""
+    return max(map(len, re.findall(r"\[[^\]]*\]|\d+ [A-Z]+|\S+", text)), default=0)
 
 
 @dataclass(frozen=True)
