@@ -270,7 +270,8 @@ def test_a_name_that_does_not_fit_breaks_between_its_words():
 
 
 def test_a_count_stays_with_what_is_counted():
-    table = Table(["Aggregator", "a", "Trials"], [["always_fails", Cell("-", below=("[-12.00, 11.51]",)), "0\n3 FAILED"]])
+    cell = Cell("-", below=("[-12.00, 11.51]",))
+    table = Table(["Aggregator", "a", "Trials"], [["always_fails", cell, "0\n3 FAILED"]])
     console = Console(width=34, file=io.StringIO())  # a letter too few for three columns
     console.print(table.terminal())
     assert "3 FAILED" in console.file.getvalue()
