@@ -131,12 +131,12 @@ class DataCard:
             number = getattr(self, name)
             if number is not None and number < 1:
                 yield f"{name} must be 1 or more, not {number}"
-        counts = {"bags_per_class": self.bags_per_class or []}
+        counts = {} if self.bags_per_class is None else {"bags_per_class": self.bags_per_class}
         counts |= {f"split_counts {part}": number for part, number in self.split_counts.items()}
         for name, numbers in counts.items():
-            if numbers and not self.classes:
+            if not self.classes:
                 yield f"{name} counts bags by class, and the card names no classes; add classes, or leave it out"
-            if numbers and (len(numbers) != len(self.classes) or min(numbers) < 0):
+            elif len(numbers) != len(self.classes) or min(numbers) < 0:
                 yield f"{name} must be a number of bags for each of {len(self.classes)} classes, not {numbers}"
 
     @property
@@ -283,9 +283,9 @@ def count_differences(card: DataCard, labels: Sequence[int | None], patients: Se
         if card.bags not in (None, len(labels)):
             differences.append(f"{len(labels)} bags, its card states {card.bags}")
     elif card.bags not in (None, len(labels)) or card.bags_per_class not in (None, found):
-        differences.append(
-            f"{len(labels)} bags ({found} by class), its card states {card.bags} ({card.bags_per_class})"
-        )
+        by_class = "" if card.bags_per_class is None else f" ({card.bags_per_class})"
+        stated = sum(card.bags_per_class or []) if card.bags is None else card.bags
+        differences.append(f"{len(labels)} bags ({found} by class), its card states {stated}{by_class}")
     if known and card.patients not in (None, len(known)):
         differences.append(f"{len(known)} patients, its card states {card.patients}")
     return differences

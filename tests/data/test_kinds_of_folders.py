@@ -176,6 +176,7 @@ def test_some_barcodes_name_patients(tmp_path):
         ("patient_prefix: 0", "patient_prefix must be 1 or more, not 0"),
         ("classes: [a, b]\nbags_per_class: [1]", "bags_per_class must be a number of bags for each of 2 classes"),
         ("classes: [a, b]\nsplit_counts: {test: [1, 2, 3]}", "split_counts test must be a number of bags"),
+        ("classes: [a, b]\nbags_per_class: []", "bags_per_class must be a number of bags for each of 2 classes"),
         ("bags_per_class: [1, 5]", "bags_per_class counts bags by class, and the card names no classes; add classes"),
         ("title: ''", "title must be some text, not ''"),
         ('title: "a\\x07b"', r"title must be one line without control characters, not 'a\\x07b'"),
@@ -186,4 +187,11 @@ def test_cards_that_cannot_be(six, text, message):
     write_labels(six, [f"s{number},{'ab'[number % 2]}" for number in range(6)])
     (six / "card.yaml").write_text(text)
     with pytest.raises(InputError, match=f"card.yaml: {message}"):
+        open_dataset(str(six))
+
+
+def test_counts_by_class_alone_state_their_sum(six):
+    write_labels(six, [f"s{number},{'ab'[number % 2]}" for number in range(6)])
+    (six / "card.yaml").write_text("classes: [a, b]\nbags_per_class: [1, 1]\n")
+    with pytest.raises(InputError, match=r"holds 6 bags \(\[3, 3\] by class\), its card states 2 \(\[1, 1\]\)"):
         open_dataset(str(six))
