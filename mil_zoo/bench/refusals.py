@@ -109,17 +109,20 @@ def check_labelled(models: Sequence[ModelPlan], splits: Sequence[Split]) -> None
 def check_effects(suite: Suite, models: Sequence[ModelPlan], with_graphs: Mapping[str, bool]) -> None:
     """Warns of a setting that changes nothing for any of the models, and refuses such a grid, of as many same trials.
 
-    A setting of None asks for nothing, and is not told of.
+    A setting of None asks for nothing, and is not told of; nor are those that the user did not make.
 
     Args:
-        suite: whose ``overrides`` and ``grid`` are looked at; where configurations are tuned, only at graphs.
+        suite: whose ``overrides``, ``epochs`` and ``grid`` are looked at; where configurations are tuned, at graphs
+            alone.
         models: as they are trained.
         with_graphs: whether a graph is of use, by the models' labels.
 
     Raises:
         InputError: a grid changes nothing.
     """
-    for flag, settings in (("--set", suite.overrides), ("--grid", suite.grid)):
+    made = {key: value for key, value in suite.overrides.items() if key not in suite.of_suite}
+    epochs = {} if suite.epochs is None or "epochs" in suite.of_suite else {"epochs": suite.epochs}
+    for flag, settings in (("--set ", made), ("--", epochs), ("--grid ", suite.grid)):
         for key, values in settings.items():
             owner, _, option = key.rpartition(".")
             of = [model for model in models if owner in ("", model.name)]
@@ -127,8 +130,8 @@ def check_effects(suite: Suite, models: Sequence[ModelPlan], with_graphs: Mappin
                 continue
             why = [_idle(option, model, with_graphs[model.label], suite.tune is not None) for model in of]
             if all(why):
-                sentence = f"{flag} {key} changes nothing: {why[0]}"
-                if flag == "--grid":
+                sentence = f"{flag}{key} changes nothing: {why[0]}"
+                if settings is suite.grid:
                     raise InputError(f"{sentence}; leave it out")
                 _LOG.warning("mil-zoo: %s", sentence)
 

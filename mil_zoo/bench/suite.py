@@ -48,6 +48,8 @@ class Suite:
         sampler: what proposes configurations: "tpe" or "random".
         search: "model.key" or "key" to ranges that replace those of the aggregators' YAML, see ``bench.space``.
         grid: "model.key" or "key" to the values that are tried, see ``bench.grid.points``; several grids multiply.
+        of_suite: what of ``overrides``, and whether ``epochs``, the user did not ask for: settings of the suite's file,
+            which may change nothing for the models of now.
     """
 
     datasets: list[str]
@@ -76,6 +78,7 @@ class Suite:
     inner_folds: int | None = None
     sampler: Literal["tpe", "random"] = "tpe"
     search: dict[str, Any] = field(default_factory=dict)
+    of_suite: list[str] = field(default_factory=list)
 
     @property
     def trainings(self) -> int:
@@ -133,6 +136,7 @@ def read_suite(name: str | None = None, **given: Any) -> Suite:
     shipped = {key: value for key, value in shipped.items() if key not in overrides}
     grid = {**{key: values for key, values in grid.items() if key not in overrides}, **grids}
     changed["search"] = {**search, **changed.get("search", {})}
+    changed["of_suite"] = [*shipped, *(["epochs"] if "epochs" not in changed else [])]
     return from_mapping(Suite, {**mapping, **changed, "overrides": {**shipped, **overrides}, "grid": grid}, where)
 
 

@@ -114,6 +114,17 @@ def test_a_setting_that_changes_nothing_is_told_and_taken(bag_table, caplog, ove
     assert [record.getMessage() for record in caplog.records] == [f"mil-zoo: {sentence}"] * bool(sentence)
 
 
+def test_what_the_suite_sets_is_not_told_as_the_users(bag_table, caplog):
+    """The suite demo sets rate, schedule and epochs of whatever it trains; a probe reads none of them."""
+    given = {"datasets": [str(bag_table)], "models": ["linear_probe", "knn_probe"], "folds": 2}
+    make_plan(read_suite("demo", **given), str(bag_table))
+    assert caplog.records == []
+    make_plan(read_suite("demo", **given, epochs=3, overrides={"schedule": "cosine"}), str(bag_table))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"mil-zoo: --{key} changes nothing: linear_probe does not read it" for key in ("set schedule", "epochs")
+    ]
+
+
 def test_a_suite_of_several_models_serves_some_of_them_chosen_otherwise(bag_table, tmp_path):
     (tmp_path / "shared.yaml").write_text("overrides: {tie: loss, patience: 5, graph: 'knn:4', srmil.mask_rate: 0.3}")
     suite = read_suite(
