@@ -277,6 +277,12 @@ def test_a_count_stays_with_what_is_counted():
     assert "3 FAILED" in console.file.getvalue()
 
 
+def test_of_a_table_without_rows_the_notes_alone_are_printed():
+    console = Console(width=34, file=io.StringIO())
+    console.print(Table(["Model", "Fault"], [], ["None was found."]).terminal())
+    assert console.file.getvalue() == "None was found.\n"
+
+
 def test_nothing_is_minus_nothing(write):
     run = write.run([write.row("abmil", fold, metrics={"auc": -1e-17}) for fold in (0, 1)], ["abmil"])
     assert "-0.000" not in printed(run)

@@ -139,9 +139,12 @@ class OnTerminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        """One table or more, then the notes."""
+        """One table or more, then the notes; of a table without rows they say all."""
         from rich.text import Text
 
+        if not self.table.rows and self.table.notes:
+            yield Text("\n".join(self.table.notes))
+            return
         body = [[_terminal(as_cell(cell)) for cell in row] for row in self.table.rows]
         columns = [[name, *(row[i] for row in body)] for i, name in enumerate(self.table.header)]
         needed = [max(map(_longest_part, column)) for column in columns]
