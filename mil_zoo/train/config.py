@@ -146,4 +146,5 @@ class TrainingConfig:
         if self.patience is not None:
             earliest = f", not before epoch {self.patience_after + 1}" if self.patience_after else ""
             end = f"; training ends after {self.patience} epochs without a better one{earliest}"
-        return f"{direction} validation {select}{after} (ties: {tie}, then the earlier epoch){end}"
+        first = "" if tie == select else f"{tie}, then "
+        return f"{direction} validation {select}{after} (ties: {first}the earlier epoch){end}"

@@ -279,6 +279,8 @@ def test_any_metric_selects_in_its_direction():
         assert selected_epoch([RIGHT, WRONG, RIGHT], select="inverted") == 2
         rule = TrainingConfig(select="inverted").selection_rule(Classification(2))
         assert rule == "lowest validation inverted share (ties: loss, then the earlier epoch)"
+        rule = TrainingConfig(select="loss", tie="loss").selection_rule(Classification(2))
+        assert rule == "lowest validation loss (ties: the earlier epoch)"
     finally:
         registry._METRICS["classification"].pop("inverted")
     with pytest.raises(InputError, match=r"training\.select must be one of accuracy, .*, loss, last, not 'acuracy'"):
