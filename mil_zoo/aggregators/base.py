@@ -1,4 +1,4 @@
-"""The contract of an aggregator."""
+"""The contract of an aggregator, and what registers and creates those that keep it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from mil_zoo.aggregators.checkpoints import read_checkpoint, renamed_parameters
 from mil_zoo.aggregators.output import AggregatorOutput
+from mil_zoo.aggregators.registry import create_aggregator, list_aggregators, register_aggregator
 from mil_zoo.data.bag import BagBatch
 from mil_zoo.errors import InputError
 from mil_zoo.tasks import Classification, Task
+
+__all__ = ["Aggregator", "Paper", "Preparation", "create_aggregator", "list_aggregators", "register_aggregator"]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mil_zoo.aggregators.base import Aggregator
 from mil_zoo.aggregators.options import check_options, declared_options
 from mil_zoo.errors import InputError, did_you_mean
 from mil_zoo.registry import Registry
 from mil_zoo.tasks import Classification, Task
+
+if TYPE_CHECKING:
+    from mil_zoo.aggregators.base import Aggregator
 
 AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator", package="mil_zoo.aggregators")
 
@@ -85,5 +87,7 @@ def aggregator_options(name: str) -> dict[str, Any]:
     Where its constructor passes ``**kwargs`` on, those of its base are among them, with ``...`` for a default, since it
     may set them itself.
     """
+    from mil_zoo.aggregators.base import Aggregator  # which offers what stands here
+
     mro = AGGREGATORS.get(name).__mro__
     return declared_options(mro[: mro.index(Aggregator)])
