@@ -14,8 +14,9 @@ from mil_zoo.kernels.checks import autocast_dtype
 
 LEAST = 2**21  # multiplications from which the call, 10 us longer, is made up for (one thread of a Zen 5)
 
-COPIED = 2**18
-"""Numbers that take less time to copy than oneDNN takes to compile a product of a shape that it has not met."""
+COPIED, ADDED_TO = 2**18, 2**21
+"""Numbers that take less time to copy than oneDNN takes to compile a product of a shape that it has not met, and those
+of a result that may hold some rows more."""
 
 LONG, PART = 2**14, 2**12
 """A longer sum, and the parts it is taken by where ``a`` is transposed: oneDNN copies it, a part in the caches."""
@@ -81,7 +82,7 @@ def product_of_rows(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     oneDNN compiles a program for every shape, half a millisecond each time, and keeps the last thousand: bags of many
     sizes make it start again and again. Few rows are followed by zeros up to one of few numbers, see :func:`room`.
     """
-    if a.is_contiguous() and a.numel() <= COPIED:
+    if a.is_contiguous() and a.numel() <= COPIED and len(a) * b.shape[1] <= ADDED_TO:
         out = product(_with_room(a), b, bias)
         return out.resize_(len(a), out.shape[1])  # a slice would be a view, which nobody may change in place
     if not a.is_contiguous() and a.numel() + b.numel() <= COPIED:
